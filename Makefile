@@ -1,0 +1,47 @@
+# `make` lists the targets. Ready environments are used as they are: `make test PY=python`.
+.DEFAULT_GOAL := help
+.PHONY: help demo report test lab lint bench diff-setup clean
+
+PYTHON  ?= python3
+PY      ?= $(if $(filter dfd,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
+ENV     := $(if $(filter .venv/bin/python,$(PY)),.venv/.ready)
+BIN     := $(if $(ENV),$(CURDIR)/.venv/bin/)
+DATA    ?= data/sample
+OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
+PROFILE ?= quick
+ARGS    ?=
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(ENV)  ## Make the built-in data, train both stages on it, write reports/demo/index.html
+	$(PY) -m dfd sample --out data/sample
+	$(PY) -m dfd run --data data/sample --out reports/demo --profile demo $(ARGS)
+
+report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
+	$(PY) -m dfd run --data '$(DATA)' --out '$(OUT)' --profile $(PROFILE) $(ARGS)
+
+test: $(ENV)  ## Run every test, the slow ones too
+	$(PY) -m pytest $(ARGS)
+
+lab: $(ENV)  ## Open the notebooks in JupyterLab
+	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb $(ARGS)
+
+lint: $(ENV)  ## Check code and notebooks: ruff, and no outputs committed
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
+
+bench: $(ENV)  ## Measure speed on this machine
+	$(PY) benchmarks/speed.py $(ARGS)
+
+diff-setup: $(ENV)  ## Let `git diff` and `git merge` show notebooks cell by cell (nbdime, this checkout only)
+	git config diff.jupyternotebook.command '"$(BIN)git-nbdiffdriver" diff'
+	git config merge.jupyternotebook.driver '"$(BIN)git-nbmergedriver" merge %O %A %B %L %P'
+
+clean:  ## Remove caches and reports; data and .venv stay
+	rm -rf .pytest_cache .ruff_cache build dist *.egg-info reports/*/
+	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+.venv/.ready: pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -e '.[dev]' && touch $@

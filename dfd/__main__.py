@@ -1,0 +1,234 @@
+"""The command line: `python -m dfd`. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfd import __version__, config
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}  # picked from a folder to predict
+SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
+
+class Group(click.Group):
+    """Turns expected errors into one clear line; the rest, and everything with --debug, keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:  # `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        except Exception as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            elif not isinstance(error, ValueError | OSError) and not type(error).__module__.startswith("dfd."):
+                raise
+            click.echo(f"dfd: {error}", err=True)
+            raise SystemExit(getattr(error, "code", 2)) from None
+
+
+@click.group(cls=Group, context_settings=SHOWN)
+@click.option("--debug", is_flag=True, envvar="DFD_DEBUG", help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="dfd")
+def main(debug: bool) -> None:
+    """Tell real photos from GAN images, and name the generator.
+
+    \b
+    See it work:      python -m dfd sample && python -m dfd run
+    On your images:   python -m dfd run --data my/images --out reports/mine --profile quick
+    One picture:      python -m dfd predict photo.jpg
+    """
+
+
+data_option = click.option("--data", default="data/sample", show_default=True, help="Folder with the images.")
+profile_option = click.option(
+    "--profile", default="demo", show_default=True, type=click.Choice(list(config.PROFILES)), help="How much work."
+)
+setting_option = click.option(
+    "-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated."
+)
+
+
+@main.command()
+@data_option
+@click.option("--out", default="reports/demo", show_default=True, help="Run folder; the same one goes on.")
+@profile_option
+@setting_option
+@click.option("--fresh", is_flag=True, help="Run also what is finished.")
+@click.argument("notebooks", nargs=-1)
+def run(data: str, out: str, profile: str, settings: tuple, fresh: bool, notebooks: tuple[str, ...]) -> None:
+    """Run the notebooks on a folder of images and write the reports.
+
+    The folder holds RealPhotos and one folder for each generator. Name NOTEBOOKS by number to run only those; the
+    same command again goes on where it stopped. The parameters are the fields in dfd/config.py.
+
+    \b
+    python -m dfd run --data my/images --out reports/mine --profile quick
+    python -m dfd run --data my/images --out reports/mine -p num_epochs 20 -p 02.backbone resnet18
+    python -m dfd run --out reports/mine 03 04
+    """
+    from dfd import report
+
+    index = report.run(data, out, profile, dict(settings), notebooks, fresh)
+    click.echo(f"Open {_shown(index)}")
+
+
+@main.command()
+@click.argument("folder")
+@click.option("--out", help="Also write manifest.parquet, manifest.csv and rejected.csv there.")
+def scan(folder: str, out: str | None) -> None:
+    """Check a folder of images: classes, bad files, duplicates, splits.
+
+    \b
+    python -m dfd scan my/images
+    python -m dfd scan my/images --out reports/mine
+    """
+    from dfd import manifest
+
+    click.echo(manifest.summary(manifest.scan(folder, out)).to_string())
+
+
+@main.command()
+@click.option("--out", default="data/sample", show_default=True, help="Where to write it.")
+@click.option("--seed", default=0, show_default=True)
+def sample(out: str, seed: int) -> None:
+    """Make the built-in data: real photos, and simulated fakes of them.
+
+    \b
+    python -m dfd sample
+    """
+    from dfd import sample as built_in
+
+    click.echo(f"Wrote {built_in.build(out, seed)}")
+
+
+@main.command()
+@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
+@click.option("--crops", type=click.IntRange(1), help="Crops per image; more is slower and steadier.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+def predict(model: str | None, as_json: bool, crops: int | None, paths: tuple[str, ...]) -> None:
+    """Judge images: real or fake, and made by which generator.
+
+    A folder stands for all images below it.
+
+    \b
+    python -m dfd predict photo.jpg
+    python -m dfd predict --json --model reports/mine my/folder > verdicts.jsonl
+    """
+    folder = find_model(model)
+    from dfd.inference import Detector
+
+    detector = Detector.load(folder)
+    click.echo(f"model: {_shown(folder)}", err=True)
+    options = {} if crops is None else {"crops": crops}
+    verdicts = detector.predict(find_images(paths), **options)
+    if as_json:
+        for verdict in verdicts:
+            click.echo(json.dumps(dataclasses.asdict(verdict)))
+        return
+    width = min(60, max(map(len, paths)) + 24 * any(map(os.path.isdir, paths)))
+    click.echo(f"{'image':{width}}  {'verdict':7}  {'p(fake)':>7}  source")
+    for verdict in verdicts:
+        click.echo(row(dataclasses.asdict(verdict), width))
+
+
+@main.group()
+def train() -> None:
+    """Train one part by itself; `run` trains both stages."""
+
+
+def stage_command(stage: str, text: str) -> None:
+    @train.command(stage, help=f"{text}\n\n\b\npython -m dfd train {stage} --data my/images --out reports/mine")
+    @data_option
+    @click.option("--out", default="reports/demo", show_default=True, help="Run folder for the checkpoint.")
+    @profile_option
+    @setting_option
+    def command(data: str, out: str, profile: str, settings: tuple) -> None:
+        from dfd import report
+
+        stem, cls = next((s, c) for s, c in config.NOTEBOOKS.items() if c.__name__.lower() == stage)
+        given = report.plan([stem], config.NOTEBOOKS, {"data": data, "out": out}, profile, dict(settings))[stem]
+        cfg = cls(**given)
+        from dfd import manifest, training
+
+        try:
+            table = manifest.load(cfg.out)
+        except FileNotFoundError:
+            table = manifest.scan(cfg.data, cfg.out, cfg.seed)
+        getattr(training, f"fit_{stage}")(table, cfg)
+
+
+stage_command("stage1", "Train the real/fake detector.")
+stage_command("stage2", "Train the network that names the generator.")
+
+
+@train.command()
+@click.option("--photos", required=True, help="Folder with photographs, searched with its subfolders.")
+@click.option("--out", default="data/simulators", show_default=True, help="Where to write the weights.")
+def simulators(photos: str, out: str) -> None:
+    """Remake the three simulated generators from photographs.
+
+    \b
+    python -m dfd train simulators --photos /usr/share/wallpapers
+    """
+    from dfd import simulators_training
+
+    simulators_training.train(photos=photos, out=out)
+
+
+def find_model(model: str | None) -> Path:
+    """The run folder to predict with.
+
+    Raises:
+        FileNotFoundError: there is none; the text says how to get one.
+    """
+    runs = [Path(model)] if model else [path.parent for path in config.resolve("reports").glob("*/best_*_model.pt")]
+    trained = [path for path in runs if (path / "best_real_fake_model.pt").exists()]
+    if not trained:
+        where = model or "reports/"
+        raise FileNotFoundError(
+            f"no trained model in {where}: `make demo` or `python -m dfd run --data FOLDER` makes one"
+        )
+    return max(trained, key=lambda path: (path / "best_real_fake_model.pt").stat().st_mtime)
+
+
+def find_images(paths: Iterable[str]) -> Iterator[str]:
+    """The files as given; of a folder all images below it, by name."""
+    for path in paths:
+        if os.path.isdir(path):
+            yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+        else:
+            yield path
+
+
+def row(verdict: dict[str, Any], width: int) -> str:
+    """One line of the table of verdicts; control characters of file names are escaped."""
+    name = verdict["path"].encode("unicode_escape").decode() if not verdict["path"].isprintable() else verdict["path"]
+    name = name if len(name) <= width else "…" + name[1 - width :]
+    if verdict["error"]:
+        return f"{name:{width}}  {'error':7}  {'':7}  {verdict['error']}"
+    if not verdict["is_fake"]:
+        return f"{name:{width}}  {'real':7}  {verdict['p_fake']:7.3f}"
+    source = f"{verdict['source']} ({verdict['p_source'][verdict['source']]:.0%})"
+    return f"{name:{width}}  {'fake':7}  {verdict['p_fake']:7.3f}  {source}"
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m dfd")

@@ -1,0 +1,94 @@
+"""What earlier scans of a data folder found out, kept outside that folder in one SQLite file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+VERSION = 1  # raise it when what `images.inspect` returns changes
+
+
+class ScanCache:
+    """Descriptions by file and splits by content. SQLite commits whole batches, so a killed scan leaves no half one.
+
+    The file lies in $DFD_CACHE or ~/.cache/dfd and is named after the data folder's path. Deleting it costs a full
+    scan, and the memory of which image was in which split. Use as a context manager.
+
+    Raises:
+        OSError: the disk is full.
+    """
+
+    def __init__(self, root: Path):
+        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+        folder = Path(os.environ.get("DFD_CACHE") or Path.home() / ".cache" / "dfd")
+        self.path = folder / f"scan-{name}-v{VERSION}.sqlite"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._connect(self.path)
+        except (OSError, sqlite3.Error) as error:
+            _stop_if_full(error, self.path)
+            print(f"cache {self.path} cannot be used ({error}); this scan is not remembered")
+            self._connect(":memory:")
+
+    def __enter__(self) -> ScanCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.commit()
+        finally:
+            self.connection.close()
+
+    def file(self, path: str, size: int, mtime: int) -> dict[str, Any] | None:
+        """Give what was found out about a file, or None if it is new or has changed."""
+        query = "SELECT found FROM files WHERE path = ? AND size = ? AND mtime = ?"
+        row = self.connection.execute(query, (path, size, mtime)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def keep_file(self, path: str, size: int, mtime: int, found: dict[str, Any]) -> None:
+        """Remember a file's description, or its error."""
+        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [(path, size, mtime, json.dumps(found))])
+
+    def splits(self, key: str) -> dict[str, str]:
+        """Give the splits drawn earlier under the same seed and fractions, by sha256."""
+        return dict(self.connection.execute("SELECT sha256, split FROM splits WHERE key = ?", (key,)))
+
+    def keep_splits(self, key: str, splits: dict[str, str]) -> None:
+        """Remember splits, by sha256."""
+        self._write("INSERT OR REPLACE INTO splits VALUES (?, ?, ?)", [(key, *item) for item in splits.items()])
+
+    def commit(self) -> None:
+        """Put everything so far on disk."""
+        try:
+            self.connection.commit()
+        except sqlite3.Error as error:
+            _stop_if_full(error, self.path)
+            raise
+
+    def _connect(self, path: str | Path) -> None:
+        self.connection = sqlite3.connect(path, timeout=60)
+        try:
+            self.connection.execute("CREATE TABLE IF NOT EXISTS files (path PRIMARY KEY, size, mtime, found)")
+            self.connection.execute("CREATE TABLE IF NOT EXISTS splits (key, sha256, split, PRIMARY KEY (key, sha256))")
+        except sqlite3.Error:
+            self.connection.close()
+            raise
+
+    def _write(self, command: str, rows: list[tuple]) -> None:
+        try:
+            self.connection.executemany(command, rows)
+        except sqlite3.Error as error:
+            _stop_if_full(error, self.path)
+            raise
+
+
+def _stop_if_full(error: Exception, path: Path) -> None:
+    """Turn any library's words for a full disk into one clear error."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
+        text = "disk full; free some space and run again, what is done is kept"
+        raise OSError(errno.ENOSPC, text, str(path)) from error

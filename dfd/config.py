@@ -1,0 +1,213 @@
+"""One frozen dataclass per notebook: its fields are that notebook's papermill parameters."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class ConfigError(ValueError):
+    """A parameter is misspelt, of the wrong type or out of range."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every notebook needs to know."""
+
+    data: str = "data/sample"  # folder with RealPhotos/ and one folder per generator
+    out: str = "reports/demo"  # run folder: manifest, checkpoints, score tables, reports
+    seed: int = 0  # one seed for splits, weights, crops and degradations
+
+    def __post_init__(self):
+        for name in ("data", "out"):
+            given = str(getattr(self, name))
+            object.__setattr__(self, name, given if os.path.isabs(given) else os.path.relpath(resolve(given)))
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), hints[field.name]))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError where a value makes no sense."""
+
+    def _need(self, condition: bool, text: str) -> None:
+        if not condition:
+            raise ConfigError(text)
+
+
+@dataclass(frozen=True)
+class Eda(Shared):
+    """Notebook 00: scan the folder, split it by group, and audit it."""
+
+    val_fraction: float = 0.2  # share of the groups held out to choose epoch and threshold
+    test_fraction: float = 0.2  # share of the groups held out for the final numbers
+    examples: int = 6  # pictures per class in the example grid
+
+    def check(self) -> None:
+        self._need(0 < self.val_fraction < 1, f"val_fraction must lie in (0, 1), got {self.val_fraction}")
+        self._need(0 < self.test_fraction < 1, f"test_fraction must lie in (0, 1), got {self.test_fraction}")
+        self._need(self.val_fraction + self.test_fraction < 1, "val_fraction + test_fraction must leave room to train")
+
+
+@dataclass(frozen=True)
+class Training(Shared):
+    """What both stages share; see Stage1 and Stage2 for their defaults."""
+
+    crop_size: int = 128  # side of the square crop, pixels
+    crops: int = 5  # crops per image when scoring; never a resize
+    equalise: bool = True  # same crop and same last codec for every class
+    equalise_quality: int = 90  # Pillow quality of that codec (JPEG, 4:2:0)
+    degrade: bool = True  # JPEG, blur and rescaling in training
+    num_epochs: int = 10
+    batch_size: int = 32
+    images_per_epoch: int = 0  # balanced draws per epoch; 0 = as many as there are training images
+    lr_gc: float = 2e-4  # AdamW learning rate of generator and classifier
+    weight_decay: float = 1e-4
+    patience: int = 4  # epochs without a better validation score before stopping
+    minutes: float = 0.0  # stop training after the epoch that passes this; 0 = no limit
+    workers: int = 1  # loader processes; 0 loads in the training process
+    resume: bool = True  # go on from the last checkpoint of the same configuration
+
+    def check(self) -> None:
+        self._need(self.crop_size >= 32, f"crop_size must be at least 32, got {self.crop_size}")
+        self._need(self.crop_size % 8 == 0, f"crop_size must be a multiple of 8, got {self.crop_size}")
+        self._need(1 <= self.equalise_quality <= 95, f"equalise_quality must be 1 to 95, got {self.equalise_quality}")
+        for name in ("crops", "num_epochs", "batch_size", "patience"):
+            self._need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("images_per_epoch", "minutes", "workers", "weight_decay"):
+            self._need(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self._need(self.lr_gc > 0, f"lr_gc must be positive, got {self.lr_gc}")
+
+
+@dataclass(frozen=True)
+class Stage1(Training):
+    """Notebook 01: train the real/fake detector."""
+
+    backbone: str = "resnet50"  # any timm name
+    pretrained: bool = True  # ImageNet weights where they can be had
+    representation: str = "rgb"  # what the backbone sees: rgb or highpass
+    label_smoothing: float = 0.05
+
+    def check(self) -> None:
+        super().check()
+        self._need(
+            self.representation in ("rgb", "highpass"),
+            f"representation must be rgb or highpass, got {self.representation}",
+        )
+        self._need(0 <= self.label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class Stage2(Training):
+    """Notebook 02: train the residual extractor and the classifier that names the generator."""
+
+    backbone: str = "tf_efficientnet_lite0"  # any timm name
+    pretrained: bool = True
+    unet_width: int = 16  # channels of the UNet's first level
+    residual_bound: float = 0.1  # largest absolute residual, in units of the [0, 1] range
+    label_smoothing: float = 0.05
+
+    def check(self) -> None:
+        super().check()
+        self._need(self.unet_width >= 4, f"unet_width must be at least 4, got {self.unet_width}")
+        self._need(0 < self.residual_bound <= 1, f"residual_bound must be in (0, 1], got {self.residual_bound}")
+        self._need(0 <= self.label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class Robustness(Shared):
+    """Notebook 03: the JPEG sweep of both stages at fixed qualities, on every test image."""
+
+    qualities: tuple[int, ...] = (95, 85, 75, 65, 50, 30)  # Pillow qualities
+    crops: int = 5
+
+    def check(self) -> None:
+        self._need(len(self.qualities) > 0, "qualities must name at least one JPEG quality")
+        self._need(all(1 <= q <= 95 for q in self.qualities), f"qualities must be 1 to 95, got {self.qualities}")
+        self._need(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
+
+
+@dataclass(frozen=True)
+class ErrorAnalysis(Shared):
+    """Notebook 04: where both stages fail, from the score tables."""
+
+    worst: int = 12  # mistakes shown as pictures, per stage
+    split: str = "test"
+
+    def check(self) -> None:
+        self._need(self.worst >= 1, f"worst must be at least 1, got {self.worst}")
+        self._need(self.split in ("val", "test"), f"split must be val or test, got {self.split}")
+
+
+NOTEBOOKS: dict[str, type[Shared]] = {
+    "00_eda": Eda,
+    "01_stage1_real_fake": Stage1,
+    "02_stage2_attribution": Stage2,
+    "03_robustness": Robustness,
+    "04_error_analysis": ErrorAnalysis,
+}
+
+# What a profile changes, by notebook; the rest keeps its default.
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {},
+    "quick": {},
+    "full": {},
+}
+
+
+def resolve(path: str) -> Path:
+    """Make a path absolute: relative to the working directory, or to the project when a notebook runs in place."""
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return given
+    return (ROOT if Path.cwd() == ROOT / "notebooks" else Path.cwd()) / given
+
+
+def from_notebook(cls: type[Shared], names: dict[str, Any]) -> Shared:
+    """Build a config from the notebook's globals: the parameters cell, as papermill left it.
+
+    Raises:
+        ConfigError: a value out of range; or a parameter that papermill injected and the config does not have.
+    """
+    known = {field.name for field in fields(cls)}
+    hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
+    for name, value in names.items():
+        plain = isinstance(value, bool | int | float | str | list | tuple) and not isinstance(value, types.ModuleType)
+        if name not in known and plain and not name.startswith("_") and name not in hidden:
+            raise ConfigError(unknown_parameter(name, known))
+    return cls(**{name: names[name] for name in known if name in names})
+
+
+def unknown_parameter(name: str, known: set[str]) -> str:
+    """The message for a misspelt parameter, with the nearest valid name."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown parameter {name!r}{hint} Valid names: {', '.join(sorted(known))}"
+
+
+def profile(name: str, stem: str) -> dict[str, Any]:
+    """The parameters that a profile sets for one notebook."""
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return dict(PROFILES[name].get(stem, {}))
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Check a value against its field's type; lists become tuples and whole numbers floats where asked."""
+    text = str(kind).replace("<class '", "").replace("'>", "")
+    if text.startswith("tuple") and isinstance(value, list | tuple):
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+            return tuple(value)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif kind is str and isinstance(value, str | os.PathLike):
+        return str(value)
+    elif kind in (int, bool) and type(value) is kind:
+        return value
+    raise ConfigError(f"{name} must be of type {text}, got {value!r}")

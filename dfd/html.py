@@ -1,0 +1,179 @@
+"""Executed notebooks as self-contained HTML pages, and the page over them.
+
+A page loads nothing: pictures are embedded, there is no script and no font, and its content security policy says so
+to the browser. Code is folded behind one toggle that works by CSS alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
+from nbformat import NotebookNode
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+
+from dfd.progress import elapsed, first_heading
+from dfd.record import read_json, write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
+CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
+DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
+KEY_NUMBERS = [  # stage, split, name, what it is called
+    ("stage1", "test", "auc", "Real or fake: AUC"),
+    ("stage1", "test", "accuracy", "Real or fake: accuracy"),
+    ("stage2", "test", "accuracy", "Which generator: accuracy"),
+    ("stage2", "test", "balanced_accuracy", "Which generator: balanced accuracy"),
+    ("audit", "stage1", "auc", "Real or fake from file metadata alone: AUC"),
+    ("audit", "stage2", "auc", "Which generator from file metadata alone: AUC"),
+]
+
+
+class Tidy(Preprocessor):
+    """Drop progress bars, widgets and papermill's own error marks; note the section each picture belongs to."""
+
+    def preprocess(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+        nb.metadata.pop("widgets", None)
+        nb.cells = [c for c in nb.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
+        section = ""
+        for cell in nb.cells:
+            section = (cell.cell_type == "markdown" and first_heading(cell.source)) or section
+            cell.metadata["section"] = section
+            if cell.cell_type == "code":
+                cell.outputs = [tidy for output in cell.outputs if (tidy := self.output(output))]
+        return nb, resources
+
+    def output(self, output: NotebookNode) -> NotebookNode | None:
+        if output.output_type == "stream":
+            lines = [CURSOR.sub("", line) for line in output.text.split("\n")]
+            output.text = "\n".join(line for line in lines if not BAR.search(line)).strip("\n") + "\n"
+            return output if output.text.strip() else None
+        data = output.get("data", {})
+        for picture in data.keys() & {"image/png", "image/jpeg"}:
+            width, height = Image.open(io.BytesIO(base64.b64decode(data[picture]))).size
+            output.metadata["wide"] = width > 1.8 * height  # on a phone: scrolled rather than shrunk
+        return None if any(kind in data for kind in DROPPED) else output
+
+
+def export(notebook: Path, error: dict | None = None) -> Path:
+    """Write `<stem>.html` beside an executed notebook.
+
+    Args:
+        notebook: the executed notebook.
+        error: `{"cell", "text"}` of the cell that stopped it; shown at the top of the page.
+    """
+    nb = nbformat.read(notebook, as_version=4)
+    exporter = HTMLExporter(
+        template_name="notebook",
+        extra_template_basedirs=[str(TEMPLATES)],
+        embed_images=True,
+        exclude_anchor_links=True,
+        preprocessors=[CoalesceStreamsPreprocessor, Tidy, CoalesceStreamsPreprocessor],
+    )
+    resources = {
+        "metadata": {"name": notebook.stem, "path": str(notebook.parent)},
+        "dfd": {"style": style(), "title": title_and_question(nb)[0] or notebook.stem, "error": error},
+    }
+    page, _ = exporter.from_notebook_node(nb, resources)
+    return write_text(notebook.with_suffix(".html"), page)
+
+
+def write_index(out: Path) -> Path:
+    """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
+    record, metrics, environment = (read_json(out / f"{name}.json") for name in ("config", "metrics", "environment"))
+    notebooks = []
+    for stem, entry in sorted(record.get("notebooks", {}).items()):
+        path = out / f"{stem}.ipynb"
+        title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else (stem, "")
+        page = f"{stem}.html" if (out / f"{stem}.html").exists() else None
+        took = elapsed(entry["seconds"]) if "seconds" in entry else ""
+        notebooks.append(entry | {"title": title or stem, "question": question, "page": page, "took": took})
+    own = {"index.html", *(f"{stem}.html" for stem in record.get("notebooks", {}))}
+    files = [p for p in sorted(out.iterdir()) if p.is_file() and p.name not in own and p.suffix != ".part"]
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True
+    ).get_template("index.html.j2")
+    text = page.render(
+        style=style(),
+        name=out.name,
+        record=record,
+        environment=environment,
+        notebooks=notebooks,
+        numbers=key_numbers(metrics),
+        generators=generator_table(metrics),
+        warnings=warnings(metrics, out),
+        files=[{"name": p.name, "size": size(p.stat().st_size)} for p in files],
+    )
+    return write_text(out / "index.html", text)
+
+
+def key_numbers(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """The headline numbers with their 95 % intervals, as text; those that are missing are left out."""
+    found = []
+    for stage, split, name, label in KEY_NUMBERS:
+        number = metrics.get(stage, {}).get(split, {}).get(name)
+        if number:
+            interval = f"{decimal(number.get('low'))} to {decimal(number.get('high'))}"
+            found.append({"label": label, "value": decimal(number.get("value")), "interval": interval})
+    return found
+
+
+def generator_table(metrics: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """Both stages on the test split, by generator: column names, and for each generator the values as text."""
+    rows: dict[str, dict] = {}
+    for stage in ("stage1", "stage2"):
+        for label, row in metrics.get(stage, {}).get("test", {}).get("by_generator", {}).items():
+            rows.setdefault(label, {}).update({name: cell["value"] for name, cell in row.items()})
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return names, {label: [decimal(row.get(name)) for name in names] for label, row in rows.items()}
+
+
+def warnings(metrics: dict[str, Any], out: Path) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    audit = metrics.get("audit", {})
+    found = [audit[stage]["warning"] for stage in ("stage1", "stage2") if audit.get(stage, {}).get("warning")]
+    found += metrics.get("notes", [])
+    if (out / "rejected.csv").exists():
+        with (out / "rejected.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rejected = sum(1 for _ in csv.DictReader(file))
+        if rejected:
+            what = "1 file was" if rejected == 1 else f"{rejected} files were"
+            found.append(f"{what} left out; rejected.csv names {'its' if rejected == 1 else 'each with its'} reason.")
+    return found
+
+
+def title_and_question(nb: NotebookNode) -> tuple[str, str]:
+    """A notebook's first heading, and the first paragraph after it; empty where there is none."""
+    text = next((cell.source for cell in nb.cells if cell.cell_type == "markdown" and first_heading(cell.source)), "")
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"^#.*$", "", text, flags=re.MULTILINE).strip())
+    return first_heading(text), re.sub(r"[*_`]", "", " ".join(paragraphs[0].split()))
+
+
+def style() -> str:
+    """The pages' one style sheet, code colours for light and dark included."""
+    light = HtmlFormatter(style="friendly", cssclass="highlight").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark", cssclass="highlight").get_style_defs(".highlight")
+    own = (TEMPLATES / "style.css").read_text("utf-8")
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
+
+
+def decimal(value: float | None) -> str:
+    """Three decimals; a dash for what is missing."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 900 B, 12 kB, 3.4 MB."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"

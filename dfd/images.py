@@ -1,0 +1,230 @@
+"""Reading image files: one way to become RGB, one full check, one reason for each file that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
+MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
+HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
+FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
+
+# Table K.1 of the JPEG standard (ITU-T T.81): luminance quantisation at quality 50, row by row.
+LUMINANCE = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ]
+)
+SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # in the order of Pillow's get_sampling
+STARTS = (  # what a file that is no image starts with -> what it is
+    (b"%pdf", "a PDF document"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "XML or an SVG drawing"),
+    (b"pk\x03\x04", "a ZIP archive"),
+    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the real file"),
+)
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
+
+
+class ImageError(ValueError):
+    """A file is no image that can be used; the text says why, in one line."""
+
+
+def load_rgb(path: str | Path) -> Image.Image:
+    """Read any supported file as an upright RGB image.
+
+    The first frame or page counts. EXIF orientation is applied. Grey is repeated three times; palettes are looked up;
+    alpha is composited over white; CMYK goes through Pillow's formula; 16 bits keep the high byte. Colour profiles are
+    not applied: they would resample the very values that are examined.
+
+    Args:
+        path: a file with JPEG, PNG, WebP, BMP, TIFF or GIF content, whatever its name.
+
+    Returns:
+        Image of mode RGB, fully decoded.
+
+    Raises:
+        ImageError: the file and the reason.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), _open(path) as file:
+            return _to_rgb(_decode(file))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error.__cause__
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Decode a file completely and describe it. Pillow's warnings are left to the caller, for threads share them.
+
+    Corruption inside JPEG data that keeps the stream readable cannot be told from content: JPEG has no checksum.
+
+    Args:
+        path: as in `load_rgb`.
+
+    Returns:
+        width and height (pixels, upright), format (by content), jpeg_quality (nearest libjpeg quality, or None),
+        subsampling ("4:4:4", "4:2:2", "4:2:0", "other" or None), bytes, sha256 (of the file), phash (hexadecimal;
+        None for a flat image, whose hash would be noise).
+
+    Raises:
+        ImageError: the reason, without the name. Its cause is the system's error where one is behind it.
+    """
+    with _open(path) as file:
+        image = _decode(file)
+        is_jpeg = image.format in ("JPEG", "MPO")
+        rgb = _to_rgb(image)
+        file.seek(0)
+        return {
+            "width": rgb.width,
+            "height": rgb.height,
+            "format": "JPEG" if is_jpeg else image.format,
+            "jpeg_quality": jpeg_quality(image.quantization) if is_jpeg else None,
+            "subsampling": _subsampling(image) if is_jpeg else None,
+            "bytes": file.seek(0, 2),
+            "sha256": _sha256(file),
+            "phash": perceptual_hash(rgb),
+        }
+
+
+def perceptual_hash(image: Image.Image) -> str | None:
+    """Hash an image's low frequencies with imagehash's phash, or give None where there are none to hash.
+
+    Args:
+        image: mode RGB.
+    """
+    thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
+    if np.asarray(thumbnail, dtype=np.float32).std() < FLAT:
+        return None
+    return str(imagehash.phash(thumbnail, hash_size=HASH_SIZE))
+
+
+def jpeg_quality(tables: dict[int, list[int]]) -> int | None:
+    """Estimate libjpeg's quality: the one whose luminance table is nearest to the file's.
+
+    Args:
+        tables: Pillow's `quantization`: 64 entries each, row by row; the luminance table is number 0.
+
+    Returns:
+        1 to 100, or None without a usable table. Encoders with tables of their own get the nearest quality.
+    """
+    table = np.asarray(tables.get(0, []))
+    if table.size != 64:
+        return None
+    return 1 + int(np.abs(_standard_tables() - table.reshape(1, 64)).sum(axis=1).argmin())
+
+
+@cache
+def _standard_tables() -> np.ndarray:
+    """Give libjpeg's luminance tables for qualities 1 to 100, (100, 64)."""
+    quality = np.arange(1, 101)
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return ((LUMINANCE.reshape(1, 64) * scale[:, None] + 50) // 100).clip(1, 255)
+
+
+def _open(path: str | Path) -> BinaryIO:
+    """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError("a folder, not an image file")
+        if not stat.S_ISREG(mode):
+            raise ImageError("not a regular file (pipe, socket or device)")
+        return open(path, "rb")
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _decode(file: BinaryIO) -> Image.Image:
+    """Read and decode the first frame completely; whatever Pillow raises becomes one reason."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
+    try:
+        image = Image.open(file, formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
+        image.load()
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"oversized: {_line(error)}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(_what_it_is(file)) from error
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        if getattr(error, "errno", None):
+            raise ImageError(f"cannot be read: {error.strerror}") from error
+        raise ImageError(f"damaged or truncated: {_line(error)}") from error
+    if min(image.size) < MIN_SIDE:
+        raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a decoded image upright and into RGB; see `load_rgb` for the rules."""
+    if image.mode in ("I", "F"):
+        raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image.convert("RGB")
+    except Exception as error:
+        raise ImageError(f"cannot become RGB: {_line(error)}") from error
+
+
+def _subsampling(image: Image.Image) -> str | None:
+    """Name a JPEG's chroma subsampling; None for grey ones."""
+    if len(image.getbands()) == 1:
+        return None
+    sampling = JpegImagePlugin.get_sampling(image)
+    return SAMPLINGS[sampling] if 0 <= sampling < len(SAMPLINGS) else "other"
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _what_it_is(file: BinaryIO) -> str:
+    """Say what a file is that no image reader knows."""
+    file.seek(0)
+    start = file.read(512)
+    if not start:
+        return "empty file (0 bytes)"
+    if start.startswith(MAGIC) or start[8:12] == b"WEBP":
+        return "damaged or truncated header, or an unsupported variety"
+    for magic, name in STARTS:
+        if start.lstrip().lower().startswith(magic):
+            return f"not an image: {name}"
+    if start[4:8] == b"ftyp":
+        is_still = start[8:12] in (b"heic", b"heix", b"mif1", b"avif")
+        return "not an image of a supported format: HEIF or AVIF" if is_still else "not an image: a video"
+    if b"\0" not in start and start.isascii():
+        return "not an image: plain text"
+    return f"not an image of a supported format ({', '.join(FORMATS)})"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

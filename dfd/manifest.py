@@ -1,0 +1,263 @@
+"""One table of all images in a data folder: checked, grouped, split; everything downstream starts from it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import os
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from dfd import images, layouts, splits
+from dfd.cache import ScanCache
+from dfd.layouts import REAL, Found, ManifestError
+
+__all__ = ["ManifestError", "scan", "load", "summary", "digest", "REAL"]
+
+COLUMNS = (
+    "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
+    + "subsampling bytes phash".split()  # for the format audit and the grouping
+)
+COMMIT_SECONDS = 5.0  # what a killed scan loses at most
+
+
+def scan(
+    folder: str | Path,
+    out: str | Path | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    workers: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """List, check, group and split the images of a folder, which is only ever read.
+
+    Files that have not changed since the last scan (size and time) are not decoded again; images keep the split that
+    an earlier scan with the same seed and fractions drew for them. See `dfd.layouts` for the layouts, `dfd.images` for
+    the checks, `dfd.splits` for groups. A file groups.csv (columns path, group) in the folder ties images together.
+
+    Args:
+        folder: data folder, in any of the layouts.
+        out: where to write manifest.parquet, manifest.csv and rejected.csv; nothing is written if None.
+        seed: of the split.
+        val_fraction, test_fraction: shares of the images, each in (0, 1), together below 1. Splits that the folder
+            already has are kept, and only missing ones are drawn, from train.
+        workers: decoding threads (Pillow decodes outside Python's lock: on two cores threads were no slower than
+            processes for images of 256 px); as many as there are cores if None.
+        progress: show a bar.
+
+    Returns:
+        One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width
+        and height in pixels, upright; jpeg_quality 1 to 100 or NaN. `attrs`: root, layout, rejected (path, reason).
+
+    Raises:
+        ManifestError: no usable folder, or a class without a readable image.
+        OSError: the disk is full.
+    """
+    root = Path(os.path.realpath(Path(folder).expanduser()))
+    if out is not None and Path(os.path.realpath(Path(out).expanduser())).is_relative_to(root):
+        raise ManifestError(f"out ({out}) lies inside the data folder ({root}), which is never written to")
+    if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise ManifestError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave room to train")
+    found = layouts.find(root)
+    print(f"layout: {found.layout}")
+    key = f"seed {seed}, val {val_fraction}, test {test_fraction}"
+    with ScanCache(root) as cache:
+        described = pd.DataFrame(_describe(root, found, cache, workers, progress))
+        _need_every_class(found, described)
+        earlier = described.sha256.map(cache.splits(key)).astype(object)
+        table = _split(_tie(root, described), earlier, found, seed, val_fraction, test_fraction)
+        _need_every_class(found, table)
+        cache.keep_splits(key, dict(zip(table.sha256, table.split, strict=True)))
+    rejected = sorted(found.rejected, key=lambda row: row["path"])
+    table.attrs = {"root": str(root), "layout": found.layout, "rejected": rejected}
+    for line in _report(table):
+        print(line)
+    if out is not None:
+        write(table, Path(out).expanduser())
+    return table
+
+
+def load(out: str | Path) -> pd.DataFrame:
+    """Read the manifest of a run folder.
+
+    Raises:
+        FileNotFoundError: there is none yet; the text says how to get it.
+    """
+    path = Path(out).expanduser() / "manifest.parquet"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run notebook 00_eda or `python -m dfd run` first")
+    return pd.read_parquet(path)
+
+
+def write(table: pd.DataFrame, out: Path) -> None:
+    """Write manifest.parquet, manifest.csv and rejected.csv, each whole or not at all."""
+    rejected = pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"])
+    out.mkdir(parents=True, exist_ok=True)
+    for name, save in (
+        ("manifest.parquet", lambda path: table.to_parquet(path, index=False)),
+        ("manifest.csv", lambda path: table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
+        ("rejected.csv", lambda path: rejected.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
+    ):
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}", dir=out)
+        os.close(handle)
+        try:
+            save(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, out / name)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(errno.ENOSPC, "disk full; free some space and run again", str(out / name)) from error
+            raise
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Count each class: images, groups, splits, formats, median size, and how rare it is beside the largest.
+
+    Returns:
+        One row per label, real photos first; imbalance is the largest class's number of images over this one's.
+    """
+    rows = {}
+    for label, part in sorted(table.groupby("label"), key=lambda item: (item[0] != REAL, item[0])):
+        counts = part.split.value_counts()
+        rows[label] = {
+            "images": len(part),
+            "groups": part.group.nunique(),
+            **{split: int(counts.get(split, 0)) for split in splits.SPLITS},
+            "formats": ", ".join(f"{name} {count}" for name, count in part.format.value_counts().items()),
+            "median size": f"{part.width.median():.0f} x {part.height.median():.0f}",
+        }
+    result = pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
+    return result.assign(imbalance=(result.images.max() / result.images).round(2))
+
+
+def digest(table: pd.DataFrame) -> str:
+    """Name a manifest by its content, in any row order: 16 hexadecimal digits over path, label, split and sha256."""
+    rows = table[["path", "label", "split", "sha256"]].sort_values("path")
+    return hashlib.sha256(rows.to_json(orient="values").encode()).hexdigest()[:16]
+
+
+def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, progress: bool) -> list[dict[str, Any]]:
+    """Describe each good file, from the cache or by decoding; bad ones go to found.rejected."""
+
+    def look(path: str) -> dict[str, Any]:
+        try:
+            return images.inspect(root / path)
+        except images.ImageError as error:
+            # what the system refused may be allowed tomorrow, without the file changing
+            return {"error": str(error), "passing": bool(getattr(error.__cause__, "errno", None))}
+
+    stamps = {path: _stamp(root / path) for path, *_ in found.files}
+    descriptions = {path: cache.file(path, *stamp) for path, stamp in stamps.items()}
+    new = [path for path, description in descriptions.items() if description is None]
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    last = time.monotonic()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about odd metadata; what matters is raised
+            looks = tqdm(pool.map(look, new), total=len(new), desc="images", disable=not (progress and new))
+            for path, description in zip(new, looks, strict=True):
+                descriptions[path] = description
+                if not description.get("passing"):
+                    cache.keep_file(path, *stamps[path], description)
+                if time.monotonic() - last > COMMIT_SECONDS:
+                    cache.commit()
+                    last = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    found.rejected += [
+        {"path": path, "reason": description["error"]}
+        for path, description in descriptions.items()
+        if "error" in description
+    ]
+    return [
+        {"path": path, "label": label, "given": split, **descriptions[path]}
+        for path, label, split in found.files
+        if "error" not in descriptions[path]
+    ]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Give size and time, by which a changed file is known; a file that has just gone will say so when it is opened."""
+    try:
+        info = path.stat()
+    except OSError:
+        return -1, -1
+    return info.st_size, info.st_mtime_ns
+
+
+def _need_every_class(found: Found, table: pd.DataFrame) -> None:
+    """Stop where a class has nothing to offer, with the first reasons."""
+    if REAL not in found.labels:
+        raise ManifestError(f"no {REAL}: the layout was read as {found.layout}, but it holds no real images")
+    if len(found.labels) < 2:
+        raise ManifestError(f"no generator: beside {REAL} there must be at least one folder of fakes")
+    for label in found.labels:
+        if len(table) == 0 or not (table.label == label).any():
+            paths = {path for path, of, _ in found.files if of == label}
+            rows = [row for row in found.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
+            reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"
+            raise ManifestError(f"class {label} has no readable image{reasons}")
+
+
+def _tie(root: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Add the column tied from groups.csv, where there is one."""
+    path = root / "groups.csv"
+    if not path.exists():
+        return table
+    try:
+        sidecar = pd.read_csv(path, dtype=str, keep_default_na=False)
+        ties = dict(zip(sidecar["path"], sidecar["group"], strict=True))
+    except (KeyError, ValueError, OSError) as error:
+        raise ManifestError(f"{path} must be a CSV file with the columns path and group ({error})") from error
+    tied = table.path.map(ties)
+    if ties and tied.isna().all():
+        print("groups.csv names none of the images; its paths must be relative to the data folder")
+    return table.assign(tied=tied)
+
+
+def _split(
+    table: pd.DataFrame, earlier: pd.Series, found: Found, seed: int, val_fraction: float, test_fraction: float
+) -> pd.DataFrame:
+    """Group and split the described images, and bring the columns into order."""
+    given = table.given.astype(object).where(table.given.notna(), None)
+    held = set(given) & {"val", "test"}  # splits of the folders, into which nothing is drawn
+    stays = given.isin(held) | (given == "train") & (len(held) == 2)
+    fixed = given.where(stays, earlier.mask(earlier.isin(held) & given.notna()))
+    fixed = fixed.where(fixed.notna(), None)
+    group, dropped = splits.separate(table, given, fixed)
+    found.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]
+    table = table.loc[group.index].assign(group=group, is_fake=lambda rows: rows.label != REAL)
+    table["jpeg_quality"] = table.jpeg_quality.astype(float)
+    given, fixed = given[group.index], fixed[group.index]
+    table["split"] = splits.assign(table, given, fixed, seed, val_fraction, test_fraction).astype(str)
+    return table[COLUMNS].sort_values("path", ignore_index=True)
+
+
+def _report(table: pd.DataFrame) -> Iterator[str]:
+    """Say what was found, in a few plain lines."""
+    rejected = table.attrs["rejected"]
+    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
+    details = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})" if rejected else ""
+    groups = table.group.nunique()
+    yield f"{len(table)} images in {groups} groups, {table.label.nunique()} classes; {len(rejected)} rejected{details}"
+    counts = table.label.value_counts()
+    ratio = counts.max() / counts.min()
+    if ratio > 2:
+        yield f"imbalance: {counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}"
+    doubles = (table.groupby("sha256").label.nunique() > 1).sum()
+    if doubles:
+        yield f"warning: {doubles} images lie byte for byte in more than one class; one of their labels is wrong"
+    for line in splits.gaps(table):
+        yield f"warning: {line}; it has too few groups, or the folders leave it out"

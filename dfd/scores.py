@@ -1,0 +1,128 @@
+"""Score tables: one row per image, split and degradation; every figure and metric comes from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+from torch import Tensor
+from tqdm import tqdm
+
+from dfd import evaluation
+from dfd.degrade import at_level, to_tensor
+from dfd.images import load_rgb
+from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
+
+KEYS = ["path", "split", "degradation", "level"]  # what makes a row of a score table one of a kind
+
+
+def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0, crops: int | None = None):
+    """Score every image of the table at one fixed degradation.
+
+    Args:
+        stage: the trained stage; stage 2 scores fakes only, and refuses photos.
+        table: rows of the manifest, with its root in attrs.
+        degradation: none, or an operator of dfd.degrade; it meets the whole image, before crops are cut.
+        level: its level; 0 for none.
+        crops: crops per image at most; none takes the checkpoint's number.
+
+    Returns:
+        The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction,
+        crops, crop_std.
+
+    Raises:
+        ImageError: an image that the manifest lists can no longer be read.
+    """
+    if stage.stage == "stage2" and not table["is_fake"].all():
+        raise ValueError("stage 2 names generators; give it the fakes only")
+    root = Path(table.attrs["root"])
+    what = "clean" if degradation == "none" else f"{degradation} {level:g}"
+    paths = tqdm(table["path"], desc=f"{stage.stage} {what}", unit="image", leave=False)
+    results = list(stage.stream(_degraded(root, paths, degradation, level), crops))
+    logits = np.array([one.numpy() for one, _, _ in results]).reshape(len(table), len(stage.classes))
+    scores = table[["path", "label", "split", "group"]].reset_index(drop=True)
+    scores["degradation"], scores["level"] = degradation, float(level)
+    for i, name in enumerate(stage.classes):
+        scores[f"logit_{name}"] = logits[:, i]
+    scores["prediction"] = predictions(stage, logits)
+    scores["crops"] = [count for _, count, _ in results]
+    scores["crop_std"] = [spread for _, _, spread in results]
+    return scores
+
+
+def _degraded(root: Path, paths, degradation: str, level: float) -> Iterator[Tensor]:
+    for path in paths:
+        yield at_level(to_tensor(load_rgb(root / path)), degradation, level)
+
+
+def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path) -> pd.DataFrame:
+    """Fit temperature, and stage 1's threshold, on the validation rows; store them in the checkpoint.
+
+    Args:
+        stage: the trained stage; its temperature and threshold are replaced.
+        scores: its score table; the clean rows of split val are fitted on.
+        out: the run folder that holds the checkpoint.
+
+    Returns:
+        The table with stage 1's predictions taken at the new threshold.
+    """
+    rows = evaluation.clean(scores, "val")
+    stage.temperature = evaluation.fit_temperature(rows)
+    if stage.stage == "stage1":
+        stage.threshold = evaluation.fit_threshold(rows, stage.temperature)
+    values = {"temperature": stage.temperature, "threshold": stage.threshold}
+    update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **values)
+    return scores.assign(prediction=predictions(stage, scores[evaluation.logit_columns(scores)].to_numpy()))
+
+
+def predictions(stage: Stage, logits: np.ndarray) -> np.ndarray:
+    """Class names (N,) from logits (N, classes): stage 1 at its threshold, stage 2 the largest."""
+    if stage.stage == "stage1":
+        return np.where(softmax(logits / stage.temperature, axis=1)[:, 1] >= stage.threshold, "fake", "real")
+    return np.array(stage.classes)[logits.argmax(1)]
+
+
+def jpeg_sweep(stage: Stage, table: pd.DataFrame, qualities: Sequence[int], crops: int | None = None) -> pd.DataFrame:
+    """Score every image as it is and at each JPEG quality.
+
+    Args:
+        stage: the trained stage.
+        table: rows of the manifest, with its root in attrs; stage 2 takes the fakes.
+        qualities: Pillow qualities.
+        crops: crops per image at most; none takes the checkpoint's number.
+    """
+    levels = [("none", 0.0), *(("jpeg", float(q)) for q in sorted(set(qualities), reverse=True))]
+    return pd.concat([score(stage, table, name, level, crops) for name, level in levels], ignore_index=True)
+
+
+def save_scores(scores: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Add rows to a score table on disk, replacing those of the same path, split, degradation and level.
+
+    Raises:
+        OSError: the table cannot be written; the previous one is untouched.
+    """
+    if path.exists():
+        old = pd.read_parquet(path)
+        if list(old.columns) == list(scores.columns):
+            scores = pd.concat([old, scores]).drop_duplicates(KEYS, keep="last").reset_index(drop=True)
+    draft = path.with_name(path.name + ".part")
+    scores.to_parquet(draft)
+    os.replace(draft, path)
+    return scores
+
+
+def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
+    """Read a stage's score table from a run folder.
+
+    Raises:
+        FileNotFoundError: the table is missing; the text says which notebook writes it.
+    """
+    path = Path(out) / f"scores_{stage}.parquet"
+    if not path.exists():
+        notebook = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}[stage]
+        raise FileNotFoundError(f"{path} is missing; run notebook {notebook} with the same `out` first")
+    return pd.read_parquet(path)

@@ -1,0 +1,43 @@
+"""Fixtures that several test files share."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads only wait for one another
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep the scan cache of a test to itself, and out of the user's home."""
+    monkeypatch.setenv("DFD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A folder with 12 PNGs of each class, 64 to 96 px: smooth photos, and fakes with a texture of their own.
+
+    ProGAN has a checkerboard of period 2, BigGAN stripes of period 4; so a small network can learn the difference.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    for label in ("RealPhotos", "ProGAN", "BigGAN"):
+        (folder / label).mkdir()
+        for number in range(12):
+            height, width = rng.integers(64, 97, 2)
+            rows, columns = np.mgrid[:height, :width]
+            small = Image.fromarray(rng.integers(40, 216, (5, 5, 3), dtype=np.uint8))
+            pixels = np.asarray(small.resize((int(width), int(height)), Image.Resampling.BICUBIC), dtype=float)
+            texture = {
+                "RealPhotos": np.zeros_like(rows),
+                "ProGAN": (rows + columns) % 2 * 2 - 1,
+                "BigGAN": columns // 2 % 2 * 2 - 1,
+            }[label]
+            pixels += 12 * texture[..., None] + rng.normal(0, 2, pixels.shape)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / label / f"{number:02}.png")
+    return folder

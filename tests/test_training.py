@@ -1,0 +1,135 @@
+"""Training: fixed seeds, resume equal to no interruption, early stopping, atomic checkpoints, and real learning."""
+
+import os
+
+import pandas as pd
+import pytest
+import torch
+
+from dfd import config, manifest, training
+from dfd.inference import CHECKPOINTS, save_checkpoint
+
+FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
+BACKBONES = {"stage1": "test_resnet.r160_in1k", "stage2": "test_efficientnet.r160_in1k"}
+
+
+@pytest.fixture
+def table(tiny_data, tmp_path):
+    return manifest.scan(tiny_data, tmp_path / "scan", progress=False)
+
+
+def configured(stage, out, data, **changes):
+    small = {"backbone": BACKBONES[stage], "pretrained": False, "crop_size": 32, "num_epochs": 3, "batch_size": 8}
+    wide = {"unet_width": 4} if stage == "stage2" else {}
+    options = {**small, **wide, "workers": 0, "images_per_epoch": 16, "lr_gc": 1e-3, **changes}
+    return FITS[stage][1](data=str(data), out=str(out), **options)
+
+
+def weights(out, stage):
+    return torch.load(out / CHECKPOINTS[stage], weights_only=True)["weights"]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_same_seed_gives_the_same_first_loss(stage, table, tiny_data, tmp_path):
+    losses = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        cfg = configured(stage, tmp_path / name, tiny_data, num_epochs=1, seed=seed)
+        losses[name] = FITS[stage][0](table, cfg)["train_loss"][0]
+    assert losses["a"] == losses["b"] != losses["c"]
+
+
+@pytest.mark.parametrize(("stage", "workers"), [("stage1", 0), ("stage2", 0), ("stage1", 1)])
+def test_resumed_training_equals_an_uninterrupted_one(stage, workers, table, tiny_data, tmp_path, monkeypatch):
+    fit = FITS[stage][0]
+    whole = fit(table, configured(stage, tmp_path / "whole", tiny_data, workers=workers))
+
+    end_epoch = training.Session.end_epoch
+
+    def killed_after_first(self, epoch, *rest, **options):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        end_epoch(self, epoch, *rest, **options)
+
+    monkeypatch.setattr(training.Session, "end_epoch", killed_after_first)
+    with pytest.raises(KeyboardInterrupt):
+        fit(table, configured(stage, tmp_path / "resumed", tiny_data, workers=workers))
+    monkeypatch.setattr(training.Session, "end_epoch", end_epoch)
+    resumed = fit(table, configured(stage, tmp_path / "resumed", tiny_data, workers=workers))
+
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"), check_exact=True)
+    one, other = weights(tmp_path / "whole", stage), weights(tmp_path / "resumed", stage)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "resumed" / f"train_{stage}.pt").exists()
+
+
+def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny_data, tmp_path, capsys):
+    first = training.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
+    stamp = (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns
+    again = training.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
+    assert (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns == stamp
+    pd.testing.assert_frame_equal(first, again)
+    assert "already trained" in capsys.readouterr().out
+    training.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
+    assert (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns != stamp
+
+
+def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, tmp_path, capsys):
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=9, patience=2, lr_gc=1e-12, images_per_epoch=8)
+    session = training.Session("stage1", table, cfg, ["real", "fake"])
+    scores = iter([0.6, 0.7, 0.65, 0.7, 0.9])
+    for epoch in session.epochs():
+        session.losses.append(1.0)
+        session.end_epoch(epoch, {"val_loss": 1.0, "val_auc": 0.0}, score=next(scores))
+    assert len(session.history) == 4 and session.best[2] == 2
+    assert "stopped early" in capsys.readouterr().out
+
+
+def test_checkpoint_holds_what_the_design_says(table, tiny_data, tmp_path):
+    training.fit_stage2(table, configured("stage2", tmp_path, tiny_data, num_epochs=1))
+    content = torch.load(tmp_path / CHECKPOINTS["stage2"], weights_only=True)
+    assert content["classes"] == ["BigGAN", "ProGAN"]
+    assert content["preprocessing"] == {"crop_size": 32, "equalise_quality": 90}
+    assert content["manifest_hash"] == manifest.digest(table)
+    assert content["config"]["unet_width"] == 4 and content["finished"]
+    assert {"weights", "threshold", "temperature", "metrics"} <= set(content)
+
+
+def test_failed_write_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    save_checkpoint({"epoch": 1}, path)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_missing_classes_are_named(table, tiny_data, tmp_path):
+    photos = table[~table["is_fake"]]
+    with pytest.raises(ValueError, match="photos and fakes"):
+        training.fit_stage1(photos, configured("stage1", tmp_path, tiny_data))
+    one = table[table["label"] != "BigGAN"]
+    with pytest.raises(ValueError, match="at least two generators"):
+        training.fit_stage2(one, configured("stage2", tmp_path, tiny_data))
+    gone = table[(table["label"] != "BigGAN") | (table["split"] != "val")]
+    with pytest.raises(ValueError, match="'val' has no image of BigGAN"):
+        training.fit_stage2(gone, configured("stage2", tmp_path, tiny_data))
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_remedy(table, tiny_data, tmp_path):
+    session = training.Session("stage1", table, configured("stage1", tmp_path, tiny_data), ["real", "fake"])
+    with pytest.raises(FloatingPointError, match="lower lr_gc"):
+        session.step(torch.tensor(float("nan"), requires_grad=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "metric"), [("stage1", "val_auc"), ("stage2", "val_balanced_accuracy")])
+def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp_path):
+    cfg = configured(
+        stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95
+    )
+    assert FITS[stage][0](table, cfg)[metric].max() > 0.9
