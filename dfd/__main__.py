@@ -182,7 +182,9 @@ def simulators(photos: str, out: str) -> None:
     """Remake the three simulated generators from photographs.
 
     \b
-    python -m dfd train simulators --photos /usr/share/wallpapers
+    python -m dfd train simulators --photos photos
+
+    data/simulators/README.md lists the photographs that the committed weights come from.
     """
     from dfd import simulators_training
 
