@@ -74,6 +74,12 @@ def test_stage2_reaches_the_unet_through_the_normalisation():
     assert max(p.grad.abs().max() for p in model.generator.parameters()) > 0
 
 
+def test_attribution_starts_undecided():
+    torch.manual_seed(0)
+    logits = EncoderClassifier("tf_efficientnet_lite0", 3)(torch.randn(8, 3, 64, 64))
+    assert torch.softmax(logits, 1).max() < 0.6
+
+
 def test_attribution_needs_two_generators():
     with pytest.raises(ValueError, match="at least two"):
         EncoderClassifier(TINY, classes=1)

@@ -54,6 +54,9 @@ class EncoderClassifier(nn.Module):
         if classes < 2:
             raise ValueError(f"attribution needs at least two generators, got {classes}")
         self.backbone, _, _ = backbone_with_weights(backbone, classes, pretrained)
+        head = self.backbone.get_classifier()  # timm starts EfficientNet's with logits of about ten: a long way back
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
