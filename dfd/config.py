@@ -66,11 +66,11 @@ class Training(Shared):
     degrade: bool = True  # JPEG, blur and rescaling in training
     num_epochs: int = 10
     batch_size: int = 32
-    images_per_epoch: int = 0  # balanced draws per epoch; 0 = as many as there are training images
+    images_per_epoch: int = 0  # balanced draws per epoch; 0: as many as there are training images
     lr_gc: float = 1e-3  # AdamW learning rate of generator and classifier
     weight_decay: float = 1e-4
     patience: int = 4  # epochs without a better validation score before stopping
-    minutes: float = 0.0  # stop training after the epoch that passes this; 0 = no limit
+    minutes: float = 0.0  # stop training after the epoch that passes this; 0: no limit
     workers: int = 1  # loader processes; 0 loads in the training process
     resume: bool = True  # go on from the last checkpoint of the same configuration
 
