@@ -14,8 +14,9 @@ from typing import Any
 import click
 
 from dfd import __version__, config
+from dfd.layouts import SUFFIXES
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}  # picked from a folder to predict
+CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
 SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -52,9 +53,11 @@ def main(debug: bool) -> None:
     """
 
 
-data_option = click.option("--data", default="data/sample", show_default=True, help="Folder with the images.")
+data_option = click.option("--data", help="Folder with the images.  [default: the run folder's, else data/sample]")
 profile_option = click.option(
-    "--profile", default="demo", show_default=True, type=click.Choice(list(config.PROFILES)), help="How much work."
+    "--profile",
+    type=click.Choice(list(config.PROFILES)),
+    help="How much work.  [default: the run folder's, else demo]",
 )
 setting_option = click.option(
     "-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated."
@@ -68,7 +71,9 @@ setting_option = click.option(
 @setting_option
 @click.option("--fresh", is_flag=True, help="Run also what is finished.")
 @click.argument("notebooks", nargs=-1)
-def run(data: str, out: str, profile: str, settings: tuple, fresh: bool, notebooks: tuple[str, ...]) -> None:
+def run(
+    data: str | None, out: str, profile: str | None, settings: tuple, fresh: bool, notebooks: tuple[str, ...]
+) -> None:
     """Run the notebooks on a folder of images and write the reports.
 
     The folder holds RealPhotos and one folder for each generator. Name NOTEBOOKS by number to run only those; the
@@ -81,7 +86,8 @@ def run(data: str, out: str, profile: str, settings: tuple, fresh: bool, noteboo
     """
     from dfd import report
 
-    index = report.run(data, out, profile, dict(settings), notebooks, fresh)
+    chosen = remembered(out, data=data, profile=profile)
+    index = report.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
     click.echo(f"Open {_shown(index)}")
 
 
@@ -156,16 +162,18 @@ def stage_command(stage: str, text: str) -> None:
     @click.option("--out", default="reports/demo", show_default=True, help="Run folder for the checkpoint.")
     @profile_option
     @setting_option
-    def command(data: str, out: str, profile: str, settings: tuple) -> None:
+    def command(data: str | None, out: str, profile: str | None, settings: tuple) -> None:
         from dfd import report
 
         stem, cls = next((s, c) for s, c in config.NOTEBOOKS.items() if c.__name__.lower() == stage)
-        given = report.plan([stem], config.NOTEBOOKS, {"data": data, "out": out}, profile, dict(settings))[stem]
+        chosen = remembered(out, data=data, profile=profile)
+        shared = {"data": chosen["data"], "out": out}
+        given = report.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
         cfg = cls(**given)
         from dfd import manifest, training
 
         try:
-            table = manifest.load(cfg.out)
+            table = manifest.load(cfg.out, cfg.data)
         except FileNotFoundError:
             table = manifest.scan(cfg.data, cfg.out, cfg.seed)
         getattr(training, f"fit_{stage}")(table, cfg)
@@ -191,41 +199,56 @@ def simulators(photos: str, out: str) -> None:
     simulators_training.train(photos=photos, out=out)
 
 
+def remembered(out: str, **given: str | None) -> dict[str, str]:
+    """What was given, and for the rest what the run folder was made with, or the built-in data and the demo."""
+    from dfd import record
+
+    kept = {"data": "data/sample", "profile": "demo"} | record.read_json(config.resolve(out) / "config.json")
+    return {name: value or kept[name] for name, value in given.items()}
+
+
 def find_model(model: str | None) -> Path:
     """The run folder to predict with.
 
     Raises:
         FileNotFoundError: there is none; the text says how to get one.
     """
-    runs = [Path(model)] if model else [path.parent for path in config.resolve("reports").glob("*/best_*_model.pt")]
-    trained = [path for path in runs if (path / "best_real_fake_model.pt").exists()]
+    runs = [Path(model)] if model else list(config.resolve("reports").glob("*/"))
+    trained = [path for path in runs if all((path / name).exists() for name in CHECKPOINTS)]
     if not trained:
         where = model or "reports/"
         raise FileNotFoundError(
             f"no trained model in {where}: `make demo` or `python -m dfd run --data FOLDER` makes one"
         )
-    return max(trained, key=lambda path: (path / "best_real_fake_model.pt").stat().st_mtime)
+    return max(trained, key=lambda path: (path / CHECKPOINTS[-1]).stat().st_mtime)
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:
     """The files as given; of a folder all images below it, by name."""
     for path in paths:
         if os.path.isdir(path):
-            yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+            found = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not found:
+                raise FileNotFoundError(f"no images below {path}")
+            yield from found
         else:
             yield path
 
 
 def row(verdict: dict[str, Any], width: int) -> str:
     """One line of the table of verdicts; control characters of file names are escaped."""
-    name = verdict["path"].encode("unicode_escape").decode() if not verdict["path"].isprintable() else verdict["path"]
+    name = _printable(verdict["path"])
     name = name if len(name) <= width else "…" + name[1 - width :]
     if verdict["error"]:
-        return f"{name:{width}}  {'error':7}  {'':7}  {verdict['error']}"
+        return f"{name:{width}}  {'error':7}  {'':7}  {_printable(verdict['error'])}"
     if not verdict["is_fake"]:
         return f"{name:{width}}  {'real':7}  {verdict['p_fake']:7.3f}"
     source = f"{verdict['source']} ({verdict['p_source'][verdict['source']]:.0%})"
     return f"{name:{width}}  {'fake':7}  {verdict['p_fake']:7.3f}  {source}"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
 
 
 def _shown(path: Path) -> str:

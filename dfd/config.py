@@ -190,10 +190,11 @@ def from_notebook(cls: type[Shared], names: dict[str, Any]) -> Shared:
         ConfigError: a value out of range; or a parameter that papermill injected and the config does not have.
     """
     known = {field.name for field in fields(cls)}
+    again = any(isinstance(value, Shared) for value in names.values())  # cells have run: their names are here too
     hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
     for name, value in names.items():
         plain = isinstance(value, bool | int | float | str | list | tuple) and not isinstance(value, types.ModuleType)
-        if name not in known and plain and not name.startswith("_") and name not in hidden:
+        if not again and name not in known and plain and not name.startswith("_") and name not in hidden:
             raise ConfigError(unknown_parameter(name, known))
     return cls(**{name: names[name] for name in known if name in names})
 

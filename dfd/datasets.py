@@ -106,7 +106,7 @@ class RealFakeDataset(_Crops):
 
 
 class GFDTwoViewDataset(_Crops):
-    """Stage 2: two independently degraded views of one window of a fake, and its source.
+    """Stage 2: two independently degraded views, cut from one window of a fake, and its source.
 
     After GFD-Net, arXiv:2106.08749. Items are dicts: `view1`, `view2` (3, S, S) in [0, 1], RGB; `source`, the index
     of the generator in classes; and `carrier` (3, S, S), a real photo's crop, where carriers are given.
@@ -131,7 +131,7 @@ class GFDTwoViewDataset(_Crops):
         self.carriers = carriers
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        window = random_crop(self.window(index), self.crop_size + MARGIN)
+        window = self.window(index)
         item = {"view1": self.view(window), "view2": self.view(window), "source": torch.tensor(self.source[index])}
         if self.carriers is not None:
             item["carrier"] = self.carriers()

@@ -119,8 +119,10 @@ def fit_threshold(scores: pd.DataFrame, temperature: float) -> float:
     gain = true - false
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
     cut = cuts[best[len(best) // 2]]
+    if not np.isfinite(cut):
+        return 0.5
     below = p[p < cut]
-    return float(min(1.0, cut + (below.max() if len(below) else cut)) / 2) if np.isfinite(cut) else 0.5
+    return float((cut + (below.max() if len(below) else cut)) / 2)
 
 
 def true_class(scores: pd.DataFrame) -> pd.Series:
@@ -149,15 +151,15 @@ def stage1_metrics(scores: pd.DataFrame, temperature: float, seed: int = 0) -> d
     rows = scores.assign(is_fake=true_class(scores).eq("fake"), p=p_fake(scores, temperature))
     rows["called"], rows["verdict"] = rows["p"] >= 0.5, rows["prediction"].eq("fake")
     named = {
-        "auc": lambda t: auc(t.is_fake, t.p),
-        "ap": lambda t: float(skm.average_precision_score(t.is_fake, t.p)) if t.is_fake.any() else np.nan,
+        "auc": lambda t: auc(t.is_fake, t.logit_fake),
+        "ap": lambda t: float(skm.average_precision_score(t.is_fake, t.logit_fake)) if t.is_fake.any() else np.nan,
         "accuracy": lambda t: float((t.called == t.is_fake).mean()),
         "accuracy_at_threshold": lambda t: float((t.verdict == t.is_fake).mean()),
         "balanced_accuracy": lambda t: balanced_accuracy(t.is_fake, t.called),
         "real_accuracy": lambda t: _share(~t.verdict[~t.is_fake]),
         "fake_accuracy": lambda t: _share(t.verdict[t.is_fake]),
-        "tpr_at_fpr_1": lambda t: tpr_at_fpr(t.is_fake, t.p, 0.01),
-        "tpr_at_fpr_5": lambda t: tpr_at_fpr(t.is_fake, t.p, 0.05),
+        "tpr_at_fpr_1": lambda t: tpr_at_fpr(t.is_fake, t.logit_fake, 0.01),
+        "tpr_at_fpr_5": lambda t: tpr_at_fpr(t.is_fake, t.logit_fake, 0.05),
         "ece": lambda t: expected_calibration_error(np.maximum(t.p, 1 - t.p), t.called == t.is_fake),
     }
     return intervals(rows, named, seed)

@@ -190,7 +190,7 @@ class Detector:
             try:
                 image = to_tensor(load_rgb(path))
             except ImageError as error:
-                yield Verdict(str(path), error=str(error))
+                yield Verdict(str(path), error=str(error).removeprefix(f"{path}: "))
                 continue
             yield self._verdict(str(path), image, crops)
 

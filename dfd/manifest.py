@@ -88,16 +88,24 @@ def scan(
     return table
 
 
-def load(out: str | Path) -> pd.DataFrame:
+def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
     """Read the manifest of a run folder.
+
+    Args:
+        out: the run folder.
+        data: the data folder that it should be about; none takes any.
 
     Raises:
         FileNotFoundError: there is none yet; the text says how to get it.
+        ManifestError: it is about another folder.
     """
     path = Path(out).expanduser() / "manifest.parquet"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run notebook 00_eda or `python -m dfd run` first")
-    return pd.read_parquet(path)
+    table = pd.read_parquet(path)
+    if data is not None and Path(data).resolve() != Path(table.attrs["root"]).resolve():
+        raise ManifestError(f"{path} is about {table.attrs['root']}, not {data}: use another run folder, or run 00_eda")
+    return table
 
 
 def write(table: pd.DataFrame, out: Path) -> None:

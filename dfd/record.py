@@ -59,8 +59,10 @@ def manifest_digest(out: Path) -> str | None:
 
 def fingerprint(folder: Path) -> str:
     """A hash over the names, sizes and times of all files below a folder."""
-    found = []
-    for base, _, names in os.walk(folder):
+    found, seen = [], set()
+    for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
+        seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)
         for name in names:
             with contextlib.suppress(OSError):  # a broken link
                 status = os.stat(os.path.join(base, name))

@@ -72,6 +72,8 @@ def run(
     images, target = config.resolve(data), config.resolve(out)
     if not images.is_dir():
         raise FileNotFoundError(f"no data folder {data}; `python -m dfd sample` makes one, --data names yours")
+    if target.resolve().is_relative_to(images.resolve()):
+        raise config.ConfigError(f"the run folder {out} lies inside the data folder {data}; choose one beside it")
     target.mkdir(parents=True, exist_ok=True)
 
     kept = record.read_json(target / "config.json") | {"data": data, "out": out, "profile": profile}
@@ -181,6 +183,8 @@ def plan(
     known = {name for hints in kinds.values() for name in hints}
     for name, value in parameters.items():
         number, _, field = name.rpartition(".")
+        if field in shared:
+            raise config.ConfigError(f"set {field} with --{field}, once for all notebooks")
         matches = [s for s in stems if field in kinds[s] and number in ("", s, s[:2])]
         if not matches:
             raise config.ConfigError(config.unknown_parameter(name, known))

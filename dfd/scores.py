@@ -17,8 +17,6 @@ from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
 from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 
-KEYS = ["path", "split", "degradation", "level"]  # what makes a row of a score table one of a kind
-
 
 def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0, crops: int | None = None):
     """Score every image of the table at one fixed degradation.
@@ -99,20 +97,28 @@ def jpeg_sweep(stage: Stage, table: pd.DataFrame, qualities: Sequence[int], crop
     return pd.concat([score(stage, table, name, level, crops) for name, level in levels], ignore_index=True)
 
 
-def save_scores(scores: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Add rows to a score table on disk, replacing those of the same path, split, degradation and level.
+def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | None = None) -> None:
+    """Write a stage's score table, in place of the one that was there.
+
+    Args:
+        scores: the rows to write.
+        out: the run folder.
+        stage: stage1 or stage2.
+        keep: a degradation whose rows in the table on disk stay; the others go, for they may be another model's.
 
     Raises:
         OSError: the table cannot be written; the previous one is untouched.
     """
-    if path.exists():
-        old = pd.read_parquet(path)
-        if list(old.columns) == list(scores.columns):
-            scores = pd.concat([old, scores]).drop_duplicates(KEYS, keep="last").reset_index(drop=True)
+    path = Path(out) / f"scores_{stage}.parquet"
+    if keep is not None:
+        kept = load_scores(out, stage)
+        scores = pd.concat([kept[kept["degradation"] == keep], scores[scores["degradation"] != keep]])
     draft = path.with_name(path.name + ".part")
-    scores.to_parquet(draft)
-    os.replace(draft, path)
-    return scores
+    try:
+        scores.to_parquet(draft, index=False)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def load_scores(out: str | Path, stage: str) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Training: one visible loop per stage, and the session that keeps what both need between epochs.
 
 A session seeds every epoch by itself, so a run that was killed and goes on gives the same weights as one that was
-not. `train_<stage>.pt` holds the state to go on from; `best_<…>.pt` holds the best epoch for use.
+not: exactly on a CPU with the same `workers`, else but for rounding and draws. `train_<stage>.pt` holds the state to
+go on from; `best_<…>.pt` holds the best epoch for use.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from dfd import config, evaluation, manifest
 from dfd.datasets import GFDTwoViewDataset, RealFakeDataset, balanced_sampler
 from dfd.degrade import RandomDegrade
-from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, uses_bfloat16
+from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.losses import real_fake_loss, source_loss
 
 
@@ -42,8 +43,8 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
     Raises:
         ValueError: a split lacks photos or fakes.
     """
-    train, val = (table[table["split"] == split] for split in ("train", "val"))
-    for split, rows in (("train", train), ("val", val)):
+    train, val, test = (table[table["split"] == split] for split in ("train", "val", "test"))
+    for split, rows in (("train", train), ("val", val), ("test", test)):
         if rows["is_fake"].nunique() < 2:
             raise ValueError(f"stage 1 needs photos and fakes in split {split!r}; add images or change the fractions")
     session = Session("stage1", table, cfg, classes=["real", "fake"])
@@ -77,8 +78,8 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
     classes = sorted(fakes["label"].unique())
     if len(classes) < 2:
         raise ValueError(f"attribution needs at least two generators, the data has {classes or 'none'}")
-    train, val = (fakes[fakes["split"] == split] for split in ("train", "val"))
-    for split, rows in (("train", train), ("val", val)):
+    train, val, test = (fakes[fakes["split"] == split] for split in ("train", "val", "test"))
+    for split, rows in (("train", train), ("val", val), ("test", test)):
         if missing := ", ".join(sorted(set(classes) - set(rows["label"]))):
             raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
     session = Session("stage2", table, cfg, classes=classes)
@@ -118,12 +119,12 @@ class Session:
         self.degrade = RandomDegrade() if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
         self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data", "out", "resume")}
-        unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes")}
+        unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes", "crops")}
         made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
         self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
         self.history: list[dict] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
-        self.done = False
+        self.done = self.out_of_time = False
         if cfg.resume and self._finished():
             return
         seed_everything(cfg.seed)
@@ -141,6 +142,7 @@ class Session:
                 break
             if self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes:
                 print(f"{self.stage}: the limit of {self.cfg.minutes:g} minutes is reached; stopped.")
+                self.out_of_time = True
                 break
             self.started, self.losses = time.monotonic(), []
             yield len(self.history)
@@ -171,10 +173,10 @@ class Session:
         """Walk the loss back, clip the gradient's norm to 1, and update.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            ValueError: the loss is not finite.
         """
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.stage}: the loss became {loss.item()}; lower lr_gc and run again")
+            raise ValueError(f"{self.stage}: the loss became {loss.item()}; lower lr_gc and run again")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -215,8 +217,11 @@ class Session:
         save_checkpoint({**state, "history": self.history, "best": self.best}, self.state_path)
 
     def finish(self) -> pd.DataFrame:
-        """Mark the best checkpoint as finished, drop the state to go on from, and give the history."""
-        if not self.done:
+        """Mark the best checkpoint as finished, drop the state to go on from, and give the history.
+
+        A training that ran out of time keeps its state, so that it goes on when it is given more.
+        """
+        if not self.done and not self.out_of_time:
             best = torch.load(self.best_path, map_location="cpu", weights_only=True)
             save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
             self.state_path.unlink(missing_ok=True)
@@ -232,7 +237,7 @@ class Session:
             "stage": self.stage,
             "weights": self.model.state_dict(),
             "classes": self.classes,
-            "preprocessing": {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality},
+            "preprocessing": self._preprocessing(),
             "crops": self.cfg.crops,
             "threshold": 0.5,
             "temperature": 1.0,
@@ -245,6 +250,12 @@ class Session:
         }
         save_checkpoint(content, self.best_path)
 
+    def _preprocessing(self) -> dict:
+        """What a crop goes through; mean and std are None where the network normalises each image by itself."""
+        named = dict(self.model.named_buffers())
+        values = {name: named[name].flatten().tolist() if name in named else None for name in ("mean", "std")}
+        return {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality, **values}
+
     def _finished(self) -> bool:
         if not self.best_path.exists():
             return False
@@ -252,6 +263,8 @@ class Session:
         if best["key"] != self.key or not best["finished"]:
             return False
         print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
+        if best["crops"] != self.cfg.crops:
+            update_checkpoint(self.best_path, crops=self.cfg.crops)
         self.history, self.done = best["history"], True
         return True
 

@@ -117,8 +117,11 @@ def verdicts(monkeypatch, tmp_path):
     for age, name in enumerate(("new", "old")):
         folder = tmp_path / "reports" / name
         folder.mkdir(parents=True)
-        (folder / "best_real_fake_model.pt").touch()
-        os.utime(folder / "best_real_fake_model.pt", (1e9 - age, 1e9 - age))
+        for checkpoint in inference.CHECKPOINTS.values():
+            (folder / checkpoint).touch()
+            os.utime(folder / checkpoint, (1e9 - age, 1e9 - age))
+    (tmp_path / "reports" / "half").mkdir()
+    (tmp_path / "reports" / "half" / inference.CHECKPOINTS["stage1"]).touch()  # a run that is still going on
     loaded = []
     monkeypatch.setattr(inference.Detector, "load", lambda run: loaded.append(run) or Detector())
     return SimpleNamespace(calls=calls, loaded=loaded)
@@ -166,7 +169,7 @@ def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
 
     given, scans = [], []
 
-    def load(out):
+    def load(out, data):
         raise FileNotFoundError(out)
 
     monkeypatch.setattr(manifest, "load", load)
@@ -194,3 +197,22 @@ def test_sample_and_scan_and_simulators_pass_their_options_on(call, monkeypatch)
     assert "ProGAN" in call("scan", "f", "--out", "o").output
     assert call("train", "simulators", "--photos", "p", "--out", "w").exit_code == 0
     assert given == [("s", 4), ("f", "o"), {"photos": "p", "out": "w"}]
+
+
+def test_run_takes_data_and_profile_from_the_run_folder(call, monkeypatch, tmp_path):
+    from dfd import record, report
+
+    (tmp_path / "mine").mkdir()
+    record.write_json(tmp_path / "mine" / "config.json", {"data": "my/images", "profile": "quick"})
+    seen = []
+    monkeypatch.setattr(report, "run", lambda data, out, profile, *rest: seen.append((data, profile)) or tmp_path)
+    call("run", "--out", str(tmp_path / "mine"), "03")
+    call("run", "--out", str(tmp_path / "mine"), "--data", "others")
+    call("run", "--out", str(tmp_path / "new"))
+    assert seen == [("my/images", "quick"), ("others", "quick"), ("data/sample", "demo")]
+
+
+def test_predict_on_a_folder_without_images_says_so(call, verdicts, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = call("predict", "--model", "reports/old", "empty")
+    assert result.exit_code == 2 and "no images below" in result.stderr

@@ -42,6 +42,12 @@ def test_notebook_globals_become_a_config():
     assert config.from_notebook(config.Stage1, names) == config.Stage1(num_epochs=3, seed=4)
 
 
+def test_the_cell_can_be_run_again_after_others_have_left_their_names():
+    names = {"num_epochs": 3}
+    names |= {"cfg": config.from_notebook(config.Stage1, names), "split": "test", "text": "a report"}
+    assert config.from_notebook(config.Stage1, names) == config.Stage1(num_epochs=3)
+
+
 def test_misspelt_parameter_suggests_the_right_one():
     with pytest.raises(config.ConfigError, match="'num_epoch'; did you mean 'num_epochs'"):
         config.from_notebook(config.Stage1, {"num_epoch": 3})

@@ -99,6 +99,9 @@ def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
         return evaluation.balanced_accuracy(fake, p >= at)
 
     assert gain(cut) == pytest.approx(max(gain(at) for at in p))
+    moved = noisy.assign(logit_fake=noisy["logit_fake"] + 3)
+    odds = np.log(cut / (1 - cut)) + 3
+    assert evaluation.fit_threshold(moved, 1.0) == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.01)
     separable = stage1_table([-2.0, -1.0, 1.0, 2.0], ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN"])
     assert 0.27 < evaluation.fit_threshold(separable, 1.0) < 0.73
 
@@ -175,16 +178,22 @@ def test_metrics_sections_are_merged(tmp_path):
     assert content["stage1"]["test"]["auc"]["value"] == 0.9 and content["notes"] == ["a"]
 
 
-def test_saved_scores_replace_only_the_same_cells(tmp_path, noisy):
-    path = tmp_path / "scores.parquet"
-    scores.save_scores(noisy, path)
-    swept = noisy.assign(degradation="jpeg", level=50.0)
-    scores.save_scores(swept, path)
-    changed = noisy.iloc[:10].assign(logit_fake=99.0)
-    merged = scores.save_scores(changed, path)
-    assert len(merged) == len(pd.read_parquet(path)) == 600
-    assert (merged["logit_fake"] == 99).sum() == 10
-    assert (merged.loc[merged["logit_fake"] == 99, "degradation"] == "none").all()
+def test_a_new_score_table_replaces_the_old_one(tmp_path, noisy):
+    scores.save_scores(noisy.assign(split="val"), tmp_path, "stage1")
+    scores.save_scores(noisy, tmp_path, "stage1")
+    pd.testing.assert_frame_equal(scores.load_scores(tmp_path, "stage1"), noisy)
+
+
+def test_a_sweep_leaves_the_clean_rows_as_they_were(tmp_path, noisy):
+    scores.save_scores(noisy, tmp_path, "stage1")
+    clean, old, new = (
+        noisy.assign(degradation=d, logit_fake=v) for d, v in (("none", 7.0), ("jpeg", 8.0), ("jpeg", 9.0))
+    )
+    for swept in (old, new):
+        scores.save_scores(pd.concat([clean, swept]), tmp_path, "stage1", keep="none")
+    found = scores.load_scores(tmp_path, "stage1")
+    pd.testing.assert_frame_equal(found[found["degradation"] == "none"], noisy)
+    assert found.loc[found["degradation"] == "jpeg", "logit_fake"].eq(9).all() and len(found) == 600
 
 
 def test_missing_scores_name_the_notebook(tmp_path):

@@ -233,3 +233,10 @@ def test_digest_follows_content_and_not_order(data):
 def test_load_says_how_to_get_a_manifest(tmp_path):
     with pytest.raises(FileNotFoundError, match="run notebook 00_eda or `python -m dfd run` first"):
         manifest.load(tmp_path)
+
+
+def test_manifest_of_another_folder_is_refused(tiny_data, tmp_path):
+    manifest.scan(tiny_data, tmp_path / "run", progress=False)
+    assert len(manifest.load(tmp_path / "run", tiny_data)) == 36
+    with pytest.raises(manifest.ManifestError, match="is about .* not"):
+        manifest.load(tmp_path / "run", tmp_path)

@@ -41,6 +41,14 @@ def test_unet_starts_as_a_high_pass_and_can_leave_it():
     assert all(p.grad.abs().max() > 0 for name, p in net.named_parameters() if name.endswith("weight"))
 
 
+def test_high_pass_is_as_exact_under_mixed_precision():
+    images = torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(high_pass(images), high_pass(images.clone())) and high_pass(images).dtype == torch.float32
+        mixed = high_pass(images)
+    assert torch.equal(mixed, high_pass(images))
+
+
 def test_high_pass_removes_constants_and_keeps_checkerboards():
     assert high_pass(torch.full((1, 3, 9, 9), 0.4)).abs().max() < 1e-6
     checkers = ((torch.arange(8)[:, None] + torch.arange(8)) % 2).float().expand(1, 3, 8, 8)

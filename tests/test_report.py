@@ -228,3 +228,16 @@ def test_an_interrupted_run_keeps_its_notebook_and_leaves_no_kernel(case, number
     assert "kernel" in (case.out / "00_first.ipynb").read_text() and (case.out / "index.html").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
+
+
+@pytest.mark.parametrize("name", ["out", "data", "00.out"])
+def test_folders_are_set_by_their_own_options(name, tmp_path):
+    with pytest.raises(config.ConfigError, match="once for all notebooks"):
+        report.plan(["00_eda"], config.NOTEBOOKS, {"data": "d", "out": "o"}, "demo", {name: "x"})
+
+
+def test_run_folder_inside_the_data_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(config.ConfigError, match="inside the data folder"):
+        report.run(data=str(tmp_path / "data"), out=str(tmp_path / "data" / "run"))
+    assert not list((tmp_path / "data").iterdir())

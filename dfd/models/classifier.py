@@ -67,7 +67,8 @@ def high_pass(images: Tensor) -> Tensor:
     """Each channel minus its 3 x 3 binomial blur: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-0.75, 0.75]."""
     row = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
     kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
-    return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round by as much as a fingerprint measures
+        return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
 
 
 def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, tuple, tuple]:
@@ -99,9 +100,12 @@ def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn
             name, num_classes=outputs, pretrained=True, pretrained_cfg_overlay={"file": cached, "hf_hub_id": None}
         )
         source = "ImageNet weights from the local hub cache"
-    elif _hub_answers():
-        model = timm.create_model(name, num_classes=outputs, pretrained=True)
-        source = "ImageNet weights from the hub"
+    elif model.default_cfg.get("hf_hub_id") and _hub_answers():
+        try:
+            model = timm.create_model(name, num_classes=outputs, pretrained=True)
+            source = "ImageNet weights from the hub"
+        except (OSError, RuntimeError) as error:  # the hub's own errors are among these
+            source = f"random weights: the hub gave none ({type(error).__name__}); expect longer training"
     print(f"{name}: {source}.")
     return model.to(memory_format=torch.channels_last), mean, std
 
@@ -132,8 +136,8 @@ def _hub_answers(seconds: float = 3.0) -> bool:
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (403, 407)  # a proxy's refusal
     except OSError:
         return False
     return True
