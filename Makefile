@@ -25,7 +25,7 @@ test: $(ENV)  ## Run every test, the slow ones too
 	$(PY) -m pytest $(ARGS)
 
 lab: $(ENV)  ## Open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb $(ARGS)
+	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb --LabApp.news_url=None $(ARGS)
 
 lint: $(ENV)  ## Check code and notebooks: ruff, and no outputs committed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

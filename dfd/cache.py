@@ -75,6 +75,7 @@ class ScanCache:
         try:
             self.connection.execute("CREATE TABLE IF NOT EXISTS files (path PRIMARY KEY, size, mtime, found)")
             self.connection.execute("CREATE TABLE IF NOT EXISTS splits (key, sha256, split, PRIMARY KEY (key, sha256))")
+            self.connection.execute(f"PRAGMA user_version = {VERSION}")  # fails here, not later, where none may write
         except sqlite3.Error:
             self.connection.close()
             raise

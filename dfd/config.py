@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
-import types
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,7 +17,7 @@ class ConfigError(ValueError):
     """A parameter is misspelt, of the wrong type or out of range."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shared:
     """What every notebook needs to know."""
 
@@ -33,6 +34,10 @@ class Shared:
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), hints[field.name]))
         self.check()
 
+    def __repr__(self) -> str:
+        lines = (f"    {field.name}={getattr(self, field.name)!r}," for field in fields(self))
+        return "\n".join((f"{type(self).__name__}(", *lines, ")"))
+
     def check(self) -> None:
         """Raise ConfigError where a value makes no sense."""
 
@@ -41,7 +46,7 @@ class Shared:
             raise ConfigError(text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Eda(Shared):
     """Notebook 00: scan the folder, split it by group, and audit it."""
 
@@ -55,7 +60,7 @@ class Eda(Shared):
         self._need(self.val_fraction + self.test_fraction < 1, "val_fraction + test_fraction must leave room to train")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Training(Shared):
     """What both stages share; see Stage1 and Stage2 for their defaults."""
 
@@ -85,7 +90,7 @@ class Training(Shared):
         self._need(self.lr_gc > 0, f"lr_gc must be positive, got {self.lr_gc}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage1(Training):
     """Notebook 01: train the real/fake detector."""
 
@@ -103,7 +108,7 @@ class Stage1(Training):
         self._need(0 <= self.label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage2(Training):
     """Notebook 02: train the residual extractor and the classifier that names the generator."""
 
@@ -120,7 +125,7 @@ class Stage2(Training):
         self._need(0 <= self.label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Robustness(Shared):
     """Notebook 03: the JPEG sweep of both stages at fixed qualities, on every test image."""
 
@@ -133,7 +138,7 @@ class Robustness(Shared):
         self._need(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ErrorAnalysis(Shared):
     """Notebook 04: where both stages fail, from the score tables."""
 
@@ -184,19 +189,36 @@ def resolve(path: str) -> Path:
 
 
 def from_notebook(cls: type[Shared], names: dict[str, Any]) -> Shared:
-    """Build a config from the notebook's globals: the parameters cell, as papermill left it.
+    """Build a config from the notebook's globals: the parameters cell, as its author or papermill left it.
 
     Raises:
-        ConfigError: a value out of range; or a parameter that papermill injected and the config does not have.
+        ConfigError: a value out of range, or a parameter that the config does not have.
     """
     known = {field.name for field in fields(cls)}
-    again = any(isinstance(value, Shared) for value in names.values())  # cells have run: their names are here too
-    hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
-    for name, value in names.items():
-        plain = isinstance(value, bool | int | float | str | list | tuple) and not isinstance(value, types.ModuleType)
-        if not again and name not in known and plain and not name.startswith("_") and name not in hidden:
-            raise ConfigError(unknown_parameter(name, known))
+    for name in sorted(typed_parameters(names["In"][:-1] if "In" in names else []) - known):
+        raise ConfigError(unknown_parameter(name, known))
     return cls(**{name: names[name] for name in known if name in names})
+
+
+def typed_parameters(cells: Sequence[str]) -> set[str]:
+    """The names in the latest cells that only assign constants: the parameters cell, and papermill's after it.
+
+    Args:
+        cells: what a kernel has run, oldest first; names that other cells left behind do not count.
+    """
+    found: set[str] = set()
+    for source in reversed(cells):
+        try:
+            body = ast.parse(source).body
+            for statement in body:
+                ast.literal_eval(statement.value)
+            names = {target.id for statement in body for target in statement.targets}
+        except (SyntaxError, ValueError, AttributeError):
+            names = set()
+        if found and not names:
+            break
+        found |= names
+    return found
 
 
 def unknown_parameter(name: str, known: set[str]) -> str:

@@ -159,7 +159,8 @@ def captioned(
         rows = mistakes.iloc[start : start + columns]
         name = f"{start + 1} to {start + len(rows)}"
         pictures[name] = _crops(table, rows["path"], size)
-        captions[name] = [f"{row.label}\ncalled {row.prediction}\nmargin {row.margin:.1f}" for row in rows.itertuples()]
+        words = zip(rows["label"], rows["prediction"], rows["margin"], strict=True)
+        captions[name] = [f"{label}\ncalled {said}\nmargin {margin:z.1f}" for label, said, margin in words]
     return pictures, captions
 
 

@@ -5,6 +5,8 @@ import sys
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
+from dfd.progress import HEADLESS
+
 
 class ThisPython(AsyncKernelManager):
     """Starts `sys.executable`, whatever the installed kernel specs called "python3" point to."""
@@ -14,4 +16,4 @@ class ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env={HEADLESS: "1"})

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dfd import images, layouts, splits
 from dfd.cache import ScanCache
 from dfd.layouts import REAL, Found, ManifestError
+from dfd.progress import bar
 
 __all__ = ["ManifestError", "scan", "load", "summary", "digest", "REAL"]
 
@@ -174,7 +174,7 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
     last = time.monotonic()
     try:
         with warnings.catch_warnings(action="ignore"):  # about odd metadata; what matters is raised
-            looks = tqdm(pool.map(look, new), total=len(new), desc="images", disable=not (progress and new))
+            looks = bar(pool.map(look, new), total=len(new), desc="images", disable=not (progress and new))
             for path, description in zip(new, looks, strict=True):
                 descriptions[path] = description
                 if not description.get("passing"):

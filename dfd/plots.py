@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn import metrics as skm
 
 from dfd.evaluation import clean, logit_columns, true_class
@@ -63,6 +64,8 @@ def plot_history(history: pd.DataFrame, metric: str) -> Figure:
     right.plot(history["epoch"], history[metric], "s-", color=PALETTE[1])
     best = history.loc[history[metric].idxmax()]
     right.axvline(best["epoch"], color="0.5", ls=":", label=f"best: {best[metric]:.3f}")
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="epoch", ylabel=metric.replace("_", " "), ylim=(min(0.45, history[metric].min() - 0.05), 1.02))
     right.legend(loc="lower right")
     return figure

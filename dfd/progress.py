@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import sys
 import threading
 import time
-from typing import TextIO
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
+
+
+HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
+
+
+def bar(iterable: Iterable, **options: Any):
+    """A tqdm bar that goes when it is done; takes tqdm's options.
+
+    On stderr, where `run` picks it up; in JupyterLab on stdout, where it leaves no red strip behind.
+    """
+    from tqdm import tqdm
+
+    by_hand = "ipykernel" in sys.modules and HEADLESS not in os.environ
+    return tqdm(iterable, leave=False, file=sys.stdout if by_hand else sys.stderr, **options)
 
 
 class Progress:

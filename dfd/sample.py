@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from dfd import simulators
+from dfd.progress import bar
 
 TILE = 128  # side of a tile, pixels
 MOST, FEWEST = 24, 12  # tiles of one photo: more are thinned out at random, of a small photo they overlap
@@ -151,7 +151,7 @@ def _write(folder: Path, todo: dict, groups: dict, seed: int, progress: bool) ->
     """Write the photo tiles of the groups to do, and their reconstructions."""
     models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES if todo}
     first = dict(zip(groups, np.cumsum([0, *(len(cut) for cut in groups.values())]).tolist(), strict=False))
-    for group, cut in tqdm(todo.items(), desc="sample", unit="photo", disable=not progress):
+    for group, cut in bar(todo.items(), desc="sample", unit="photo", disable=not progress):
         grey = next(iter(cut.values())).ndim == 2
         stack = np.stack([np.stack([tile] * 3, axis=-1) if grey else tile for tile in cut.values()])
         images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)

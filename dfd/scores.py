@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 from torch import Tensor
-from tqdm import tqdm
 
 from dfd import evaluation
 from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
 from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
+from dfd.progress import bar
 
 
 def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0, crops: int | None = None):
@@ -39,7 +39,7 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
         raise ValueError("stage 2 names generators; give it the fakes only")
     root = Path(table.attrs["root"])
     what = "clean" if degradation == "none" else f"{degradation} {level:g}"
-    paths = tqdm(table["path"], desc=f"{stage.stage} {what}", unit="image", leave=False)
+    paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
     results = list(stage.stream(_degraded(root, paths, degradation, level), crops))
     logits = np.array([one.numpy() for one, _, _ in results]).reshape(len(table), len(stage.classes))
     scores = table[["path", "label", "split", "group"]].reset_index(drop=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dfd.inference import uses_bfloat16
 from dfd.models.decoders import EqualConv2d, EqualLinear, ModulatedConv2d

@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dfd import config, evaluation, manifest
 from dfd.datasets import GFDTwoViewDataset, RealFakeDataset, balanced_sampler
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.losses import real_fake_loss, source_loss
+from dfd.progress import bar
 
 
 def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
@@ -157,11 +157,11 @@ class Session:
         loader = self._loader(data, sampler=sampler, drop_last=True, generator=generator)
         self.total_steps = len(loader) * cfg.num_epochs
         self.model.train()
-        bar = tqdm(loader, desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}", unit="batch", leave=False)
-        for step, batch in enumerate(bar):
+        shown = bar(loader, desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}", unit="batch")
+        for step, batch in enumerate(shown):
             self.set_learning_rate((epoch * len(loader) + step) / self.total_steps)
             yield self._to_device(batch)
-            bar.set_postfix(loss=f"{np.mean(self.losses[-20:]):.3f}")
+            shown.set_postfix(loss=f"{np.mean(self.losses[-20:]):.3f}")
 
     def set_learning_rate(self, progress: float) -> None:
         """Warm up linearly over the first 5 % of the training, then fall to 1 % along a cosine."""

@@ -37,20 +37,33 @@ def test_wrong_values_are_named(cls, values, text):
         cls(**values)
 
 
+PARAMETERS, IMPORTS = "num_epochs = 3  # comment\nseed = 0", "import torch\n\ncfg = 1"
+
+
+def notebook(*cells, **names):
+    """Globals of a kernel that has run some cells and is running the one that builds the config."""
+    return {"In": ["", *cells, "cfg = config.from_notebook(...)"], "__name__": "x", "config": config, **names}
+
+
 def test_notebook_globals_become_a_config():
-    names = {"num_epochs": 3, "seed": 4, "__name__": "x", "_i1": "text", "In": [], "config": config}
+    names = notebook("seed = 0", "# Parameters\nseed = 4", num_epochs=3, seed=4)
     assert config.from_notebook(config.Stage1, names) == config.Stage1(num_epochs=3, seed=4)
 
 
-def test_the_cell_can_be_run_again_after_others_have_left_their_names():
-    names = {"num_epochs": 3}
-    names |= {"cfg": config.from_notebook(config.Stage1, names), "split": "test", "text": "a report"}
-    assert config.from_notebook(config.Stage1, names) == config.Stage1(num_epochs=3)
-
-
-def test_misspelt_parameter_suggests_the_right_one():
+def test_misspelt_parameter_suggests_the_right_one_and_can_be_corrected():
     with pytest.raises(config.ConfigError, match="'num_epoch'; did you mean 'num_epochs'"):
-        config.from_notebook(config.Stage1, {"num_epoch": 3})
+        config.from_notebook(config.Stage1, notebook(PARAMETERS, "# Parameters\nnum_epoch = 3", num_epoch=3))
+    mended = notebook("num_epoch = 3", "cfg = config.from_notebook(...)", "num_epochs = 3", num_epoch=3, num_epochs=3)
+    assert config.from_notebook(config.Stage1, mended) == config.Stage1(num_epochs=3)
+
+
+def test_the_cell_can_be_run_again_after_others_have_left_their_names():
+    names = notebook(
+        PARAMETERS, IMPORTS, "for split in ('val', 'test'):\n    text = 'x'", PARAMETERS, split="test", text="x"
+    )
+    assert config.from_notebook(config.Stage1, names | {"num_epochs": 3}) == config.Stage1(num_epochs=3)
+    with pytest.raises(config.ConfigError, match="num_epoch"):
+        config.from_notebook(config.Stage1, names | {"In": [*names["In"][:-1], "num_epoch = 9", "cfg"]})
 
 
 @pytest.mark.parametrize("name", config.PROFILES)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
@@ -55,3 +56,19 @@ def test_a_terminal_rewrites_one_line_that_fits(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (3599.6, "1:00:00"), (3675, "1:01:15")])
 def test_elapsed(seconds, text):
     assert progress.elapsed(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("modules", "environment", "stream"),
+    [({"ipykernel": io}, {}, "out"), ({"ipykernel": io}, {progress.HEADLESS: "1"}, "err"), ({}, {}, "err")],
+)
+def test_bars_go_where_they_look_well(modules, environment, stream, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delenv(progress.HEADLESS, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert list(progress.bar(range(3), desc="work")) == [0, 1, 2]
+    written = capsys.readouterr()._asdict()
+    assert "work" in written.pop(stream) and not any(written.values())
