@@ -169,8 +169,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "03_robustness": {"qualities": (95, 75, 50)},
     },
     "quick": {
-        "01_stage1_real_fake": {"crop_size": 96, "num_epochs": 10},
-        "02_stage2_attribution": {"crop_size": 96, "num_epochs": 8, "unet_width": 8},
+        "01_stage1_real_fake": {"crop_size": 96, "num_epochs": 8},
+        "02_stage2_attribution": {"crop_size": 96, "num_epochs": 6, "unet_width": 8},
         "03_robustness": {"qualities": (95, 75, 50), "crops": 3},
     },
     "full": {
