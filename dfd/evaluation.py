@@ -61,13 +61,13 @@ def intervals(
             draws where it is undefined are left out.
 
     Returns:
-        name -> value, low, high; None where undefined.
+        name -> value, low, high; None where undefined: one group alone, for instance, says nothing of the spread.
     """
     columns = {name: table[name].to_numpy() for name in table}
     members = list(table.groupby("group", sort=True).indices.values())
     random = np.random.default_rng(seed)
     drawn = {name: [] for name in metrics}
-    for _ in range(replicates if members else 0):
+    for _ in range(replicates if len(members) > 1 else 0):
         picks = np.concatenate([members[i] for i in random.integers(len(members), size=len(members))])
         rows = SimpleNamespace(**{name: column[picks] for name, column in columns.items()})
         for name, metric in metrics.items():

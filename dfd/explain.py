@@ -151,7 +151,7 @@ def transfer(stage2: Stage, table: pd.DataFrame, split: str, pairs: int, seed: i
 
 
 def captioned(
-    table: pd.DataFrame, mistakes: pd.DataFrame, columns: int = 6, size: int = 160
+    table: pd.DataFrame, mistakes: pd.DataFrame, columns: int = 6, size: int = 128
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:
     """Mistaken images as rows of pictures with captions, for plots.plot_examples."""
     pictures, captions = {}, {}

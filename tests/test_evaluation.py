@@ -79,6 +79,11 @@ def test_interval_widens_when_images_share_groups():
     assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
 
 
+def test_one_group_has_no_interval():
+    rows = pd.DataFrame({"right": [True, False, True, True], "group": "one"})
+    assert evaluation.interval(rows, lambda t: t.right.mean()) == {"value": 0.75, "low": None, "high": None}
+
+
 def test_undefined_metric_is_none_not_nan():
     rows = stage1_table([1.0, 2.0], ["ProGAN", "ProGAN"])
     assert evaluation.stage1_metrics(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
