@@ -96,7 +96,9 @@ def test_lower_bounds_admit_the_versions_in_use(name, version):
 
 
 def test_make_lists_every_target():
-    listed = subprocess.run(["make"], cwd=config.ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=config.ROOT, capture_output=True, text=True, check=True
+    ).stdout
     targets = re.search(r"^\.PHONY: (.+)$", (config.ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
     assert [line.split()[1] for line in listed.splitlines()] == targets
     assert {"demo", "test", "lab", "report", "lint", "bench", "clean"} <= set(targets)
