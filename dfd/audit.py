@@ -96,6 +96,6 @@ def _warning(auc: dict[str, float | None], shares: dict[str, float], stage: str)
     return (
         f"File metadata alone tells {question}: AUC {auc['value']:.3f} (95 % interval {auc['low']:.3f} to "
         f"{auc['high']:.3f}; a warning is given when it lies above {WARN_ABOVE}), mostly from {first} and {second}. A "
-        "network can learn the same shortcut instead of the generator's traces: keep `equalise` on, and do not trust "
+        "network can learn the same shortcut instead of the generator's traces: keep equalise on, and do not trust "
         "scores on images as they are."
     )
