@@ -22,13 +22,8 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
-ASIDE = (
-    "groups.csv",
-    "provenance.csv",
-    "sample.json",
-    "readme",
-    "licen",
-)  # starts of names beside the class folders that may stay
+# Starts of names that may lie beside the class folders.
+ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 EXPECTED = """expected one of
   RealPhotos/ and one folder per generator (ProGAN/, StyleGAN2/, ...)

@@ -212,7 +212,7 @@ class Session:
         print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
         if [score, -values["val_loss"]] > self.best[:2]:
             self.best = [score, -values["val_loss"], epoch + 1]
-            self._save_best(finished=False)
+            self._save_best()
         state = {"key": self.key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         save_checkpoint({**state, "history": self.history, "best": self.best}, self.state_path)
 
@@ -232,7 +232,7 @@ class Session:
         """Mixed precision where the hardware has bfloat16; full precision elsewhere."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device))
 
-    def _save_best(self, finished: bool) -> None:
+    def _save_best(self) -> None:
         content = {
             "stage": self.stage,
             "weights": self.model.state_dict(),
@@ -246,7 +246,7 @@ class Session:
             "metrics": {"val": self.history[-1]},
             "history": self.history,
             "key": self.key,
-            "finished": finished,
+            "finished": False,
         }
         save_checkpoint(content, self.best_path)
 

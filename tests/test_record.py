@@ -59,3 +59,13 @@ def test_the_environment_names_versions_and_device():
     found = record.environment()
     assert found["packages"].keys() >= {"torch", "torchvision", "timm"} and found["device"] and found["cpus"] > 0
     json.dumps(found)
+
+
+def test_fingerprint_sees_behind_links_and_survives_loops(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ProGAN").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    before = record.fingerprint(tmp_path / "data")
+    (tmp_path / "elsewhere" / "new.png").write_bytes(b"x")
+    assert record.fingerprint(tmp_path / "data") != before
