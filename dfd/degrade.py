@@ -1,208 +1,255 @@
-"""Degradations: one function per operator at a fixed level, and RandomDegrade, which draws from them.
+"""Degradations by name and level, chains of them, and RandomDegrade, which draws chains for training.
 
-All take and give (B, 3, H, W) float images in [0, 1], RGB, not normalised. Training, the robustness sweep and
-prediction use the same functions, so that a level means the same everywhere.
+The operators themselves are in `dfd.operators`. Training, the robustness sweep and the probe use the same ones, so
+that a level means the same everywhere. A chain is a list of steps: (operator, level) or (operator, level, options).
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+from dfd.operators import KERNELS, crop, double_jpeg, gamma, gaussian_blur, jpeg, noise, rescale, webp
+
+# Longest side in pixels and JPEG quality. Imitations in round numbers, not what a platform is known to do today.
+SOCIAL_PRESETS = {"large": (2048, 85), "message": (1600, 70), "feed": (1080, 75), "thumbnail": (320, 70)}
 
 
-def jpeg(images: Tensor, quality: int, subsampling: str = "4:2:0") -> Tensor:
-    """Round-trip a batch through a real JPEG encoder.
+def social(images: Tensor, quality: int, factor: float = 0.7) -> Tensor:
+    """Imitate an upload to a social network: shrink by a factor (bicubic, antialiased), then JPEG 4:2:0.
 
-    The JPEG axis of the robustness notebook, after Wang et al. 2020, arXiv:1912.11035.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1]; RGB, not normalised.
-        quality: Pillow quality, 1 (worst) to 95.
-        subsampling: chroma subsampling, one of 4:4:4, 4:2:2, 4:2:0.
-
-    Returns:
-        (B, 3, H, W) in [0, 1], on the input's device.
-
-    Raises:
-        ValueError: values outside [0, 1], a wrong shape, quality or subsampling.
-    """
-    if not 1 <= quality <= 95:
-        raise ValueError(f"JPEG quality must be 1 to 95, got {quality}")
-    if subsampling not in SUBSAMPLING:
-        raise ValueError(f"subsampling must be one of {', '.join(SUBSAMPLING)}, got {subsampling!r}")
-    return _through_codec(images, format="JPEG", quality=int(quality), subsampling=SUBSAMPLING[subsampling])
-
-
-def webp(images: Tensor, quality: int) -> Tensor:
-    """Round-trip a batch through a lossy WebP encoder.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1]; RGB, not normalised.
-        quality: Pillow quality, 1 (worst) to 100.
-
-    Returns:
-        (B, 3, H, W) in [0, 1], on the input's device.
-
-    Raises:
-        ValueError: values outside [0, 1], a wrong shape or quality.
-    """
-    if not 1 <= quality <= 100:
-        raise ValueError(f"WebP quality must be 1 to 100, got {quality}")
-    return _through_codec(images, format="WEBP", quality=int(quality))
-
-
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur with a Gaussian of standard deviation sigma, in pixels, reflecting at the border.
+    The factor is relative, so that the chain does something to small images too; `social_preset` limits the longest
+    side, as platforms do.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        sigma: standard deviation, pixels; 0 returns the images unchanged.
-
-    Returns:
-        (B, 3, H, W) in [0, 1].
-
-    Raises:
-        ValueError: values outside [0, 1], a wrong shape, or a negative sigma.
-    """
-    _check(images)
-    if sigma < 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}")
-    if sigma == 0:
-        return images
-    radius = min(max(1, round(3 * sigma)), min(images.shape[-2:]) - 1)
-    return TF.gaussian_blur(images, [2 * radius + 1] * 2, [float(sigma)] * 2).clamp(0, 1)
-
-
-def rescale(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
-    """Resize by a factor with antialiasing; the size changes, as it does when a platform resizes an upload.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        factor: new side over old side, above 0.
-        kernel: bilinear or bicubic.
+        quality: Pillow quality of the JPEG, 1 (worst) to 95.
+        factor: new side over old side, above 0, at most 1.
 
     Returns:
         (B, 3, round(H * factor), round(W * factor)) in [0, 1].
 
     Raises:
-        ValueError: values outside [0, 1], a wrong shape, or a factor that is not positive.
+        ValueError: values outside [0, 1], a wrong shape or quality, or a factor that does not shrink.
     """
-    _check(images)
-    if factor <= 0:
-        raise ValueError(f"factor must be positive, got {factor}")
-    size = [max(1, round(side * factor)) for side in images.shape[-2:]]
-    return F.interpolate(images, size=size, mode=kernel, antialias=True).clamp(0, 1)
+    if not 0 < factor <= 1:
+        raise ValueError(f"social only shrinks: factor must be above 0 and at most 1, got {factor}")
+    return jpeg(rescale(images, factor, "bicubic"), quality, "4:2:0")
 
 
-def noise(images: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
-    """Add white Gaussian noise of standard deviation sigma, in units of the [0, 1] range.
+def social_preset(images: Tensor, preset: str) -> Tensor:
+    """The social chain with a limit on the longest side; smaller images keep their size and get the JPEG only.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        sigma: standard deviation; 0.02 is about five grey levels of 255.
-        generator: makes the noise repeatable; none uses torch's global one.
+        preset: a name in SOCIAL_PRESETS.
 
     Returns:
-        (B, 3, H, W), clipped to [0, 1].
+        (B, 3, H', W') in [0, 1], the longer of H' and W' at most the preset's.
 
     Raises:
-        ValueError: values outside [0, 1], a wrong shape, or a negative sigma.
+        ValueError: an unknown preset, values outside [0, 1], or a wrong shape.
     """
-    _check(images)
-    if sigma < 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}")
-    drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-    return (images + sigma * drawn).clamp(0, 1)
+    if preset not in SOCIAL_PRESETS:
+        raise ValueError(f"unknown social preset {preset!r}; choose one of {', '.join(SOCIAL_PRESETS)}")
+    longest, quality = SOCIAL_PRESETS[preset]
+    return social(images, quality, min(1.0, longest / max(images.shape[-2:])))
 
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "jpeg": jpeg,
+    "double_jpeg": double_jpeg,
     "webp": webp,
     "blur": gaussian_blur,
     "rescale": rescale,
     "noise": noise,
+    "gamma": gamma,
+    "crop": crop,
+    "social": social,
 }
+_TEXT = {
+    "jpeg": "JPEG {level:.0f} {subsampling}",
+    "double_jpeg": "JPEG {first:.0f}, shift {shift}, JPEG {level:.0f} {subsampling}",
+    "webp": "WebP {level:.0f}",
+    "blur": "blur {level:.2f} px",
+    "rescale": "rescale {level:.2f} {kernel}",
+    "noise": "noise {level:.3f}",
+    "gamma": "gamma {level:.2f}",
+    "crop": "crop {level:.2f}",
+    "social": "social {factor:.2f}, JPEG {level:.0f}",
+}
+Step = tuple[str, float] | tuple[str, float, dict]
 
 
-def at_level(images: Tensor, degradation: str, level: float) -> Tensor:
+def at_level(images: Tensor, degradation: str, level: float, **options) -> Tensor:
     """Apply one named degradation at a fixed level; "none" gives the images back.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         degradation: none, or a name in OPERATORS.
-        level: quality for jpeg and webp, sigma for blur and noise, factor for rescale.
+        level: quality for jpeg and webp, of the last JPEG for double_jpeg (after one at 90, grids 4 pixels apart) and
+            social (after shrinking to 0.7); sigma for blur and noise; factor for rescale; exponent for gamma; share
+            of each side for crop, centred.
+        options: the operator's other arguments, such as subsampling or kernel.
 
     Raises:
         ValueError: an unknown name, or a level that the operator refuses.
     """
-    if degradation == "none":
-        return images
-    if degradation not in OPERATORS:
-        raise ValueError(f"unknown degradation {degradation!r}; choose one of none, {', '.join(OPERATORS)}")
-    return OPERATORS[degradation](images, int(level) if degradation in ("jpeg", "webp") else level)
+    return images if degradation == "none" else _operator(degradation)(images, level, **options)
 
 
-class RandomDegrade:
-    """Draw a chain of degradations for one training image: rescale, blur, noise, then one codec.
-
-    Each step is taken with its own probability, in the order in which images meet them on their way through a
-    social network. Draws come from torch's global generator, so a seeded loader makes them repeatable.
+def compose(images: Tensor, chain: Iterable[Step]) -> Tensor:
+    """Apply the steps of a chain one after another; an empty chain gives the images back.
 
     Args:
-        p_rescale, p_blur, p_noise, p_codec: probability of each step.
-        factors: smallest and largest rescaling factor, drawn log-uniformly.
-        sigmas: smallest and largest blur, pixels.
-        noises: smallest and largest noise, in units of the [0, 1] range.
-        qualities: lowest and highest codec quality; four draws in five are JPEG, the others WebP.
+        images: (B, 3, H, W) in [0, 1].
+        chain: (operator, level) or (operator, level, options), names and levels as in at_level.
+
+    Raises:
+        ValueError: an unknown name, or a level that its operator refuses.
+    """
+    for name, level, *options in chain:
+        images = at_level(images, name, level, **(options[0] if options else {}))
+    return images
+
+
+def describe(chain: Iterable[Step]) -> str:
+    """A chain in words for a caption: "JPEG 85 · rescale 0.71 bicubic · JPEG 62 4:4:4".
+
+    JPEG is 4:2:0 where nothing else is said; where a crop lies is left out; an empty chain is "unchanged".
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    words = []
+    for name, level, *options in chain:
+        if name != "none":
+            arguments = inspect.signature(_operator(name)).parameters.values()
+            values = {one.name: one.default for one in arguments} | (options[0] if options else {})
+            words.append(_TEXT[name].format(level=level, **values).removesuffix(" 4:2:0"))
+    return " · ".join(words) or "unchanged"
+
+
+def _operator(name: str) -> Callable[..., Tensor]:
+    if name not in OPERATORS:
+        raise ValueError(f"unknown degradation {name!r}; choose one of none, {', '.join(OPERATORS)}")
+    return OPERATORS[name]
+
+
+_BOUNDS = {
+    "history_qualities": (1, 95),
+    "fractions": (0.01, 1),
+    "factors": (0.01, 100),
+    "sigmas": (0, math.inf),
+    "gammas": (0.01, 100),
+    "noises": (0, math.inf),
+    "qualities": (1, 95),
+    "social_factors": (0.01, 1),
+    "social_qualities": (1, 95),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDegrade:
+    """Draw a chain of degradations for one training image, in the order in which images meet them on their way.
+
+    An earlier JPEG first, because any picture may have been one; crop, rescale, blur, gamma and noise; then a social
+    chain, or one codec. Each step has its own probability and a range of levels. Draws come from torch's global
+    generator, so a seeded loader makes them repeatable.
+
+    Where `smallest` is given, rescale, crop and social stop at that side, in pixels: what is cut to it afterwards needs
+    no padding, which would mark the class whose images happen to be small.
+
+    Raises:
+        ValueError: a probability outside 0 to 1, a range that is empty or that its operator refuses, a strange kernel.
     """
 
-    def __init__(
-        self,
-        p_rescale: float = 0.2,
-        p_blur: float = 0.15,
-        p_noise: float = 0.1,
-        p_codec: float = 0.6,
-        factors: tuple[float, float] = (0.6, 1.4),
-        sigmas: tuple[float, float] = (0.2, 1.5),
-        noises: tuple[float, float] = (0.003, 0.02),
-        qualities: tuple[int, int] = (40, 95),
-    ):
-        self.p_rescale, self.p_blur, self.p_noise, self.p_codec = p_rescale, p_blur, p_noise, p_codec
-        self.factors, self.sigmas, self.noises, self.qualities = factors, sigmas, noises, qualities
+    p_history: float = 0.3  # an earlier JPEG
+    p_crop: float = 0.1
+    p_rescale: float = 0.3
+    p_blur: float = 0.15
+    p_gamma: float = 0.1
+    p_noise: float = 0.1
+    p_social: float = 0.1  # ends in a social chain
+    p_codec: float = 0.7  # ends in a codec, where it does not end in a social chain
+    p_double: float = 0.15  # share of those codecs that are JPEG twice
+    p_webp: float = 0.2  # share of the others that are WebP; the rest are JPEG
+    p_full_chroma: float = 0.3  # share of JPEGs, outside social chains, with 4:4:4; the rest have 4:2:0
+    history_qualities: tuple[int, int] = (60, 95)
+    fractions: tuple[float, float] = (0.8, 1.0)  # of each side, for crop; the place is uniform
+    factors: tuple[float, float] = (0.5, 1.5)  # of rescale, log-uniform
+    kernels: tuple[str, ...] = ("bilinear", "bicubic", "lanczos")  # nearest, and box enlarging, leave GAN-like traces
+    sigmas: tuple[float, float] = (0.2, 1.5)  # of blur, pixels
+    gammas: tuple[float, float] = (0.7, 1.4)  # exponents, log-uniform
+    noises: tuple[float, float] = (0.003, 0.02)  # in units of the [0, 1] range
+    qualities: tuple[int, int] = (40, 95)  # of codecs, both passes where there are two
+    social_factors: tuple[float, float] = (0.5, 1.0)  # log-uniform
+    social_qualities: tuple[int, int] = (60, 90)
+    smallest: int = 0  # pixels
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith("p_") and not 0 <= value <= 1:
+                raise ValueError(f"{field.name} must be a probability, 0 to 1, got {value}")
+        for name, (least, most) in _BOUNDS.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} must be (low, high) within {least} to {most}, got ({low}, {high})")
+        if not self.kernels or not set(self.kernels) <= set(KERNELS):
+            raise ValueError(f"kernels must be some of {', '.join(KERNELS)}, got {self.kernels}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Degrade (B, 3, H, W) images in [0, 1], all in the same way; a rescale changes H and W."""
+        """Degrade (B, 3, H, W) images in [0, 1], all in the same way; H and W may change."""
         for name, level, options in self.draw():
-            images = OPERATORS[name](images, level, **options)
+            least = min(1.0, self.smallest / min(images.shape[-2:]))
+            if name in ("rescale", "crop"):
+                level = max(level, least)
+            elif name == "social":
+                options = options | {"factor": max(options["factor"], least)}
+            images = compose(images, [(name, level, options)])
         return images
 
     def draw(self) -> list[tuple[str, float, dict]]:
         """One chain: (operator, level, options) in the order of application; empty for an untouched image."""
         chain = []
-        if _uniform() < self.p_rescale:
-            low, high = np.log(self.factors)
-            kernel = "bilinear" if _uniform() < 0.5 else "bicubic"
-            chain.append(("rescale", float(np.exp(_uniform(low, high))), {"kernel": kernel}))
-        if _uniform() < self.p_blur:
+        if _chance(self.p_history):
+            chain.append(("jpeg", _whole(self.history_qualities), self._subsampling()))
+        if _chance(self.p_crop):
+            chain.append(("crop", _uniform(*self.fractions), {"position": (_uniform(), _uniform())}))
+        if _chance(self.p_rescale):
+            kernel = self.kernels[_whole((0, len(self.kernels) - 1))]
+            chain.append(("rescale", _log_uniform(*self.factors), {"kernel": kernel}))
+        if _chance(self.p_blur):
             chain.append(("blur", _uniform(*self.sigmas), {}))
-        if _uniform() < self.p_noise:
+        if _chance(self.p_gamma):
+            chain.append(("gamma", _log_uniform(*self.gammas), {}))
+        if _chance(self.p_noise):
             chain.append(("noise", _uniform(*self.noises), {}))
-        if _uniform() < self.p_codec:
-            quality = round(_uniform(*self.qualities))
-            if _uniform() < 0.2:
-                chain.append(("webp", quality, {}))
-            else:
-                chain.append(("jpeg", quality, {"subsampling": "4:4:4" if _uniform() < 0.3 else "4:2:0"}))
+        if _chance(self.p_social):
+            chain.append(("social", _whole(self.social_qualities), {"factor": _log_uniform(*self.social_factors)}))
+        elif _chance(self.p_codec):
+            chain.append(self._codec())
         return chain
+
+    def _codec(self) -> tuple[str, float, dict]:
+        quality = _whole(self.qualities)
+        if _chance(self.p_double):
+            options = {"first": _whole(self.qualities), "shift": _whole((0, 15))}
+            return "double_jpeg", quality, options | self._subsampling()
+        if _chance(self.p_webp):
+            return "webp", quality, {}
+        return "jpeg", quality, self._subsampling()
+
+    def _subsampling(self) -> dict:
+        return {"subsampling": "4:4:4" if _chance(self.p_full_chroma) else "4:2:0"}
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -210,23 +257,17 @@ def to_tensor(image: Image.Image) -> Tensor:
     return TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True).unsqueeze(0)
 
 
+def _chance(probability: float) -> bool:
+    return _uniform() < probability
+
+
+def _whole(bounds: tuple[int, int]) -> int:
+    return int(torch.randint(bounds[0], bounds[1] + 1, ()))
+
+
 def _uniform(low: float = 0.0, high: float = 1.0) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
-def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
-    if images.numel() and not (0 <= images.min() and images.max() <= 1):
-        raise ValueError(f"expected values in [0, 1], got {images.min():.3f} to {images.max():.3f}")
-
-
-def _through_codec(images: Tensor, **options) -> Tensor:
-    _check(images)
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
-    decoded = np.empty_like(pixels)
-    for i, image in enumerate(pixels):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, **options)
-        decoded[i] = np.asarray(Image.open(buffer))
-    return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device, images.dtype) / 255
+def _log_uniform(low: float, high: float) -> float:
+    return math.exp(_uniform(math.log(low), math.log(high)))

@@ -1,14 +1,27 @@
-"""Degradations: each changes what it says, nothing else, and the same way under one seed."""
+"""Degradations by name, in chains and at random: the same way under one seed, each at its rate."""
 
-import io
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from skimage import data
 
 from dfd import degrade
+
+LEVELS = {
+    "jpeg": 50,
+    "double_jpeg": 50,
+    "webp": 50,
+    "blur": 1.0,
+    "rescale": 0.75,
+    "noise": 0.05,
+    "gamma": 0.7,
+    "crop": 0.8,
+    "social": 70,
+}
+STEPS = [field.name for field in dataclasses.fields(degrade.RandomDegrade) if field.name.startswith("p_")]
+OFF = dict.fromkeys(STEPS, 0.0)
 
 
 @pytest.fixture
@@ -17,82 +30,98 @@ def images():
     return torch.stack([pixels, pixels.flip(-1)])  # (2, 3, 96, 128)
 
 
-def test_jpeg_loses_more_at_lower_quality(images):
-    error = {q: (degrade.jpeg(images, q) - images).abs().mean() for q in (95, 50, 10)}
-    assert error[95] < error[50] < error[10]
-
-
-def test_jpeg_is_what_pillow_writes(images):
-    buffer = io.BytesIO()
-    pixels = (images[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=60, subsampling=2)
-    expected = np.asarray(Image.open(buffer)) / 255
-    assert np.abs(degrade.jpeg(images, 60)[0].permute(1, 2, 0).numpy() - expected).max() < 1e-6
-
-
-def test_jpeg_keeps_more_colour_without_subsampling(images):
-    def chroma_error(subsampling):
-        change = degrade.jpeg(images, 90, subsampling) - images
-        return (change[:, 0] - change[:, 2]).abs().mean()
-
-    assert chroma_error("4:4:4") < 0.8 * chroma_error("4:2:0")
-
-
-def test_blur_is_a_gaussian():
-    point = torch.zeros(1, 3, 31, 31)
-    point[..., 15, 15] = 1
-    spread = degrade.gaussian_blur(point, 1.5)[0, 0]
-    rows = torch.arange(31) - 15.0
-    assert spread.sum() == pytest.approx(1, abs=1e-4)
-    assert (spread.sum(1) * rows**2).sum() == pytest.approx(1.5**2, rel=0.05)
-    assert torch.equal(degrade.gaussian_blur(point, 0), point)
-
-
-def test_rescale_changes_the_size_and_keeps_the_mean(images):
-    half = degrade.rescale(images, 0.5)
-    assert half.shape == (2, 3, 48, 64)
-    assert half.mean() == pytest.approx(images.mean().item(), abs=0.01)
-    assert degrade.rescale(images, 1.25, "bilinear").shape == (2, 3, 120, 160)
-
-
-def test_rescale_down_does_not_alias():
-    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64)
-    assert degrade.rescale(stripes, 0.5)[..., 8:-8].std() < 0.05
-
-
-def test_noise_has_the_asked_deviation_and_repeats():
-    grey = torch.full((4, 3, 64, 64), 0.5)
-    first, again = (degrade.noise(grey, 0.02, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert (first - grey).std() == pytest.approx(0.02, rel=0.02)
-    assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize(
-    ("name", "level"), [("jpeg", 50), ("webp", 50), ("blur", 1.0), ("rescale", 0.75), ("noise", 0.05)]
-)
-def test_every_operator_stays_in_range_and_does_something(images, name, level):
-    out = degrade.at_level(images, name, level)
+@pytest.mark.parametrize("name", degrade.OPERATORS)
+def test_every_operator_stays_in_range_and_does_something(images, name):
+    out = degrade.at_level(images, name, LEVELS[name])
     assert 0 <= out.min() and out.max() <= 1
     assert out.shape != images.shape or (out - images).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
+@pytest.mark.parametrize("name", degrade.OPERATORS)
+def test_tiny_images_survive(name, size):
+    torch.manual_seed(0)
+    out = degrade.at_level(torch.rand(2, 3, *size), name, LEVELS[name])
+    assert out.shape[:2] == (2, 3) and min(out.shape[2:]) >= 1
+    assert 0 <= out.min() and out.max() <= 1
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", sorted(set(degrade.OPERATORS) - {"noise"}))
+def test_a_constant_image_stays_constant(name, grey):
+    out = degrade.at_level(torch.full((1, 3, 20, 24), grey), name, LEVELS[name])
+    expected = grey**0.7 if name == "gamma" else grey
+    assert (out - expected).abs().max() < 2.5 / 255  # codecs may end one or two grey levels off
 
 
 def test_none_gives_the_images_back(images):
     assert degrade.at_level(images, "none", 0) is images
 
 
+def test_levels_mean_what_they_are_said_to_mean(images):
+    """What at_level promises about the arguments that one number does not set."""
+    shrunk = degrade.rescale(images, 0.7, "bicubic")
+    assert torch.equal(degrade.at_level(images, "social", 60.0), degrade.jpeg(shrunk, 60, "4:2:0"))
+    double = degrade.double_jpeg(images, 60, first=90, shift=4)
+    assert torch.equal(degrade.at_level(images, "double_jpeg", 60.0), double)
+    assert torch.equal(degrade.at_level(images, "crop", 0.5), images[..., 24:72, 32:96])
+    assert torch.equal(degrade.at_level(images, "gamma", 2.0), images * images)
+    assert not torch.equal(degrade.at_level(images, "jpeg", 60, subsampling="4:4:4"), degrade.jpeg(images, 60))
+
+
+def test_social_preset_limits_the_longest_side_and_never_enlarges(images):
+    wide = torch.nn.functional.interpolate(images[:1], size=(240, 1280), mode="bilinear")  # feed takes 1080
+    by_hand = torch.nn.functional.interpolate(wide, size=(202, 1080), mode="bicubic", antialias=True)
+    assert torch.equal(degrade.social_preset(wide, "feed"), degrade.jpeg(by_hand.clamp(0, 1), 75))
+    assert torch.equal(degrade.social_preset(images, "feed"), degrade.jpeg(images, 75))
+    for preset, (longest, quality) in degrade.SOCIAL_PRESETS.items():
+        tall = torch.rand(1, 3, 2 * longest, 8)
+        assert degrade.social_preset(tall, preset).shape == (1, 3, longest, 4)
+        assert torch.equal(degrade.social_preset(images, preset), degrade.jpeg(images, quality)) or longest < 128
+
+
+def test_compose_is_one_operator_after_another(images):
+    chain = [("rescale", 0.5, {"kernel": "lanczos"}), ("none", 0), ("blur", 0.8), ("jpeg", 70, {})]
+    by_hand = degrade.jpeg(degrade.gaussian_blur(degrade.rescale(images, 0.5, "lanczos"), 0.8), 70)
+    assert torch.equal(degrade.compose(images, chain), by_hand)
+    assert degrade.compose(images, []) is images
+
+
+def test_describe_says_what_was_done():
+    chain = [
+        ("jpeg", 85, {"subsampling": "4:2:0"}),
+        ("rescale", 0.7123, {"kernel": "bicubic"}),
+        ("jpeg", 62, {"subsampling": "4:4:4"}),
+    ]
+    assert degrade.describe(chain) == "JPEG 85 · rescale 0.71 bicubic · JPEG 62 4:4:4"
+    chain = [("crop", 0.9, {"position": (0.1, 0.2)}), ("rescale", 2), ("noise", 0.0123), ("double_jpeg", 60)]
+    assert degrade.describe(chain) == "crop 0.90 · rescale 2.00 bicubic · noise 0.012 · JPEG 90, shift 4, JPEG 60"
+    chain = [("blur", 0.8), ("gamma", 1.2), ("webp", 50), ("social", 75, {"factor": 0.5})]
+    assert degrade.describe(chain) == "blur 0.80 px · gamma 1.20 · WebP 50 · social 0.50, JPEG 75"
+    assert degrade.describe([]) == degrade.describe([("none", 0)]) == "unchanged"
+
+
+def test_describe_has_words_for_every_operator_that_can_be_drawn():
+    torch.manual_seed(0)
+    draw = degrade.RandomDegrade(**OFF | dict.fromkeys(["p_crop", "p_rescale", "p_gamma"], 1) | {"p_codec": 0.5}).draw
+    assert all(degrade.describe(draw()).startswith("crop ") for _ in range(20))
+    assert all(degrade.describe([(name, level)]) for name, level in LEVELS.items())
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda x: degrade.jpeg(x, 96), "quality must be 1 to 95"),
-        (lambda x: degrade.jpeg(x, 0), "quality must be 1 to 95"),
-        (lambda x: degrade.jpeg(x, 80, "4:1:0"), "subsampling"),
-        (lambda x: degrade.webp(x, 101), "WebP quality"),
-        (lambda x: degrade.jpeg(x + 1, 80), r"values in \[0, 1\]"),
-        (lambda x: degrade.jpeg(x[0], 80), "shape"),
-        (lambda x: degrade.rescale(x, 0), "factor"),
-        (lambda x: degrade.gaussian_blur(x, -1), "sigma"),
-        (lambda x: degrade.noise(x, -1), "sigma"),
-        (lambda x: degrade.at_level(x, "fog", 1), "unknown degradation 'fog'"),
+        (lambda x: degrade.at_level(x, "fog", 1), "unknown degradation 'fog'; choose one of none, jpeg"),
+        (lambda x: degrade.compose(x, [("jpeg", 90), ("fog", 1, {})]), "unknown degradation 'fog'"),
+        (lambda x: degrade.describe([("fog", 1)]), "unknown degradation 'fog'"),
+        (lambda x: degrade.social(x, 75, factor=1.5), "social only shrinks"),
+        (lambda x: degrade.social(x, 96), "JPEG quality"),
+        (lambda x: degrade.social_preset(x, "myspace"), "unknown social preset 'myspace'; choose one of large"),
+        (lambda x: degrade.RandomDegrade(p_blur=1.5), "p_blur must be a probability"),
+        (lambda x: degrade.RandomDegrade(qualities=(40, 100)), "qualities must be .* within 1 to 95"),
+        (lambda x: degrade.RandomDegrade(factors=(1.5, 0.5)), "factors must be"),
+        (lambda x: degrade.RandomDegrade(social_factors=(0.5, 2)), "social_factors must be"),
+        (lambda x: degrade.RandomDegrade(kernels=("cubic",)), "kernels must be some of nearest"),
     ],
 )
 def test_wrong_input_is_named(images, call, text):
@@ -101,24 +130,65 @@ def test_wrong_input_is_named(images, call, text):
 
 
 def test_random_degrade_repeats_under_a_seed_and_varies_without(images):
+    everything = degrade.RandomDegrade(**dict.fromkeys(STEPS, 0.7))
+
     def run(seed):
         torch.manual_seed(seed)
-        return [degrade.RandomDegrade()(images) for _ in range(6)]
+        return [everything(images) for _ in range(12)]
 
     same = [torch.equal(a, b) for a, b in zip(run(1), run(1), strict=True)]
     other = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(run(1), run(2), strict=True)]
     assert all(same) and not all(other)
 
 
-def test_random_degrade_draws_every_operator_at_its_rate():
+def test_random_degrade_applies_the_chain_that_it_draws(images):
+    everything = degrade.RandomDegrade(**dict.fromkeys(STEPS, 0.7) | {"p_noise": 0.0})  # noise draws when applied
+    for seed in range(8):
+        torch.manual_seed(seed)
+        by_hand = images
+        for name, level, options in everything.draw():
+            by_hand = degrade.OPERATORS[name](by_hand, level, **options)
+        torch.manual_seed(seed)
+        assert torch.equal(everything(images), by_hand)
+
+
+def test_random_degrade_draws_every_step_at_its_rate():
     torch.manual_seed(0)
-    draws = [[name for name, _, _ in degrade.RandomDegrade().draw()] for _ in range(2000)]
+    draws = [[name for name, _, _ in degrade.RandomDegrade(p_history=0).draw()] for _ in range(2000)]
     rate = {name: np.mean([name in chain for chain in draws]) for name in degrade.OPERATORS}
-    expected = {"rescale": 0.2, "blur": 0.15, "noise": 0.1, "jpeg": 0.6 * 0.8, "webp": 0.6 * 0.2}
-    assert rate == pytest.approx(expected, abs=0.04)
-    assert all(chain[-1] in ("jpeg", "webp") for chain in draws if {"jpeg", "webp"} & set(chain))
+    single = 0.9 * 0.7 * 0.85  # no social chain, but a codec, and that once
+    expected = {"crop": 0.1, "rescale": 0.3, "blur": 0.15, "gamma": 0.1, "noise": 0.1, "social": 0.1}
+    expected |= {"double_jpeg": 0.9 * 0.7 * 0.15, "webp": single * 0.2, "jpeg": single * 0.8}
+    assert rate == pytest.approx(expected, abs=0.03)
+
+
+def test_random_degrade_draws_the_history_at_its_rate_and_first():
+    torch.manual_seed(0)
+    draws = [degrade.RandomDegrade(p_history=0.3, p_codec=0).draw() for _ in range(2000)]
+    first = [chain[0] for chain in draws if "jpeg" in [name for name, _, _ in chain]]
+    assert len(first) / 2000 == pytest.approx(0.3, abs=0.03)
+    assert all(name == "jpeg" and 60 <= level <= 95 for name, level, _ in first)
+    assert np.mean([options["subsampling"] == "4:4:4" for _, _, options in first]) == pytest.approx(0.3, abs=0.06)
+
+
+def test_steps_come_in_order_and_one_codec_last():
+    torch.manual_seed(0)
+    everything = degrade.RandomDegrade(**dict.fromkeys(STEPS, 1.0) | {"p_social": 0.3, "p_double": 0.5, "p_webp": 0.5})
+    endings = set()
+    for _ in range(200):
+        names = [name for name, _, _ in everything.draw()]
+        assert names[:-1] == ["jpeg", "crop", "rescale", "blur", "gamma", "noise"]
+        endings.add(names[-1])
+    assert endings == {"social", "double_jpeg", "webp", "jpeg"}
 
 
 def test_random_degrade_off_changes_nothing(images):
-    off = degrade.RandomDegrade(p_rescale=0, p_blur=0, p_noise=0, p_codec=0)
-    assert torch.equal(off(images), images)
+    assert torch.equal(degrade.RandomDegrade(**OFF)(images), images)
+
+
+def test_random_degrade_stops_at_the_smallest_side():
+    degraded = degrade.RandomDegrade(p_rescale=1, p_crop=1, p_social=1, factors=(0.5, 0.6), smallest=48)
+    torch.manual_seed(0)
+    sides = [min(degraded(torch.rand(1, 3, 64, 80)).shape[-2:]) for _ in range(20)]
+    assert min(sides) == 48
+    assert min(degraded(torch.rand(1, 3, 32, 32)).shape[-2:]) == 32
