@@ -1,6 +1,16 @@
-"""The networks: UNetRes, EncoderClassifier, RealFakeClassifier. Their builders take plain values, never a config."""
+"""The networks G, D, C and V. Their builders take plain values, never a config."""
 
 from dfd.models.classifier import EncoderClassifier, RealFakeClassifier
+from dfd.models.discriminator import PatchDiscriminator
 from dfd.models.generator import Attribution, UNetRes, normalize_residual
+from dfd.models.perceptual import VGGPerceptual
 
-__all__ = ["Attribution", "EncoderClassifier", "RealFakeClassifier", "UNetRes", "normalize_residual"]
+__all__ = [
+    "Attribution",
+    "EncoderClassifier",
+    "PatchDiscriminator",
+    "RealFakeClassifier",
+    "UNetRes",
+    "VGGPerceptual",
+    "normalize_residual",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import timm
@@ -22,22 +23,33 @@ class RealFakeClassifier(nn.Module):
     Args:
         backbone: timm name.
         pretrained: ImageNet weights where they can be had; see `backbone_with_weights`.
-        representation: rgb, or highpass: the image minus its 3 x 3 binomial blur, times 8.
+        representation: a name in REPRESENTATIONS.
+        stem_stride: stride of the first convolution; 1 keeps pixel-level traces, as in Gragnaniello et al. 2021,
+            arXiv:2104.02617, at about four times the work; 0 leaves it as the backbone has it.
     """
 
-    def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        pretrained: bool = False,
+        representation: str = "rgb",
+        stem_stride: int = 0,
+    ):
         super().__init__()
-        if representation not in ("rgb", "highpass"):
-            raise ValueError(f"representation must be rgb or highpass, got {representation!r}")
+        if representation not in REPRESENTATIONS:
+            raise ValueError(f"representation must be one of {', '.join(REPRESENTATIONS)}, got {representation!r}")
         self.representation = representation
         self.backbone, mean, std = backbone_with_weights(backbone, 1, pretrained)
+        if stem_stride:
+            first_convolution(self.backbone).stride = (stem_stride, stem_stride)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
-        x = 8 * high_pass(images) if self.representation == "highpass" else (images - self.mean) / self.std
-        return self.backbone(x.contiguous(memory_format=torch.channels_last)).squeeze(1)
+        residual = REPRESENTATIONS[self.representation]
+        x = 8 * residual(images) if residual else (images - self.mean) / self.std
+        return in_best_precision(self.backbone, x).squeeze(1)
 
 
 class EncoderClassifier(nn.Module):
@@ -54,13 +66,21 @@ class EncoderClassifier(nn.Module):
         if classes < 2:
             raise ValueError(f"attribution needs at least two generators, got {classes}")
         self.backbone, _, _ = backbone_with_weights(backbone, classes, pretrained)
-        head = self.backbone.get_classifier()  # timm starts EfficientNet's with logits of about ten: a long way back
-        nn.init.normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
-        return self.backbone(residual.contiguous(memory_format=torch.channels_last))
+        return in_best_precision(self.backbone, residual)
+
+
+def in_best_precision(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Run a backbone; one with depthwise convolutions stays in float32 on a CPU, under autocast too.
+
+    In bfloat16 it would take about twice as long (benchmarks/speed.py).
+    """
+    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
+    precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()
+    with precision:
+        return backbone(x.contiguous(memory_format=torch.channels_last))
 
 
 def high_pass(images: Tensor) -> Tensor:
@@ -69,6 +89,31 @@ def high_pass(images: Tensor) -> Tensor:
     kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would add rounding noise to a faint signal
         return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
+
+
+def neighbouring_pixel_residual(images: Tensor) -> Tensor:
+    """Each pixel minus the upper left one of its 2 x 2 block: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1].
+
+    NPR, Tan et al. 2024, arXiv:2312.10461: upsampling inside a generator ties neighbours to one another.
+    """
+    corners = images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return images - corners[..., : images.shape[-2], : images.shape[-1]]
+
+
+# What the backbone sees: the normalised image, or eight times one of the two residuals.
+REPRESENTATIONS = {"rgb": None, "highpass": high_pass, "npr": neighbouring_pixel_residual}
+
+
+def first_convolution(backbone: nn.Module) -> nn.Conv2d:
+    """The convolution that meets the image.
+
+    Raises:
+        ValueError: the backbone does not start with one.
+    """
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or max(first.kernel_size) > 7:
+        raise ValueError("stem_stride needs a backbone that starts with a convolution of 3 to 7 pixels; leave it at 0")
+    return first
 
 
 def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, tuple, tuple]:
@@ -86,7 +131,7 @@ def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn
     model = timm.create_model(name, num_classes=outputs)
     mean, std = model.default_cfg["mean"], model.default_cfg["std"]
     if not pretrained:
-        return model.to(memory_format=torch.channels_last), mean, std
+        return _with_quiet_head(model).to(memory_format=torch.channels_last), mean, std
     source = "random weights: no ImageNet weights are installed, cached or reachable; expect longer training"
     if name.split(".")[0] == "tf_efficientnet_lite0" and (packaged := _packaged_lite0()):
         ours = model.state_dict()
@@ -107,7 +152,15 @@ def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn
         except (OSError, RuntimeError) as error:  # the hub's own errors are among these
             source = f"random weights: the hub gave none ({type(error).__name__}); expect longer training"
     print(f"{name}: {source}.")
-    return model.to(memory_format=torch.channels_last), mean, std
+    return _with_quiet_head(model).to(memory_format=torch.channels_last), mean, std
+
+
+def _with_quiet_head(model: nn.Module) -> nn.Module:
+    """Let the logits start near zero; timm starts EfficientNet's at about ten, a long way back."""
+    head = model.get_classifier()
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return model
 
 
 def _packaged_lite0() -> str | None:
@@ -129,11 +182,14 @@ def _cached_weights(settings: dict) -> str | None:
     return None
 
 
-def _hub_answers(seconds: float = 3.0) -> bool:
-    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network."""
+def _hub_answers(address: str | None = None, seconds: float = 3.0) -> bool:
+    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network.
+
+    The address is Hugging Face's, unless another is given.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError as error:

@@ -32,17 +32,18 @@ class UNetRes(nn.Module):
     After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597.
     Any H and W from 8 up: the image is reflect-padded to a multiple of 8 and the residual cut back.
 
-    The network looks at the image's high-pass part, x minus its 3 x 3 binomial blur, beside the image itself, and
-    starts as an extractor of that part: fingerprints live there, and a small set suffices to learn on from it.
+    The network looks at the image's high-pass part, x minus its 3 x 3 binomial blur, beside the image itself. As an
+    extractor it also starts from that part: fingerprints live there, and a small set suffices to learn on from it.
 
     Args:
         width: channels of the first level; each level below has twice as many.
         bound: largest absolute residual, in units of the [0, 1] range.
+        from_high_pass: start as an extractor of the high-pass part; false starts from a residual of almost nothing.
     """
 
-    def __init__(self, width: int = 16, bound: float = 0.1):
+    def __init__(self, width: int = 16, bound: float = 0.1, from_high_pass: bool = True):
         super().__init__()
-        self.bound = bound
+        self.bound, self.from_high_pass = bound, from_high_pass
         sides = [width, 2 * width, 4 * width, 8 * width]
         self.down = nn.ModuleList(_Block(i, o) for i, o in zip([6, *sides[:-1]], sides, strict=True))
         self.up = nn.ModuleList(_Block(low + side, side) for low, side in zip(sides[:0:-1], sides[-2::-1], strict=True))
@@ -64,7 +65,8 @@ class UNetRes(nn.Module):
             skips.append(x)
         for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
-        residual = self.bound * torch.tanh(self.head(x) + fine / self.bound)
+        start = fine / self.bound if self.from_high_pass else 0
+        residual = self.bound * torch.tanh(self.head(x) + start)
         return residual[..., :height, :width]
 
 
@@ -85,10 +87,7 @@ class Attribution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) images in [0, 1]."""
-        residual = normalize_residual(self.generator(images).float())
-        # Depthwise convolutions are half as fast in bfloat16 on a CPU (benchmarks/speed.py).
-        with torch.autocast("cpu", enabled=False):
-            return self.classifier(residual)
+        return self.classifier(normalize_residual(self.generator(images).float()))
 
 
 class _Block(nn.Sequential):
