@@ -1,20 +1,29 @@
-"""Metrics from score tables: numbers with 95 % intervals from a bootstrap over groups, thresholds, calibration."""
+"""Metrics and curves from score tables, with 95 % intervals from a bootstrap over groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 from sklearn import metrics as skm
 
+from dfd.bootstrap import band, interval, intervals
+from dfd.calibration import (  # noqa: F401  until dfd.scores asks dfd.calibration
+    confidences,
+    expected_calibration_error,
+    fit_temperature,
+    fit_threshold,
+    logit_columns,
+    p_fake,
+    true_class,
+)
 from dfd.record import read_json, write_json
 
-REPLICATES = 400  # bootstrap draws behind each interval
+FPR_GRID = np.geomspace(1e-4, 1, 161)  # where a ROC curve's band is taken
+RECALL_GRID = np.linspace(0.01, 1, 100)  # where a precision-recall curve's band is taken
+NAMES = {"jpeg": "JPEG", "webp": "WebP"}  # of degradations, in tables
 
 
 def auc(is_fake: np.ndarray, score: np.ndarray) -> float:
@@ -27,114 +36,44 @@ def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.mean([np.mean(predicted[true == one] == one) for one in np.unique(true)]))
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their size.
-
-    Guo et al. 2017, arXiv:1706.04599.
-
-    Args:
-        confidence: (N,) probability of the predicted class, in [0, 1].
-        correct: (N,) whether the prediction is right.
-        bins: number of bins over [0, 1].
-    """
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(which, weights=np.asarray(correct, float) - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
 def tpr_at_fpr(is_fake: np.ndarray, score: np.ndarray, fpr: float) -> float:
     """Share of fakes found when at most `fpr` of the photos are called fake."""
+    return float(_tpr(is_fake, score, fpr))
+
+
+def _tpr(is_fake: np.ndarray, score: np.ndarray, fpr: float | np.ndarray) -> np.ndarray:
+    """tpr_at_fpr at several rates at once."""
     if len(np.unique(is_fake)) < 2:
-        return float("nan")
-    false, true, _ = skm.roc_curve(is_fake, score)
-    return float(true[false <= fpr].max())
+        return np.full(np.shape(fpr), np.nan)
+    false, true, _ = skm.roc_curve(is_fake, score, drop_intermediate=False)
+    return true[np.searchsorted(false, fpr, side="right") - 1]
 
 
-def intervals(
-    table: pd.DataFrame, metrics: dict[str, Callable[..., float]], seed: int = 0, replicates: int = REPLICATES
-) -> dict[str, dict[str, float | None]]:
-    """Metrics with their 95 % percentile intervals, resampling whole groups with replacement.
+def _precision(is_fake: np.ndarray, score: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Share of fakes among the images called fake, at the highest cut that finds the share `recall` of the fakes."""
+    if len(np.unique(is_fake)) < 2:
+        return np.full(np.shape(recall), np.nan)
+    precision, found, _ = skm.precision_recall_curve(is_fake, score)
+    return precision[::-1][np.searchsorted(found[::-1], recall - 1e-12, side="left")]
 
-    Args:
-        table: rows with a `group` column and whatever the metrics read.
-        metrics: name -> a function that takes the columns as arrays, `t.label` for instance, and gives a number;
-            draws where it is undefined are left out.
 
-    Returns:
-        name -> value, low, high; None where undefined: one group alone, for instance, says nothing of the spread.
+def roc(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Stage 1's ROC curve with its pointwise 95 % band: columns fpr, tpr, low, high; NaN where undefined."""
+    heights = band(_ranked(scores), lambda t: _tpr(t.is_fake, t.logit_fake, FPR_GRID), seed)
+    return pd.DataFrame(dict(zip(("fpr", "tpr", "low", "high"), (FPR_GRID, *heights), strict=True)))
+
+
+def precision_recall(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Stage 1's precision-recall curve with its pointwise 95 % band: columns recall, precision, low, high.
+
+    The mean of the precision column is the average precision, but for the grid's step; NaN where undefined.
     """
-    columns = {name: table[name].to_numpy() for name in table}
-    members = list(table.groupby("group", sort=True).indices.values())
-    random = np.random.default_rng(seed)
-    drawn = {name: [] for name in metrics}
-    for _ in range(replicates if len(members) > 1 else 0):
-        picks = np.concatenate([members[i] for i in random.integers(len(members), size=len(members))])
-        rows = SimpleNamespace(**{name: column[picks] for name, column in columns.items()})
-        for name, metric in metrics.items():
-            drawn[name].append(metric(rows))
-    found = {}
-    for name, metric in metrics.items():
-        defined = [one for one in drawn[name] if np.isfinite(one)]
-        low, high = np.percentile(defined, [2.5, 97.5]) if defined else (np.nan, np.nan)
-        three = {"value": metric(SimpleNamespace(**columns)), "low": low, "high": high}
-        found[name] = {key: float(one) if np.isfinite(one) else None for key, one in three.items()}
-    return found
+    heights = band(_ranked(scores), lambda t: _precision(t.is_fake, t.logit_fake, RECALL_GRID), seed)
+    return pd.DataFrame(dict(zip(("recall", "precision", "low", "high"), (RECALL_GRID, *heights), strict=True)))
 
 
-def interval(table: pd.DataFrame, metric: Callable[..., float], seed: int = 0) -> dict[str, float | None]:
-    """One metric with its interval; see intervals."""
-    return intervals(table, {"": metric}, seed)[""]
-
-
-def logit_columns(scores: pd.DataFrame) -> list[str]:
-    """The logit columns of a score table, in class order."""
-    return [name for name in scores.columns if name.startswith("logit_")]
-
-
-def fit_temperature(scores: pd.DataFrame) -> float:
-    """Temperature that minimises the negative log-likelihood (Guo et al. 2017, arXiv:1706.04599).
-
-    Args:
-        scores: rows of one split; classes weigh the same, whatever their number of images.
-
-    Returns:
-        A temperature between 0.05 and 20.
-    """
-    names = [name.removeprefix("logit_") for name in logit_columns(scores)]
-    truth = true_class(scores)
-    logits, index = scores[logit_columns(scores)].to_numpy(), np.array([names.index(one) for one in truth])
-    weight = (1 / truth.map(truth.value_counts())).to_numpy()
-
-    def loss(log_t: float) -> float:
-        likelihood = log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(index)), index]
-        return -float(np.average(likelihood, weights=weight))
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
-
-
-def fit_threshold(scores: pd.DataFrame, temperature: float) -> float:
-    """The p_fake from which an image is called fake: best balanced accuracy on these rows, midway between scores."""
-    is_fake, p = true_class(scores).eq("fake").to_numpy(), p_fake(scores, temperature)
-    false, true, cuts = skm.roc_curve(is_fake, p, drop_intermediate=False)
-    gain = true - false
-    best = np.flatnonzero(gain >= gain.max() - 1e-12)
-    cut = cuts[best[len(best) // 2]]
-    if not np.isfinite(cut):
-        return 0.5
-    below = p[p < cut]
-    return float((cut + (below.max() if len(below) else cut)) / 2)
-
-
-def true_class(scores: pd.DataFrame) -> pd.Series:
-    """The class each row should get: real or fake in stage 1's table, the generator in stage 2's."""
-    if "logit_fake" in scores:
-        return scores["label"].eq("RealPhotos").map({True: "real", False: "fake"})
-    return scores["label"]
-
-
-def p_fake(scores: pd.DataFrame, temperature: float) -> np.ndarray:
-    """Calibrated probability of fake, (N,), from stage 1's logits."""
-    return softmax(scores[["logit_real", "logit_fake"]].to_numpy() / temperature, axis=1)[:, 1]
+def _ranked(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores[["group", "logit_fake"]].assign(is_fake=true_class(scores).eq("fake"))
 
 
 def _share(which: np.ndarray) -> float:
@@ -146,10 +85,13 @@ def stage1_metrics(scores: pd.DataFrame, temperature: float, seed: int = 0) -> d
 
     Returns:
         name -> {value, low, high}: auc, ap, accuracy (at 0.5), accuracy_at_threshold, balanced_accuracy (at 0.5),
-        real_accuracy and fake_accuracy (at the threshold), tpr_at_fpr_1, tpr_at_fpr_5, ece.
+        real_accuracy and fake_accuracy (at the threshold), tpr_at_fpr_1, tpr_at_fpr_5, ece_before (at temperature 1)
+        and ece.
     """
-    rows = scores.assign(is_fake=true_class(scores).eq("fake"), p=p_fake(scores, temperature))
-    rows["called"], rows["verdict"] = rows["p"] >= 0.5, rows["prediction"].eq("fake")
+    rows = scores.assign(is_fake=true_class(scores).eq("fake"), verdict=scores["prediction"].eq("fake"))
+    rows["called"] = p_fake(scores, temperature) >= 0.5  # whatever the temperature
+    rows["before"], rows["right"] = confidences(scores, 1.0)
+    rows["after"], _ = confidences(scores, temperature)
     named = {
         "auc": lambda t: auc(t.is_fake, t.logit_fake),
         "ap": lambda t: float(skm.average_precision_score(t.is_fake, t.logit_fake)) if t.is_fake.any() else np.nan,
@@ -160,19 +102,29 @@ def stage1_metrics(scores: pd.DataFrame, temperature: float, seed: int = 0) -> d
         "fake_accuracy": lambda t: _share(t.verdict[t.is_fake]),
         "tpr_at_fpr_1": lambda t: tpr_at_fpr(t.is_fake, t.logit_fake, 0.01),
         "tpr_at_fpr_5": lambda t: tpr_at_fpr(t.is_fake, t.logit_fake, 0.05),
-        "ece": lambda t: expected_calibration_error(np.maximum(t.p, 1 - t.p), t.called == t.is_fake),
+        "ece_before": lambda t: expected_calibration_error(t.before, t.right),
+        "ece": lambda t: expected_calibration_error(t.after, t.right),
     }
     return intervals(rows, named, seed)
 
 
 def stage1_by_generator(scores: pd.DataFrame, seed: int = 0) -> dict:
-    """Per generator: AUC against all photos, and the share of its images called fake at the threshold."""
+    """What each generator's images are against all photos, with intervals.
+
+    Returns:
+        generator -> name -> {value, low, high}: auc; at the threshold, accuracy (balanced: the mean over
+        photos and fakes, whatever their numbers) and fake_accuracy (the share of its images called fake).
+    """
     rows = scores.assign(is_fake=true_class(scores).eq("fake"), verdict=scores["prediction"].eq("fake"))
     result = {}
     for name in sorted(rows.loc[rows.is_fake, "label"].unique()):
         pair = rows[rows["label"].isin([name, "RealPhotos"])]
+        both = {
+            "auc": lambda t: auc(t.is_fake, t.logit_fake),
+            "accuracy": lambda t: balanced_accuracy(t.is_fake, t.verdict),
+        }
         result[name] = {
-            "auc": interval(pair, lambda t: auc(t.is_fake, t.logit_fake), seed),
+            **intervals(pair, both, seed),
             "fake_accuracy": interval(pair[pair.is_fake], lambda t: float(t.verdict.mean()), seed),
         }
     return result
@@ -180,8 +132,8 @@ def stage1_by_generator(scores: pd.DataFrame, seed: int = 0) -> dict:
 
 def stage2_metrics(scores: pd.DataFrame, temperature: float, seed: int = 0) -> dict:
     """Every stage 2 metric with its interval: accuracy, balanced_accuracy, macro_f1, ece."""
-    p = softmax(scores[logit_columns(scores)].to_numpy() / temperature, axis=1)
-    rows = scores.assign(confidence=p.max(1), right=scores["prediction"].eq(scores["label"]))
+    confidence, right = confidences(scores, temperature)
+    rows = scores.assign(confidence=confidence, right=right)
     named = {
         "accuracy": lambda t: float(t.right.mean()),
         "balanced_accuracy": lambda t: balanced_accuracy(t.label, t.prediction),
@@ -235,14 +187,54 @@ def sweep(scores: pd.DataFrame, temperature: float, seed: int = 0) -> pd.DataFra
     return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"images"}, float))
 
 
-def readable(sweep: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """A sweep for reading: one row per quality, one column per metric, each "value [low, high]"."""
-    index = [("as it is" if np.isnan(q) else f"JPEG {q:.0f}") for q in sweep["quality"]]
+def readable(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A table for reading: one column per metric, each "value [low, high]"; a sweep's rows are named by their quality.
+
+    Args:
+        table: a sweep, or any table with each metric beside its _low and _high.
+        metrics: which ones.
+    """
+    index = table.index
+    if "quality" in table:
+        index = pd.Index(
+            ["as it is" if np.isnan(q) else _condition("jpeg", q) for q in table["quality"]], name="quality"
+        )
     cells = {
-        name: [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in sweep[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+        name: [_cell(*three) for three in table[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
         for name in metrics
     }
-    return pd.DataFrame(cells, index=pd.Index(index, name="quality"))
+    return pd.DataFrame(cells, index=index)
+
+
+def by_condition(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Each generator's AUC and accuracy at the threshold under each degradation, for reading; see stage1_by_generator.
+
+    Args:
+        scores: stage 1's rows of one split, degraded in several ways: every degradation holds photos and fakes.
+
+    Returns:
+        One row per generator and metric, one column per degradation in the table's order, each "value [low, high]".
+    """
+    cells = {}
+    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
+        column = cells.setdefault(_condition(degradation, level), {})
+        for name, found in stage1_by_generator(part, seed).items():
+            column |= {(name, metric): _cell(**found[metric]) for metric in ("auc", "accuracy")}
+    return pd.DataFrame(cells).rename_axis(index=["generator", "metric"])
+
+
+def _condition(degradation: str, level: float) -> str:
+    """A degradation in words: as it is, JPEG 75, blur 1.5."""
+    if degradation == "none":
+        return "as it is"
+    return f"{NAMES.get(degradation, degradation)} {level:g}"
+
+
+def _cell(value: float | None, low: float | None, high: float | None) -> str:
+    """A number with its interval as text; a dash where it is undefined."""
+    if value is None or np.isnan(value):
+        return "–"
+    return f"{value:.3f}" if low is None or np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def mistakes(scores: pd.DataFrame) -> pd.DataFrame:
@@ -259,11 +251,13 @@ def by_source(scores: pd.DataFrame, table: pd.DataFrame, seed: int = 0) -> pd.Da
 
     Args:
         scores: rows of a score table, each image once.
-        table: the manifest; an image's origin is its file name up to the first underscore.
+        table: the manifest; an image's origin is its source where there is such a column (the split was made with
+            group_by), else its file name up to the first underscore.
     """
-    rows = scores.merge(table[["path", "format"]], on="path").assign(right=lambda t: t["prediction"] == true_class(t))
-    name = rows["path"].str.rsplit("/", n=1).str[-1]
-    rows["origin"] = name.str.split("_").str[0].where(name.str.contains("_"), "")
+    name = table["path"].str.rsplit("/", n=1).str[-1]
+    origin = table["source"] if "source" in table else name.str.split("_").str[0].where(name.str.contains("_"), "")
+    rows = scores.merge(table[["path", "format"]].assign(origin=origin), on="path")
+    rows["right"] = rows["prediction"] == true_class(rows)
     found = []
     for keys, part in rows.groupby(["label", "format", "origin"]):
         accuracy = interval(part, lambda t: float(t.right.mean()), seed)

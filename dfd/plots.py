@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from sklearn import metrics as skm
 
-from dfd.evaluation import clean, logit_columns, true_class
+from dfd import calibration, evaluation
+from dfd.calibration import logit_columns, true_class
+from dfd.evaluation import clean
 
 PALETTE = sns.color_palette("colorblind")
 
@@ -54,37 +57,161 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str) -> Figure:
     return figure
 
 
-def plot_history(history: pd.DataFrame, metric: str) -> Figure:
-    """Losses and the validation metric over the epochs, the best epoch marked."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(history["epoch"], history["train_loss"], "o-", label="training, degraded crops", color=PALETTE[0])
-    left.plot(history["epoch"], history["val_loss"], "s-", label="validation, clean crops", color=PALETTE[1])
-    left.set(xlabel="epoch", ylabel="cross-entropy, nats")
-    left.legend()
-    right.plot(history["epoch"], history[metric], "s-", color=PALETTE[1])
-    best = history.loc[history[metric].idxmax()]
-    right.axvline(best["epoch"], color="0.5", ls=":", label=f"best: {best[metric]:.3f}")
-    for ax in (left, right):
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Losses, validation metrics and, where there are any, the adversaries' losses over the epochs; best epoch marked.
+
+    Args:
+        history: what dfd.training returns; columns val_<metric> are drawn, and <name>_loss of each adversary.
+    """
+    metrics = [name for name in history if name.startswith("val_") and name != "val_loss"]
+    adversaries = [name for name in history if name.endswith("_loss") and name not in ("train_loss", "val_loss")]
+    panels = 3 if adversaries else 2
+    figure, axes = plt.subplots(1, panels, figsize=(4.4 * panels, 3.6), layout="constrained")
+    drawn = [{"train_loss": "training, degraded crops", "val_loss": "validation, clean crops"}]
+    drawn.append({name: name.removeprefix("val_").replace("_", " ") for name in metrics})
+    drawn.append({name: name.removesuffix("_loss") for name in adversaries})
+    for ax, lines in zip(axes, drawn, strict=False):
+        for colour, (name, label) in zip(PALETTE, lines.items(), strict=False):
+            ax.plot(history["epoch"], history[name], "o-", ms=4, label=label, color=colour)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(xlabel="epoch", ylabel=metric.replace("_", " "), ylim=(min(0.45, history[metric].min() - 0.05), 1.02))
-    right.legend(loc="lower right")
+        ax.set(xlabel="epoch")
+    axes[0].set(ylabel="cross-entropy, nats", title="loss")
+    best = history.loc[history["score"].idxmax(), "epoch"]
+    axes[1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
+    axes[1].set(title="validation", ylim=(min(0.45, history[metrics].min().min() - 0.05), 1.02))
+    if adversaries:
+        axes[2].set(title="adversaries' losses")
+    for ax in axes:
+        ax.legend(fontsize="small")
     return figure
 
 
-def plot_roc(scores: pd.DataFrame) -> Figure:
-    """ROC curve of stage 1 for each generator against all photos, false positives on a logarithmic axis."""
-    figure, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
-    real = scores.loc[scores["label"] == "RealPhotos", "logit_fake"]
-    for colour, name in zip(PALETTE, sorted(set(scores["label"]) - {"RealPhotos"}), strict=False):
-        fake = scores.loc[scores["label"] == name, "logit_fake"]
-        truth = np.r_[np.zeros(len(real)), np.ones(len(fake))]
-        false, true, _ = skm.roc_curve(truth, np.r_[real, fake])
-        label = f"{name}, AUC {skm.auc(false, true):.3f}"
-        ax.step(np.maximum(false, 1e-4), true, where="post", label=label, color=colour)
-    ax.set(xscale="log", xlim=(max(0.5 / max(len(real), 1), 1e-4), 1), ylim=(0, 1.02))
+def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Figure:
+    """ROC curve of stage 1 for each generator against all photos, with 95 % bands.
+
+    Args:
+        scores: rows of a score table, each image once; photos and at least one generator.
+        ax: where to draw; none makes a figure. False positives are on a logarithmic axis.
+    """
+    ax = ax or _single()
+    for name, pair, colour in _against_photos(scores):
+        curve = evaluation.roc(pair)
+        area = evaluation.auc(pair["label"] != "RealPhotos", pair["logit_fake"])
+        _with_band(ax, curve, "fpr", "tpr", "post", colour, f"{name}, AUC {area:.3f}")
+    photos = (scores["label"] == "RealPhotos").sum()
+    ax.set(xscale="log", xlim=(max(0.5 / photos, evaluation.FPR_GRID[0]), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
-    ax.legend(loc="lower right")
-    return figure
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _legend(ax)
+    return ax.figure
+
+
+def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Precision against recall of stage 1 for each generator against all photos, with 95 % bands.
+
+    Args:
+        scores: rows of a score table, each image once; photos and at least one generator.
+        ax: where to draw; none makes a figure. Dotted lines: the precision of calling every image fake.
+    """
+    ax = ax or _single()
+    chances = set()
+    for name, pair, colour in _against_photos(scores):
+        is_fake = pair["label"] != "RealPhotos"
+        area = skm.average_precision_score(is_fake, pair["logit_fake"])
+        curve = evaluation.precision_recall(pair)
+        _with_band(ax, curve, "recall", "precision", "pre", colour, f"{name}, AP {area:.3f}")
+        chances.add(is_fake.mean())
+    ax.hlines(sorted(chances), 0, 1, colors="0.5", linestyles=":", label="all called fake")
+    ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    _legend(ax)
+    return ax
+
+
+def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
+    """Accuracy against confidence before calibration and after; below, how many images have which confidence.
+
+    Args:
+        scores: rows of a stage's score table; the test split's, for the temperature was fitted on the validation split.
+        temperature: the fitted one; before it the temperature is 1.
+        ax: where to draw; none makes a figure. Bins without images are left out.
+    """
+    ax = ax or _single()
+    lowest = 1 / len(calibration.logit_columns(scores))  # the likeliest of n classes has at least 1 / n
+    ax.plot([lowest, 1], [lowest, 1], color="0.5", ls=":", label="confidence = accuracy")
+    below = ax.inset_axes([0, 0, 1, 0.2], sharex=ax)
+    for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
+        confidence, right = calibration.confidences(scores, divisor)
+        bins = calibration.reliability(confidence, right)
+        ece = calibration.expected_calibration_error(confidence, right)
+        label = f"{title} (T = {divisor:.2f}), ECE {ece:.3f}"
+        ax.plot(bins["confidence"], bins["accuracy"], marker=marker, ms=5, color=colour, label=label)
+        below.hist(confidence, np.linspace(0, 1, calibration.BINS + 1), histtype="step", color=colour, lw=1.5)
+    bottom = min(line.get_ydata().min() for line in ax.lines)
+    ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
+    ax.set(yticks=[tick for tick in np.linspace(0, 1, 11) if tick >= bottom])
+    ax.set(xlabel="confidence (mean in the bin)", ylabel="accuracy (share right in the bin)")
+    below.set_ylim(0, 1.5 * below.get_ylim()[1])  # room for the word
+    below.text(0.02, 0.9, "images", transform=below.transAxes, va="top", fontsize=9, color="0.4")
+    below.spines[["left", "right", "bottom"]].set_visible(False)
+    below.tick_params(bottom=False, labelbottom=False, left=False, labelleft=False)
+    below.patch.set_visible(False)
+    ax.legend(loc="upper left", fontsize=9)
+    return ax
+
+
+def plot_ablation(table: pd.DataFrame) -> Axes:
+    """AUC of each variant under each degradation, with 95 % intervals.
+
+    Args:
+        table: columns variant, degradation, auc, auc_low, auc_high, drawn in the table's order from the top; an
+            interval that is not known is left out.
+    """
+    variants, conditions = table["variant"].unique(), table["degradation"].unique()
+    height = 1.4 + len(variants) * max(0.5, 0.17 * len(conditions))
+    ax = plt.subplots(figsize=(9, height), layout="constrained")[1]
+    for i, (condition, colour) in enumerate(zip(conditions, _colours(len(conditions)), strict=True)):
+        rows = table[table["degradation"] == condition]
+        y = pd.Index(variants).get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(conditions) - 0.5)
+        ax.hlines(y, rows["auc_low"].astype(float), rows["auc_high"].astype(float), color=colour, lw=2, alpha=0.6)
+        ax.plot(rows["auc"], y, "o", color=colour, label=condition)
+    ax.hlines(np.arange(len(variants) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.8)
+    ax.set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.5, -0.5), xlabel="AUC")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="0.93")
+    ax.set_axisbelow(True)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="images")
+    return ax
+
+
+def _single() -> Axes:
+    return plt.subplots(figsize=(5.6, 4.4), layout="constrained")[1]
+
+
+def _legend(ax: Axes) -> None:
+    banded = any(isinstance(one, PolyCollection) for one in ax.collections)
+    ax.legend(fontsize=9, title="shaded: 95 % interval" if banded else None, title_fontsize=9)
+
+
+def _colours(count: int) -> list[tuple[float, float, float]]:
+    return sns.color_palette("colorblind", count)  # starts again after its ten
+
+
+def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, tuple[float, float, float]]]:
+    """Each generator's name, its rows with all photos, and its colour."""
+    names = sorted(set(scores["label"]) - {"RealPhotos"})
+    if not names or not scores["label"].eq("RealPhotos").any():
+        found = ", ".join(names) or "RealPhotos alone"
+        raise ValueError(f"a curve needs photos and fakes, got rows of {found}; give all rows of a split")
+    for name, colour in zip(names, _colours(len(names)), strict=True):
+        yield name, scores[scores["label"].isin([name, "RealPhotos"])], colour
+
+
+def _with_band(ax: Axes, curve: pd.DataFrame, x: str, y: str, step: str, colour: tuple, label: str) -> None:
+    """A step curve, and its band where there is one."""
+    ax.step(curve[x], curve[y], where=step, color=colour, label=label)
+    if curve["low"].notna().any():
+        ax.fill_between(curve[x], curve["low"], curve["high"], step=step, color=colour, alpha=0.15, lw=0)
 
 
 def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[str]] | None = None) -> Figure:

@@ -6,33 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from score_tables import noisy_table, planted, stage1_table
+from sklearn import metrics as skm
 
-from dfd import evaluation, inference, manifest, scores
+from dfd import calibration, evaluation, inference, manifest, scores
 from dfd.record import read_json
-
-
-def stage1_table(logits, labels, groups=None, threshold=0.5, **extra):
-    p = 1 / (1 + np.exp(-np.asarray(logits, float)))
-    content = {
-        "path": [f"{label}/{i}.png" for i, label in enumerate(labels)],
-        "label": labels,
-        "split": "test",
-        "group": groups if groups is not None else range(len(labels)),
-        "degradation": "none",
-        "level": 0.0,
-        "logit_real": 0.0,
-        "logit_fake": np.asarray(logits, float),
-        "prediction": np.where(p >= threshold, "fake", "real"),
-    }
-    return pd.DataFrame({**content, **extra})
 
 
 @pytest.fixture
 def noisy():
     """300 images of 60 groups, photos about -1, fakes about +1."""
-    rng = np.random.default_rng(0)
-    labels = np.tile(["RealPhotos", "ProGAN", "BigGAN"], 100)
-    return stage1_table(rng.normal(np.where(labels == "RealPhotos", -1, 1), 1.5), labels, np.repeat(range(60), 5))
+    return noisy_table()
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order(noisy):
@@ -60,55 +44,27 @@ def test_tpr_at_fpr_accuses_no_more_photos_than_allowed():
     assert evaluation.tpr_at_fpr(truth, score, 0.0) == pytest.approx(2 / 4)
 
 
-def test_calibration_error_of_a_known_case():
-    confidence = np.r_[np.full(50, 0.9), np.full(50, 0.6)]
-    correct = np.r_[np.ones(40), np.zeros(10), np.ones(30), np.zeros(20)].astype(bool)
-    assert evaluation.expected_calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
-
-
-def test_interval_widens_when_images_share_groups():
-    rng = np.random.default_rng(1)
-    right = np.repeat(rng.random(20) < 0.7, 10)
-    rows = pd.DataFrame({"right": right, "group": np.repeat(range(20), 10)})
-    grouped = evaluation.interval(rows, lambda t: t.right.mean())
-    alone = evaluation.interval(rows.assign(group=range(200)), lambda t: t.right.mean())
-    assert grouped["value"] == alone["value"] == right.mean()
-    assert grouped["low"] < grouped["value"] < grouped["high"]
-    assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
-    standard_error = np.sqrt(right.mean() * (1 - right.mean()) / 20)
-    assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
-
-
-def test_one_group_has_no_interval():
-    rows = pd.DataFrame({"right": [True, False, True, True], "group": "one"})
-    assert evaluation.interval(rows, lambda t: t.right.mean()) == {"value": 0.75, "low": None, "high": None}
-
-
 def test_undefined_metric_is_none_not_nan():
     rows = stage1_table([1.0, 2.0], ["ProGAN", "ProGAN"])
     assert evaluation.stage1_metrics(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
 
 
-def test_temperature_recovers_a_known_scale():
-    rng = np.random.default_rng(0)
-    z = rng.normal(0, 2, 20000)
-    labels = np.where(rng.random(20000) < 1 / (1 + np.exp(-z)), "ProGAN", "RealPhotos")
-    assert evaluation.fit_temperature(stage1_table(3 * z, labels)) == pytest.approx(3, rel=0.08)
+def test_tpr_at_fpr_counts_tied_scores_as_they_are_called():
+    """Three steps of one photo and one fake each lie on a line; the point in its middle counts too."""
+    truth, score = np.array([0, 1, 0, 1, 0, 1, 0]), np.array([3.0, 3, 2, 2, 1, 1, 0])
+    assert evaluation.tpr_at_fpr(truth, score, 0.5) == pytest.approx(2 / 3)
 
 
-def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
-    cut = evaluation.fit_threshold(noisy, 1.0)
-    p, fake = evaluation.p_fake(noisy, 1.0), (noisy["label"] != "RealPhotos").to_numpy()
-
-    def gain(at):
-        return evaluation.balanced_accuracy(fake, p >= at)
-
-    assert gain(cut) == pytest.approx(max(gain(at) for at in p))
-    moved = noisy.assign(logit_fake=noisy["logit_fake"] + 3)
-    odds = np.log(cut / (1 - cut)) + 3
-    assert evaluation.fit_threshold(moved, 1.0) == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.01)
-    separable = stage1_table([-2.0, -1.0, 1.0, 2.0], ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN"])
-    assert 0.27 < evaluation.fit_threshold(separable, 1.0) < 0.73
+def test_calibration_lowers_the_error_of_an_over_confident_model():
+    val, test = planted(4.0, seed=1), planted(4.0, 3000, seed=2)
+    temperature = calibration.fit_temperature(val)
+    found = evaluation.stage1_metrics(test, temperature)
+    assert temperature == pytest.approx(4, rel=0.1)
+    assert found["ece_before"]["low"] > 0.1 and found["ece"]["high"] < 0.04
+    p = 1 / (1 + np.exp(-test["logit_fake"]))
+    right = (p > 0.5) == (test["label"] != "RealPhotos")
+    before = calibration.expected_calibration_error(np.maximum(p, 1 - p).to_numpy(), right)
+    assert found["ece_before"]["value"] == pytest.approx(before)
 
 
 def test_by_generator_compares_each_with_all_photos(noisy):
@@ -117,6 +73,73 @@ def test_by_generator_compares_each_with_all_photos(noisy):
     pair = noisy[noisy["label"] != "BigGAN"]
     expected = evaluation.stage1_metrics(pair, 1.0)["auc"]["value"]
     assert found["ProGAN"]["auc"]["value"] == pytest.approx(expected)
+
+
+def test_accuracy_of_a_generator_weighs_photos_and_its_fakes_alike(noisy):
+    called = noisy["prediction"] == "fake"
+    fakes, photos = called[noisy["label"] == "BigGAN"].head(7), called[noisy["label"] == "RealPhotos"]
+    found = evaluation.stage1_by_generator(noisy.loc[[*fakes.index, *photos.index]])["BigGAN"]
+    assert found["accuracy"]["value"] == pytest.approx((fakes.mean() + (~photos).mean()) / 2)
+    assert found["fake_accuracy"]["value"] == pytest.approx(fakes.mean())
+
+
+def test_by_condition_has_a_row_per_generator_and_a_column_per_degradation(noisy):
+    blind = noisy.assign(degradation="jpeg", level=50.0, logit_fake=0.0, prediction="fake")
+    blurred = noisy.assign(degradation="blur", level=1.5)
+    found = evaluation.by_condition(pd.concat([noisy, blind, blurred]))
+    assert list(found.columns) == ["as it is", "JPEG 50", "blur 1.5"]
+    assert sorted(found.index) == [(g, m) for g in ("BigGAN", "ProGAN") for m in ("accuracy", "auc")]
+    assert (found["JPEG 50"] == "0.500 [0.500, 0.500]").all()
+    assert (found["blur 1.5"] == found["as it is"]).all()
+    auc = evaluation.stage1_by_generator(noisy)["ProGAN"]["auc"]
+    expected = f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
+    assert found.loc[("ProGAN", "auc"), "as it is"] == expected
+
+
+def test_by_condition_shows_what_is_unknown():
+    alone = stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"], "one")
+    no_photos = alone[alone["label"] == "ProGAN"].assign(degradation="jpeg", level=75.0)
+    found = evaluation.by_condition(pd.concat([alone, no_photos])).loc[("ProGAN", "auc")]
+    assert found.to_dict() == {"as it is": "1.000", "JPEG 75": "–"}
+
+
+def test_roc_is_the_share_found_at_each_rate(noisy):
+    curve = evaluation.roc(noisy)
+    photos = np.sort(noisy.loc[noisy["label"] == "RealPhotos", "logit_fake"])[::-1]
+    fakes = noisy.loc[noisy["label"] != "RealPhotos", "logit_fake"].to_numpy()
+    for fpr, tpr in curve[["fpr", "tpr"]].to_numpy()[::20]:
+        allowed = int(np.floor(fpr * 100 + 1e-9))
+        cut = photos[allowed] if allowed < 100 else -np.inf
+        assert tpr == pytest.approx((fakes > cut).mean())
+
+
+def test_precision_recall_encloses_the_average_precision(noisy):
+    curve = evaluation.precision_recall(noisy)
+    expected = skm.average_precision_score(noisy["label"] != "RealPhotos", noisy["logit_fake"])
+    assert curve["precision"].mean() == pytest.approx(expected, abs=0.005)
+    for recall, precision in curve[["recall", "precision"]].to_numpy()[::11]:
+        fake = (noisy["label"] != "RealPhotos").to_numpy()
+        cut = np.sort(noisy["logit_fake"][fake])[::-1][int(np.ceil(recall * 200 - 1e-9)) - 1]
+        assert precision == pytest.approx(fake[noisy["logit_fake"] >= cut].mean())
+
+
+@pytest.mark.parametrize(("curve", "height"), [(evaluation.roc, "tpr"), (evaluation.precision_recall, "precision")])
+def test_bands_hold_the_curve_and_shrink_with_more_groups(curve, height):
+    few, many = curve(noisy_table(300)), curve(noisy_table(2700))
+    for found in (few, many):
+        assert (found["low"] <= found[height] + 1e-12).mean() > 0.98
+        assert (found[height] <= found["high"] + 1e-12).mean() > 0.98
+    width = [(found["high"] - found["low"]).mean() for found in (few, many)]
+    assert 0 < 2 * width[1] < width[0]  # nine times the groups: about a third
+
+
+@pytest.mark.parametrize(("curve", "height"), [(evaluation.roc, "tpr"), (evaluation.precision_recall, "precision")])
+def test_no_curve_of_one_class_and_no_band_of_one_group(curve, height, noisy):
+    photos = noisy[noisy["label"] == "RealPhotos"]
+    assert curve(photos)[[height, "low", "high"]].isna().all(axis=None)
+    together = curve(noisy.assign(group="one"))
+    assert together[height].tolist() == curve(noisy)[height].tolist()
+    assert together[["low", "high"]].isna().all(axis=None)
 
 
 def stage2_table():
@@ -213,7 +236,7 @@ def test_score_calibrate_and_sweep_a_real_stage(tiny_data, tmp_path):
     content = {
         "stage": "stage1", "classes": ["real", "fake"], "config": settings, "crops": 2, "threshold": 0.5,
         "preprocessing": {"crop_size": 32, "equalise_quality": 90}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "weights": inference.build_model("stage1", settings, 2).state_dict(),
+        "manifest_hash": "x", "key": "k", "weights": inference.build_model("stage1", settings, 2).state_dict(),
     }  # fmt: skip
     path = tmp_path / inference.CHECKPOINTS["stage1"]
     inference.save_checkpoint(content, path)
@@ -224,7 +247,7 @@ def test_score_calibrate_and_sweep_a_real_stage(tiny_data, tmp_path):
     calibrated = scores.calibrate(stage, val, tmp_path)
     stored = torch.load(path, weights_only=True)
     assert (stored["threshold"], stored["temperature"]) == (stage.threshold, stage.temperature) != (0.5, 1.0)
-    p = evaluation.p_fake(calibrated, stage.temperature)
+    p = calibration.p_fake(calibrated, stage.temperature)
     assert (calibrated["prediction"] == np.where(p >= stage.threshold, "fake", "real")).all()
 
     swept = scores.jpeg_sweep(stage, table[table["split"] == "test"], [30, 90], crops=1)

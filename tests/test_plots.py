@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import PolyCollection
+from score_tables import noisy_table, planted
 
-from dfd import config, explain, inference, manifest, plots
+from dfd import calibration, config, evaluation, explain, inference, manifest, plots
 
 
 @pytest.fixture(autouse=True)
@@ -39,19 +41,93 @@ def test_confusions_show_both_stages():
     assert figure.axes[0].texts[2].get_text() == "1\n(100%)"
 
 
-def test_history_marks_the_best_epoch():
+def test_history_marks_the_best_epoch_and_shows_adversaries_where_there_are_any():
     history = pd.DataFrame(
         {"epoch": [1, 2, 3], "train_loss": [3, 2, 1], "val_loss": [3, 2, 2], "val_auc": [0.5, 0.9, 0.8]}
-    )
-    right = plots.plot_history(history, "val_auc").axes[1]
-    assert right.lines[1].get_xdata()[0] == 2
-    assert right.lines[1].get_label() == "best: 0.900"
+    ).assign(score=[0.5, 0.7, 0.8])
+    right = plots.plot_history(history).axes[1]
+    assert right.lines[0].get_ydata().tolist() == [0.5, 0.9, 0.8]
+    assert right.lines[1].get_xdata()[0] == 3 and right.lines[1].get_label() == "kept: epoch 3"
+    third = plots.plot_history(history.assign(discriminator_loss=[2, 1, 1.5])).axes[2]
+    assert third.lines[0].get_label() == "discriminator" and third.lines[0].get_ydata().tolist() == [2, 1, 1.5]
 
 
 def test_roc_names_each_generator_with_its_auc():
-    table = rows(["RealPhotos"] * 2 + ["A"] * 2 + ["B"] * 2, "x", fake=[0.0, 1.0, 2.0, 3.0, 0.5, 0.5])
+    logits = [0.0, 1.0, 2.0, 3.0, 0.5, 0.5]
+    table = rows(["RealPhotos"] * 2 + ["A"] * 2 + ["B"] * 2, "x", real=0.0, fake=logits).assign(group=range(6))
     labels = [text.get_text() for text in plots.plot_roc(table).axes[0].get_legend().get_texts()]
     assert labels == ["A, AUC 1.000", "B, AUC 0.500"]
+
+
+@pytest.mark.parametrize(("draw", "curve"), [(plots.plot_roc, "tpr"), (plots.plot_pr, "precision")])
+def test_curves_are_drawn_with_a_band_on_the_given_axes(draw, curve):
+    table = noisy_table()
+    ax = plt.figure().gca()
+    draw(table, ax)
+    pair = table[table["label"] != "ProGAN"]
+    expected = {"tpr": evaluation.roc, "precision": evaluation.precision_recall}[curve](pair)
+    assert np.array_equal(ax.lines[0].get_ydata(), expected[curve])
+    bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
+    drawn = bands[0].get_paths()[0].vertices[:, 1]
+    assert len(bands) == 2 and {drawn.min(), drawn.max()} == {expected["low"].min(), expected["high"].max()}
+    assert ax.get_legend().get_title().get_text() == "shaded: 95 % interval"
+
+
+@pytest.mark.parametrize("draw", [plots.plot_roc, plots.plot_pr])
+def test_curves_of_one_group_have_no_band_and_of_one_class_are_refused(draw):
+    table, ax = noisy_table().assign(group="one"), plt.figure().gca()
+    draw(table, ax)
+    assert len(ax.lines) == 2 and not any(isinstance(one, PolyCollection) for one in ax.collections)
+    assert ax.get_legend().get_title().get_text() == ""
+    for part in (table["label"] == "RealPhotos", table["label"] != "RealPhotos"):
+        with pytest.raises(ValueError, match="photos and fakes"):
+            draw(table[part])
+
+
+def test_eleven_generators_are_eleven_curves():
+    table = pd.concat([noisy_table(30).replace({"label": {"ProGAN": f"G{i}", "BigGAN": f"G{i}"}}) for i in range(11)])
+    assert len(plots.plot_roc(table).axes[0].lines) == 11
+
+
+def test_pr_names_the_average_precision_and_the_share_of_fakes():
+    table = rows(["RealPhotos"] * 3 + ["A"], "x", real=0.0, fake=[0.0, 1.0, 3.0, 2.0]).assign(group=range(4))
+    ax = plots.plot_pr(table)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["A, AP 0.500", "all called fake"]
+    assert ax.collections[-1].get_segments()[0][0, 1] == 0.25
+
+
+def test_reliability_is_drawn_before_and_after():
+    """Over-confident: before calibration accuracy lies below confidence, after it near."""
+    table = planted(4.0)
+    ax = plots.plot_reliability(table, 4.0)
+    before, after = ax.lines[1:]
+    assert np.all(before.get_ydata() < before.get_xdata())
+    assert np.abs(after.get_ydata() - after.get_xdata()).max() < 0.06
+    named = [calibration.expected_calibration_error(*calibration.confidences(table, t)) for t in (1.0, 4.0)]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels[1:] == [f"before (T = 1.00), ECE {named[0]:.3f}", f"after (T = 4.00), ECE {named[1]:.3f}"]
+    assert len(ax.child_axes[0].patches) == 2
+
+
+def test_reliability_leaves_empty_bins_out():
+    table = rows(["RealPhotos", "A", "A"], "x", real=0.0, fake=[-9.0, 9.0, 1.0]).assign(group=range(3))
+    ax = plots.plot_reliability(table, 1.0)
+    assert ax.lines[1].get_xdata().tolist() == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-9))])
+
+
+def test_ablation_puts_variants_from_the_top_and_degradations_side_by_side():
+    values = [
+        ("full", "as it is", 0.9, 0.8, 0.95),
+        ("full", "JPEG 50", 0.7, 0.6, 0.8),
+        ("bare", "JPEG 50", 0.6, None, None),
+    ]
+    ax = plots.plot_ablation(pd.DataFrame(values, columns=["variant", "degradation", "auc", "auc_low", "auc_high"]))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["full", "bare"] and ax.yaxis_inverted()
+    clean, jpeg = ax.lines
+    assert clean.get_xdata().tolist() == [0.9] and jpeg.get_xdata().tolist() == [0.7, 0.6]
+    assert np.round(jpeg.get_ydata()).tolist() == [0, 1] and clean.get_ydata()[0] < jpeg.get_ydata()[0]
+    assert ax.collections[0].get_segments()[0][:, 0].tolist() == [0.8, 0.95]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["as it is", "JPEG 50"]
 
 
 def test_sweep_draws_qualities_from_best_to_worst():
@@ -116,7 +192,7 @@ def test_residuals_and_transfer_of_stage2(table):
     content = {
         "stage": "stage2", "classes": ["BigGAN", "ProGAN"], "config": settings, "crops": 1, "threshold": 0.5,
         "preprocessing": {"crop_size": 32, "equalise_quality": None}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "weights": inference.build_model("stage2", settings, 2).state_dict(),
+        "manifest_hash": "x", "key": "k", "weights": inference.build_model("stage2", settings, 2).state_dict(),
     }  # fmt: skip
     stage, fakes = inference.Stage(content), table[table["is_fake"]]
     (residual,) = explain.residuals(stage, explain.read_images(table, fakes["path"].head(1)))
