@@ -10,14 +10,14 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dfd import images, layouts, splits
+from dfd import images, layouts, provenance, splits
 from dfd.cache import ScanCache
 from dfd.layouts import REAL, Found, ManifestError
 from dfd.progress import bar
@@ -37,6 +37,8 @@ def scan(
     seed: int = 0,
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
+    group_by: str = "",
+    hold_out: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -52,16 +54,20 @@ def scan(
         seed: of the split.
         val_fraction, test_fraction: shares of the images, each in (0, 1), together below 1. Splits that the folder
             already has are kept, and only missing ones are drawn, from train.
+        group_by: column of provenance.csv, source for instance; whole values of it then make the test split (see
+            `dfd.provenance`), whatever an earlier scan drew. Off if empty.
+        hold_out: the values that do; chosen to meet test_fraction if empty.
         workers: decoding threads (Pillow decodes outside Python's lock: on two cores threads were no slower than
             processes for images of 256 px); as many as there are cores if None.
         progress: show a bar.
 
     Returns:
         One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width
-        and height in pixels, upright; jpeg_quality 1 to 100 or NaN. `attrs`: root, layout, rejected (path, reason).
+        and height in pixels, upright; jpeg_quality 1 to 100 or NaN; with group_by also source, the value of that
+        column. `attrs`: root, layout, rejected (path, reason).
 
     Raises:
-        ManifestError: no usable folder, or a class without a readable image.
+        ManifestError: no usable folder, a class without a readable image, or a provenance table that does not fit.
         OSError: the disk is full.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
@@ -69,12 +75,20 @@ def scan(
         raise ManifestError(f"out ({out}) lies inside the data folder ({root}), which is never written to")
     if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ManifestError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave room to train")
+    if hold_out and not group_by:
+        raise ManifestError("hold_out needs group_by, the column of provenance.csv that its names come from")
     found = layouts.find(root)
+    origins = provenance.read(root, group_by) if group_by else None
     print(f"layout: {found.layout}")
     key = f"seed {seed}, val {val_fraction}, test {test_fraction}"
+    if group_by:
+        key += f", group by {group_by}, hold out {sorted(hold_out)}"
     with ScanCache(root) as cache:
         described = pd.DataFrame(_describe(root, found, cache, workers, progress))
         _need_every_class(found, described)
+        if origins is not None:
+            described["source"] = provenance.match(described.path, origins)
+            described["given"] = provenance.give(described, hold_out, seed, test_fraction)
         earlier = described.sha256.map(cache.splits(key)).astype(object)
         table = _split(_tie(root, described), earlier, found, seed, val_fraction, test_fraction)
         _need_every_class(found, table)
@@ -240,7 +254,7 @@ def _split(
 ) -> pd.DataFrame:
     """Group and split the described images, and bring the columns into order."""
     given = table.given.astype(object).where(table.given.notna(), None)
-    held = set(given) & {"val", "test"}  # splits of the folders, into which nothing is drawn
+    held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
     stays = given.isin(held) | (given == "train") & (len(held) == 2)
     fixed = given.where(stays, earlier.mask(earlier.isin(held) & given.notna()))
     fixed = fixed.where(fixed.notna(), None)
@@ -249,8 +263,10 @@ def _split(
     table = table.loc[group.index].assign(group=group, is_fake=lambda rows: rows.label != REAL)
     table["jpeg_quality"] = table.jpeg_quality.astype(float)
     given, fixed = given[group.index], fixed[group.index]
-    table["split"] = splits.assign(table, given, fixed, seed, val_fraction, test_fraction).astype(str)
-    return table[COLUMNS].sort_values("path", ignore_index=True)
+    by_source = "source" in table
+    assign = provenance.assign if by_source else splits.assign
+    table["split"] = assign(table, given, fixed, seed, val_fraction, test_fraction).astype(str)
+    return table[[*COLUMNS, "source"] if by_source else COLUMNS].sort_values("path", ignore_index=True)
 
 
 def _report(table: pd.DataFrame) -> Iterator[str]:
@@ -268,4 +284,4 @@ def _report(table: pd.DataFrame) -> Iterator[str]:
     if doubles:
         yield f"warning: {doubles} images lie byte for byte in more than one class; one of their labels is wrong"
     for line in splits.gaps(table):
-        yield f"warning: {line}; it has too few groups, or the folders leave it out"
+        yield f"warning: {line}; it has too few groups, or the folders or sources leave it out"

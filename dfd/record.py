@@ -57,9 +57,15 @@ def manifest_digest(out: Path) -> str | None:
     return manifest.digest(manifest.load(out))
 
 
+PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.provenance
+
+
 def fingerprint(folder: Path) -> str:
-    """A hash over the names, sizes and times of all files below a folder."""
+    """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
     found, seen = [], set()
+    with contextlib.suppress(OSError):  # there is none
+        status = os.stat(folder.parent / PROVENANCE)
+        found.append(("..", status.st_size, status.st_mtime_ns))
     for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
         seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)

@@ -196,7 +196,9 @@ def plan(
 
 
 def parse(name: str, text: str, kind: Any) -> Any:
-    """Turn a word of the command line into a field's type: int, float, bool, str, or a tuple as `95,75,50`.
+    """Turn a word of the command line into a field's type: int, float, bool, str, or a tuple as `95,75,50` or `a,b`.
+
+    Names that hold commas themselves are given as a list, `["a, b"]`.
 
     Raises:
         ConfigError: the text is no such value.
@@ -208,13 +210,16 @@ def parse(name: str, text: str, kind: Any) -> Any:
         if text.lower() in words:
             return words[text.lower()]
         raise config.ConfigError(f"{name} must be true or false, got {text!r}")
+    if kind == tuple[str, ...] and not text.startswith("["):
+        return tuple(word.strip() for word in text.split(",") if word.strip())
     try:
         if kind in (int, float):
             return kind(text)
         value = ast.literal_eval(text if text[:1] in "([" else f"({text},)")
         return tuple(value)
     except (ValueError, SyntaxError, TypeError):
-        what = {int: "a whole number", float: "a number"}.get(kind, "numbers with commas between them")
+        words = {int: "a whole number", float: "a number", tuple[str, ...]: "names with commas between them"}
+        what = words.get(kind, "numbers with commas between them")
         raise config.ConfigError(f"{name} must be {what}, got {text!r}") from None
 
 

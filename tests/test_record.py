@@ -69,3 +69,11 @@ def test_fingerprint_sees_behind_links_and_survives_loops(tmp_path):
     before = record.fingerprint(tmp_path / "data")
     (tmp_path / "elsewhere" / "new.png").write_bytes(b"x")
     assert record.fingerprint(tmp_path / "data") != before
+
+
+def test_fingerprint_changes_with_a_provenance_table_above_the_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.png").write_bytes(b"x")
+    before = record.fingerprint(tmp_path / "data")
+    (tmp_path / "provenance.csv").write_text("file,source\nx.png,a\n")
+    assert record.fingerprint(tmp_path / "data") != before
