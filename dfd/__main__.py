@@ -16,6 +16,7 @@ import click
 from dfd import __version__, config
 from dfd.layouts import SUFFIXES
 
+CROP_MODES = ("five", "grid", "random")
 CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
 SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
@@ -94,16 +95,34 @@ def run(
 @main.command()
 @click.argument("folder")
 @click.option("--out", help="Also write manifest.parquet, manifest.csv and rejected.csv there.")
-def scan(folder: str, out: str | None) -> None:
+@click.option("--group-by", metavar="COLUMN", help="Split by this column of provenance.csv: test holds whole sources.")
+@click.option("--hold-out", multiple=True, metavar="NAME", help="A source for test; may be repeated.")
+def scan(folder: str, out: str | None, group_by: str | None, hold_out: tuple[str, ...]) -> None:
     """Check a folder of images: classes, bad files, duplicates, splits.
 
     \b
     python -m dfd scan my/images
     python -m dfd scan my/images --out reports/mine
-    """
-    from dfd import manifest
 
-    click.echo(manifest.summary(manifest.scan(folder, out)).to_string())
+    provenance.csv (file, relative to the folder, and a column such as source) lies in the folder or the one above it.
+    With --group-by the sources are listed too, and those that can be held out. To train without each in turn:
+
+    \b
+    python -m dfd scan my/images --group-by source | sed -n 's/^can be held out: //p' |
+    while read -r name; do
+      python -m dfd run --data my/images --out "reports/without ${name//[^A-Za-z0-9]/-}" \\
+        -p group_by source -p hold_out "$name" </dev/null
+    done
+    """
+    from dfd import manifest, provenance
+
+    options = {"group_by": group_by, "hold_out": hold_out} if group_by or hold_out else {}
+    table = manifest.scan(folder, out, **options)
+    click.echo(manifest.summary(table).to_string())
+    if group_by:
+        click.echo(provenance.sources(table).to_string())
+        for (name,) in provenance.leave_one_source_out(table):
+            click.echo(f"can be held out: {name}")
 
 
 @main.command()
@@ -123,15 +142,31 @@ def sample(out: str, seed: int) -> None:
 @main.command()
 @click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
-@click.option("--crops", type=click.IntRange(1), help="Crops per image; more is slower and steadier.")
+@click.option(
+    "--crops",
+    type=click.IntRange(1),
+    help="Crops per image at most; more is slower and steadier.  [default: the model's, or 256 for --crop-mode grid, "
+    "the most there are]",
+)
+@click.option("--crop-mode", type=click.Choice(CROP_MODES), help="Where they lie.  [default: the model's]")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-def predict(model: str | None, as_json: bool, crops: int | None, paths: tuple[str, ...]) -> None:
+def predict(model: str | None, as_json: bool, crops: int | None, crop_mode: str | None, paths: tuple[str, ...]) -> None:
     """Judge images: real or fake, and made by which generator.
 
-    A folder stands for all images below it.
+    A folder stands for all images below it. Nothing is resized: windows are cut at full resolution and the networks'
+    answers averaged.
+
+    \b
+    five    the centre, the corners, then ever finer grids: quick, for an image that is of one kind throughout
+    grid    rows and columns that cover the whole image, unless --crops is lower: for an image that may be
+            fake in part only; crop_std of --json is then large
+    random  drawn places, always the same for one size: to check that the answer does not hang on places
+
+    A line on standard error names each image that is too large for all its crops.
 
     \b
     python -m dfd predict photo.jpg
+    python -m dfd predict --crop-mode grid large.jpg
     python -m dfd predict --json --model reports/mine my/folder > verdicts.jsonl
     """
     folder = find_model(model)
@@ -139,8 +174,9 @@ def predict(model: str | None, as_json: bool, crops: int | None, paths: tuple[st
 
     detector = Detector.load(folder)
     click.echo(f"model: {_shown(folder)}", err=True)
-    options = {} if crops is None else {"crops": crops}
-    verdicts = detector.predict(find_images(paths), **options)
+    verdicts = detector.predict(
+        find_images(paths), crops, crop_mode, report=lambda line: click.echo(_printable(line), err=True)
+    )
     if as_json:
         for verdict in verdicts:
             click.echo(json.dumps(dataclasses.asdict(verdict)))
@@ -177,9 +213,13 @@ def stage_command(stage: str, text: str) -> None:
         except FileNotFoundError:
             table = manifest.scan(cfg.data, cfg.out, cfg.seed)
         getattr(training, f"fit_{stage}")(table, cfg)
+        if getattr(cfg, "ablation", False):
+            from dfd import ablation
+
+            click.echo(ablation.run(table, cfg).round(3).to_string())
 
 
-stage_command("stage1", "Train the real/fake detector.")
+stage_command("stage1", "Train the real/fake detector; with -p ablation true also its variants, and compare them.")
 stage_command("stage2", "Train the network that names the generator.")
 
 

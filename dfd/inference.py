@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dfd.datasets import equalise, pad_to
-from dfd.degrade import to_tensor
+from dfd.crops import MAX_CROPS, Plan, cut, plan
+from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
 from dfd.models import Attribution, RealFakeClassifier
 
@@ -24,7 +26,8 @@ BATCH = 64  # crops per forward pass
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
     """The network of a stage from the plain values that its config, or its checkpoint, holds."""
     if stage == "stage1":
-        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
+        stem_stride = settings.get("stem_stride", 0)
+        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"], stem_stride)
     return Attribution(settings["backbone"], outputs, settings["unet_width"], settings["residual_bound"], pretrained)
 
 
@@ -56,20 +59,14 @@ def uses_bfloat16(device: torch.device) -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
 
 
-def crop_corners(height: int, width: int, size: int, crops: int) -> list[tuple[int, int]]:
-    """Where to cut: centre, then the four corners, then a regular grid; no place twice.
+@dataclass(frozen=True)
+class Scored:
+    """What a stage says of one image."""
 
-    Returns:
-        At most `crops` (top, left) pairs; fewer where the image holds fewer different windows.
-    """
-    down, right = height - size, width - size
-    side = 2
-    wanted = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)]
-    while len(dict.fromkeys(wanted)) < crops and side * size < 2 * max(height, width) + size:
-        side += 1
-        steps = [i / (side - 1) for i in range(side)]
-        wanted += [(round(down * y), round(right * x)) for y in steps for x in steps]
-    return list(dict.fromkeys(wanted))[:crops]
+    logits: Tensor  # (classes,), averaged over the crops
+    crops: int
+    spread: float  # standard deviation over the crops of the leading logit
+    needed: int  # crops that the mode asks for: above crops where the image is too large for them all
 
 
 class Stage:
@@ -84,7 +81,9 @@ class Stage:
         self.crop_size = content["preprocessing"]["crop_size"]
         self.equalise_quality = content["preprocessing"]["equalise_quality"]
         self.crops, self.threshold, self.temperature = content["crops"], content["threshold"], content["temperature"]
-        self.history, self.manifest_hash = content["history"], content["manifest_hash"]
+        self.crop_mode = content.get("crop_mode", "five")
+        self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
+        self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
         self.model = build_model(self.stage, self.settings, len(self.classes))
         self.model.load_state_dict(content["weights"])
         self.model.eval().to(self.device)
@@ -107,48 +106,64 @@ class Stage:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
-    def __call__(self, image: Image.Image, crops: int | None = None) -> Tensor:
-        """Logits (classes,) of one RGB image, averaged over its crops."""
-        return next(self.stream([to_tensor(image.convert("RGB"))], crops))[0]
+    def __call__(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Tensor:
+        """Logits (classes,) of one PIL image, averaged over its crops."""
+        return next(self.stream([image], crops, mode)).logits
 
     @torch.inference_mode()
-    def stream(self, images: Iterable[Tensor], crops: int | None = None) -> Iterator[tuple[Tensor, int, float]]:
+    def stream(
+        self, images: Iterable[Image.Image | Tensor], crops: int | None = None, mode: str | None = None
+    ) -> Iterator[Scored]:
         """Score images one after another, their crops batched together.
 
+        No more than BATCH crops are held at a time, and of a PIL image nothing but its crops becomes float.
+
         Args:
-            images: (1, 3, H, W) tensors in [0, 1], of any sizes.
-            crops: crops per image at most; none takes the checkpoint's number.
+            images: PIL images, or (1, 3, H, W) tensors in [0, 1]; of any sizes.
+            crops: crops per image at most, MAX_CROPS at the utmost; none takes the checkpoint's number or, for a grid
+                that this call asks for, as many as cover the image.
+            mode: five, grid or random, see `dfd.crops.plan`; none takes the checkpoint's.
 
         Yields:
-            In order: logits (classes,) averaged over the crops, the number of crops, and the standard deviation over
-            the crops of the leading logit.
+            One Scored per image, in order.
+
+        Raises:
+            ValueError: an image without pixels, crops below 1, or an unknown mode.
         """
-        waiting: list[Tensor] = []
+        if crops is None:
+            crops = MAX_CROPS if mode == "grid" else self.crops
+        plans: deque[Plan] = deque()  # of the images that wait for logits
+        windows = self._windows(images, crops, mode or self.crop_mode, plans)
+        logits: list[Tensor] = []
+        while batch := list(islice(windows, BATCH)):
+            logits.extend(self._logits(torch.cat(batch)))
+            while plans and len(logits) >= len(plans[0].corners):
+                first = plans.popleft()
+                count = len(first.corners)
+                yield self._average(torch.stack(logits[:count]), first.needed)
+                logits = logits[count:]
+
+    def _windows(self, images: Iterable[Image.Image | Tensor], crops: int, mode: str, plans: deque) -> Iterator[Tensor]:
         for image in images:
-            waiting.append(self.cut(image, crops or self.crops))
-            if sum(len(cut) for cut in waiting) >= BATCH:
-                yield from self._flush(waiting)
-                waiting = []
-        if waiting:
-            yield from self._flush(waiting)
+            height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
+            chosen = plan(height, width, self.crop_size, crops, mode)
+            plans.append(chosen)
+            for corner in chosen.corners:
+                yield cut(image, corner, self.crop_size)
+            del image  # before the next one is read: two large ones may not fit
 
-    def cut(self, image: Tensor, crops: int) -> Tensor:
-        """Equalised crops (N, 3, S, S) of a (1, 3, H, W) image; small images are reflect-padded."""
-        size = self.crop_size
-        image = pad_to(image, size)
-        corners = crop_corners(*image.shape[-2:], size, crops)
-        return equalise(torch.cat([image[..., y : y + size, x : x + size] for y, x in corners]), self.equalise_quality)
+    def _logits(self, batch: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, S, S) crops in [0, 1]."""
+        batch = equalise(batch, self.equalise_quality).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
+            out = self.model(batch).float().cpu()
+        return torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
 
-    def _flush(self, waiting: list[Tensor]) -> Iterator[tuple[Tensor, int, float]]:
-        logits = []
-        for chunk in torch.cat(waiting).split(BATCH):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
-                out = self.model(chunk.to(self.device)).float().cpu()
-            logits.append(torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out)
-        for one in torch.cat(logits).split([len(cut) for cut in waiting]):  # (crops, classes)
-            mean = one.mean(0)
-            lead = one[:, 1] if self.stage == "stage1" else one[:, mean.argmax()]
-            yield mean, len(one), float(lead.std(correction=0))
+    def _average(self, logits: Tensor, needed: int) -> Scored:
+        """Average (crops, classes) logits."""
+        mean = logits.mean(0)
+        lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
+        return Scored(mean, len(logits), float(lead.std(correction=0)), needed)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
@@ -184,21 +199,39 @@ class Detector:
         """Open both checkpoints of a run folder; see Stage.load for the errors."""
         return cls(*(Stage.load(Path(run) / name) for name in CHECKPOINTS.values()))
 
-    def predict(self, paths: Iterable[str | Path], crops: int | None = None) -> Iterator[Verdict]:
-        """One Verdict per path, in order; an unreadable file gives a Verdict with its error."""
+    def predict(
+        self,
+        paths: Iterable[str | Path],
+        crops: int | None = None,
+        mode: str | None = None,
+        report: Callable[[str], None] = print,
+    ) -> Iterator[Verdict]:
+        """Judge files one after another.
+
+        Args:
+            paths: image files.
+            crops, mode: as in `Stage.stream`.
+            report: gets a line for each image that is too large for all the crops that the mode asks for.
+
+        Yields:
+            One Verdict per path, in order; an unreadable file gives a Verdict with its error.
+        """
         for path in paths:
             try:
-                image = to_tensor(load_rgb(path))
+                image = load_rgb(path)
             except ImageError as error:
                 yield Verdict(str(path), error=str(error).removeprefix(f"{path}: "))
                 continue
-            yield self._verdict(str(path), image, crops)
+            one, two = (next(stage.stream([image], crops, mode)) for stage in (self.stage1, self.stage2))
+            del image  # before the next one is read
+            if short := next((scored for scored in (one, two) if scored.crops < scored.needed), None):
+                report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
+            yield self._verdict(str(path), one, two)
 
-    def _verdict(self, path: str, image: Tensor, crops: int | None) -> Verdict:
-        logits, count, spread = next(self.stage1.stream([image], crops))
-        p_fake = float(self.stage1.probabilities(logits)[1])
-        p_source = self.stage2.probabilities(next(self.stage2.stream([image], crops))[0]).tolist()
+    def _verdict(self, path: str, one: Scored, two: Scored) -> Verdict:
+        p_fake = float(self.stage1.probabilities(one.logits)[1])
+        p_source = self.stage2.probabilities(two.logits).tolist()
         named = dict(zip(self.stage2.classes, p_source, strict=True))
         is_fake = p_fake >= self.stage1.threshold
         source = max(named, key=named.get) if is_fake else "RealPhotos"
-        return Verdict(path, is_fake, p_fake, source, named, count, spread)
+        return Verdict(path, is_fake, p_fake, source, named, one.crops, one.spread)

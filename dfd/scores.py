@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy.special import softmax
 from torch import Tensor
 
-from dfd import evaluation
+from dfd import calibration, evaluation
 from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
 from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 from dfd.progress import bar
 
 
-def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0, crops: int | None = None):
+def score(
+    stage: Stage,
+    table: pd.DataFrame,
+    degradation: str = "none",
+    level: float = 0.0,
+    crops: int | None = None,
+    mode: str | None = None,
+) -> pd.DataFrame:
     """Score every image of the table at one fixed degradation.
+
+    Prints a line where images were too large for all the crops that the mode asks for; column crops has their number.
 
     Args:
         stage: the trained stage; stage 2 scores fakes only, and refuses photos.
         table: rows of the manifest, with its root in attrs.
         degradation: none, or an operator of dfd.degrade; it meets the whole image, before crops are cut.
         level: its level; 0 for none.
-        crops: crops per image at most; none takes the checkpoint's number.
+        crops, mode: as in `Stage.stream`; none takes the checkpoint's.
 
     Returns:
         The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction,
@@ -40,25 +50,31 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
     root = Path(table.attrs["root"])
     what = "clean" if degradation == "none" else f"{degradation} {level:g}"
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
-    results = list(stage.stream(_degraded(root, paths, degradation, level), crops))
-    logits = np.array([one.numpy() for one, _, _ in results]).reshape(len(table), len(stage.classes))
+    results = list(stage.stream(_images(root, paths, degradation, level), crops, mode))
+    if short := [one.needed for one in results if one.crops < one.needed]:
+        print(f"{stage.stage} {what}: {len(short)} of {len(results)} images needed more crops, up to {max(short)}")
+    logits = np.array([one.logits.numpy() for one in results]).reshape(len(table), len(stage.classes))
     scores = table[["path", "label", "split", "group"]].reset_index(drop=True)
     scores["degradation"], scores["level"] = degradation, float(level)
     for i, name in enumerate(stage.classes):
         scores[f"logit_{name}"] = logits[:, i]
     scores["prediction"] = predictions(stage, logits)
-    scores["crops"] = [count for _, count, _ in results]
-    scores["crop_std"] = [spread for _, _, spread in results]
+    scores["crops"] = [one.crops for one in results]
+    scores["crop_std"] = [one.spread for one in results]
     return scores
 
 
-def _degraded(root: Path, paths, degradation: str, level: float) -> Iterator[Tensor]:
+def _images(root: Path, paths: Iterable[str], degradation: str, level: float) -> Iterator[Image.Image | Tensor]:
+    """PIL images as they are; (1, 3, H, W) where a degradation meets the whole image."""
     for path in paths:
-        yield at_level(to_tensor(load_rgb(root / path)), degradation, level)
+        if degradation == "none":
+            yield load_rgb(root / path)
+        else:
+            yield at_level(to_tensor(load_rgb(root / path)), degradation, level)
 
 
 def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path) -> pd.DataFrame:
-    """Fit temperature, and stage 1's threshold, on the validation rows; store them in the checkpoint.
+    """Fit temperature, and stage 1's thresholds, on the validation rows; store them in the checkpoint.
 
     Args:
         stage: the trained stage; its temperature and threshold are replaced.
@@ -69,18 +85,21 @@ def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path) -> pd.DataFra
         The table with stage 1's predictions taken at the new threshold.
     """
     rows = evaluation.clean(scores, "val")
-    stage.temperature = evaluation.fit_temperature(rows)
+    stage.temperature = calibration.fit_temperature(rows)
     if stage.stage == "stage1":
-        stage.threshold = evaluation.fit_threshold(rows, stage.temperature)
-    values = {"temperature": stage.temperature, "threshold": stage.threshold}
+        stage.operating_points = calibration.operating_points(rows, stage.temperature)
+        stage.threshold = stage.operating_points["balanced"]
+    values = {name: getattr(stage, name) for name in ("temperature", "threshold", "operating_points")}
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **values)
-    return scores.assign(prediction=predictions(stage, scores[evaluation.logit_columns(scores)].to_numpy()))
+    return scores.assign(prediction=predictions(stage, scores[calibration.logit_columns(scores)].to_numpy()))
 
 
 def predictions(stage: Stage, logits: np.ndarray) -> np.ndarray:
     """Class names (N,) from logits (N, classes): stage 1 at its threshold, stage 2 the largest."""
     if stage.stage == "stage1":
-        return np.where(softmax(logits / stage.temperature, axis=1)[:, 1] >= stage.threshold, "fake", "real")
+        return np.where(
+            softmax(logits.astype(float) / stage.temperature, axis=1)[:, 1] >= stage.threshold, "fake", "real"
+        )
     return np.array(stage.classes)[logits.argmax(1)]
 
 

@@ -103,9 +103,11 @@ def verdicts(monkeypatch, tmp_path):
     calls = []
 
     class Detector:
-        def predict(self, paths, crops=None):
+        def predict(self, paths, crops=None, mode=None, report=print):
             for path in paths:
-                calls.append((path, crops))
+                calls.append((path, crops, mode))
+                if "large" in path:
+                    report(f"{path}: scored on 252 of 1890 crops")
                 if "bad" in path:
                     yield inference.Verdict(path, error="truncated")
                 elif "f" in path.rsplit("/")[-1]:
@@ -147,9 +149,10 @@ def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name in ("b.JPG", "deep/f.png", "note.txt"):
         (tmp_path / "in" / name).touch()
-    result = call("predict", "--json", "--crops", "3", "--model", "reports/old", "in", "bad.png")
+    options = ("--json", "--crops", "3", "--crop-mode", "random", "--model", "reports/old")
+    result = call("predict", *options, "in", "bad.png")
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert verdicts.calls == [("in/b.JPG", 3), ("in/deep/f.png", 3), ("bad.png", 3)]
+    assert verdicts.calls == [(path, 3, "random") for path in ("in/b.JPG", "in/deep/f.png", "bad.png")]
     assert rows[1] == {
         "path": "in/deep/f.png",
         "is_fake": True,
@@ -216,3 +219,39 @@ def test_predict_on_a_folder_without_images_says_so(call, verdicts, tmp_path):
     (tmp_path / "empty").mkdir()
     result = call("predict", "--model", "reports/old", "empty")
     assert result.exit_code == 2 and "no images below" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_predict_names_images_that_are_too_large_for_all_crops_on_stderr(options, call, verdicts):
+    result = call("predict", *options, "a.png", "large\n.png")
+    assert result.stderr == "model: reports/new\nlarge\\n.png: scored on 252 of 1890 crops\n"
+    assert len(result.stdout.splitlines()) == (2 if options else 3)
+    assert verdicts.calls == [("a.png", None, None), ("large\n.png", None, None)]
+
+
+def test_predict_knows_the_crop_modes_and_the_cap(call):
+    from dfd import crops
+
+    assert cli.CROP_MODES == crops.MODES
+    result = call("predict", "--crop-mode", "everywhere", "a.png")
+    assert result.exit_code == 2 and all(mode in result.output for mode in crops.MODES)
+    assert str(crops.MAX_CROPS) in call("predict", "--help").output
+
+
+def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
+    from bad_files import picture, png_header
+    from test_inference import content
+
+    from dfd import inference
+
+    for stage, name in inference.CHECKPOINTS.items():
+        inference.save_checkpoint(content(stage), tmp_path / name)
+    picture(0, 1, 1).save("one_pixel.png")
+    picture(1, 96, 80).save("good.png")
+    (tmp_path / "huge.png").write_bytes(png_header(20_000, 20_000))
+    result = call("predict", "--json", "--model", ".", "--crop-mode", "grid", "one_pixel.png", "huge.png", "good.png")
+    assert result.exit_code == 0, result.output
+    one_pixel, huge, good = map(json.loads, result.stdout.splitlines())
+    assert one_pixel["error"].startswith("too small: 1 x 1") and one_pixel["p_fake"] is None
+    assert huge["error"].startswith("oversized: ") and huge["p_fake"] is None
+    assert (good["error"], good["crops"]) == (None, 9) and 0 <= good["p_fake"] <= 1

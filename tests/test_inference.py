@@ -1,14 +1,19 @@
 """Inference: crops without resizing, averaged logits, checkpoints, and one Verdict per path."""
 
+import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bad_files import png_header
 from PIL import Image
 
-from dfd import inference
-from dfd.inference import Detector, Stage, crop_corners
+from dfd import crops, inference
+from dfd.inference import Detector, Stage
 
 
 def content(stage="stage1", crop_size=32, quality=90, **changes):
@@ -16,9 +21,11 @@ def content(stage="stage1", crop_size=32, quality=90, **changes):
     classes = ["real", "fake"] if stage == "stage1" else ["BigGAN", "ProGAN", "StyleGAN2"]
     torch.manual_seed(1)
     model = inference.build_model(stage, settings, len(classes))
+    head = (model if stage == "stage1" else model.classifier).backbone.get_classifier()
+    torch.nn.init.normal_(head.weight)  # crops of one image shall differ
     basic = {"stage": stage, "classes": classes, "config": settings, "weights": model.state_dict()}
     preprocessing = {"preprocessing": {"crop_size": crop_size, "equalise_quality": quality}, "crops": 5}
-    rest = {"threshold": 0.5, "temperature": 1.0, "history": [], "manifest_hash": "x"}
+    rest = {"threshold": 0.5, "temperature": 1.0, "history": [], "manifest_hash": "x", "key": "k"}
     return {**basic, **preprocessing, **rest, **changes}
 
 
@@ -29,45 +36,185 @@ def run(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("size", "crops", "expected"), [((32, 32), 5, 1), ((64, 64), 5, 5), ((32, 64), 5, 5)])
-def test_crops_are_different_windows(size, crops, expected):
-    assert len(crop_corners(*size, 32, crops)) == expected
+CPU = torch.device("cpu")
 
 
-def test_crops_stay_inside_and_number_what_was_asked():
-    for crops in (1, 4, 9, 20):
-        corners = crop_corners(200, 310, 64, crops)
-        assert len(set(corners)) == crops
-        assert all(0 <= y <= 136 and 0 <= x <= 246 for y, x in corners)
-    assert crop_corners(200, 310, 64, 1) == [(68, 123)]
+def noise(width, height, seed=0):
+    """A picture whose windows differ: noise whose strength grows to the right and downwards."""
+    strength = np.linspace(0, 60, height)[:, None, None] + np.linspace(0, 60, width)[None, :, None]
+    pixels = 128 + strength * np.random.default_rng(seed).uniform(-1, 1, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
-def test_many_crops_cover_the_whole_image():
-    seen = np.zeros((150, 220), bool)
-    for y, x in crop_corners(150, 220, 64, 60):
-        seen[y : y + 64, x : x + 64] = True
-    assert seen.all()
+def by_hand(mode):
+    """Corners (left, top) in a 130 x 100 image with windows of 32, for nine crops, or all of the grid."""
+    if mode == "grid":
+        return [(left, top) for top in (0, 23, 45, 68) for left in (0, 24, 49, 74, 98)]
+    if mode == "five":
+        edges = [(49, 0), (0, 34), (98, 34), (49, 68)]
+        return [(49, 34), (0, 0), (98, 0), (0, 68), (98, 68), *edges]
+    return [(left, top) for top, left in crops.plan(100, 130, 32, 9, "random").corners]
 
 
-def test_logits_are_the_mean_over_separately_scored_crops():
-    stage = Stage(content(quality=None), torch.device("cpu"))
-    image = torch.rand(1, 3, 50, 70)
-    logits, count, spread = next(stage.stream([image], crops=5))
-    cuts = [image[..., y : y + 32, x : x + 32] for y, x in crop_corners(50, 70, 32, 5)]
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, inference.uses_bfloat16(torch.device("cpu"))):
-        alone = torch.cat([stage.model(cut) for cut in cuts]).float()
-    assert count == 5
-    assert logits[0] == 0 and logits[1].item() == pytest.approx(alone.mean().item(), abs=0.02)
-    assert spread == pytest.approx(alone.std(correction=0).item(), abs=0.02)
+@pytest.mark.parametrize("quality", [None, 90])
+@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
+def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
+    monkeypatch.setattr(inference, "uses_bfloat16", lambda device: False)
+    image = noise(130, 100)
+    stage = Stage(content(quality=quality), CPU)
+    alone = []
+    for left, top in by_hand(mode):
+        crop = image.crop((left, top, left + 32, top + 32))
+        if quality:
+            crop.save(buffer := io.BytesIO(), "JPEG", quality=quality, subsampling="4:2:0")
+            crop = Image.open(buffer)
+        with torch.inference_mode():
+            alone.append(stage.model(torch.from_numpy(np.array(crop) / 255).float().permute(2, 0, 1)[None]).item())
+    given = torch.from_numpy(np.array(image) / 255).float().permute(2, 0, 1)[None] if as_tensor else image
+    (scored,) = stage.stream([given], None if mode == "grid" else 9, mode)
+    assert np.std(alone) > 0.01  # otherwise any window would do
+    assert scored.crops == scored.needed == len(alone)
+    assert scored.logits.tolist() == pytest.approx([0, np.mean(alone)], abs=1e-3)
+    assert scored.spread == pytest.approx(np.std(alone), abs=1e-3)
+    if not as_tensor:
+        assert stage(image, None if mode == "grid" else 9, mode).tolist() == scored.logits.tolist()
 
 
 def test_batching_images_of_many_sizes_changes_nothing(monkeypatch):
-    stage = Stage(content(quality=None), torch.device("cpu"))
-    images = [torch.rand(1, 3, *size) for size in ((32, 32), (20, 90), (64, 64), (5, 7), (100, 40))]
-    together = [logits for logits, _, _ in stage.stream(images)]
-    monkeypatch.setattr(inference, "BATCH", 1)
-    one_by_one = [logits for logits, _, _ in stage.stream(images)]
-    torch.testing.assert_close(torch.stack(together), torch.stack(one_by_one), atol=0.03, rtol=0.02)
+    monkeypatch.setattr(inference, "uses_bfloat16", lambda device: False)
+    stage = Stage(content(quality=None), CPU)
+    images = [torch.rand(1, 3, *size) for size in ((32, 32), (20, 90), (64, 64), (5, 7), (100, 40), (90, 200))]
+    images[2] = noise(64, 64)
+    together = list(stage.stream(images, 30))
+    assert len({scored.crops for scored in together}) == 3
+    for batch in (1, 7):
+        monkeypatch.setattr(inference, "BATCH", batch)
+        again = list(stage.stream(iter(images), 30))
+        assert [scored.crops for scored in again] == [scored.crops for scored in together]
+        one, other = (torch.stack([scored.logits for scored in some]) for some in (again, together))
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_images_are_read_when_their_turn_comes_and_not_before():
+    read = []
+    images = (read.append(i) or noise(64, 64, i) for i in range(40))
+    stream = Stage(content(), CPU).stream(images, 5)
+    next(stream)
+    assert len(read) <= inference.BATCH // 5 + 1
+    assert len(list(stream)) == 39
+
+
+def test_the_mode_is_the_checkpoints_unless_a_call_names_one(monkeypatch):
+    image = noise(130, 100)
+    old, new = (Stage(content(**changes), CPU) for changes in ({}, {"crop_mode": "grid", "crops": 4}))
+    assert (old.crop_mode, new.crop_mode) == ("five", "grid")
+
+    def counts(stage, *options):
+        (scored,) = stage.stream([image], *options)
+        return scored.crops, scored.needed
+
+    assert counts(old) == (5, 5) and counts(old, 3) == (3, 3)
+    assert counts(old, None, "grid") == (20, 20) and counts(old, 9, "grid") == (8, 20)
+    assert counts(new) == (4, 20) and counts(new, None, "random") == (4, 4)
+    with pytest.raises(ValueError, match="five, grid, random"):
+        counts(old, None, "everywhere")
+    with pytest.raises(ValueError, match="at least 1"):
+        counts(old, 0)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("mode", crops.MODES)
+def test_a_constant_colour_gets_a_finite_answer_without_spread(stage, mode):
+    (scored,) = Stage(content(stage), CPU).stream([Image.new("RGB", (100, 80), (90, 120, 30))], mode=mode)
+    assert torch.isfinite(scored.logits).all()
+    assert scored.crops > 1 and scored.spread == pytest.approx(0, abs=1e-2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 20)])
+def test_small_pil_images_and_tensors_are_padded_alike(size):
+    stage, image = Stage(content(quality=None), CPU), noise(*size)
+    tensor = torch.from_numpy(np.array(image) / 255).float().permute(2, 0, 1)[None]
+    for mode in crops.MODES:
+        one, other = stage.stream([image, tensor], 5, mode)
+        torch.testing.assert_close(one.logits, other.logits, atol=1e-3, rtol=1e-3)
+        assert torch.isfinite(one.logits).all()
+
+
+def test_predict_refuses_by_name_and_answers_the_rest(run, tmp_path):
+    paths = [tmp_path / name for name in ("one_pixel.png", "first.png", "huge.png", "flat.png")]
+    noise(1, 1).save(paths[0])
+    noise(90, 70).save(paths[1])
+    paths[2].write_bytes(png_header(20_000, 20_000))
+    Image.new("RGB", (64, 64), (255, 0, 0)).save(paths[3])
+    one_pixel, first, huge, flat = Detector.load(run).predict(paths)
+    assert one_pixel.error.startswith("too small: 1 x 1 pixels") and huge.error.startswith("oversized: ")
+    for verdict in (one_pixel, huge):
+        assert verdict.p_fake is verdict.source is verdict.crops is None
+    for verdict in (first, flat):
+        assert verdict.error is None and 0 <= verdict.p_fake <= 1 and verdict.crops == 5
+
+
+def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(crops, "MAX_CROPS", 12)
+    monkeypatch.setattr(inference, "MAX_CROPS", 12)
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    noise(96, 64).save(small)
+    noise(160, 128).save(large)
+    detector, lines = Detector.load(run), []
+    first, second = detector.predict([small, large], mode="grid", report=lines.append)
+    assert (first.crops, second.crops) == (6, 12)
+    assert lines == [f"{large}: scored on 12 of 20 crops, the limit for one image"]
+    (verdict,) = detector.predict([large], crops=15)
+    assert verdict.crops == 12 and "large.png: scored on 12 of 15 crops" in capsys.readouterr().out
+    list(detector.predict([large]))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("mode", crops.MODES)
+def test_a_large_image_becomes_float_only_by_its_crops(mode, monkeypatch):
+    pixels, batches = [], []
+    whole = crops.to_tensor
+    monkeypatch.setattr(crops, "to_tensor", lambda image: pixels.append(image.width * image.height) or whole(image))
+    stage = Stage(content(quality=None), CPU)
+    stage.model.register_forward_pre_hook(lambda model, given: batches.append(tuple(given[0].shape)))
+    (scored,) = stage.stream([Image.new("RGB", (8000, 5000), (90, 120, 30))], 10_000, mode)
+    assert set(pixels) == {32 * 32} and len(pixels) == scored.crops
+    assert scored.crops <= crops.MAX_CROPS == 256
+    assert max(batches) <= (inference.BATCH, 3, 32, 32) and len(batches) <= 4
+    assert scored.needed == (250 * 157 if mode == "grid" else 10_000)
+    assert torch.isfinite(scored.logits).all()
+
+
+MEASURED = """
+import sys, time
+from dfd.inference import Detector
+
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) // 1024
+
+run, small, large = sys.argv[1:]
+detector = Detector.load(run)
+list(detector.predict([small]))
+before = memory("VmRSS")
+(verdict,) = detector.predict([large], mode="grid", report=print)
+print(verdict.crops, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from Linux' /proc")
+def test_a_40_megapixel_file_takes_less_than_400_megabytes(run, tmp_path):
+    small, large = tmp_path / "small.png", tmp_path / "large.jpg"
+    noise(64, 64).save(small)
+    Image.effect_noise((8000, 5000), 40).convert("RGB").save(large)
+    call = [sys.executable, "-W", "error", "-c", MEASURED, run, small, large]
+    report, result = subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()
+    used, megabytes = map(int, result.split())
+    assert report == f"{large}: scored on {used} of {250 * 157} crops, the limit for one image"
+    assert 200 < used <= 256
+    assert megabytes < 400
 
 
 def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, tmp_path):
