@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,12 +52,15 @@ class Eda(Shared):
 
     val_fraction: float = 0.2  # share of the groups held out to choose epoch and threshold
     test_fraction: float = 0.2  # share of the groups held out for the final numbers
+    group_by: str = ""  # column of provenance.csv, whole values of which make the test split; empty: off
+    hold_out: tuple[str, ...] = ()  # the values that make the test split; empty: chosen to meet test_fraction
     examples: int = 6  # pictures per class in the example grid
 
     def check(self) -> None:
         self._need(0 < self.val_fraction < 1, f"val_fraction must lie in (0, 1), got {self.val_fraction}")
         self._need(0 < self.test_fraction < 1, f"test_fraction must lie in (0, 1), got {self.test_fraction}")
         self._need(self.val_fraction + self.test_fraction < 1, "val_fraction + test_fraction must leave room to train")
+        self._need(bool(self.group_by) or not self.hold_out, "hold_out needs group_by, the column its names come from")
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,6 +69,7 @@ class Training(Shared):
 
     crop_size: int = 128  # side of the square crop, pixels
     crops: int = 5  # crops per image when scoring; never a resize
+    crop_mode: str = "five"  # where they lie: five (centre, corners, then a grid), grid or random
     equalise: bool = True  # same crop and same last codec for every class
     equalise_quality: int = 90  # Pillow quality of that codec (JPEG, 4:2:0)
     degrade: bool = True  # JPEG, blur and rescaling in training
@@ -74,6 +78,7 @@ class Training(Shared):
     images_per_epoch: int = 0  # balanced draws per epoch; 0: as many as there are training images
     lr_gc: float = 1e-3  # AdamW learning rate of generator and classifier
     weight_decay: float = 1e-4
+    ema: float = 0.99  # decay of the moving average of the weights, which is what is kept; 0: no average
     patience: int = 4  # epochs without a better validation score before stopping
     minutes: float = 0.0  # stop training after the epoch that passes this; 0: no limit
     workers: int = 1  # loader processes; 0 loads in the training process
@@ -88,24 +93,54 @@ class Training(Shared):
         for name in ("images_per_epoch", "minutes", "workers", "weight_decay"):
             self._need(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         self._need(self.lr_gc > 0, f"lr_gc must be positive, got {self.lr_gc}")
+        self._need(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
+        self._one_of("crop_mode", ("five", "grid", "random"))
+
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        self._need(value in choices, f"{name} must be {' or '.join(choices)}, got {value}")
 
 
 @dataclass(frozen=True, repr=False)
 class Stage1(Training):
-    """Notebook 01: train the real/fake detector."""
+    """Notebook 01: train the real/fake detector against a launderer of fakes."""
 
     backbone: str = "resnet50"  # any timm name
     pretrained: bool = True  # ImageNet weights where they can be had
-    representation: str = "highpass"  # what the backbone sees: rgb or highpass
+    representation: str = "highpass"  # what the backbone sees: rgb, highpass or npr
+    stem_stride: int = 0  # stride of the first convolution; 1 keeps pixel-level traces, 0 leaves it as it is
+    loss: str = "bce"  # bce or focal
     label_smoothing: float = 0.05
+    adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
+    adversarial_every: int = 4  # batches of the detector for one turn of its adversaries
+    adversarial_loss: str = "hinge"  # hinge or nonsaturating
+    adversarial_weight: float = 1.0  # launderer: pass for a photo before the discriminator
+    evasion_weight: float = 0.3  # launderer: pass for a photo before the detector
+    perceptual_weight: float = 10.0  # launderer: keep the content, in VGG16's features; 0 leaves the term out
+    r1_weight: float = 0.0  # discriminator: R1 gradient penalty, beside its spectral norm
+    laundered_weight: float = 0.5  # detector: laundered fakes, beside 1 for the batch
+    launderer_width: int = 8  # channels of the launderer's first level
+    launderer_bound: float = 0.03  # largest change of a pixel, in units of the [0, 1] range
+    discriminator_layers: int = 3  # strided layers; 3 see patches of 70 x 70 pixels, 2 of 34 x 34
+    ablation: bool = False  # also train the detector with one part left out or changed at a time, and compare
 
     def check(self) -> None:
         super().check()
-        self._need(
-            self.representation in ("rgb", "highpass"),
-            f"representation must be rgb or highpass, got {self.representation}",
-        )
+        self._one_of("representation", ("rgb", "highpass", "npr"))
+        self._one_of("loss", ("bce", "focal"))
+        self._one_of("adversarial_loss", ("hinge", "nonsaturating"))
         self._need(0 <= self.label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+        self._need(0 < self.launderer_bound <= 1, f"launderer_bound must be in (0, 1], got {self.launderer_bound}")
+        self._need(self.launderer_width >= 4, f"launderer_width must be at least 4, got {self.launderer_width}")
+        self._need(0 <= self.stem_stride <= 4, f"stem_stride must be 0 to 4, got {self.stem_stride}")
+        self._need(self.adversarial_every >= 1, f"adversarial_every must be at least 1, got {self.adversarial_every}")
+        self._need(
+            1 <= self.discriminator_layers and 2 ** (self.discriminator_layers + 2) <= self.crop_size,
+            f"discriminator_layers must be at least 1 and fit crop_size, got {self.discriminator_layers}",
+        )
+        for name in ("adversarial", "evasion", "perceptual", "r1", "laundered"):
+            weight = getattr(self, f"{name}_weight")
+            self._need(weight >= 0, f"{name}_weight must not be negative, got {weight}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,7 +204,10 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "03_robustness": {"qualities": (95, 75, 50)},
     },
     "quick": {
-        "01_stage1_real_fake": {"crop_size": 96, "num_epochs": 8},
+        "01_stage1_real_fake": {
+            "backbone": "tf_efficientnet_lite0", "crop_size": 96, "num_epochs": 8, "images_per_epoch": 2400,
+            "adversarial_every": 8,
+        },
         "02_stage2_attribution": {"crop_size": 96, "num_epochs": 6, "unet_width": 8},
         "03_robustness": {"qualities": (95, 75, 50), "crops": 3},
     },
@@ -239,7 +277,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     """Check a value against its field's type; lists become tuples and whole numbers floats where asked."""
     text = str(kind).replace("<class '", "").replace("'>", "")
     if text.startswith("tuple") and isinstance(value, list | tuple):
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+        if all(type(item) is get_args(kind)[0] for item in value):
             return tuple(value)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

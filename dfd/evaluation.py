@@ -10,15 +10,7 @@ import pandas as pd
 from sklearn import metrics as skm
 
 from dfd.bootstrap import band, interval, intervals
-from dfd.calibration import (  # noqa: F401  until dfd.scores asks dfd.calibration
-    confidences,
-    expected_calibration_error,
-    fit_temperature,
-    fit_threshold,
-    logit_columns,
-    p_fake,
-    true_class,
-)
+from dfd.calibration import confidences, expected_calibration_error, logit_columns, p_fake, true_class
 from dfd.record import read_json, write_json
 
 FPR_GRID = np.geomspace(1e-4, 1, 161)  # where a ROC curve's band is taken

@@ -103,7 +103,8 @@ def twins(table: pd.DataFrame, count: int, size: int = 128) -> dict[str, list[np
 def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> dict[str, list[np.ndarray]]:
     """What stage 1 is trained on: one random, degraded, equalised crop of `columns` images of each label."""
     torch.manual_seed(cfg.seed)
-    degrade, quality = RandomDegrade() if cfg.degrade else None, cfg.equalise_quality if cfg.equalise else None
+    degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
+    quality = cfg.equalise_quality if cfg.equalise else None
     pictures = {}
     for label, rows in table.groupby("label"):
         rows = rows[rows["path"].isin(_spread(rows["path"], columns))]

@@ -1,4 +1,4 @@
-"""One status line for a running notebook, with what its cells print above it."""
+"""What shows that long work goes on: progress bars, a live figure, and one status line for a running notebook."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
 
@@ -27,6 +30,27 @@ def bar(iterable: Iterable, **options: Any):
 
     by_hand = "ipykernel" in sys.modules and HEADLESS not in os.environ
     return tqdm(iterable, leave=False, file=sys.stdout if by_hand else sys.stderr, **options)
+
+
+class Live:
+    """One picture in a notebook's output, drawn anew in place; in JupyterLab, and headless too. Nothing elsewhere."""
+
+    def __init__(self):
+        self.handle = None
+
+    def show(self, draw: Callable[[], Figure]) -> None:
+        """Draw and show; the figure is closed afterwards, so that the cell does not show it again."""
+        if "ipykernel" not in sys.modules:
+            return
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        figure = draw()
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
 
 
 class Progress:

@@ -148,3 +148,61 @@ def test_hub_is_not_asked_when_offline_is_set(monkeypatch):
 def test_unknown_backbone_suggests_known_ones():
     with pytest.raises(ValueError, match="no model named 'resnet51'.*it has .*resnet"):
         RealFakeClassifier("resnet51")
+
+
+def test_npr_is_the_difference_to_the_upper_left_pixel_of_each_block():
+    images = torch.rand(2, 3, 7, 10)
+    found = classifier.neighbouring_pixel_residual(images)
+    for y, x in ((0, 0), (1, 1), (6, 9), (3, 4)):
+        expected = images[..., y, x] - images[..., y // 2 * 2, x // 2 * 2]
+        torch.testing.assert_close(found[..., y, x], expected)
+
+
+def test_nearest_upsampling_leaves_nothing_in_npr():
+    small = torch.rand(1, 3, 8, 8)
+    assert (
+        classifier.neighbouring_pixel_residual(small.repeat_interleave(2, -1).repeat_interleave(2, -2)).abs().max() == 0
+    )
+
+
+@pytest.mark.parametrize("representation", list(classifier.REPRESENTATIONS))
+def test_a_representation_is_what_the_backbone_sees(representation, monkeypatch):
+    model = RealFakeClassifier("test_resnet.r160_in1k", representation=representation)
+    seen = []
+    monkeypatch.setattr(model.backbone, "forward", lambda x: seen.append(x) or x.mean((1, 2, 3))[:, None])
+    images = torch.rand(2, 3, 32, 32)
+    model(images)
+    expected = {
+        "rgb": (images - model.mean) / model.std,
+        "highpass": 8 * classifier.high_pass(images),
+        "npr": 8 * classifier.neighbouring_pixel_residual(images),
+    }
+    torch.testing.assert_close(seen[0], expected[representation])
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet.r160_in1k", "test_efficientnet.r160_in1k", "resnet18"])
+def test_stem_stride_one_doubles_the_first_features(backbone):
+    sizes = {}
+    for stride in (0, 1):
+        model = RealFakeClassifier(backbone, stem_stride=stride)
+        hook = classifier.first_convolution(model.backbone).register_forward_hook(
+            lambda module, inputs, output, stride=stride: sizes.__setitem__(stride, output.shape[-1])
+        )
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2,)
+        hook.remove()
+    assert sizes == {0: 16, 1: 32}
+
+
+def test_a_backbone_without_a_small_first_convolution_is_refused():
+    with pytest.raises(ValueError, match="stem_stride needs a backbone"):
+        RealFakeClassifier("test_vit.r160_in1k", stem_stride=1)
+
+
+def test_depthwise_backbones_stay_in_float32_on_a_cpu():
+    images = torch.rand(2, 3, 32, 32)
+    for backbone, expected in (
+        ("test_resnet.r160_in1k", torch.bfloat16),
+        ("test_efficientnet.r160_in1k", torch.float32),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert RealFakeClassifier(backbone)(images).dtype == expected

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
@@ -72,3 +73,26 @@ def test_bars_go_where_they_look_well(modules, environment, stream, monkeypatch,
     assert list(progress.bar(range(3), desc="work")) == [0, 1, 2]
     written = capsys.readouterr()._asdict()
     assert "work" in written.pop(stream) and not any(written.values())
+
+
+def test_a_live_picture_is_shown_once_and_then_drawn_anew(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, figure):
+            shown.append(("update", figure))
+
+    def display(figure, display_id):
+        shown.append(("display", figure))
+        return Handle()
+
+    live = progress.Live()
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    live.show(lambda: pytest.fail("nothing is drawn outside of a notebook"))
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.setattr("IPython.display.display", display)
+    figures = [plt.figure() for _ in range(3)]
+    for figure in figures:
+        live.show(lambda figure=figure: figure)
+    assert shown == [("display", figures[0]), ("update", figures[1]), ("update", figures[2])]
+    assert not set(plt.get_fignums()) & {figure.number for figure in figures}

@@ -20,7 +20,7 @@ def table(tiny_data, tmp_path):
 
 def configured(stage, out, data, **changes):
     small = {"backbone": BACKBONES[stage], "pretrained": False, "crop_size": 32, "num_epochs": 3, "batch_size": 8}
-    wide = {"unet_width": 4} if stage == "stage2" else {}
+    wide = {"unet_width": 4} if stage == "stage2" else {"launderer_width": 4, "adversarial_every": 2}
     options = {**small, **wide, "workers": 0, "images_per_epoch": 16, "lr_gc": 1e-3, **changes}
     return FITS[stage][1](data=str(data), out=str(out), **options)
 
@@ -78,7 +78,7 @@ def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, t
     session = training.Session("stage1", table, cfg, ["real", "fake"])
     scores = iter([0.6, 0.7, 0.65, 0.7, 0.9])
     for epoch in session.epochs():
-        session.losses.append(1.0)
+        session.losses["model"].append(1.0)
         session.end_epoch(epoch, {"val_loss": 1.0, "val_auc": 0.0}, score=next(scores))
     assert len(session.history) == 4 and session.best[2] == 2
     assert "stopped early" in capsys.readouterr().out
@@ -131,6 +131,50 @@ def test_a_training_out_of_time_goes_on_when_given_more(table, tiny_data, tmp_pa
     longer = training.fit_stage1(table, configured("stage1", tmp_path, tiny_data))
     assert len(short) == 1 and len(longer) == 3
     assert "going on after epoch 1" in capsys.readouterr().out
+
+
+def test_the_adversaries_take_their_turns(table, tiny_data, tmp_path):
+    history = training.fit_stage1(table, configured("stage1", tmp_path / "with", tiny_data, num_epochs=1))
+    adversaries = {"launderer_loss", "discriminator_loss", "adversarial_loss", "evasion_loss", "perceptual_loss"}
+    assert adversaries <= set(history)
+    alone = configured("stage1", tmp_path / "alone", tiny_data, num_epochs=1, adversarial=False)
+    assert not adversaries & set(training.fit_stage1(table, alone))
+    blind = configured("stage1", tmp_path / "blind", tiny_data, num_epochs=1, perceptual_weight=0.0)
+    assert "perceptual_loss" not in training.fit_stage1(table, blind)
+
+
+def test_a_step_changes_the_named_network_alone(table, tiny_data, tmp_path):
+    cfg = configured("stage1", tmp_path, tiny_data)
+    session = training.Session("stage1", table, cfg, ["real", "fake"])
+    adversary = training.launderer_of(session, cfg)
+    for _ in session.epochs():
+        break
+    photos, fakes = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
+    losses = {
+        "discriminator": lambda: adversary.discriminator_loss(photos, fakes),
+        "launderer": lambda: sum(adversary.generator_losses(fakes, session.model).values()),
+        "model": lambda: session.model(fakes).mean(),
+    }
+    for trained, loss in losses.items():
+        before = {name: [p.clone() for p in network.parameters()] for name, network in session.networks.items()}
+        session.step(loss(), trained)
+        for name, network in session.networks.items():
+            pairs = zip(network.parameters(), before[name], strict=True)
+            assert any(not torch.equal(a, b) for a, b in pairs) == (name == trained), (trained, name)
+
+
+def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
+    session = training.Session("stage1", table, configured("stage1", tmp_path, tiny_data, ema=0.5), ["real", "fake"])
+    session.losses = {"model": []}
+    tracked = []
+    for _ in range(4):
+        session.step(session.model(torch.rand(2, 3, 32, 32)).square().mean())
+        tracked.append(next(session.model.parameters()).detach().clone())
+    expected = tracked[0]
+    for count, weight in enumerate(tracked[1:], 1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(next(session.averaged.module.parameters()), expected)
 
 
 @pytest.mark.slow

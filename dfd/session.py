@@ -1,0 +1,301 @@
+"""The session of a training: what both stages keep between epochs, and how they go on after a kill.
+
+A session seeds every epoch by itself, so a run that was killed and goes on gives the same weights as one that was
+not: exactly on a CPU with the same `workers`, else but for rounding and draws. `train_<stage>.pt` holds the state to
+go on from; `best_<…>.pt` holds the best epoch for use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+
+from dfd import config, manifest
+from dfd.datasets import balanced_sampler
+from dfd.degrade import RandomDegrade
+from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
+from dfd.plots import plot_history
+from dfd.progress import Live, bar
+
+MODEL = "model"  # the network that the checkpoint is about; others are added by name
+
+
+class Session:
+    """What a training run keeps: networks, optimisers, averaged weights, history, best epoch.
+
+    Args:
+        stage: stage1 or stage2.
+        table: the manifest; its digest goes into the checkpoint.
+        cfg: parameters of the stage.
+        classes: names of the logits.
+    """
+
+    def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
+        self.stage, self.cfg, self.classes = stage, cfg, classes
+        self.out = Path(cfg.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.best_path, self.state_path = self.out / CHECKPOINTS[stage], self.out / f"train_{stage}.pt"
+        self.manifest_hash = manifest.digest(table)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
+        self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
+        self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NOT_LEARNT_FROM}
+        unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes", "crops", "crop_mode")}
+        made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
+        self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        self.history: list[dict] = []
+        self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
+        self.networks: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.curves = Live()
+        self.done = self.out_of_time = False
+        if cfg.resume and self._finished():
+            return
+        seed_everything(cfg.seed)
+        self.add(MODEL, build_model(stage, self.settings, len(classes), pretrained=cfg.pretrained))
+        self.averaged = AveragedModel(self.model, multi_avg_fn=_moving_average(cfg.ema), use_buffers=True)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained for use."""
+        return self.networks[MODEL]
+
+    def add(self, name: str, network: nn.Module) -> nn.Module:
+        """Train one more network beside the model, with an optimiser of its own; before the first epoch."""
+        self.networks[name] = network.to(self.device)
+        self.optimizers[name] = torch.optim.AdamW(
+            network.parameters(), self.cfg.lr_gc, weight_decay=self.cfg.weight_decay
+        )
+        return network
+
+    def epochs(self) -> Iterator[int]:
+        """Epochs still to run; stops early when the validation score has stopped rising or the time is up."""
+        if self.cfg.resume and not self.done:
+            self._go_on()
+        started, before = time.monotonic(), len(self.history)
+        while not self.done and len(self.history) < self.cfg.num_epochs:
+            if len(self.history) - self.best[2] >= self.cfg.patience:
+                print(f"{self.stage}: no better validation score for {self.cfg.patience} epochs; stopped early.")
+                break
+            late = self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes
+            if late and len(self.history) > before:
+                print(f"{self.stage}: the limit of {self.cfg.minutes:g} minutes is reached; stopped.")
+                self.out_of_time = True
+                break
+            self.started, self.losses = time.monotonic(), defaultdict(list)
+            yield len(self.history)
+
+    def batches(self, data: Dataset, table: pd.DataFrame, binary: bool) -> Iterator:
+        """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar."""
+        epoch, cfg = len(self.history), self.cfg
+        seed_everything(cfg.seed * 10_007 + epoch + 1)
+        generator = torch.Generator().manual_seed(cfg.seed * 10_007 + epoch + 1)
+        draws = max(cfg.images_per_epoch or len(data), cfg.batch_size)
+        sampler = balanced_sampler(table, draws, binary, generator)
+        loader = self._loader(data, sampler=sampler, drop_last=True, generator=generator)
+        self.total_steps = len(loader) * cfg.num_epochs
+        for network in self.networks.values():
+            network.train()
+        shown = bar(loader, desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}", unit="batch")
+        for step, batch in enumerate(shown):
+            self.set_learning_rate((epoch * len(loader) + step) / self.total_steps)
+            self.turn = step
+            yield self._to_device(batch)
+            shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
+
+    def set_learning_rate(self, progress: float) -> None:
+        """Warm up linearly over the first 5 % of the training, then fall to 1 % along a cosine."""
+        scale = progress / 0.05 if progress < 0.05 else 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.cfg.lr_gc * max(scale, 0.01)
+
+    def step(self, loss: Tensor, name: str = MODEL) -> None:
+        """Walk the loss back into one network alone, clip the gradient's norm to 1, and update.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(f"{self.stage}: the loss of {name} became {loss.item()}; lower lr_gc and run again")
+        parameters = list(self.networks[name].parameters())
+        self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimizers[name].step()
+        self.losses[name].append(loss.item())
+        if name == MODEL:
+            self.averaged.update_parameters(self.model)
+
+    @torch.inference_mode()
+    def validate(self, data: Dataset) -> tuple[Tensor, Tensor]:
+        """Logits of the averaged weights, and targets, for one fixed crop per image, the same in every epoch."""
+        seed_everything(self.cfg.seed)
+        self.averaged.eval()
+        logits, targets = [], []
+        for batch in self._loader(data, generator=torch.Generator().manual_seed(self.cfg.seed)):
+            images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
+            with self.precision():
+                logits.append(self.averaged(images.to(self.device)).float().cpu())
+            targets.append(target)
+        return torch.cat(logits), torch.cat(targets)
+
+    def end_epoch(self, epoch: int, values: dict[str, float], score: float) -> None:
+        """Add a row to the history, redraw the curves, keep the epoch if it is the best, and write the state."""
+        losses = {name: float(np.mean(found)) for name, found in self.losses.items()}
+        row = {
+            "epoch": epoch + 1,
+            "seconds": time.monotonic() - self.started,
+            "lr": self.optimizers[MODEL].param_groups[0]["lr"],
+            "train_loss": losses.pop(MODEL),
+            **values,
+            **{f"{name}_loss": value for name, value in losses.items()},
+            "score": score,
+        }
+        self.history.append(row)
+        left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
+        shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", *values))
+        time_text = f"{row['seconds']:.0f} s, at most {left:.0f} s left"
+        print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
+        self._draw()
+        if [score, -values["val_loss"]] > self.best[:2]:
+            self.best = [score, -values["val_loss"], epoch + 1]
+            self._save_best()
+        state = {
+            "key": self.key,
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "averaged": self.averaged.state_dict(),
+        }
+        save_checkpoint({**state, "history": self.history, "best": self.best}, self.state_path)
+
+    def finish(self) -> pd.DataFrame:
+        """Mark the best checkpoint as finished, drop the state to go on from, and give the history.
+
+        A training that ran out of time keeps its state, so that it goes on when it is given more.
+        """
+        if not self.done and not self.out_of_time:
+            best = torch.load(self.best_path, map_location="cpu", weights_only=True)
+            save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
+            self.state_path.unlink(missing_ok=True)
+            self.done = True
+        return pd.DataFrame(self.history)
+
+    def precision(self):
+        """Mixed precision where the hardware has bfloat16; full precision elsewhere."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device))
+
+    def _draw(self) -> None:
+        self.curves.show(lambda: plot_history(pd.DataFrame(self.history)))
+
+    def _save_best(self) -> None:
+        content = {
+            "stage": self.stage,
+            "weights": self.averaged.module.state_dict(),
+            "classes": self.classes,
+            "preprocessing": self._preprocessing(),
+            "crops": self.cfg.crops,
+            "crop_mode": self.cfg.crop_mode,
+            "threshold": 0.5,
+            "operating_points": {},
+            "temperature": 1.0,
+            "config": self.settings,
+            "manifest_hash": self.manifest_hash,
+            "metrics": {"val": self.history[-1]},
+            "history": self.history,
+            "key": self.key,
+            "finished": False,
+        }
+        save_checkpoint(content, self.best_path)
+
+    def _preprocessing(self) -> dict:
+        """What a crop goes through; mean and std are None where the network normalises each image by itself."""
+        named = dict(self.model.named_buffers())
+        values = {name: named[name].flatten().tolist() if name in named else None for name in ("mean", "std")}
+        return {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality, **values}
+
+    def _finished(self) -> bool:
+        if not self.best_path.exists():
+            return False
+        best = torch.load(self.best_path, map_location="cpu", weights_only=True)
+        if best["key"] != self.key or not best["finished"]:
+            return False
+        print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
+        if (best["crops"], best.get("crop_mode")) != (self.cfg.crops, self.cfg.crop_mode):
+            update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
+        self.history, self.done = best["history"], True
+        self._draw()
+        return True
+
+    def _go_on(self) -> None:
+        if not self.state_path.exists():
+            return
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        if state["key"] != self.key:
+            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
+            return
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        self.averaged.load_state_dict(state["averaged"])
+        self.history, self.best = state["history"], state["best"]
+        print(f"{self.stage}: going on after epoch {len(self.history)}.")
+
+    def _loader(self, data: Dataset, **options) -> DataLoader:
+        return DataLoader(
+            data, self.cfg.batch_size, num_workers=self.cfg.workers, pin_memory=self.device.type == "cuda", **options
+        )
+
+    def _to_device(self, batch):
+        if isinstance(batch, dict):
+            return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        return [value.to(self.device, non_blocking=True) for value in batch]
+
+
+NOT_LEARNT_FROM = ("data", "out", "resume", "ablation")  # parameters that leave the weights as they are
+
+
+def _moving_average(decay: float):
+    """Exponential moving average, fast while the weights are young; counters are copied."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        count = int(count)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
+def _sources() -> list[str]:
+    """The code that a training follows from: when it changes, an old state is not gone on from."""
+    here = Path(__file__).parent
+    files = [
+        here / f"{name}.py"
+        for name in ("datasets", "degrade", "laundering", "losses", "operators", "session", "training")
+    ]
+    return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, the CPU's and the GPU's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,52 @@
+"""The ablation: which variants there are, and that each is trained, scored and kept."""
+
+import pandas as pd
+import pytest
+import torch
+
+from dfd import ablation, config, manifest
+from dfd.inference import CHECKPOINTS
+
+
+def test_each_variant_changes_one_thing(tmp_path):
+    cfg = config.Stage1(out=str(tmp_path), representation="npr")
+    found = ablation.variants(cfg)
+    changed = {
+        name: {key for key in vars(cfg) if key != "out" and getattr(one, key) != getattr(cfg, key)}
+        for name, one in found.items()
+    }
+    assert changed == {
+        "as configured": set(),
+        "without adversarial part": {"adversarial"},
+        "without perceptual part": {"perceptual_weight"},
+        "without degradation": {"degrade"},
+        "rgb instead of npr": {"representation"},
+        "highpass instead of npr": {"representation"},
+    }
+    assert len({one.out for one in found.values()}) == len(found)
+
+
+def test_what_is_off_already_is_not_left_out_again():
+    found = ablation.variants(config.Stage1(adversarial=False, degrade=False))
+    assert not {"without adversarial part", "without perceptual part", "without degradation"} & set(found)
+
+
+@pytest.mark.slow
+def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch):
+    table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
+    cfg = config.Stage1(
+        data=str(tiny_data), out=str(tmp_path / "run"), backbone="test_resnet.r160_in1k", pretrained=False,
+        crop_size=32, num_epochs=1, batch_size=8, images_per_epoch=16, workers=0, launderer_width=4,
+    )  # fmt: skip
+    monkeypatch.setattr(ablation, "QUALITIES", (50,))
+    first = ablation.run(table, cfg)
+    assert list(first["variant"].unique()) == list(ablation.variants(cfg))
+    assert set(first["degradation"]) == {"as it is", "JPEG 50"}
+    assert {"auc", "auc_low", "auc_high", "accuracy", "auc ProGAN", "auc BigGAN"} <= set(first)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "ablation.csv"), first)
+    settings = torch.load(
+        tmp_path / "run" / "ablation" / "rgb_instead_of_highpass" / CHECKPOINTS["stage1"], weights_only=True
+    )["config"]
+    assert settings["representation"] == "rgb"
+    monkeypatch.setattr(ablation.scores, "score", None)  # would fail if anything were scored again
+    pd.testing.assert_frame_equal(ablation.run(table, cfg), first)
