@@ -213,13 +213,13 @@ def stage_command(stage: str, text: str) -> None:
         except FileNotFoundError:
             table = manifest.scan(cfg.data, cfg.out, cfg.seed)
         getattr(training, f"fit_{stage}")(table, cfg)
-        if getattr(cfg, "ablation", False):
+        if getattr(cfg, "ablate", False):
             from dfd import ablation
 
             click.echo(ablation.run(table, cfg).round(3).to_string())
 
 
-stage_command("stage1", "Train the real/fake detector; with -p ablation true also its variants, and compare them.")
+stage_command("stage1", "Train the real/fake detector; with -p ablate true also its variants, and compare them.")
 stage_command("stage2", "Train the network that names the generator.")
 
 

@@ -122,7 +122,7 @@ class Stage1(Training):
     launderer_width: int = 8  # channels of the launderer's first level
     launderer_bound: float = 0.03  # largest change of a pixel, in units of the [0, 1] range
     discriminator_layers: int = 3  # strided layers; 3 see patches of 70 x 70 pixels, 2 of 34 x 34
-    ablation: bool = False  # also train the detector with one part left out or changed at a time, and compare
+    ablate: bool = False  # also train the detector with one part left out or changed at a time, and compare
 
     def check(self) -> None:
         super().check()

@@ -266,7 +266,7 @@ class Session:
         return [value.to(self.device, non_blocking=True) for value in batch]
 
 
-NOT_LEARNT_FROM = ("data", "out", "resume", "ablation")  # parameters that leave the weights as they are
+NOT_LEARNT_FROM = ("data", "out", "resume", "ablate")  # parameters that leave the weights as they are
 
 
 def _moving_average(decay: float):
