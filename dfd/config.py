@@ -197,7 +197,9 @@ NOTEBOOKS: dict[str, type[Shared]] = {
 # sized for about 4,000 images of 256 px in half an hour on two cores; full wants a GPU.
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
-        "01_stage1_real_fake": {"crop_size": 64, "num_epochs": 8, "images_per_epoch": 1280, "equalise_quality": 95},
+        "01_stage1_real_fake": {
+            "crop_size": 64, "num_epochs": 8, "images_per_epoch": 1280, "equalise_quality": 95, "adversarial_every": 8,
+        },
         "02_stage2_attribution": {
             "crop_size": 96, "num_epochs": 5, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
         },

@@ -171,20 +171,20 @@ class RandomDegrade:
         ValueError: a probability outside 0 to 1, a range that is empty or that its operator refuses, a strange kernel.
     """
 
-    p_history: float = 0.3  # an earlier JPEG
+    p_history: float = 0.2  # an earlier JPEG
     p_crop: float = 0.1
-    p_rescale: float = 0.3
+    p_rescale: float = 0.2
     p_blur: float = 0.15
-    p_gamma: float = 0.1
+    p_gamma: float = 0.05
     p_noise: float = 0.1
-    p_social: float = 0.1  # ends in a social chain
-    p_codec: float = 0.7  # ends in a codec, where it does not end in a social chain
+    p_social: float = 0.05  # ends in a social chain
+    p_codec: float = 0.6  # ends in a codec, where it does not end in a social chain
     p_double: float = 0.15  # share of those codecs that are JPEG twice
     p_webp: float = 0.2  # share of the others that are WebP; the rest are JPEG
     p_full_chroma: float = 0.3  # share of JPEGs, outside social chains, with 4:4:4; the rest have 4:2:0
     history_qualities: tuple[int, int] = (60, 95)
     fractions: tuple[float, float] = (0.8, 1.0)  # of each side, for crop; the place is uniform
-    factors: tuple[float, float] = (0.5, 1.5)  # of rescale, log-uniform
+    factors: tuple[float, float] = (0.6, 1.4)  # of rescale, log-uniform
     kernels: tuple[str, ...] = ("bilinear", "bicubic", "lanczos")  # nearest, and box enlarging, leave GAN-like traces
     sigmas: tuple[float, float] = (0.2, 1.5)  # of blur, pixels
     gammas: tuple[float, float] = (0.7, 1.4)  # exponents, log-uniform
