@@ -154,10 +154,12 @@ def test_random_degrade_applies_the_chain_that_it_draws(images):
 
 def test_random_degrade_draws_every_step_at_its_rate():
     torch.manual_seed(0)
-    draws = [[name for name, _, _ in degrade.RandomDegrade(p_history=0).draw()] for _ in range(2000)]
+    steps = {"p_crop": 0.1, "p_rescale": 0.3, "p_blur": 0.15, "p_gamma": 0.1, "p_noise": 0.1, "p_social": 0.1}
+    degraded = degrade.RandomDegrade(**steps, p_history=0, p_codec=0.7, p_double=0.15, p_webp=0.2)
+    draws = [[name for name, _, _ in degraded.draw()] for _ in range(2000)]
     rate = {name: np.mean([name in chain for chain in draws]) for name in degrade.OPERATORS}
     single = 0.9 * 0.7 * 0.85  # no social chain, but a codec, and that once
-    expected = {"crop": 0.1, "rescale": 0.3, "blur": 0.15, "gamma": 0.1, "noise": 0.1, "social": 0.1}
+    expected = {name.removeprefix("p_"): rate for name, rate in steps.items()}
     expected |= {"double_jpeg": 0.9 * 0.7 * 0.15, "webp": single * 0.2, "jpeg": single * 0.8}
     assert rate == pytest.approx(expected, abs=0.03)
 
