@@ -194,7 +194,7 @@ NOTEBOOKS: dict[str, type[Shared]] = {
 }
 
 # What a profile changes, by notebook; the rest keeps its default. The built-in data is small and all PNG; quick is
-# sized for about 4,000 images of 256 px in half an hour on two cores; full wants a GPU.
+# sized for about 4,000 images of 256 px on two cores; full wants a GPU.
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "01_stage1_real_fake": {

@@ -17,6 +17,8 @@ from dfd import __version__, config
 
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
 
+PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.provenance
+
 
 def environment() -> dict[str, Any]:
     """The content of a run folder's environment.json but for the manifest's hash; what cannot be told is None."""
@@ -55,9 +57,6 @@ def manifest_digest(out: Path) -> str | None:
     from dfd import manifest
 
     return manifest.digest(manifest.load(out))
-
-
-PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.provenance
 
 
 def fingerprint(folder: Path) -> str:
