@@ -162,7 +162,9 @@ def predict(model: str | None, as_json: bool, crops: int | None, crop_mode: str 
             fake in part only; crop_std of --json is then large
     random  drawn places, always the same for one size: to check that the answer does not hang on places
 
-    A line on standard error names each image that is too large for all its crops.
+    A line on standard error names each image that is too large for all its crops. A fake that is like none of the
+    generators has the source unknown; names after "or" stay possible too (--json: candidates). What stage 2 makes of an
+    image that stage 1 calls real is marked as such.
 
     \b
     python -m dfd predict photo.jpg
@@ -281,10 +283,14 @@ def row(verdict: dict[str, Any], width: int) -> str:
     name = name if len(name) <= width else "…" + name[1 - width :]
     if verdict["error"]:
         return f"{name:{width}}  {'error':7}  {'':7}  {_printable(verdict['error'])}"
+    named = max(verdict["p_source"], key=verdict["p_source"].get)
+    nearest = f"{named} ({verdict['p_source'][named]:.0%})"
     if not verdict["is_fake"]:
-        return f"{name:{width}}  {'real':7}  {verdict['p_fake']:7.3f}"
-    source = f"{verdict['source']} ({verdict['p_source'][verdict['source']]:.0%})"
-    return f"{name:{width}}  {'fake':7}  {verdict['p_fake']:7.3f}  {source}"
+        return f"{name:{width}}  {'real':7}  {verdict['p_fake']:7.3f}  if it were fake: {nearest}"
+    source = nearest if verdict["source"] == named else f"{verdict['source']}, nearest {nearest}"
+    others = [one for one in verdict["candidates"] if one != named]
+    possible = f", or {', '.join(others)}" if others else ""
+    return f"{name:{width}}  {'fake':7}  {verdict['p_fake']:7.3f}  {source}{possible}"
 
 
 def _printable(text: str) -> str:

@@ -1,25 +1,35 @@
-"""The ablation of stage 1: the detector trained again with one part left out or changed at a time."""
+"""The ablations: a stage trained again with one part left out or changed at a time, and beside its baselines."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from dfd import evaluation, scores
-from dfd.config import Stage1
+from dfd import baselines, evaluation, fingerprint, openset, scores
+from dfd.config import Stage1, Stage2
 from dfd.inference import CHECKPOINTS, Stage
-from dfd.training import fit_stage1
+from dfd.training import fit_stage1, fit_stage2
 
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
+SPECTRUM = "baseline: linear on the spectrum"
 
 
-def variants(cfg: Stage1) -> dict[str, Stage1]:
+def variants(cfg: Stage1 | Stage2) -> dict[str, Stage1 | Stage2]:
     """The config under several names: as it is, and with one part left out or changed.
 
-    Each variant that trains anew has its own folder below `ablation` in the run folder.
+    Each variant that trains anew has its own folder below `ablation_<stage>` in the run folder.
     """
+    changes = _changes1(cfg) if isinstance(cfg, Stage1) else _changes2(cfg)
+    folder = _folder(cfg)
+    return {"as configured": cfg} | {
+        name: dataclasses.replace(cfg, out=str(folder / _file(name)), **change) for name, change in changes.items()
+    }
+
+
+def _changes1(cfg: Stage1) -> dict[str, dict]:
     changes: dict[str, dict] = {}
     if cfg.adversarial:
         changes["without adversarial part"] = {"adversarial": False}
@@ -30,57 +40,150 @@ def variants(cfg: Stage1) -> dict[str, Stage1]:
     for name in ("rgb", "highpass", "npr"):
         if name != cfg.representation:
             changes[f"{name} instead of {cfg.representation}"] = {"representation": name}
-    folder = Path(cfg.out) / "ablation"
-    return {"as configured": cfg} | {
-        name: dataclasses.replace(cfg, out=str(folder / name.replace(" ", "_")), **change)
-        for name, change in changes.items()
-    }
+    return changes
 
 
-def run(table: pd.DataFrame, cfg: Stage1) -> pd.DataFrame:
-    """Train and score every variant; what an earlier call finished is kept. Writes `ablation.csv` in the run folder.
+def _changes2(cfg: Stage2) -> dict[str, dict]:
+    changes: dict[str, dict] = {}
+    if cfg.extractor == "unet":
+        for name in ("carried", "adversarial", "perceptual", "consistency"):
+            if getattr(cfg, f"{name}_weight"):
+                changes[f"without {name} loss"] = {f"{name}_weight": 0.0}
+        changes["source loss alone"] = {
+            f"{name}_weight": 0.0 for name in ("carried", "adversarial", "perceptual", "consistency")
+        }
+    if cfg.degrade:
+        changes["without degradation"] = {"degrade": False}
+    for name in ("highpass", "rgb"):
+        if name != cfg.extractor:
+            changes[f"baseline: EfficientNet on {name}"] = {"extractor": name}
+    return changes
+
+
+def _stage(cfg: Stage1 | Stage2) -> str:
+    return "stage1" if isinstance(cfg, Stage1) else "stage2"
+
+
+def _folder(cfg: Stage1 | Stage2) -> Path:
+    return Path(cfg.out) / f"ablation_{_stage(cfg)}"
+
+
+def _file(name: str) -> str:
+    return name.replace(": ", "_").replace(" ", "_")
+
+
+def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
+    """Train and score every variant; what an earlier call finished is kept. Writes `ablation_<stage>.csv`.
 
     Args:
         table: the manifest, with its root in attrs.
-        cfg: the detector that the others are compared with; it may be trained already.
+        cfg: the stage that the others are compared with; it may be trained already.
 
     Returns:
-        One row per variant and degradation, measured on the test split: variant, degradation, auc, auc_low, auc_high,
-        accuracy at the threshold fitted on that variant's validation images with its interval, and the AUC of each
-        generator against all photos.
+        One row per variant and degradation, measured on the test split: variant, degradation, and with an interval
+        each, for stage 1 auc, accuracy at the threshold fitted on that variant's validation images, and the AUC of
+        each generator against all photos; for stage 2 accuracy, balanced accuracy, and the recall of each generator.
     """
     found = []
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
-        rows = _scored(table, variant, Path(cfg.out) / "ablation" / f"{name.replace(' ', '_')}.parquet")
-        found.append(_measured(rows, name, cfg.seed))
-        pd.concat(found).to_csv(Path(cfg.out) / "ablation.csv", index=False)
+        rows = _scored(table, variant, _folder(cfg) / f"{_file(name)}.parquet")
+        found.append(_measured(rows, name, cfg))
+        pd.concat(found).to_csv(Path(cfg.out) / f"ablation_{_stage(cfg)}.csv", index=False)
+    if isinstance(cfg, Stage2):
+        print(f"ablation: {SPECTRUM}")
+        test = table[table["is_fake"] & (table["split"] == "test")]
+        levels = [("none", 0.0), *(("jpeg", float(quality)) for quality in QUALITIES)]
+        rows = baselines.score_spectrum(baselines.fit_spectrum(table, cfg), test, cfg, levels)
+        found.append(_measured(rows, SPECTRUM, cfg))
+        pd.concat(found).to_csv(Path(cfg.out) / f"ablation_{_stage(cfg)}.csv", index=False)
     return pd.concat(found, ignore_index=True)
 
 
-def _scored(table: pd.DataFrame, cfg: Stage1, path: Path) -> pd.DataFrame:
+def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
+    """Train stage 2 without each generator in turn, and see which score finds its test images unknown.
+
+    Args:
+        table: the manifest, with its root in attrs.
+        cfg: the parameters; each training has its own folder below `left_out` in the run folder.
+
+    Returns:
+        One row per generator and score, as of `openset.summary`, with left_out and accepted: the share of its images
+        that the threshold of that training's validation images does not call unknown. Also in `left_out.csv`.
+
+    Raises:
+        ValueError: fewer than three generators, for two must be left to tell apart.
+    """
+    generators = sorted(table.loc[table["is_fake"], "label"].unique())
+    if len(generators) < 3:
+        raise ValueError(f"leave_out needs at least three generators, the data has {', '.join(generators) or 'none'}")
+    found = []
+    for name in generators:
+        print(f"left out: {name}")
+        known = table[table["label"] != name]
+        one = dataclasses.replace(cfg, out=str(Path(cfg.out) / "left_out" / name))
+        fit_stage2(known, one)
+        stage = Stage.load(Path(one.out) / CHECKPOINTS["stage2"])
+        fakes = known[known["is_fake"]]
+        val = scores.score(stage, fakes[fakes["split"] == "val"])
+        scores.calibrate(stage, val, one.out, cfg.coverage, cfg.accept)
+        near = openset.Gaussians.fit(*_centre_features(stage, fakes[fakes["split"] == "train"]))
+        sides = [table["label"].eq(name), table["is_fake"] & table["label"].ne(name)]
+        tests = [_with_distances(stage, near, table[side & table["split"].eq("test")]) for side in sides]
+        rows = openset.summary(tests[1], tests[0], stage.temperature, cfg.seed)
+        val = _with_distances(stage, near, fakes[fakes["split"] == "val"])
+        limits = {
+            score: openset.fit_threshold(values.to_numpy(), cfg.accept)
+            for score, values in openset.unknown_scores(val, stage.temperature).items()
+        }
+        strange = openset.unknown_scores(tests[0], stage.temperature)
+        rows["accepted"] = [float((strange[score] <= limits[score]).mean()) for score in rows["score"]]
+        found.append(rows.assign(left_out=name))
+        pd.concat(found).to_csv(Path(cfg.out) / "left_out.csv", index=False)
+    return pd.concat(found, ignore_index=True)
+
+
+def _with_distances(stage: Stage, near: openset.Gaussians, rows: pd.DataFrame) -> pd.DataFrame:
+    """Score table of the rows, with the columns distance and outside of their centre crops."""
+    features, _ = _centre_features(stage, rows)
+    return scores.score(stage, rows).assign(distance=near.distance(features), outside=near.outside(features))
+
+
+def _centre_features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
+    crops, chosen = fingerprint.crops_of(stage, rows, len(rows))
+    return fingerprint.features(stage, crops), chosen["label"]
+
+
+def _scored(table: pd.DataFrame, cfg: Stage1 | Stage2, path: Path) -> pd.DataFrame:
     """The test split's scores of one variant at every level; kept while the training has the same key."""
-    fit_stage1(table, cfg)
-    stage = Stage.load(Path(cfg.out) / CHECKPOINTS["stage1"])
-    if path.exists() and (kept := pd.read_parquet(path))["key"].eq(stage.key).all():
+    stage = _stage(cfg)
+    (fit_stage1 if stage == "stage1" else fit_stage2)(table, cfg)
+    trained = Stage.load(Path(cfg.out) / CHECKPOINTS[stage])
+    if path.exists() and (kept := pd.read_parquet(path))["key"].eq(trained.key).all():
         return kept
-    scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), cfg.out)
-    rows = scores.jpeg_sweep(stage, table[table["split"] == "test"], QUALITIES).assign(key=stage.key)
+    rows = table if stage == "stage1" else table[table["is_fake"]]
+    scores.calibrate(trained, scores.score(trained, rows[rows["split"] == "val"]), cfg.out)
+    swept = scores.jpeg_sweep(trained, rows[rows["split"] == "test"], QUALITIES).assign(key=trained.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(path, index=False)
-    return rows
+    swept.to_parquet(path, index=False)
+    return swept
 
 
-def _measured(rows: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:
+def _measured(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFrame:
     found = []
     for (degradation, level), part in rows.groupby(["degradation", "level"], sort=False):
-        metrics = evaluation.stage1_metrics(part, 1.0, seed)
         row = {"variant": name, "degradation": "as it is" if degradation == "none" else f"JPEG {level:.0f}"}
-        for short, long in (("auc", "auc"), ("accuracy", "accuracy_at_threshold")):
-            three = metrics[long]
+        for short, three in _values(part, cfg).items():
             row |= {short: three["value"], f"{short}_low": three["low"], f"{short}_high": three["high"]}
-        for label in sorted(set(part["label"]) - {"RealPhotos"}):
-            pair = part[part["label"].isin([label, "RealPhotos"])]
-            row[f"auc {label}"] = evaluation.auc(pair["label"] == label, pair["logit_fake"])
         found.append(row)
     return pd.DataFrame(found)
+
+
+def _values(part: pd.DataFrame, cfg: Stage1 | Stage2) -> dict[str, dict]:
+    if isinstance(cfg, Stage2):
+        metrics, by_generator = evaluation.stage2_metrics(part, 1.0, cfg.seed), evaluation.stage2_by_generator(part)
+        recalls = {f"recall {label}": one["recall"] for label, one in by_generator.items()}
+        return {name: metrics[name] for name in ("accuracy", "balanced_accuracy")} | recalls
+    metrics, by_generator = evaluation.stage1_metrics(part, 1.0, cfg.seed), evaluation.stage1_by_generator(part)
+    aucs = {f"auc {label}": one["auc"] for label, one in by_generator.items()}
+    return {"auc": metrics["auc"], "accuracy": metrics["accuracy_at_threshold"]} | aucs

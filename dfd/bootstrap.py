@@ -79,3 +79,9 @@ def intervals(
 def interval(table: pd.DataFrame, metric: Callable[..., float], seed: int = 0) -> dict[str, float | None]:
     """One metric with its interval; see intervals."""
     return intervals(table, {"": metric}, seed)[""]
+
+
+def flat(found: dict[str, dict]) -> dict[str, float | None]:
+    """Intervals as the columns of one row: each metric beside its _low and _high."""
+    suffix = {"value": "", "low": "_low", "high": "_high"}
+    return {name + suffix[key]: one for name, three in found.items() for key, one in three.items()}

@@ -77,6 +77,7 @@ class Training(Shared):
     batch_size: int = 32
     images_per_epoch: int = 0  # balanced draws per epoch; 0: as many as there are training images
     lr_gc: float = 1e-3  # AdamW learning rate of generator and classifier
+    lr_d: float = 2e-3  # AdamW learning rate of the discriminator
     weight_decay: float = 1e-4
     ema: float = 0.99  # decay of the moving average of the weights, which is what is kept; 0: no average
     patience: int = 4  # epochs without a better validation score before stopping
@@ -91,10 +92,19 @@ class Training(Shared):
         for name in ("crops", "num_epochs", "batch_size", "patience"):
             self._need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("images_per_epoch", "minutes", "workers", "weight_decay"):
-            self._need(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        self._need(self.lr_gc > 0, f"lr_gc must be positive, got {self.lr_gc}")
+            self._not_negative(name)
+        for name in ("lr_gc", "lr_d"):
+            self._need(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         self._need(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
         self._one_of("crop_mode", ("five", "grid", "random"))
+
+    def _not_negative(self, name: str) -> None:
+        self._need(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+    def _patches_fit(self) -> None:
+        layers = self.discriminator_layers
+        fits = layers >= 1 and 2 ** (layers + 2) <= self.crop_size
+        self._need(fits, f"discriminator_layers must be at least 1 and fit crop_size, got {layers}")
 
     def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
@@ -112,7 +122,7 @@ class Stage1(Training):
     loss: str = "bce"  # bce or focal
     label_smoothing: float = 0.05
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
-    adversarial_every: int = 4  # batches of the detector for one turn of its adversaries
+    adversarial_every: int = 4  # batches of the detector, and of the discriminator, for one of the launderer
     adversarial_loss: str = "hinge"  # hinge or nonsaturating
     adversarial_weight: float = 1.0  # launderer: pass for a photo before the discriminator
     evasion_weight: float = 0.3  # launderer: pass for a photo before the detector
@@ -134,13 +144,9 @@ class Stage1(Training):
         self._need(self.launderer_width >= 4, f"launderer_width must be at least 4, got {self.launderer_width}")
         self._need(0 <= self.stem_stride <= 4, f"stem_stride must be 0 to 4, got {self.stem_stride}")
         self._need(self.adversarial_every >= 1, f"adversarial_every must be at least 1, got {self.adversarial_every}")
-        self._need(
-            1 <= self.discriminator_layers and 2 ** (self.discriminator_layers + 2) <= self.crop_size,
-            f"discriminator_layers must be at least 1 and fit crop_size, got {self.discriminator_layers}",
-        )
+        self._patches_fit()
         for name in ("adversarial", "evasion", "perceptual", "r1", "laundered"):
-            weight = getattr(self, f"{name}_weight")
-            self._need(weight >= 0, f"{name}_weight must not be negative, got {weight}")
+            self._not_negative(f"{name}_weight")
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,15 +155,36 @@ class Stage2(Training):
 
     backbone: str = "tf_efficientnet_lite0"  # any timm name
     pretrained: bool = True
+    extractor: str = "unet"  # what the classifier sees: the unet's residual, or the baselines highpass and rgb
     unet_width: int = 16  # channels of the UNet's first level
     residual_bound: float = 0.1  # largest absolute residual, in units of the [0, 1] range
     label_smoothing: float = 0.05
+    joint: bool = True  # extractor and classifier learn in the same step; false: in turns, batch by batch
+    carried_every: int = 4  # batches for one in which fingerprints are put on carriers
+    carried_weight: float = 0.5  # name the generator of a photo with its fingerprint put on
+    adversarial_weight: float = 0.1  # such a photo passes for one before the PatchGAN discriminator
+    adversarial_loss: str = "hinge"  # hinge or nonsaturating
+    discriminator_layers: int = 3  # strided layers; 3 see patches of 70 x 70 pixels, 2 of 34 x 34
+    perceptual_weight: float = 1.0  # and keeps its content, in VGG16's features
+    consistency_weight: float = 0.5  # two degraded views of one fake get the same answer
+    coverage: float = 0.9  # promise of the conformal prediction sets
+    accept: float = 0.95  # share of the validation fakes of known generators that are not called unknown
+    ablate: bool = False  # also train with one loss left out at a time, and the baselines, and compare
+    leave_out: bool = False  # also train without each generator in turn, and see whether it is called unknown
 
     def check(self) -> None:
         super().check()
+        self._one_of("extractor", ("unet", "highpass", "rgb"))
+        self._one_of("adversarial_loss", ("hinge", "nonsaturating"))
         self._need(self.unet_width >= 4, f"unet_width must be at least 4, got {self.unet_width}")
         self._need(0 < self.residual_bound <= 1, f"residual_bound must be in (0, 1], got {self.residual_bound}")
         self._need(0 <= self.label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+        self._need(self.carried_every >= 1, f"carried_every must be at least 1, got {self.carried_every}")
+        self._patches_fit()
+        for name in ("carried", "adversarial", "perceptual", "consistency"):
+            self._not_negative(f"{name}_weight")
+        for name in ("coverage", "accept"):
+            self._need(0 < getattr(self, name) < 1, f"{name} must lie in (0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfd.config import Training
-from dfd.datasets import CarrierBuilder, RealFakeDataset, equalise, pad_to
+from dfd.datasets import RealFakeDataset, equalise, pad_to
 from dfd.degrade import RandomDegrade, to_tensor
 from dfd.images import load_rgb
 from dfd.inference import Stage
@@ -123,32 +123,6 @@ def residual_pictures(stage2: Stage, table: pd.DataFrame, columns: int) -> dict[
             np.clip(0.5 + one / (6 * max(float(one.std()), 1e-6)), 0, 1) for one in residuals(stage2, images)
         ]
     return pictures
-
-
-@torch.inference_mode()
-def transfer(stage2: Stage, table: pd.DataFrame, split: str, pairs: int, seed: int = 0) -> pd.DataFrame:
-    """Put residuals of fakes on photos of the same split: which generator does stage 2 name then?
-
-    Args:
-        stage2: the trained stage.
-        table: the whole manifest, with its root in attrs.
-        split: whose fakes and photos are used.
-        pairs: how many of each generator at most; each fake gets a photo drawn at random.
-
-    Returns:
-        Shares of the named generator, one row per generator of the residual.
-    """
-    torch.manual_seed(seed)
-    carriers = CarrierBuilder(table, table.attrs["root"], split, stage2.crop_size, None, stage2.equalise_quality)
-    fakes, named = table[table["is_fake"] & (table["split"] == split)], {}
-    for label, rows in fakes.groupby("label"):
-        images = read_images(table, _spread(rows["path"], pairs))
-        put = [(carriers() + torch.from_numpy(one).permute(2, 0, 1)).clamp(0, 1) for one in residuals(stage2, images)]
-        found = torch.cat(
-            [stage2.model(chunk.to(stage2.device)).argmax(1).cpu() for chunk in torch.stack(put).split(64)]
-        )
-        named[label] = np.bincount(found.numpy(), minlength=len(stage2.classes)) / len(found)
-    return pd.DataFrame.from_dict(named, orient="index", columns=stage2.classes).rename_axis("residual of")
 
 
 def captioned(

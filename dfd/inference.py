@@ -10,17 +10,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dfd.conformal import prediction_sets
 from dfd.crops import MAX_CROPS, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
 from dfd.models import Attribution, RealFakeClassifier
+from dfd.openset import energy
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
 BATCH = 64  # crops per forward pass
+UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
 
 
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
@@ -28,7 +32,9 @@ def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: 
     if stage == "stage1":
         stem_stride = settings.get("stem_stride", 0)
         return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"], stem_stride)
-    return Attribution(settings["backbone"], outputs, settings["unet_width"], settings["residual_bound"], pretrained)
+    extractor = settings.get("extractor", "unet")
+    size = settings["unet_width"], settings["residual_bound"]
+    return Attribution(settings["backbone"], outputs, *size, pretrained, extractor)
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -83,6 +89,8 @@ class Stage:
         self.crops, self.threshold, self.temperature = content["crops"], content["threshold"], content["temperature"]
         self.crop_mode = content.get("crop_mode", "five")
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
+        self.unknown_above = content.get("unknown_above")  # stage 2: energy above which a fake's generator is unknown
+        self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
         self.model = build_model(self.stage, self.settings, len(self.classes))
         self.model.load_state_dict(content["weights"])
@@ -169,6 +177,12 @@ class Stage:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
         return torch.softmax(logits / self.temperature, dim=-1)
 
+    def source(self, logits: Tensor) -> str:
+        """Stage 2's answer to logits (classes,): a generator's name, or unknown where the energy is too high."""
+        if self.unknown_above is not None and energy(logits[None].numpy(), self.temperature)[0] > self.unknown_above:
+            return UNKNOWN
+        return self.classes[int(logits.argmax())]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -177,8 +191,9 @@ class Verdict:
     path: str
     is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
     p_fake: float | None = None  # calibrated, in [0, 1]
-    source: str | None = None  # RealPhotos, or the generator that stage 2 names
+    source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown
     p_source: dict[str, float] | None = None  # stage 2's view, given for photos too
+    candidates: tuple[str, ...] | None = None  # generators that stay possible, a conformal set; given for photos too
     crops: int | None = None
     crop_std: float | None = None  # spread of stage 1's logit over the crops
     error: str | None = None
@@ -233,5 +248,7 @@ class Detector:
         p_source = self.stage2.probabilities(two.logits).tolist()
         named = dict(zip(self.stage2.classes, p_source, strict=True))
         is_fake = p_fake >= self.stage1.threshold
-        source = max(named, key=named.get) if is_fake else "RealPhotos"
-        return Verdict(path, is_fake, p_fake, source, named, one.crops, one.spread)
+        source = self.stage2.source(two.logits) if is_fake else "RealPhotos"
+        possible = prediction_sets(np.array([p_source]), self.stage2.conformal_quantile)[0]
+        candidates = tuple(name for name, kept in zip(named, possible, strict=True) if kept)
+        return Verdict(path, is_fake, p_fake, source, named, candidates, one.crops, one.spread)

@@ -39,7 +39,7 @@ class Launderer(nn.Module):
     ):
         super().__init__()
         self.generator = UNetRes(width, bound, from_high_pass=False)
-        self.discriminator = PatchDiscriminator(width=4 * width, layers=layers)
+        self.discriminator = PatchDiscriminator(width=4 * width, layers=layers, gain=1 / bound)
         self.perceptual = VGGPerceptual(pretrained) if perceptual else None
         self.r1_weight = r1_weight
         self.of_discriminator, self.of_generator = ADVERSARIAL[loss]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +53,24 @@ def source_loss(logits: Tensor, source: Tensor, smoothing: float = 0.0) -> Tenso
         smoothing: in [0, 1).
     """
     return F.cross_entropy(logits, source, label_smoothing=smoothing)
+
+
+def consistency_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the answers to two views of the same images (Hendrycks et al. 2020,
+    arXiv:1912.02781).
+
+    Args:
+        first, second: (B, classes) logits.
+
+    Returns:
+        () from 0, the same answer, to log 2; the gradient goes to both.
+    """
+    p, q = F.log_softmax(first, 1), F.log_softmax(second, 1)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    return (
+        F.kl_div(middle, p, log_target=True, reduction="batchmean")
+        + F.kl_div(middle, q, log_target=True, reduction="batchmean")
+    ) / 2
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

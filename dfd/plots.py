@@ -160,12 +160,13 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     return ax
 
 
-def plot_ablation(table: pd.DataFrame) -> Axes:
-    """AUC of each variant under each degradation, with 95 % intervals.
+def plot_ablation(table: pd.DataFrame, metric: str = "auc") -> Axes:
+    """One metric of each variant under each degradation, with 95 % intervals.
 
     Args:
-        table: columns variant, degradation, auc, auc_low, auc_high, drawn in the table's order from the top; an
-            interval that is not known is left out.
+        table: columns variant, degradation, <metric>, <metric>_low, <metric>_high, drawn in the table's order from the
+            top; an interval that is not known is left out.
+        metric: auc or accuracy.
     """
     variants, conditions = table["variant"].unique(), table["degradation"].unique()
     height = 1.4 + len(variants) * max(0.5, 0.17 * len(conditions))
@@ -173,10 +174,13 @@ def plot_ablation(table: pd.DataFrame) -> Axes:
     for i, (condition, colour) in enumerate(zip(conditions, _colours(len(conditions)), strict=True)):
         rows = table[table["degradation"] == condition]
         y = pd.Index(variants).get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(conditions) - 0.5)
-        ax.hlines(y, rows["auc_low"].astype(float), rows["auc_high"].astype(float), color=colour, lw=2, alpha=0.6)
-        ax.plot(rows["auc"], y, "o", color=colour, label=condition)
+        ax.hlines(
+            y, rows[f"{metric}_low"].astype(float), rows[f"{metric}_high"].astype(float), color=colour, lw=2, alpha=0.6
+        )
+        ax.plot(rows[metric], y, "o", color=colour, label=condition)
     ax.hlines(np.arange(len(variants) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.8)
-    ax.set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.5, -0.5), xlabel="AUC")
+    ax.set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.5, -0.5))
+    ax.set_xlabel("AUC" if metric == "auc" else metric)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.93")
     ax.set_axisbelow(True)

@@ -12,11 +12,14 @@ from PIL import Image
 from scipy.special import softmax
 from torch import Tensor
 
-from dfd import calibration, evaluation
+from dfd import calibration, conformal, evaluation, openset
 from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
 from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 from dfd.progress import bar
+
+# What is fitted on validation and stored beside the weights.
+FITTED = ("temperature", "threshold", "operating_points", "unknown_above", "conformal_quantile")
 
 
 def score(
@@ -73,13 +76,18 @@ def _images(root: Path, paths: Iterable[str], degradation: str, level: float) ->
             yield at_level(to_tensor(load_rgb(root / path)), degradation, level)
 
 
-def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path) -> pd.DataFrame:
-    """Fit temperature, and stage 1's thresholds, on the validation rows; store them in the checkpoint.
+def calibrate(
+    stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
+) -> pd.DataFrame:
+    """Fit on the validation rows, and store in the checkpoint: the temperature; stage 1's thresholds; for stage 2 the
+    energy above which a generator is unknown, and the quantile of the sets of possible names.
 
     Args:
-        stage: the trained stage; its temperature and threshold are replaced.
+        stage: the trained stage; its temperature and thresholds are replaced.
         scores: its score table; the clean rows of split val are fitted on.
         out: the run folder that holds the checkpoint.
+        coverage: promise of stage 2's conformal sets.
+        accept: share of these rows that stage 2 does not call unknown.
 
     Returns:
         The table with stage 1's predictions taken at the new threshold.
@@ -89,7 +97,13 @@ def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path) -> pd.DataFra
     if stage.stage == "stage1":
         stage.operating_points = calibration.operating_points(rows, stage.temperature)
         stage.threshold = stage.operating_points["balanced"]
-    values = {name: getattr(stage, name) for name in ("temperature", "threshold", "operating_points")}
+    else:
+        logits = rows[calibration.logit_columns(rows)].to_numpy(float)
+        true = rows["label"].map(stage.classes.index).to_numpy()
+        p = softmax(logits / stage.temperature, axis=1)
+        stage.conformal_quantile = conformal.fit_conformal(p, true, coverage, rows["group"].to_numpy())
+        stage.unknown_above = openset.fit_threshold(openset.energy(logits, stage.temperature), accept)
+    values = {name: getattr(stage, name) for name in FITTED}
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **values)
     return scores.assign(prediction=predictions(stage, scores[calibration.logit_columns(scores)].to_numpy()))
 

@@ -60,6 +60,7 @@ class Session:
         self.history: list[dict] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
         self.networks: dict[str, nn.Module] = {}
+        self.parts = {MODEL}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.curves = Live()
         self.done = self.out_of_time = False
@@ -74,11 +75,19 @@ class Session:
         """The network that is trained for use."""
         return self.networks[MODEL]
 
-    def add(self, name: str, network: nn.Module) -> nn.Module:
-        """Train one more network beside the model, with an optimiser of its own; before the first epoch."""
+    def add(self, name: str, network: nn.Module, rate: float | None = None, part: bool = False) -> nn.Module:
+        """Train one more network beside the model, with an optimiser of its own; before the first epoch.
+
+        Args:
+            name: of its loss in the history.
+            rate: learning rate at its highest; none takes lr_gc.
+            part: the network is a part of the model; its loss counts as the model's, and the average follows it.
+        """
+        self.parts |= {name} if part else set()
         self.networks[name] = network.to(self.device)
+        rate, decay = rate or self.cfg.lr_gc, self.cfg.weight_decay
         self.optimizers[name] = torch.optim.AdamW(
-            network.parameters(), self.cfg.lr_gc, weight_decay=self.cfg.weight_decay
+            [{"params": network.parameters(), "highest": rate}], rate, weight_decay=decay
         )
         return network
 
@@ -122,7 +131,7 @@ class Session:
         scale = progress / 0.05 if progress < 0.05 else 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = self.cfg.lr_gc * max(scale, 0.01)
+                group["lr"] = group["highest"] * max(scale, 0.01)
 
     def step(self, loss: Tensor, name: str = MODEL) -> None:
         """Walk the loss back into one network alone, clip the gradient's norm to 1, and update.
@@ -137,8 +146,9 @@ class Session:
         loss.backward(inputs=parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizers[name].step()
-        self.losses[name].append(loss.item())
-        if name == MODEL:
+        is_model = name in self.parts
+        self.losses[MODEL if is_model else name].append(loss.item())
+        if is_model:
             self.averaged.update_parameters(self.model)
 
     @torch.inference_mode()
@@ -213,6 +223,8 @@ class Session:
             "threshold": 0.5,
             "operating_points": {},
             "temperature": 1.0,
+            "unknown_above": None,
+            "conformal_quantile": 1.0,
             "config": self.settings,
             "manifest_hash": self.manifest_hash,
             "metrics": {"val": self.history[-1]},
@@ -266,7 +278,15 @@ class Session:
         return [value.to(self.device, non_blocking=True) for value in batch]
 
 
-NOT_LEARNT_FROM = ("data", "out", "resume", "ablate")  # parameters that leave the weights as they are
+NOT_LEARNT_FROM = (
+    "data",
+    "out",
+    "resume",
+    "ablate",
+    "leave_out",
+    "coverage",
+    "accept",
+)  # parameters that leave the weights as they are
 
 
 def _moving_average(decay: float):
@@ -289,7 +309,7 @@ def _sources() -> list[str]:
     here = Path(__file__).parent
     files = [
         here / f"{name}.py"
-        for name in ("datasets", "degrade", "laundering", "losses", "operators", "session", "training")
+        for name in ("datasets", "degrade", "disentangling", "laundering", "losses", "operators", "session", "training")
     ]
     return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]
 

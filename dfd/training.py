@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dfd import config, evaluation
-from dfd.datasets import GFDTwoViewDataset, RealFakeDataset, equalise
+from dfd.datasets import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade import RandomDegrade
+from dfd.disentangling import Disentangler, fingerprinted
 from dfd.laundering import Launderer
-from dfd.losses import focal_loss, real_fake_loss, source_loss
-from dfd.session import Session
+from dfd.losses import consistency_loss, focal_loss, real_fake_loss, source_loss
+from dfd.session import MODEL, Session
 
 DETECTION = {"bce": real_fake_loss, "focal": focal_loss}
 
@@ -21,8 +22,8 @@ DETECTION = {"bce": real_fake_loss, "focal": focal_loss}
 def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
     """Train the real/fake detector and leave its best epoch in `best_real_fake_model.pt`.
 
-    On every `adversarial_every`-th batch, a discriminator and a launderer take a step first, and the detector learns
-    from the laundered fakes as well.
+    A discriminator takes a step on every batch. On every `adversarial_every`-th a launderer takes one too, and the
+    detector learns from the laundered fakes as well.
 
     Args:
         table: the manifest, with its root in attrs; splits train and val are read.
@@ -49,7 +50,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
     for epoch in session.epochs():
         for images, is_fake in session.batches(data, train, binary=True):
             laundered = images[:0]
-            if adversary and session.turn % cfg.adversarial_every == 0:
+            if adversary:
                 laundered = adversarial_turn(session, adversary, images[is_fake == 0], images[is_fake == 1], cfg)
             with session.precision():
                 logits, escaped = session.model(torch.cat([images, laundered])).float().tensor_split([len(images)])
@@ -77,25 +78,29 @@ def launderer_of(session: Session, cfg: config.Stage1) -> Launderer:
         r1_weight=cfg.r1_weight,
     ).to(session.device)
     session.add("launderer", adversary.generator)
-    session.add("discriminator", adversary.discriminator)
+    session.add("discriminator", adversary.discriminator, cfg.lr_d)
     return adversary
 
 
 def adversarial_turn(
     session: Session, adversary: Launderer, photos: Tensor, fakes: Tensor, cfg: config.Stage1
 ) -> Tensor:
-    """One step of the discriminator, one of the launderer; then the laundered fakes, through the codec of all classes.
+    """One step of the discriminator and, where it is its turn, of the launderer; then what the detector learns from.
 
     Args:
         photos, fakes: crops (B, 3, S, S) in [0, 1]; where either is empty nothing is done.
 
     Returns:
-        (B, 3, S, S) in [0, 1], one for each fake, without a gradient.
+        Laundered fakes through the codec of all classes, (B, 3, S, S) in [0, 1], without a gradient; none where it is
+        not the launderer's turn.
     """
     if not len(photos) or not len(fakes):
         return fakes[:0]
     with session.precision():
         session.step(adversary.discriminator_loss(photos, fakes), "discriminator")
+    if session.turn % cfg.adversarial_every:
+        return fakes[:0]
+    with session.precision():
         found = adversary.generator_losses(fakes, session.model)
     weights = {
         "adversarial": cfg.adversarial_weight,
@@ -112,15 +117,19 @@ def adversarial_turn(
 def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
     """Train residual extractor and classifier to name the generator; the best epoch is `best_gfd2_model.pt`.
 
+    On every `carried_every`-th batch the residuals are put on photos of the train split, and a discriminator takes a
+    step first. The baseline extractors have no residual to carry: they learn from sources and consistency alone.
+
     Args:
-        table: the manifest, with its root in attrs; the fakes of splits train and val are read.
+        table: the manifest, with its root in attrs; fakes of splits train and val, and photos of train, are read.
         cfg: the parameters; all of them are stored in the checkpoint.
 
     Returns:
-        One row per epoch: epoch, seconds, lr, train_loss, val_loss, val_balanced_accuracy.
+        One row per epoch: epoch, seconds, lr, train_loss (the weighted sum), val_loss, val_balanced_accuracy, and each
+        loss by itself, before its weight.
 
     Raises:
-        ValueError: fewer than two generators, or one that is missing from a split.
+        ValueError: fewer than two generators, one that is missing from a split, or no photo to carry fingerprints.
     """
     fakes = table[table["is_fake"]]
     classes = sorted(fakes["label"].unique())
@@ -132,16 +141,76 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
             raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
     session = Session("stage2", table, cfg, classes=classes)
     root, quality = table.attrs["root"], session.equalise_quality
-    data = GFDTwoViewDataset(train, root, classes, cfg.crop_size, session.degrade, quality)
+    carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
+    carriers = CarrierBuilder(table, root, "train", cfg.crop_size, session.degrade, quality) if carries else None
+    data = GFDTwoViewDataset(train, root, classes, cfg.crop_size, session.degrade, quality, carriers)
     check = GFDTwoViewDataset(val, root, classes, cfg.crop_size, None, quality)
+    disentangler = disentangler_of(session, cfg) if carries and not session.done else None
+    learners = learners_of(session, cfg)
     for epoch in session.epochs():
         for batch in session.batches(data, train, binary=False):
-            views = torch.cat([batch["view1"], batch["view2"]])  # (2B, 3, S, S)
-            with session.precision():
-                logits = session.model(views).float()
-            session.step(source_loss(logits, batch["source"].repeat(2), cfg.label_smoothing))
+            block, turn = divmod(session.turn, cfg.carried_every)
+            found = attribution_losses(session, disentangler if turn == 0 else None, batch, cfg)
+            for name, loss in found.items():
+                session.losses[name].append(loss.item())
+            total = found["source"] + sum(
+                getattr(cfg, f"{name}_weight") * found[name] for name in found if name != "source"
+            )
+            session.step(total, learners[block % len(learners)])
         logits, source = session.validate(check)
         score = evaluation.balanced_accuracy(source.numpy(), logits.argmax(1).numpy())
         loss = float(source_loss(logits, source))
         session.end_epoch(epoch, {"val_loss": loss, "val_balanced_accuracy": score}, score=score)
     return session.finish()
+
+
+def disentangler_of(session: Session, cfg: config.Stage2) -> Disentangler:
+    """What the fingerprinted carriers are held to; its discriminator is trained beside the model."""
+    disentangler = Disentangler(
+        cfg.residual_bound,
+        layers=cfg.discriminator_layers,
+        loss=cfg.adversarial_loss,
+        pretrained=cfg.pretrained,
+        adversarial=cfg.adversarial_weight > 0,
+        perceptual=cfg.perceptual_weight > 0,
+        quality=session.equalise_quality,
+    ).to(session.device)
+    if disentangler.discriminator is not None:
+        session.add("discriminator", disentangler.discriminator, cfg.lr_d)
+    return disentangler
+
+
+def learners_of(session: Session, cfg: config.Stage2) -> list[str]:
+    """The networks that learn from the total loss: the whole model, or its two parts in turns."""
+    if cfg.joint or cfg.extractor != "unet" or session.done:
+        return [MODEL]
+    for name in ("generator", "classifier"):
+        session.add(name, getattr(session.model, name), part=True)
+    return ["generator", "classifier"]
+
+
+def attribution_losses(
+    session: Session, disentangler: Disentangler | None, batch: dict[str, Tensor], cfg: config.Stage2
+) -> dict[str, Tensor]:
+    """Each loss of one batch by name, before its weight; where there are carriers, D takes its step first.
+
+    Args:
+        disentangler: none leaves the carriers out of this batch.
+        batch: view1, view2 and carrier (B, 3, S, S) in [0, 1], and source (B,).
+    """
+    source = batch["source"]
+    with session.precision():
+        residual = session.model.generator(torch.cat([batch["view1"], batch["view2"]])).float()  # (2B, 3, S, S)
+        logits = session.model.name(residual).float()
+    found = {"source": source_loss(logits, source.repeat(2), cfg.label_smoothing)}
+    if cfg.consistency_weight:
+        found["consistency"] = consistency_loss(*logits.chunk(2))
+    if disentangler is None:
+        return found
+    first, carriers = residual.chunk(2)[0], batch["carrier"]
+    with session.precision():
+        if disentangler.discriminator is not None:
+            carried = fingerprinted(carriers, first.detach())
+            session.step(disentangler.discriminator_loss(carriers, carried), "discriminator")
+        more = disentangler.generator_losses(session.model, first, carriers, source, cfg.label_smoothing)
+    return found | {name: loss for name, loss in more.items() if getattr(cfg, f"{name}_weight")}

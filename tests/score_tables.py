@@ -1,7 +1,9 @@
-"""Fabricated score tables of stage 1."""
+"""Fabricated score tables."""
 
 import numpy as np
 import pandas as pd
+
+CLASSES = ["BigGAN", "ProGAN", "StyleGAN2"]
 
 
 def stage1_table(logits, labels, groups=None, threshold=0.5, **extra):
@@ -34,3 +36,16 @@ def planted(factor, images=6000, seed=0):
     logits = rng.normal(0, 2, images)
     labels = np.where(rng.random(images) < 1 / (1 + np.exp(-logits)), "ProGAN", "RealPhotos")
     return stage1_table(factor * logits, labels)
+
+
+def stage2_table(seed=0, images=300, per_group=5, labels=CLASSES, push=2.0, degradation="none", level=0.0):
+    """Stage 2's rows: the true class's logit is `push` above the others where the label is a class."""
+    rng = np.random.default_rng(seed)
+    names = np.resize(labels, images)
+    logits = rng.normal(0, 1, (images, 3)) + push * (names[:, None] == np.array(CLASSES))
+    content = {"label": names, "split": "test", "group": [f"g{i}" for i in np.arange(images) // per_group]}
+    content |= {"degradation": degradation, "level": level}
+    content |= {f"logit_{name}": logits[:, k] for k, name in enumerate(CLASSES)}
+    content |= {"prediction": np.array(CLASSES)[logits.argmax(1)]}
+    content |= {name: rng.normal(np.where(np.isin(names, CLASSES), 0, 1), 1) for name in ("distance", "outside")}
+    return pd.DataFrame(content)

@@ -31,6 +31,38 @@ def test_what_is_off_already_is_not_left_out_again():
     assert not {"without adversarial part", "without perceptual part", "without degradation"} & set(found)
 
 
+def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
+    cfg = config.Stage2(out=str(tmp_path))
+    found = ablation.variants(cfg)
+    off = {
+        name: {k for k in vars(cfg) if k != "out" and getattr(one, k) != getattr(cfg, k)} for name, one in found.items()
+    }
+    weights = {f"{name}_weight" for name in ("carried", "adversarial", "perceptual", "consistency")}
+    assert off == {
+        "as configured": set(),
+        **{f"without {name.removesuffix('_weight')} loss": {name} for name in weights},
+        "source loss alone": weights,
+        "without degradation": {"degrade"},
+        "baseline: EfficientNet on highpass": {"extractor"},
+        "baseline: EfficientNet on rgb": {"extractor"},
+    }
+    assert found["baseline: EfficientNet on rgb"].extractor == "rgb"
+
+
+@pytest.mark.slow
+def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, monkeypatch):
+    table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
+    cfg = config.Stage2(
+        data=str(tiny_data), out=str(tmp_path / "run"), backbone="test_efficientnet.r160_in1k", pretrained=False,
+        crop_size=32, num_epochs=1, batch_size=8, images_per_epoch=16, workers=0, unet_width=4,
+    )  # fmt: skip
+    monkeypatch.setattr(ablation, "QUALITIES", (50,))
+    found = ablation.run(table, cfg)
+    assert list(found["variant"].unique()) == [*ablation.variants(cfg), ablation.SPECTRUM]
+    assert {"accuracy", "accuracy_low", "balanced_accuracy", "recall ProGAN", "recall BigGAN"} <= set(found)
+    assert found["accuracy"].between(0, 1).all()
+
+
 @pytest.mark.slow
 def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
@@ -43,9 +75,9 @@ def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypat
     assert list(first["variant"].unique()) == list(ablation.variants(cfg))
     assert set(first["degradation"]) == {"as it is", "JPEG 50"}
     assert {"auc", "auc_low", "auc_high", "accuracy", "auc ProGAN", "auc BigGAN"} <= set(first)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "ablation.csv"), first)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "ablation_stage1.csv"), first)
     settings = torch.load(
-        tmp_path / "run" / "ablation" / "rgb_instead_of_highpass" / CHECKPOINTS["stage1"], weights_only=True
+        tmp_path / "run" / "ablation_stage1" / "rgb_instead_of_highpass" / CHECKPOINTS["stage1"], weights_only=True
     )["config"]
     assert settings["representation"] == "rgb"
     monkeypatch.setattr(ablation.scores, "score", None)  # would fail if anything were scored again

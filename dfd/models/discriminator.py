@@ -16,10 +16,13 @@ class PatchDiscriminator(nn.Module):
         in_channels: channels of the input image.
         width: channels after the first layer, doubled by every strided layer up to eight times.
         layers: strided layers; 2 see 34 x 34 pixels, 3 see 70 x 70.
+        gain: of the logits. Spectral normalisation holds a logit's change to about the image's, so without a gain a
+            residual of a few hundredths could never be told apart by the margin of 1 that a hinge loss asks for.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3):
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, gain: float = 1.0):
         super().__init__()
+        self.gain = gain
         channels = [in_channels] + [width * min(2**i, 8) for i in range(layers + 1)]
         steps: list[nn.Module] = []
         for i in range(layers + 1):
@@ -37,4 +40,4 @@ class PatchDiscriminator(nn.Module):
         Returns:
             (B, 1, h, w) logits.
         """
-        return self.net(images)
+        return self.gain * self.net(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,16 +80,46 @@ class Attribution(nn.Module):
         classes: number of generators.
         unet_width, residual_bound: see UNetRes.
         pretrained: ImageNet weights for C where they can be had.
+        extractor: unet, or a baseline without a G: highpass, the fixed high-pass residual, or rgb, the image itself.
+
+    Raises:
+        ValueError: another extractor.
     """
 
-    def __init__(self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained: bool = False):
+    def __init__(
+        self,
+        backbone: str,
+        classes: int,
+        unet_width: int,
+        residual_bound: float,
+        pretrained: bool = False,
+        extractor: str = "unet",
+    ):
         super().__init__()
-        self.generator = UNetRes(unet_width, residual_bound)
+        if extractor not in ("unet", *FIXED):
+            raise ValueError(f"extractor must be unet, {' or '.join(FIXED)}, got {extractor!r}")
+        self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else _Fixed(FIXED[extractor])
         self.classifier = EncoderClassifier(backbone, classes, pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) images in [0, 1]."""
-        return self.classifier(normalize_residual(self.generator(images).float()))
+        return self.name(self.generator(images))
+
+    def name(self, residual: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, H, W) residuals of any scale."""
+        return self.classifier(normalize_residual(residual.float()))
+
+
+FIXED = {"highpass": high_pass, "rgb": lambda images: images}  # extractors that do not learn
+
+
+class _Fixed(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
 
 
 class _Block(nn.Sequential):

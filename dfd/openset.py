@@ -1,0 +1,273 @@
+"""Generators nobody trained on: how unknown an image looks.
+
+Every score is higher for what looks more unknown; an image is called unknown where its score is above a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp, softmax
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+
+from dfd.bootstrap import REPLICATES, flat, intervals
+from dfd.calibration import logit_columns
+from dfd.evaluation import auc
+
+DIMENSIONS = 64  # principal components of the features that the distance is taken in, at most
+
+
+def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Minus the log-sum-exp of logits / temperature, (N,) from (N, K); Liu et al. 2020, arXiv:2010.03759.
+
+    The paper multiplies by the temperature as well, which leaves the order of the images as it is.
+    """
+    return -logsumexp(np.asarray(logits, float) / temperature, axis=1)
+
+
+def confidence(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Minus the largest probability, (N,) in [-1, 0) from (N, K); Hendrycks and Gimpel 2017, arXiv:1610.02136."""
+    return -softmax(np.asarray(logits, float) / temperature, axis=1).max(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """One Gaussian per known class, with one covariance for all; Lee et al. 2018, arXiv:1807.03888.
+
+    Some 200 images do not say how 1280 features vary together. So the distance is taken in the first principal
+    components, P of them, with a covariance that is shrunk (Ledoit and Wolf 2004). It cannot see what an unknown
+    generator changes outside them; `outside` sees that alone. In one sum the noise of one may hide the other.
+    """
+
+    center: np.ndarray  # (D,) mean feature
+    components: np.ndarray  # (P, D) orthonormal
+    means: np.ndarray  # (K, P)
+    precision: np.ndarray  # (P, P) inverse of the covariance within classes
+
+    @classmethod
+    def fit(cls, features: np.ndarray, labels: Sequence, dimensions: int = DIMENSIONS) -> Gaussians:
+        """Fit on training images.
+
+        Args:
+            features: (N, D), of known generators.
+            labels: (N,) their classes, names or numbers.
+            dimensions: principal components at most; no more than N less the number of classes are kept.
+
+        Raises:
+            ValueError: values that are not finite, no more images than classes, or classes whose images are all alike.
+        """
+        features = _features(features)
+        names, index = np.unique(np.asarray(labels), return_inverse=True)
+        free = len(features) - len(names)
+        if len(index) != len(features) or free < 1 or dimensions < 1:
+            raise ValueError(f"{len(features)} images, {len(index)} labels, {len(names)} classes: nothing to fit on")
+        if np.abs(features - _class_means(features, index)[index]).max() <= 1e-9 * np.abs(features).max():
+            raise ValueError("the images of each class have the same features, so their spread is unknown")
+        pca = PCA(min(dimensions, free, features.shape[1]), svd_solver="full").fit(features)
+        components = pca.components_[pca.explained_variance_ratio_ > 1e-10]
+        projected = (features - pca.mean_) @ components.T  # (N, P)
+        means = _class_means(projected, index)
+        precision = LedoitWolf(assume_centered=True).fit(projected - means[index]).precision_
+        return cls(pca.mean_, components, means, precision)
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """Mahalanobis distance to the nearest class mean, (N,) from (N, D).
+
+        Raises:
+            ValueError: values that are not finite, or another number of features.
+        """
+        return cdist(self._centered(features) @ self.components.T, self.means, "mahalanobis", VI=self.precision).min(1)
+
+    def outside(self, features: np.ndarray) -> np.ndarray:
+        """Length of what the components do not hold, (N,) from (N, D); Wang et al. 2022, arXiv:2203.10807.
+
+        Raises:
+            ValueError: as in `distance`.
+        """
+        centered = self._centered(features)
+        return np.linalg.norm(centered - centered @ self.components.T @ self.components, axis=1)
+
+    def _centered(self, features: np.ndarray) -> np.ndarray:
+        features = _features(features)
+        if features.shape[1] != len(self.center):
+            raise ValueError(f"fitted on {len(self.center)} features, got {features.shape[1]}")
+        return features - self.center
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays by name, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping) -> Gaussians:
+        """The inverse of `state`; arrays, nested lists and tensors on the CPU will do."""
+        return cls(**{name: np.asarray(value, dtype=float) for name, value in state.items()})
+
+
+def _features(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, dtype=float)
+    if features.ndim != 2 or not np.isfinite(features).all():
+        raise ValueError(f"features are finite and (N, D); got {features.shape} or a value that is not finite")
+    return features
+
+
+def _class_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return np.stack([values[index == k].mean(0) for k in range(index.max() + 1)])
+
+
+# name -> (N,) from stage 2's rows and the temperature; columns distance and outside come from `Gaussians`
+SCORES: dict[str, Callable[[pd.DataFrame, float], np.ndarray]] = {
+    "energy": lambda rows, temperature: energy(rows[logit_columns(rows)].to_numpy(float), temperature),
+    "confidence": lambda rows, temperature: confidence(rows[logit_columns(rows)].to_numpy(float), temperature),
+    "distance": lambda rows, temperature: rows["distance"].to_numpy(float),
+    "outside": lambda rows, temperature: rows["outside"].to_numpy(float),
+}
+MEASURED = ("distance", "outside")  # those that need a column of their own
+
+
+def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str] = tuple(SCORES)) -> pd.DataFrame:
+    """How unknown each row of stage 2's score table looks: one column per name, on the table's index.
+
+    Args:
+        scores: stage 2's rows, with the column that the method of `Gaussians` of the same name gave where `distance` or
+            `outside` is asked for.
+        temperature: divides the logits.
+        names: of SCORES.
+
+    Raises:
+        ValueError: an unknown name, or no such column.
+    """
+    if wrong := sorted(set(names) - set(SCORES)):
+        raise ValueError(f"no such score: {', '.join(wrong)}; there are {', '.join(SCORES)}")
+    if missing := [name for name in MEASURED if name in names and name not in scores]:
+        raise ValueError(f"the score table has no column {missing[0]}; fill it from Gaussians or leave that name out")
+    return pd.DataFrame({name: SCORES[name](scores, temperature) for name in names}, index=scores.index)
+
+
+def fit_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
+    """The lowest threshold that at least the share `accept` of these images do not exceed.
+
+    Args:
+        known_scores: (N,) of validation images of known generators; an image is unknown where its score is above.
+        accept: share in (0, 1]; 1 gives the highest score.
+
+    Raises:
+        ValueError: no score, one that is not finite, or accept outside (0, 1].
+    """
+    known_scores = _finite(known_scores)
+    if not len(known_scores) or not 0 < accept <= 1:
+        raise ValueError(f"a threshold needs scores and a share in (0, 1]; got {len(known_scores)} scores and {accept}")
+    needed = int(np.ceil(accept * len(known_scores) - 1e-9))  # 0.07 * 100 is a little more than 7
+    return float(np.sort(known_scores)[needed - 1])
+
+
+def auroc(known_scores: np.ndarray, unknown_scores: np.ndarray) -> float:
+    """Share of pairs in which the unknown image has the higher score, ties counting half; NaN where one side is empty.
+
+    Raises:
+        ValueError: a score that is not finite.
+    """
+    is_unknown = np.repeat([False, True], [len(known_scores), len(unknown_scores)])
+    return auc(is_unknown, _finite(np.concatenate([known_scores, unknown_scores])))
+
+
+def oscr(known_scores: np.ndarray, known_correct: np.ndarray, unknown_scores: np.ndarray) -> float:
+    """Area under the open-set classification rate; Dhamija et al. 2018, arXiv:1811.04110.
+
+    The curve has, over all thresholds, the share of known images that are accepted and named rightly against the share
+    of unknown ones that are accepted. Under its trapezoids lies the accuracy times the AUROC of the rightly named ones.
+
+    Args:
+        known_scores: (N,) of images of known generators.
+        known_correct: (N,) whether their name is right.
+        unknown_scores: (M,) of images of unknown generators.
+
+    Returns:
+        Between 0 and the accuracy, which is reached where a threshold parts the two; NaN where one side is empty.
+
+    Raises:
+        ValueError: a score that is not finite, or not one answer per known image.
+    """
+    known_scores, known_correct = _finite(known_scores), np.asarray(known_correct, dtype=bool)
+    if known_scores.shape != known_correct.shape:
+        raise ValueError(f"{len(known_scores)} known scores, {len(known_correct)} answers")
+    if not len(known_scores) or not len(unknown_scores):
+        return float("nan")
+    if not known_correct.any():
+        return 0.0
+    return float(known_correct.mean()) * auroc(known_scores[known_correct], unknown_scores)
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=float)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite")
+    return scores
+
+
+def summary(
+    known: pd.DataFrame,
+    unknown: pd.DataFrame,
+    temperature: float,
+    seed: int = 0,
+    names: Sequence[str] = tuple(SCORES),
+    replicates: int = REPLICATES,
+) -> pd.DataFrame:
+    """How well each score tells one left-out generator from the known ones, with 95 % intervals over groups.
+
+    Args:
+        known: stage 2's rows of one split and one degradation, of generators in training.
+        unknown: such rows of the generator that was left out. Groups are drawn from both together, so that a photo's
+            fakes stay together: both tables come from one manifest.
+        temperature: divides the logits.
+        names: of SCORES.
+        replicates: bootstrap draws; 400 take some ten seconds for 400 images.
+
+    Returns:
+        One row per name: score, auroc and oscr, each beside its _low and _high.
+
+    Raises:
+        ValueError: an empty table, a name of the unknown among the classes, or what `unknown_scores` refuses.
+    """
+    if known.empty or unknown.empty:
+        raise ValueError(f"{len(known)} known and {len(unknown)} unknown images; both are needed")
+    classes = {name.removeprefix("logit_") for name in logit_columns(known)}
+    if trained := sorted(classes & set(unknown["label"])):
+        raise ValueError(f"not unknown, for the classifier has these classes: {', '.join(trained)}")
+    rows = pd.concat([known.assign(is_known=True), unknown.assign(is_known=False)], ignore_index=True)
+    right = rows["prediction"].eq(rows["label"])
+    found = []
+    for name, score in unknown_scores(rows, temperature, names).items():
+        table = rows[["group", "is_known"]].assign(score=score, right=right)
+        three = intervals(table, {"auroc": _auroc_of, "oscr": _oscr_of}, seed, replicates)
+        found.append({"score": name, **flat(three)})
+    return pd.DataFrame(found).astype(dict.fromkeys(set(found[0]) - {"score"}, float))
+
+
+def _auroc_of(t) -> float:
+    return auroc(t.score[t.is_known], t.score[~t.is_known])
+
+
+def _oscr_of(t) -> float:
+    return oscr(t.score[t.is_known], t.right[t.is_known], t.score[~t.is_known])
+
+
+def choose(rows: pd.DataFrame) -> str:
+    """The score with the highest mean AUROC over left-out generators; the first in the table where two are level.
+
+    Its AUROC on these same generators flatters it; the honest number is on a generator that did not help to choose.
+
+    Args:
+        rows: `summary` of several left-out generators, one below the other.
+
+    Raises:
+        ValueError: no row, an AUROC that is undefined, or scores that were not all tried on as many generators.
+    """
+    tried = rows["score"].value_counts()
+    if rows.empty or rows["auroc"].isna().any() or tried.nunique() > 1:
+        raise ValueError(f"every score needs an AUROC for each left-out generator; got {tried.to_dict()}")
+    return str(rows.groupby("score", sort=False)["auroc"].mean().idxmax())
