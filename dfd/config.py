@@ -229,6 +229,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "02_stage2_attribution": {
             "crop_size": 96, "num_epochs": 5, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
+            "carried_every": 8,
         },
         "03_robustness": {"qualities": (95, 75, 50)},
     },
@@ -237,7 +238,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "backbone": "tf_efficientnet_lite0", "crop_size": 96, "num_epochs": 8, "images_per_epoch": 2400,
             "adversarial_every": 8,
         },
-        "02_stage2_attribution": {"crop_size": 96, "num_epochs": 6, "unet_width": 8},
+        "02_stage2_attribution": {"crop_size": 96, "num_epochs": 6, "unet_width": 8, "carried_every": 8},
         "03_robustness": {"qualities": (95, 75, 50), "crops": 3},
     },
     "full": {

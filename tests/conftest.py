@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads only wait for one another
 
+import shutil
+
 import matplotlib
 import numpy as np
 import pytest
@@ -40,4 +42,18 @@ def tiny_data(tmp_path_factory):
             }[label]
             pixels += 12 * texture[..., None] + rng.normal(0, 2, pixels.shape)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / label / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def three_generators(tiny_data, tmp_path_factory):
+    """The folder of tiny_data with a third generator: StyleGAN2, with stripes of period 2 in rows."""
+    folder = tmp_path_factory.mktemp("three") / "data"
+    shutil.copytree(tiny_data, folder)
+    (folder / "StyleGAN2").mkdir()
+    for path in sorted((folder / "RealPhotos").iterdir()):
+        pixels = np.asarray(Image.open(path), dtype=float)
+        pixels += 12 * (np.arange(len(pixels)) % 2 * 2 - 1)[:, None, None]
+        pixels = pixels[:, ::-1]  # not the photo again
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "StyleGAN2" / path.name)
     return folder

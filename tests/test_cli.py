@@ -111,10 +111,12 @@ def verdicts(monkeypatch, tmp_path):
                 if "bad" in path:
                     yield inference.Verdict(path, error="truncated")
                 elif "f" in path.rsplit("/")[-1]:
-                    yield inference.Verdict(path, True, 0.9876, "ProGAN", {"ProGAN": 0.75, "BigGAN": 0.25}, 5, 0.1)
+                    both = {"ProGAN": 0.75, "BigGAN": 0.25}
+                    source = "unknown" if "strange" in path else "ProGAN"
+                    yield inference.Verdict(path, True, 0.9876, source, both, ("ProGAN", "BigGAN"), 5, 0.1)
                 else:
                     sources = {"ProGAN": 0.6, "BigGAN": 0.4}
-                    yield inference.Verdict(path, False, 0.0123, "RealPhotos", sources, 5, 0.1)
+                    yield inference.Verdict(path, False, 0.0123, "RealPhotos", sources, ("ProGAN",), 5, 0.1)
 
     for age, name in enumerate(("new", "old")):
         folder = tmp_path / "reports" / name
@@ -130,17 +132,18 @@ def verdicts(monkeypatch, tmp_path):
 
 
 def test_predict_prints_an_aligned_table_by_the_newest_model(call, verdicts, tmp_path):
-    result = call("predict", "f1.png", "a.png", "bad\n.png", "x" * 80 + ".png")
+    result = call("predict", "f1.png", "a.png", "bad\n.png", "x" * 80 + ".png", "f_strange.png")
     assert verdicts.loaded == [tmp_path / "reports" / "new"]
     assert result.stderr == "model: reports/new\n"
     lines = result.stdout.splitlines()
-    assert len(lines) == 5  # the name with a newline stays on one line
+    assert len(lines) == 6  # the name with a newline stays on one line
     assert [line[60:] for line in lines] == [
         "  verdict  p(fake)  source",
-        "  fake       0.988  ProGAN (75%)",
-        "  real       0.012",
+        "  fake       0.988  ProGAN (75%), or BigGAN",
+        "  real       0.012  if it were fake: ProGAN (60%)",
         "  error             truncated",
-        "  real       0.012",
+        "  real       0.012  if it were fake: ProGAN (60%)",
+        "  fake       0.988  unknown, nearest ProGAN (75%), or BigGAN",
     ]
     assert lines[3].startswith("bad\\n.png") and lines[4].startswith("…xxx")
 
@@ -159,6 +162,7 @@ def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path
         "p_fake": 0.9876,
         "source": "ProGAN",
         "p_source": {"ProGAN": 0.75, "BigGAN": 0.25},
+        "candidates": ["ProGAN", "BigGAN"],
         "crops": 5,
         "crop_std": 0.1,
         "error": None,

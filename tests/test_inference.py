@@ -229,8 +229,29 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
     assert first.is_fake == (first.p_fake >= 0.5)
     for verdict in (second, third):
         assert verdict.error and verdict.p_fake is None and verdict.source is None
-    expected = {"path", "is_fake", "p_fake", "source", "p_source", "crops", "crop_std", "error"}
+    expected = {"path", "is_fake", "p_fake", "source", "p_source", "candidates", "crops", "crop_std", "error"}
     assert set(json.loads(json.dumps(first.asdict()))) == expected
+
+
+def test_unknown_and_candidates_come_from_the_checkpoints_thresholds(run, tmp_path):
+    path = tmp_path / "x.png"
+    noise(64, 64).save(path)
+    inference.update_checkpoint(run / inference.CHECKPOINTS["stage1"], threshold=0.0)
+    stage2 = run / inference.CHECKPOINTS["stage2"]
+    plain = next(Detector.load(run).predict([path]))
+    order = sorted(plain.p_source, key=plain.p_source.get, reverse=True)
+    assert plain.source == order[0] and plain.candidates == tuple(Stage.load(stage2).classes)
+    logits = Stage.load(stage2)(noise(64, 64))
+    energy = -float(torch.logsumexp(logits, 0))
+    inference.update_checkpoint(
+        stage2, unknown_above=energy + 1e-3, conformal_quantile=1 - plain.p_source[order[1]] + 1e-6
+    )
+    known = next(Detector.load(run).predict([path]))
+    assert known.source == order[0] and set(known.candidates) == set(order[:2])
+    inference.update_checkpoint(stage2, unknown_above=energy - 1e-3, conformal_quantile=0.0)
+    strange = next(Detector.load(run).predict([path]))
+    assert strange.source == "unknown" and strange.candidates == (order[0],)
+    assert strange.p_source == plain.p_source
 
 
 def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):

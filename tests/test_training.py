@@ -1,13 +1,16 @@
 """Training: fixed seeds, resume equal to no interruption, early stopping, atomic checkpoints, and real learning."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from dfd import config, manifest, training
-from dfd.inference import CHECKPOINTS, save_checkpoint
+from dfd import config, manifest, scores, training
+from dfd.inference import CHECKPOINTS, Stage, save_checkpoint
 
 FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
 BACKBONES = {"stage1": "test_resnet.r160_in1k", "stage2": "test_efficientnet.r160_in1k"}
@@ -175,6 +178,82 @@ def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
         decay = min(0.5, (1 + count) / (10 + count))
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(next(session.averaged.module.parameters()), expected)
+
+
+def test_the_losses_of_stage_2_are_all_in_the_history(table, tiny_data, tmp_path):
+    five = {f"{name}_loss" for name in ("source", "carried", "adversarial", "perceptual", "consistency")}
+    history = training.fit_stage2(table, configured("stage2", tmp_path / "all", tiny_data, num_epochs=1))
+    assert five | {"discriminator_loss"} <= set(history)
+    one = history.iloc[0]
+    assert one["train_loss"] > one["source_loss"] > 0
+    fixed = configured("stage2", tmp_path / "fixed", tiny_data, num_epochs=1, extractor="highpass")
+    assert five & set(training.fit_stage2(table, fixed)) == {"source_loss", "consistency_loss"}
+
+
+def test_extractor_and_classifier_may_learn_in_turns(table, tiny_data, tmp_path, monkeypatch):
+    cfg = configured("stage2", tmp_path, tiny_data, num_epochs=1, joint=False, carried_every=1, images_per_epoch=32)
+    steps, step = [], training.Session.step
+
+    def watched(self, loss, name="model"):
+        parts = {part: [p.clone() for p in self.networks[part].parameters()] for part in ("generator", "classifier")}
+        step(self, loss, name)
+        for part, before in parts.items():
+            moved = any(not torch.equal(a, b) for a, b in zip(self.networks[part].parameters(), before, strict=True))
+            assert moved == (part == name), (name, part)
+        steps.append(name)
+
+    monkeypatch.setattr(training.Session, "step", watched)
+    history = training.fit_stage2(table, cfg)
+    assert steps == ["discriminator", "generator", "discriminator", "classifier"] * 2
+    assert "train_loss" in history and "generator_loss" not in history
+
+
+@pytest.mark.parametrize(("wrong", "message"), [("ProGAN", "at least two generators"), ("RealPhotos", "no real photo")])
+def test_stage_2_names_what_is_missing(wrong, message, table, tiny_data, tmp_path):
+    rest = table[table["label"] != wrong]
+    with pytest.raises(ValueError, match=message):
+        training.fit_stage2(rest, configured("stage2", tmp_path, tiny_data))
+
+
+def textures(folder, names, rng):
+    """40 photos, and fakes of two textures under the given names: checkerboard and stripes."""
+    rows, columns = np.mgrid[:40, :40]
+    kinds = {"RealPhotos": 0 * rows, names[0]: (rows + columns) % 2 * 2 - 1, names[1]: columns // 2 % 2 * 2 - 1}
+    for label, texture in kinds.items():
+        (folder / label).mkdir(parents=True)
+        for number in range(40):
+            small = Image.fromarray(rng.integers(40, 216, (5, 5, 3), dtype=np.uint8))
+            pixels = np.asarray(small.resize((40, 40), Image.Resampling.BICUBIC), dtype=float) + 12 * texture[..., None]
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / label / f"{number:02}.png")
+    return folder
+
+
+def answers(table, out, folder):
+    """Train stage 2 on the table; the names that its test images get, in the order of the table's test rows."""
+    cfg = configured(
+        "stage2", out, folder, num_epochs=5, images_per_epoch=64, lr_gc=3e-3, degrade=False, equalise_quality=95,
+        perceptual_weight=0.0, crops=1,
+    )  # fmt: skip
+    training.fit_stage2(table, cfg)
+    test = table[table["is_fake"] & (table["split"] == "test")]
+    return test, scores.score(Stage.load(Path(cfg.out) / CHECKPOINTS["stage2"]), test)["prediction"].to_numpy()
+
+
+@pytest.mark.slow
+def test_swapped_folders_swap_the_answers_and_shuffled_labels_bring_chance(tmp_path):
+    right = {}
+    for names in (("ProGAN", "BigGAN"), ("BigGAN", "ProGAN")):
+        folder = textures(tmp_path / names[0], names, np.random.default_rng(0))
+        table = manifest.scan(folder, tmp_path / f"scan {names[0]}", test_fraction=0.4, progress=False)
+        test, named = answers(table, tmp_path / f"run {names[0]}", folder)
+        right[names] = (named == test["label"]).mean()
+    assert min(right.values()) > 0.9, right  # the same pixels under the other name get the other name
+    fakes = table.index[table["is_fake"]]
+    shuffled = table.assign(label=table["label"].where(~table["is_fake"]))
+    shuffled.loc[fakes, "label"] = np.random.default_rng(1).permutation(table.loc[fakes, "label"])
+    shuffled.attrs = table.attrs
+    test, named = answers(shuffled, tmp_path / "shuffled", folder)
+    assert len(test) >= 28 and 0.25 < (named == test["label"]).mean() < 0.75
 
 
 @pytest.mark.slow
