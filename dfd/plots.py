@@ -58,18 +58,18 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str) -> Figure:
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Losses, validation metrics and, where there are any, the adversaries' losses over the epochs; best epoch marked.
+    """Losses, validation metrics and, where there are several, each loss by itself over the epochs; best epoch marked.
 
     Args:
-        history: what dfd.training returns; columns val_<metric> are drawn, and <name>_loss of each adversary.
+        history: what dfd.training returns; columns val_<metric> are drawn, and <name>_loss of each part and adversary.
     """
     metrics = [name for name in history if name.startswith("val_") and name != "val_loss"]
-    adversaries = [name for name in history if name.endswith("_loss") and name not in ("train_loss", "val_loss")]
-    panels = 3 if adversaries else 2
+    parts = [name for name in history if name.endswith("_loss") and name not in ("train_loss", "val_loss")]
+    panels = 3 if parts else 2
     figure, axes = plt.subplots(1, panels, figsize=(4.4 * panels, 3.6), layout="constrained")
     drawn = [{"train_loss": "training, degraded crops", "val_loss": "validation, clean crops"}]
     drawn.append({name: name.removeprefix("val_").replace("_", " ") for name in metrics})
-    drawn.append({name: name.removesuffix("_loss") for name in adversaries})
+    drawn.append({name: name.removesuffix("_loss") for name in parts})
     for ax, lines in zip(axes, drawn, strict=False):
         for colour, (name, label) in zip(PALETTE, lines.items(), strict=False):
             ax.plot(history["epoch"], history[name], "o-", ms=4, label=label, color=colour)
@@ -79,8 +79,8 @@ def plot_history(history: pd.DataFrame) -> Figure:
     best = history.loc[history["score"].idxmax(), "epoch"]
     axes[1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
     axes[1].set(title="validation", ylim=(min(0.45, history[metrics].min().min() - 0.05), 1.02))
-    if adversaries:
-        axes[2].set(title="adversaries' losses")
+    if parts:
+        axes[2].set(title="each loss, before its weight")
     for ax in axes:
         ax.legend(fontsize="small")
     return figure
