@@ -127,13 +127,12 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         fit_stage2(known, one)
         stage = Stage.load(Path(one.out) / CHECKPOINTS["stage2"])
         fakes = known[known["is_fake"]]
-        val = scores.score(stage, fakes[fakes["split"] == "val"])
-        scores.calibrate(stage, val, one.out, cfg.coverage, cfg.accept)
         near = openset.Gaussians.fit(*_centre_features(stage, fakes[fakes["split"] == "train"]))
+        val = _with_distances(stage, near, fakes[fakes["split"] == "val"])
+        scores.calibrate(stage, val, one.out, cfg.coverage, cfg.accept)
         sides = [table["label"].eq(name), table["is_fake"] & table["label"].ne(name)]
         tests = [_with_distances(stage, near, table[side & table["split"].eq("test")]) for side in sides]
         rows = openset.summary(tests[1], tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
-        val = _with_distances(stage, near, fakes[fakes["split"] == "val"])
         limits = {
             score: openset.fit_threshold(values.to_numpy(), cfg.accept)
             for score, values in openset.unknown_scores(val, stage.temperature).items()

@@ -159,7 +159,7 @@ class Stage2(Training):
     unet_width: int = 16  # channels of the UNet's first level
     residual_bound: float = 0.1  # largest absolute residual, in units of the [0, 1] range
     label_smoothing: float = 0.05
-    joint: bool = True  # extractor and classifier learn in the same step; false: in turns, batch by batch
+    joint: bool = True  # extractor and classifier learn in the same step; false: in turns, carried_every batches each
     carried_every: int = 4  # batches for one in which fingerprints are put on carriers
     carried_weight: float = 0.5  # name the generator of a photo with its fingerprint put on
     adversarial_weight: float = 0.1  # such a photo passes for one before the PatchGAN discriminator

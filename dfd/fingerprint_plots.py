@@ -9,8 +9,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfd.fingerprint import Carried, Fingerprint
+from dfd.fingerprint import Fingerprint
 from dfd.plots import plot_examples
+from dfd.transfer import Carried
 
 SHAPES = ("o", "X", "s", "^", "D", "P", "v", "*", "<", ">")  # marker of each source; the last is for the others
 OTHER = "other"
@@ -84,8 +85,8 @@ def plot_transfer(pairs: pd.DataFrame, carried: Carried, times: float = 10) -> F
     """Pairs side by side: the carrier, the fingerprint times a factor about grey, and their sum.
 
     Args:
-        pairs: some rows of what `fingerprint.transfer` gave.
-        carried: what `fingerprint.put_on` gave for these rows.
+        pairs: some rows of what `transfer.carry` gave.
+        carried: what `transfer.put_on` gave for these rows.
         times: the factor; the sum has the fingerprint once.
     """
     grown = (0.5 + times * carried.residuals).clamp(0, 1)

@@ -1,5 +1,6 @@
 """The ablation: which variants there are, and that each is trained, scored and kept."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,6 +9,12 @@ from dfd import ablation, config, manifest
 from dfd.inference import CHECKPOINTS, UNKNOWN, Stage
 
 RGB = "baseline: EfficientNet on rgb"
+
+
+def small(stage, data, folder, **changes):
+    """The config of a training that takes seconds, into folder / run."""
+    quick = {"pretrained": False, "crop_size": 32, "num_epochs": 1, "batch_size": 8, "images_per_epoch": 16}
+    return stage(data=str(data), out=str(folder / "run"), workers=0, **quick, **changes)
 
 
 def test_each_variant_changes_one_thing(tmp_path):
@@ -54,10 +61,7 @@ def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
 @pytest.mark.slow
 def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, monkeypatch):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
-    cfg = config.Stage2(
-        data=str(tiny_data), out=str(tmp_path / "run"), backbone="test_efficientnet.r160_in1k", pretrained=False,
-        crop_size=32, num_epochs=1, batch_size=8, images_per_epoch=16, workers=0, unet_width=4,
-    )  # fmt: skip
+    cfg = small(config.Stage2, tiny_data, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4)
     monkeypatch.setattr(ablation, "QUALITIES", (50,))
     some = {name: one for name, one in ablation.variants(cfg).items() if name in ("as configured", RGB)}
     monkeypatch.setattr(ablation, "variants", lambda cfg: some)
@@ -70,10 +74,7 @@ def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, m
 @pytest.mark.slow
 def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
-    cfg = config.Stage1(
-        data=str(tiny_data), out=str(tmp_path / "run"), backbone="test_resnet.r160_in1k", pretrained=False,
-        crop_size=32, num_epochs=1, batch_size=8, images_per_epoch=16, workers=0, launderer_width=4,
-    )  # fmt: skip
+    cfg = small(config.Stage1, tiny_data, tmp_path, backbone="test_resnet.r160_in1k", launderer_width=4)
     monkeypatch.setattr(ablation, "QUALITIES", (50,))
     first = ablation.run(table, cfg)
     assert list(first["variant"].unique()) == list(ablation.variants(cfg))
@@ -92,13 +93,16 @@ def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypat
 def test_each_generator_is_left_out_in_turn(three_generators, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "REPLICATES", 20)
     table = manifest.scan(three_generators, tmp_path / "scan", progress=False)
-    cfg = config.Stage2(
-        data=str(three_generators), out=str(tmp_path / "run"), backbone="test_efficientnet.r160_in1k", pretrained=False,
-        crop_size=32, crops=1, num_epochs=1, batch_size=8, images_per_epoch=16, workers=0, unet_width=4,
-    )  # fmt: skip
+    cfg = small(
+        config.Stage2, three_generators, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4, crops=1
+    )
     found = ablation.leave_out(table, cfg)
     assert found.groupby("left_out").size().to_dict() == {"BigGAN": 4, "ProGAN": 4, "StyleGAN2": 4}
-    assert found["auroc"].between(0, 1).all() and found["accepted"].between(0, 1).all()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "left_out.csv"), found)
+    assert found["auroc"].between(0, 1).all()
+    tested = (table["split"] == "test").groupby(table["label"]).sum()
+    images = found["accepted"] * found["left_out"].map(tested)
+    assert np.allclose(images, images.round())  # a share of the left-out generator's own test images
     for name in ("BigGAN", "ProGAN", "StyleGAN2"):
         stage = Stage.load(tmp_path / "run" / "left_out" / name / CHECKPOINTS["stage2"])
         assert name not in stage.classes and len(stage.classes) == 2

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfd import explain, fingerprint, fingerprint_plots, inference
+from dfd import explain, fingerprint, fingerprint_plots, inference, transfer
 
 LABELS = ["BigGAN", "ProGAN", "StyleGAN2"]
 SIZE, SIDE, EACH = 36, 32, 8  # of the images, of the crops, and images per label and split
@@ -208,23 +208,23 @@ def test_embedding_of_few_images_and_its_sources():
 
 
 def test_carriers_are_photos_of_the_split_and_of_other_groups(table):
-    pairs = pd.concat([fingerprint.pairs_of(table, EACH, seed=seed) for seed in range(5)])
+    pairs = pd.concat([transfer.pairs_of(table, EACH, seed=seed) for seed in range(5)])
     assert len(pairs) == 5 * 3 * EACH
     merged = pairs.merge(table, left_on="carrier", right_on="path", suffixes=("", "_photo"))
     assert (merged["group_photo"] != merged["group"]).all() and (merged["carrier_group"] == merged["group_photo"]).all()
     assert (merged["label_photo"] == "RealPhotos").all() and (merged["split"] == "test").all()
     assert merged["carrier"].nunique() == EACH
     with pytest.raises(ValueError, match="no photo outside group"):
-        fingerprint.pairs_of(table[table["is_fake"] | (table["group"] == "g08")], EACH)
+        transfer.pairs_of(table[table["is_fake"] | (table["group"] == "g08")], EACH)
     with pytest.raises(ValueError, match="no fake"):
-        fingerprint.pairs_of(table[~table["is_fake"]], EACH)
+        transfer.pairs_of(table[~table["is_fake"]], EACH)
 
 
 def test_transfer_repeats_under_its_seed_and_leaves_strange_generators_out(stage, table):
-    one = fingerprint.transfer(stage, table, 3, seed=1)
-    pd.testing.assert_frame_equal(one, fingerprint.transfer(stage, table, 3, seed=1))
-    assert one["carrier"].tolist() != fingerprint.transfer(stage, table, 3, seed=2)["carrier"].tolist()
-    strange = fingerprint.transfer(stage, table.replace({"label": {"ProGAN": "New"}}), 3)
+    one = transfer.carry(stage, table, 3, seed=1)
+    pd.testing.assert_frame_equal(one, transfer.carry(stage, table, 3, seed=1))
+    assert one["carrier"].tolist() != transfer.carry(stage, table, 3, seed=2)["carrier"].tolist()
+    strange = transfer.carry(stage, table.replace({"label": {"ProGAN": "New"}}), 3)
     assert set(strange["label"]) == {"BigGAN", "StyleGAN2"}
 
 
@@ -232,7 +232,7 @@ def test_transfer_repeats_under_its_seed_and_leaves_strange_generators_out(stage
 def test_psnr_is_that_of_the_clipped_sum_before_the_codec(table, quality, monkeypatch):
     stage = tiny_stage(quality)
     monkeypatch.setattr(fingerprint, "BATCH", 4)
-    pairs = fingerprint.transfer(stage, table, 2)
+    pairs = transfer.carry(stage, table, 2)
     for row in pairs.iloc[[0, -1]].itertuples():
         c, x = (np.asarray(Image.open(f"{table.attrs['root']}/{path}"))[2:-2, 2:-2] for path in (row.carrier, row.path))
         if quality:
@@ -248,12 +248,12 @@ def test_psnr_is_that_of_the_clipped_sum_before_the_codec(table, quality, monkey
 def test_zero_residual_leaves_the_carrier_as_it_is(table, monkeypatch):
     stage = tiny_stage(quality=60)
     monkeypatch.setattr(stage.model.generator, "forward", torch.zeros_like)
-    pairs = fingerprint.transfer(stage, table, 2)
+    pairs = transfer.carry(stage, table, 2)
     assert np.isposinf(pairs["psnr"]).all() and (pairs["ssim"] == 1).all()
     assert pairs["alone"].equals(pairs["named"])
-    metrics = fingerprint.transfer_metrics(pairs)
+    metrics = transfer.summary(pairs)
     assert metrics["psnr"] == {"value": None, "low": None, "high": None} and metrics["ssim"]["value"] == 1
-    carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
+    carried = transfer.put_on(stage, table.attrs["root"], pairs)
     assert torch.equal(carried.sums, carried.carriers)
 
 
@@ -273,8 +273,8 @@ class NearestPattern(nn.Module):
 def test_planted_patterns_are_carried_to_photos(table):
     stage = tiny_stage()
     stage.model = NearestPattern(stage.model.generator)
-    pairs = fingerprint.transfer(stage, table, EACH)
-    metrics = fingerprint.transfer_metrics(pairs)
+    pairs = transfer.carry(stage, table, EACH)
+    metrics = transfer.summary(pairs)
     assert metrics["carried"]["value"] == 1 and metrics["carrier_alone"]["value"] < 0.7
     carriers = pairs.drop_duplicates("carrier")
     crops, rows = fingerprint.crops_of(stage, table[table["path"].isin(carriers["carrier"])], EACH)
@@ -297,17 +297,17 @@ TRANSFERRED = pd.DataFrame(
 
 
 def test_transfer_metrics_by_hand():
-    metrics = fingerprint.transfer_metrics(TRANSFERRED)
+    metrics = transfer.summary(TRANSFERRED)
     values = {name: one["value"] for name, one in metrics.items()}
     by_hand = {"carried": (3 / 4 + 1 / 2) / 2, "carrier_alone": (1 / 4 + 1 / 2) / 2, "carried_anew": (2 / 3 + 0) / 2}
     assert values == pytest.approx(by_hand | {"psnr": 34.0, "ssim": 0.8})
     assert all(one["low"] < one["value"] < one["high"] for one in metrics.values())
     right = TRANSFERRED.assign(alone=TRANSFERRED["label"])
-    assert fingerprint.transfer_metrics(right)["carried_anew"]["value"] is None
+    assert transfer.summary(right)["carried_anew"]["value"] is None
 
 
 def test_confusion_ends_with_the_carriers_alone():
-    shares = fingerprint.transfer_confusion(TRANSFERRED, ["A", "B", "C"])
+    shares = transfer.confusion(TRANSFERRED, ["A", "B", "C"])
     assert list(shares.index) == ["A", "B", "carrier alone"] and list(shares.columns) == ["A", "B", "C"]
     assert shares.to_numpy().ravel() == pytest.approx([3 / 4, 1 / 4, 0, 1 / 2, 1 / 2, 0, 2 / 6, 4 / 6, 0])
 
@@ -354,8 +354,8 @@ def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sou
 
 
 def test_plot_of_transfer_shows_the_three_pictures_of_each_pair(stage, table):
-    pairs = fingerprint.transfer(stage, table, 1)
-    carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
+    pairs = transfer.carry(stage, table, 1)
+    carried = transfer.put_on(stage, table.attrs["root"], pairs)
     figure = fingerprint_plots.plot_transfer(pairs, carried, times=4)
     assert len(figure.axes) == 3 * 3
     assert [figure.axes[i].get_ylabel() for i in (0, 3, 6)] == ["carrier", "fingerprint × 4", "sum"]
