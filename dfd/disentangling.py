@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dfd.datasets import equalise
-from dfd.losses import ADVERSARIAL, source_loss
-from dfd.models import Attribution, PatchDiscriminator, VGGPerceptual
+from dfd.losses import ADVERSARIAL
+from dfd.models import PatchDiscriminator, VGGPerceptual
 
 
 class Disentangler(nn.Module):
@@ -49,37 +49,30 @@ class Disentangler(nn.Module):
         """What D minimises: carriers are photos, fingerprinted carriers are not; no gradient reaches G."""
         return self.of_discriminator(self.discriminator(carriers).float(), self.discriminator(carried.detach()).float())
 
-    def generator_losses(
-        self, model: Attribution, residual: Tensor, carriers: Tensor, source: Tensor, smoothing: float = 0.0
-    ) -> dict[str, Tensor]:
-        """What G minimises beside the source of r, by name: carried, adversarial (D) and perceptual (V).
+    def generator_losses(self, carriers: Tensor, carried: Tensor) -> dict[str, Tensor]:
+        """What G minimises for the look of fingerprinted carriers, by name: adversarial (D) and perceptual (V).
 
         Args:
-            model: G and C.
-            residual: (B, 3, S, S), r with its graph.
             carriers: (B, 3, S, S) in [0, 1], c.
-            source: (B,), the generators that the residuals came from.
-            smoothing: of the labels, in [0, 1).
+            carried: (B, 3, S, S) in [0, 1], c + r, with its graph.
         """
-        carried = fingerprinted(carriers, residual)
-        logits = model(unseen_codec(carried, self.quality)).float()
-        found = {"carried": source_loss(logits, source, smoothing)}
+        found = {}
         if self.discriminator is not None:
             found["adversarial"] = self.of_generator(self.discriminator(carried).float())
         if self.perceptual is not None:
             found["perceptual"] = self.perceptual(carried, carriers)
         return found
 
+    def seen(self, carried: Tensor) -> Tensor:
+        """Fingerprinted carriers as the model meets them, behind the JPEG of every crop; same shape and range.
+
+        The gradient is that of doing nothing: a codec has none of its own. The straight-through estimator of Bengio et
+        al. 2013, arXiv:1308.3432.
+        """
+        return carried + (equalise(carried.detach().clamp(0, 1), self.quality) - carried).detach()
+
 
 def fingerprinted(carriers: Tensor, residual: Tensor) -> Tensor:
     """Carriers with a fingerprint put on, c + r: (B, 3, H, W) in [0, 1]; the gradient passes the clipping."""
     put = carriers + residual
     return put + (put.clamp(0, 1) - put).detach()
-
-
-def unseen_codec(images: Tensor, quality: int | None) -> Tensor:
-    """The JPEG that every crop passes, with the gradient of doing nothing: a codec has none of its own.
-
-    The straight-through estimator of Bengio et al. 2013, arXiv:1308.3432.
-    """
-    return images + (equalise(images.detach().clamp(0, 1), quality) - images).detach()

@@ -198,19 +198,25 @@ def attribution_losses(
         disentangler: none leaves the carriers out of this batch.
         batch: view1, view2 and carrier (B, 3, S, S) in [0, 1], and source (B,).
     """
-    source = batch["source"]
+    source, smoothing = batch["source"], cfg.label_smoothing
     with session.precision():
         residual = session.model.generator(torch.cat([batch["view1"], batch["view2"]])).float()  # (2B, 3, S, S)
-        logits = session.model.name(residual).float()
-    found = {"source": source_loss(logits, source.repeat(2), cfg.label_smoothing)}
-    if cfg.consistency_weight:
-        found["consistency"] = consistency_loss(*logits.chunk(2))
-    if disentangler is None:
-        return found
-    first, carriers = residual.chunk(2)[0], batch["carrier"]
+    found, again = {}, residual[:0]
+    if disentangler is not None:
+        carriers = batch["carrier"]
+        carried = fingerprinted(carriers, residual.chunk(2)[0])
+        with session.precision():
+            if disentangler.discriminator is not None:
+                session.step(disentangler.discriminator_loss(carriers, carried), "discriminator")
+            found = disentangler.generator_losses(carriers, carried)
+            if cfg.carried_weight:
+                again = session.model.generator(disentangler.seen(carried)).float()
     with session.precision():
-        if disentangler.discriminator is not None:
-            carried = fingerprinted(carriers, first.detach())
-            session.step(disentangler.discriminator_loss(carriers, carried), "discriminator")
-        more = disentangler.generator_losses(session.model, first, carriers, source, cfg.label_smoothing)
-    return found | {name: loss for name, loss in more.items() if getattr(cfg, f"{name}_weight")}
+        logits = session.model.name(torch.cat([residual, again])).float()
+    own, put_on = logits.tensor_split([len(residual)])
+    found["source"] = source_loss(own, source.repeat(2), smoothing)
+    if len(put_on):
+        found["carried"] = source_loss(put_on, source, smoothing)
+    if cfg.consistency_weight:
+        found["consistency"] = consistency_loss(*own.chunk(2))
+    return found
