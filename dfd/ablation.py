@@ -110,8 +110,9 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         cfg: the parameters; each training has its own folder below `left_out` in the run folder.
 
     Returns:
-        One row per generator and score, as of `openset.summary`, with left_out and accepted: the share of its images
-        that the threshold of that training's validation images does not call unknown. Also in `left_out.csv`.
+        One row per generator and score, as of `openset.summary`, against test images of the other generators, and
+        auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
+        share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
 
     Raises:
         ValueError: fewer than three generators, for two must be left to tell apart.
@@ -133,6 +134,9 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         sides = [table["label"].eq(name), table["is_fake"] & table["label"].ne(name)]
         tests = [_with_distances(stage, near, table[side & table["split"].eq("test")]) for side in sides]
         rows = openset.summary(tests[1], tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
+        near_by = openset.summary(val, tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
+        for column in ("auroc", "auroc_low", "auroc_high"):
+            rows[column.replace("auroc", "auroc_val")] = near_by[column]
         limits = {
             score: openset.fit_threshold(values.to_numpy(), cfg.accept)
             for score, values in openset.unknown_scores(val, stage.temperature).items()

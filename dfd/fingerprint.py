@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,13 +18,13 @@ from scipy.spatial.distance import cdist
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from dfd import openset
 from dfd.bootstrap import interval
 from dfd.crops import cut, plan
 from dfd.datasets import equalise
 from dfd.evaluation import balanced_accuracy
 from dfd.images import load_rgb
-from dfd.inference import BATCH, Stage
-from dfd.models import normalize_residual
+from dfd.inference import BATCH, Stage, update_checkpoint
 
 CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual
 
@@ -84,12 +85,23 @@ def features(stage: Stage, crops: Tensor) -> np.ndarray:
     """
     if stage.stage != "stage2":
         raise ValueError(f"features are those of stage 2's classifier, got {stage.stage}")
-    backbone, found = stage.model.classifier.backbone, []
-    for chunk in crops.split(BATCH):
-        residual = normalize_residual(stage.model.generator(chunk.to(stage.device)).float())
-        deep = backbone.forward_features(residual.contiguous(memory_format=torch.channels_last))
-        found.append(backbone.forward_head(deep, pre_logits=True).float().cpu())
+    found = [stage.model.describe(chunk.to(stage.device))[1].float().cpu() for chunk in crops.split(BATCH)]
     return torch.cat(found).numpy()
+
+
+def remember(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:
+    """Keep features of training images in a stage 2 and its checkpoint, to tell later what is like none of them.
+
+    Args:
+        stage: a stage 2; gets `neighbours`.
+        table: rows of the manifest that it was trained on, with their root in attrs.
+        path: its checkpoint.
+        limit, seed: of the choice of images, for each generator.
+    """
+    crops, _ = crops_of(stage, table, limit, seed)
+    bank = torch.from_numpy(openset.Neighbours.fit(features(stage, crops)).bank).half()
+    stage.neighbours = openset.Neighbours(bank.float().numpy())
+    update_checkpoint(path, bank=bank)
 
 
 def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> dict[str, Fingerprint]:

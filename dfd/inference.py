@@ -20,7 +20,7 @@ from dfd.crops import MAX_CROPS, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
 from dfd.models import Attribution, RealFakeClassifier
-from dfd.openset import energy
+from dfd.openset import Neighbours
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
 BATCH = 64  # crops per forward pass
@@ -73,6 +73,7 @@ class Scored:
     crops: int
     spread: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
+    strangeness: float | None = None  # stage 2: mean distance of the crops to the training images; see Neighbours
 
 
 class Stage:
@@ -89,7 +90,9 @@ class Stage:
         self.crops, self.threshold, self.temperature = content["crops"], content["threshold"], content["temperature"]
         self.crop_mode = content.get("crop_mode", "five")
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
-        self.unknown_above = content.get("unknown_above")  # stage 2: energy above which a fake's generator is unknown
+        bank = content.get("bank")  # stage 2: features of training images
+        self.neighbours = None if bank is None else Neighbours(bank.float().numpy())
+        self.strange_above = content.get("strange_above")  # stage 2: from there on a fake's generator is unknown
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
         self.model = build_model(self.stage, self.settings, len(self.classes))
@@ -142,14 +145,14 @@ class Stage:
             crops = MAX_CROPS if mode == "grid" else self.crops
         plans: deque[Plan] = deque()  # of the images that wait for logits
         windows = self._windows(images, crops, mode or self.crop_mode, plans)
-        logits: list[Tensor] = []
+        answers: list[tuple[Tensor, float | None]] = []
         while batch := list(islice(windows, BATCH)):
-            logits.extend(self._logits(torch.cat(batch)))
-            while plans and len(logits) >= len(plans[0].corners):
+            answers.extend(self._answers(torch.cat(batch)))
+            while plans and len(answers) >= len(plans[0].corners):
                 first = plans.popleft()
                 count = len(first.corners)
-                yield self._average(torch.stack(logits[:count]), first.needed)
-                logits = logits[count:]
+                yield self._average(answers[:count], first.needed)
+                answers = answers[count:]
 
     def _windows(self, images: Iterable[Image.Image | Tensor], crops: int, mode: str, plans: deque) -> Iterator[Tensor]:
         for image in images:
@@ -160,28 +163,35 @@ class Stage:
                 yield cut(image, corner, self.crop_size)
             del image  # before the next one is read: two large ones may not fit
 
-    def _logits(self, batch: Tensor) -> Tensor:
-        """Logits (B, classes) of (B, 3, S, S) crops in [0, 1]."""
-        batch = equalise(batch, self.equalise_quality).to(self.device)
+    def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
+        """Logits (classes,) and strangeness of each of (B, 3, S, S) crops in [0, 1]."""
+        batch, strange = equalise(batch, self.equalise_quality).to(self.device), [None] * len(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
-            out = self.model(batch).float().cpu()
-        return torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
+            if self.neighbours is None:
+                out = self.model(batch).float().cpu()
+            else:
+                out, features = (part.float().cpu() for part in self.model.describe(batch))
+                strange = self.neighbours.distance(features.numpy()).tolist()
+        logits = torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
+        return list(zip(logits, strange, strict=True))
 
-    def _average(self, logits: Tensor, needed: int) -> Scored:
-        """Average (crops, classes) logits."""
+    def _average(self, answers: list[tuple[Tensor, float | None]], needed: int) -> Scored:
+        """Average what was said of one image's crops."""
+        logits, strange = torch.stack([one for one, _ in answers]), [one for _, one in answers]
         mean = logits.mean(0)
         lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
-        return Scored(mean, len(logits), float(lead.std(correction=0)), needed)
+        strangeness = None if self.neighbours is None else float(np.mean(strange))
+        return Scored(mean, len(logits), float(lead.std(correction=0)), needed, strangeness)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
         return torch.softmax(logits / self.temperature, dim=-1)
 
-    def source(self, logits: Tensor) -> str:
-        """Stage 2's answer to logits (classes,): a generator's name, or unknown where the energy is too high."""
-        if self.unknown_above is not None and energy(logits[None].numpy(), self.temperature)[0] > self.unknown_above:
+    def source(self, scored: Scored) -> str:
+        """Stage 2's answer: a generator's name, or unknown where no training image is near."""
+        if self.strange_above is not None and scored.strangeness > self.strange_above:
             return UNKNOWN
-        return self.classes[int(logits.argmax())]
+        return self.classes[int(scored.logits.argmax())]
 
 
 @dataclass(frozen=True)
@@ -248,7 +258,7 @@ class Detector:
         p_source = self.stage2.probabilities(two.logits).tolist()
         named = dict(zip(self.stage2.classes, p_source, strict=True))
         is_fake = p_fake >= self.stage1.threshold
-        source = self.stage2.source(two.logits) if is_fake else "RealPhotos"
+        source = self.stage2.source(two) if is_fake else "RealPhotos"
         possible = prediction_sets(np.array([p_source]), self.stage2.conformal_quantile)[0]
         candidates = tuple(name for name, kept in zip(named, possible, strict=True) if kept)
         return Verdict(path, is_fake, p_fake, source, named, candidates, one.crops, one.spread)

@@ -5,8 +5,8 @@ Every score is higher for what looks more unknown; an image is called unknown wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -98,14 +98,44 @@ class Gaussians:
             raise ValueError(f"fitted on {len(self.center)} features, got {features.shape[1]}")
         return features - self.center
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The arrays by name, for a checkpoint."""
-        return asdict(self)
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Training images by the direction of their features; Sun et al. 2022, arXiv:2204.06507.
+
+    An image is strange where few training images are like it, whatever their classes.
+    """
+
+    bank: np.ndarray  # (M, D) float32, of length 1
+    k: int = 10  # the neighbour that counts; the last one where there are fewer
 
     @classmethod
-    def from_state(cls, state: Mapping) -> Gaussians:
-        """The inverse of `state`; arrays, nested lists and tensors on the CPU will do."""
-        return cls(**{name: np.asarray(value, dtype=float) for name, value in state.items()})
+    def fit(cls, features: np.ndarray, k: int = 10) -> Neighbours:
+        """Keep (M, D) features of training images.
+
+        Raises:
+            ValueError: no image, values that are not finite, or k below 1.
+        """
+        features = _features(features)
+        if not len(features) or k < 1:
+            raise ValueError(f"neighbours need images and k of 1 or more; got {len(features)} images and k = {k}")
+        return cls(_directions(features), k)
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D).
+
+        Raises:
+            ValueError: values that are not finite, or another number of features.
+        """
+        features = _features(features)
+        if features.shape[1] != self.bank.shape[1]:
+            raise ValueError(f"fitted on {self.bank.shape[1]} features, got {features.shape[1]}")
+        far, last = 1 - _directions(features) @ self.bank.T, min(self.k, len(self.bank)) - 1
+        return np.clip(np.partition(far, last, axis=1)[:, last], 0, 2).astype(float)
+
+
+def _directions(features: np.ndarray) -> np.ndarray:
+    return (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def _features(features: np.ndarray) -> np.ndarray:
@@ -119,22 +149,23 @@ def _class_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.stack([values[index == k].mean(0) for k in range(index.max() + 1)])
 
 
-# name -> (N,) from stage 2's rows and the temperature; columns distance and outside come from `Gaussians`
+# name -> (N,) from stage 2's rows and the temperature; three have a column, from `Neighbours` and `Gaussians`
 SCORES: dict[str, Callable[[pd.DataFrame, float], np.ndarray]] = {
+    "neighbours": lambda rows, temperature: rows["neighbours"].to_numpy(float),
     "energy": lambda rows, temperature: energy(rows[logit_columns(rows)].to_numpy(float), temperature),
     "confidence": lambda rows, temperature: confidence(rows[logit_columns(rows)].to_numpy(float), temperature),
     "distance": lambda rows, temperature: rows["distance"].to_numpy(float),
     "outside": lambda rows, temperature: rows["outside"].to_numpy(float),
 }
-MEASURED = ("distance", "outside")  # those that need a column of their own
+MEASURED = ("neighbours", "distance", "outside")  # those that need a column of their own
 
 
 def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str] = tuple(SCORES)) -> pd.DataFrame:
     """How unknown each row of stage 2's score table looks: one column per name, on the table's index.
 
     Args:
-        scores: stage 2's rows, with the column that the method of `Gaussians` of the same name gave where `distance` or
-            `outside` is asked for.
+        scores: stage 2's rows, with a column for each of MEASURED that is asked for: what `Neighbours.distance`, and
+            the methods of `Gaussians` of the same name, gave.
         temperature: divides the logits.
         names: of SCORES.
 
@@ -144,7 +175,7 @@ def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str
     if wrong := sorted(set(names) - set(SCORES)):
         raise ValueError(f"no such score: {', '.join(wrong)}; there are {', '.join(SCORES)}")
     if missing := [name for name in MEASURED if name in names and name not in scores]:
-        raise ValueError(f"the score table has no column {missing[0]}; fill it from Gaussians or leave that name out")
+        raise ValueError(f"the score table has no column {missing[0]}; fill it or leave that name out")
     return pd.DataFrame({name: SCORES[name](scores, temperature) for name in names}, index=scores.index)
 
 
@@ -254,20 +285,3 @@ def _auroc_of(t) -> float:
 
 def _oscr_of(t) -> float:
     return oscr(t.score[t.is_known], t.right[t.is_known], t.score[~t.is_known])
-
-
-def choose(rows: pd.DataFrame) -> str:
-    """The score with the highest mean AUROC over left-out generators; the first in the table where two are level.
-
-    Its AUROC on these same generators flatters it; the honest number is on a generator that did not help to choose.
-
-    Args:
-        rows: `summary` of several left-out generators, one below the other.
-
-    Raises:
-        ValueError: no row, an AUROC that is undefined, or scores that were not all tried on as many generators.
-    """
-    tried = rows["score"].value_counts()
-    if rows.empty or rows["auroc"].isna().any() or tried.nunique() > 1:
-        raise ValueError(f"every score needs an AUROC for each left-out generator; got {tried.to_dict()}")
-    return str(rows.groupby("score", sort=False)["auroc"].mean().idxmax())

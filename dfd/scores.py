@@ -19,7 +19,7 @@ from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 from dfd.progress import bar
 
 # What is fitted on validation and stored beside the weights.
-FITTED = ("temperature", "threshold", "operating_points", "unknown_above", "conformal_quantile")
+FITTED = ("temperature", "threshold", "operating_points", "strange_above", "conformal_quantile")
 
 
 def score(
@@ -43,7 +43,7 @@ def score(
 
     Returns:
         The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction,
-        crops, crop_std.
+        crops, crop_std; and neighbours, how far the nearest training images are, where the stage remembers some.
 
     Raises:
         ImageError: an image that the manifest lists can no longer be read.
@@ -64,6 +64,8 @@ def score(
     scores["prediction"] = predictions(stage, logits)
     scores["crops"] = [one.crops for one in results]
     scores["crop_std"] = [one.spread for one in results]
+    if stage.neighbours is not None:
+        scores["neighbours"] = [one.strangeness for one in results]
     return scores
 
 
@@ -80,7 +82,7 @@ def calibrate(
     stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
 ) -> pd.DataFrame:
     """Fit on the validation rows, and store in the checkpoint: the temperature; stage 1's thresholds; for stage 2 the
-    energy above which a generator is unknown, and the quantile of the sets of possible names.
+    strangeness above which a generator is unknown, and the quantile of the sets of possible names.
 
     Args:
         stage: the trained stage; its temperature and thresholds are replaced.
@@ -102,7 +104,8 @@ def calibrate(
         true = rows["label"].map(stage.classes.index).to_numpy()
         p = softmax(logits / stage.temperature, axis=1)
         stage.conformal_quantile = conformal.fit_conformal(p, true, coverage, rows["group"].to_numpy())
-        stage.unknown_above = openset.fit_threshold(openset.energy(logits, stage.temperature), accept)
+        if stage.neighbours is not None:
+            stage.strange_above = openset.fit_threshold(rows["neighbours"].to_numpy(float), accept)
     values = {name: getattr(stage, name) for name in FITTED}
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **values)
     return scores.assign(prediction=predictions(stage, scores[calibration.logit_columns(scores)].to_numpy()))

@@ -12,6 +12,8 @@ from dfd import config, evaluation
 from dfd.datasets import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade import RandomDegrade
 from dfd.disentangling import Disentangler, fingerprinted
+from dfd.fingerprint import remember
+from dfd.inference import Stage
 from dfd.laundering import Launderer
 from dfd.losses import consistency_loss, focal_loss, real_fake_loss, source_loss
 from dfd.session import MODEL, Session
@@ -161,7 +163,11 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
         score = evaluation.balanced_accuracy(source.numpy(), logits.argmax(1).numpy())
         loss = float(source_loss(logits, source))
         session.end_epoch(epoch, {"val_loss": loss, "val_balanced_accuracy": score}, score=score)
-    return session.finish()
+    history = session.finish()
+    stage = Stage.load(session.best_path)
+    if stage.neighbours is None:
+        remember(stage, train, session.best_path, seed=cfg.seed)
+    return history
 
 
 def disentangler_of(session: Session, cfg: config.Stage2) -> Disentangler:

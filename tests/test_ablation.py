@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfd import ablation, config, manifest
-from dfd.inference import CHECKPOINTS, UNKNOWN, Stage
+from dfd.inference import CHECKPOINTS, UNKNOWN, Scored, Stage
 
 RGB = "baseline: EfficientNet on rgb"
 
@@ -97,16 +97,17 @@ def test_each_generator_is_left_out_in_turn(three_generators, tmp_path, monkeypa
         config.Stage2, three_generators, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4, crops=1
     )
     found = ablation.leave_out(table, cfg)
-    assert found.groupby("left_out").size().to_dict() == {"BigGAN": 4, "ProGAN": 4, "StyleGAN2": 4}
+    assert found.groupby("left_out").size().to_dict() == {"BigGAN": 5, "ProGAN": 5, "StyleGAN2": 5}
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "left_out.csv"), found)
-    assert found["auroc"].between(0, 1).all()
+    assert found["auroc"].between(0, 1).all() and found["auroc_val"].between(0, 1).all()
     tested = (table["split"] == "test").groupby(table["label"]).sum()
     images = found["accepted"] * found["left_out"].map(tested)
     assert np.allclose(images, images.round())  # a share of the left-out generator's own test images
     for name in ("BigGAN", "ProGAN", "StyleGAN2"):
         stage = Stage.load(tmp_path / "run" / "left_out" / name / CHECKPOINTS["stage2"])
         assert name not in stage.classes and len(stage.classes) == 2
-        assert stage.unknown_above is not None and stage.source(torch.full((2,), -1e6)) == UNKNOWN
+        far = Scored(torch.tensor([1e6, 0.0]), 1, 0.0, 1, strangeness=2.0)
+        assert stage.strange_above < 2 and stage.source(far) == UNKNOWN
 
 
 def test_two_generators_are_too_few_to_leave_one_out(tiny_data, tmp_path):

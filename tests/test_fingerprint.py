@@ -181,6 +181,19 @@ def test_features_are_what_the_last_layer_makes_the_logits_from(stage, monkeypat
         fingerprint.features(tiny_stage(stage="stage1"), crops)
 
 
+def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path):
+    path, stage, fakes = tmp_path / "model.pt", tiny_stage(), table[table["is_fake"]]
+    inference.save_checkpoint({"other": 1}, path)
+    fingerprint.remember(stage, fakes, path, limit=5)
+    bank = torch.load(path, weights_only=True)["bank"]
+    assert len(bank) == 5 * len(LABELS) == len(stage.neighbours.bank)
+    crops, rows = fingerprint.crops_of(stage, fakes, 5)
+    found = fingerprint.features(stage, crops)
+    assert np.allclose(bank.numpy(), found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-3)
+    (scored,) = stage.stream([Image.open(f"{table.attrs['root']}/{rows['path'].iloc[0]}")], 1)
+    assert scored.strangeness == pytest.approx(stage.neighbours.distance(found[:1])[0], abs=1e-3)
+
+
 def blobs(count):
     """Features of two classes far apart, too many for an exact PCA, and rows that say which is which."""
     label = np.arange(count) % 2

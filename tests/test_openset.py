@@ -1,16 +1,13 @@
 """Unknown generators: planted cases, and answers counted pair by pair or cut by cut."""
 
-import io
-
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.special import softmax
 from score_tables import CLASSES, stage2_table
 
 from dfd import openset
-from dfd.openset import Gaussians
+from dfd.openset import Gaussians, Neighbours
 
 
 def clusters(rng, images=200, size=1280, classes=4, apart=0.5):
@@ -77,15 +74,9 @@ def test_features_that_never_change_are_left_out():
     assert Gaussians.fit(dead, labels).distance(dead) == pytest.approx(Gaussians.fit(train, labels).distance(train))
 
 
-def test_gaussians_come_back_from_a_checkpoint():
+def test_gaussians_repeat():
     train, labels = clusters(np.random.default_rng(4), size=100)
-    gaussians = Gaussians.fit(train, labels)
-    held = io.BytesIO()
-    torch.save({name: torch.from_numpy(value) for name, value in gaussians.state().items()}, held)
-    held.seek(0)
-    for state in (torch.load(held, weights_only=True), {k: v.tolist() for k, v in gaussians.state().items()}):
-        assert np.array_equal(Gaussians.from_state(state).distance(train), gaussians.distance(train))
-    assert np.array_equal(Gaussians.fit(train, labels).distance(train), gaussians.distance(train))
+    assert np.array_equal(*(Gaussians.fit(train, labels).distance(train) for _ in range(2)))
 
 
 @pytest.mark.parametrize(
@@ -113,14 +104,45 @@ def test_distance_refuses_other_features():
     assert gaussians.distance(np.zeros((0, 10))).shape == (0,)
 
 
+def test_neighbours_are_found_by_the_cosine_of_their_features():
+    rng = np.random.default_rng(0)
+    train, points = rng.normal(1, 1, (40, 6)), rng.normal(1, 1, (9, 6))
+    cosines = [[a @ b / np.sqrt(a @ a * (b @ b)) for b in train] for a in points]
+    for k in (1, 10, 100):
+        expected = [1 - sorted(row, reverse=True)[min(k, 40) - 1] for row in cosines]
+        found = Neighbours.fit(train, k).distance(5 * points)
+        assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert Neighbours.fit(train, 1).distance(train).max() < 1e-6
+
+
+def test_neighbours_find_a_cluster_that_training_did_not_have():
+    features, labels = clusters(np.random.default_rng(1))
+    near = Neighbours.fit(features[labels != 3][:100])
+    known, strange = near.distance(features[labels != 3][100:]), near.distance(features[labels == 3])
+    assert openset.auroc(known, strange) > 0.85
+
+
+def test_neighbours_refuse_what_they_cannot_compare():
+    with pytest.raises(ValueError, match="0 images"):
+        Neighbours.fit(np.zeros((0, 4)))
+    with pytest.raises(ValueError, match="k = 0"):
+        Neighbours.fit(np.ones((3, 4)), 0)
+    with pytest.raises(ValueError, match="fitted on 4 features, got 5"):
+        Neighbours.fit(np.ones((3, 4))).distance(np.ones((1, 5)))
+    with pytest.raises(ValueError, match="finite"):
+        Neighbours.fit(np.ones((3, 4))).distance(np.full((1, 4), np.nan))
+    dark = Neighbours.fit(np.ones((3, 4))).distance(np.zeros((1, 4)))
+    assert dark.tolist() == [1.0]  # no direction: as far from all
+
+
 def test_scores_of_a_table_are_those_of_its_columns():
     rows = stage2_table().iloc[::-1]
     found = openset.unknown_scores(rows, 2.0)
     logits = rows[[f"logit_{name}" for name in CLASSES]].to_numpy()
-    assert list(found) == list(openset.SCORES) == ["energy", "confidence", "distance", "outside"]
+    assert list(found) == list(openset.SCORES) == ["neighbours", "energy", "confidence", "distance", "outside"]
     assert found["energy"].tolist() == pytest.approx((-np.log(np.exp(logits / 2).sum(1))).tolist())
     assert found["confidence"].tolist() == pytest.approx((-softmax(logits / 2, axis=1).max(1)).tolist())
-    assert found[["distance", "outside"]].equals(rows[["distance", "outside"]])
+    assert found[list(openset.MEASURED)].equals(rows[list(openset.MEASURED)])
     without = rows.drop(columns="outside")
     assert openset.unknown_scores(without, 2.0, ["energy"]).equals(found[["energy"]])
     with pytest.raises(ValueError, match="no column outside"):
@@ -226,13 +248,3 @@ def test_summary_refuses_what_it_cannot_compare():
             openset.summary(*pair, 1.0)
     with pytest.raises(ValueError, match="has these classes: BigGAN"):
         openset.summary(known, stage2_table(labels=["GigaGAN", "BigGAN"]), 1.0)
-
-
-def test_the_best_score_on_average_is_chosen():
-    rows = pd.DataFrame({"score": ["energy", "confidence", "distance"] * 2, "auroc": [0.9, 0.7, 0.6, 0.5, 0.8, 0.7]})
-    assert openset.choose(rows) == "confidence"
-    assert openset.choose(rows[:3]) == "energy"
-    assert openset.choose(rows.assign(auroc=0.5)) == "energy"
-    for bad in (rows[:0], rows[:5], rows.assign(auroc=[np.nan, *rows["auroc"][1:]])):
-        with pytest.raises(ValueError, match="for each left-out generator"):
-            openset.choose(bad)

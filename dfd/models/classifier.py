@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -71,16 +72,22 @@ class EncoderClassifier(nn.Module):
         """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
         return in_best_precision(self.backbone, residual)
 
+    def describe(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes), and the features (B, D) that the last layer makes them from."""
+        deep = in_best_precision(self.backbone, residual, self.backbone.forward_features)
+        return self.backbone.forward_head(deep), self.backbone.forward_head(deep, pre_logits=True)
 
-def in_best_precision(backbone: nn.Module, x: Tensor) -> Tensor:
-    """Run a backbone; one with depthwise convolutions stays in float32 on a CPU, under autocast too.
 
-    In bfloat16 it would take about twice as long (benchmarks/speed.py).
+def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Run a backbone, or a part of it that takes images.
+
+    One with depthwise convolutions stays in float32 on a CPU, under autocast too: in bfloat16 it
+    would take about twice as long (benchmarks/speed.py).
     """
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
     precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()
     with precision:
-        return backbone(x.contiguous(memory_format=torch.channels_last))
+        return (forward or backbone)(x.contiguous(memory_format=torch.channels_last))
 
 
 def high_pass(images: Tensor) -> Tensor:

@@ -109,6 +109,10 @@ class Attribution(nn.Module):
         """Logits (B, classes) of (B, 3, H, W) residuals of any scale."""
         return self.classifier(normalize_residual(residual.float()))
 
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) of (B, 3, H, W) images in [0, 1], and the features (B, D) they are made from."""
+        return self.classifier.describe(normalize_residual(self.generator(images).float()))
+
 
 FIXED = {"highpass": high_pass, "rgb": lambda images: images}  # extractors that do not learn
 
