@@ -73,6 +73,7 @@ class Scored:
     crops: int
     spread: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
+    first: Tensor  # (classes,), of the first crop alone: the centre in mode five
 
 
 class Stage:
@@ -171,7 +172,7 @@ class Stage:
         """Average (crops, classes) logits."""
         mean = logits.mean(0)
         lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
-        return Scored(mean, len(logits), float(lead.std(correction=0)), needed)
+        return Scored(mean, len(logits), float(lead.std(correction=0)), needed, logits[0])
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
