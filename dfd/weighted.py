@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.stats import beta
+from scipy.stats import t as student
 
 from dfd.bootstrap import REPLICATES, limits, parts
 from dfd.calibration import BINS
@@ -32,18 +33,25 @@ class Draws:
         return {"value": float(value), "low": float(low), "high": float(high)}
 
     def share(self, right: np.ndarray, among: np.ndarray | None = None) -> dict[str, float]:
-        """The share of images that are `right`, both (N,) bool, with its interval.
+        """The share of images that are `right`, both (N,) bool, with the interval of Korn and Graubard 1998.
 
-        Where all images agree, so that every draw gives 0 or 1, the interval is Clopper and Pearson's over groups: no
-        mistake in 30 groups does not mean that there are none.
+        Clopper and Pearson's for as many independent images as have the bootstrap's variance (Survey Methodology 24,
+        193-201), fewer where there are few groups: no mistake among 60 photos does not mean that there are none, which
+        is what resampling them would say. Where none or all are right, images count as independent of each other.
         """
         among = np.ones(len(right), bool) if among is None else among
-        found = self.interval(share(self.weights, right, among))
-        if found["value"] in (0.0, 1.0):
-            groups = len(np.unique(self.group[among]))
-            reach = float(beta.ppf(0.975, 1, groups))  # 1 - 0.025 ** (1 / groups)
-            return found | ({"low": 0.0, "high": reach} if found["value"] == 0 else {"low": 1 - reach, "high": 1.0})
-        return found
+        values = share(self.weights, right, among)
+        count, groups = int(among.sum()), len(np.unique(self.group[among]))
+        found = {"value": float(values[0]), "low": np.nan, "high": np.nan}
+        if groups < 2:
+            return found
+        p, variance = values[0], np.nanvar(values[1 : 1 + self.replicates])
+        alike = min(p * (1 - p) / variance, count) if variance > 0 else count
+        alike *= (student.ppf(0.975, count - 1) / student.ppf(0.975, groups - 1)) ** 2
+        hits = p * alike
+        low = beta.ppf(0.025, hits, alike - hits + 1) if p > 0 else 0.0
+        high = beta.ppf(0.975, hits + 1, alike - hits) if p < 1 else 1.0
+        return found | {"low": float(low), "high": float(high)}
 
 
 def draws(groups: pd.Series, seed: int = 0, replicates: int = REPLICATES) -> Draws:
