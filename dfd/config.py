@@ -251,10 +251,11 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "03_robustness": {
             "conditions": (
-                "jpeg 95", "jpeg 75", "jpeg 50", "webp 75", "double_jpeg 75", "blur 1", "noise 0.02",
-                "rescale 0.75 bicubic", "rescale 1.5 bicubic", "resample 0.8 bilinear", "crop 0.75", "gamma 0.7",
-                "social 75", "rescale 0.75 bicubic + jpeg 75",
+                "jpeg 95", "jpeg 75", "jpeg 50", "webp 75", "double_jpeg 75", "blur 0.5", "blur 1", "noise 0.02",
+                "rescale 0.75 bicubic", "rescale 0.5 bicubic", "rescale 1.5 bicubic", "resample 0.8 bilinear",
+                "crop 0.75", "gamma 0.7", "social 75", "rescale 0.75 bicubic + jpeg 75",
             ),
+            "crops": 2,
         },
     },
     "quick": {

@@ -51,12 +51,14 @@ def plot_series(found: pd.DataFrame, accuracy: float, columns: int = 4) -> Figur
     Args:
         found: from `robustness.measure`.
         accuracy: the bar, a dotted line. The images as they are: dashed lines.
-        columns: panels in a row.
+        columns: panels in a row. Without an operator of two levels the figure says so.
     """
     lines = {stage: robustness.series(found, stage, metric) for stage, metric in robustness.ACCURACY.items()}
     names = list(dict.fromkeys(name for one in lines.values() for name in one))
     if not names:
-        raise ValueError("no operator has two levels in this grid, so there is no curve to draw")
+        figure = plt.figure(figsize=(6, 1))
+        figure.text(0.5, 0.5, "No operator has two levels in this grid: there is no curve to draw.", ha="center")
+        return figure
     rows = math.ceil(len(names) / columns)
     columns = min(columns, len(names))
     size = (3.3 * columns, 2.7 * rows + 0.4)
@@ -132,7 +134,7 @@ def plot_probe(found: pd.DataFrame) -> Axes:
     _rows(ax, found.index)
     for label, named in zip(ax.get_yticklabels(), found["named"], strict=True):
         label.set_fontweight("bold" if named else "normal")
-    ax.set(xlabel="AUC of stage 1", xlim=(-0.03, 1.03))
+    ax.set(xlabel="AUC of stage 1 (0.5: guessing)", xlim=(None, 1.02))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=9)
     return ax
 
