@@ -2,7 +2,8 @@
 
 The limits are Efron's BCa (1987, Journal of the American Statistical Association 82, 171-185): percentiles of the
 draws, shifted where the draws lie to one side of the value and where its spread grows with it. They are widened for few
-groups as Student's t is. Plain percentiles held an AUC of 0.99 in 89 % of repetitions, and these in 93 %.
+groups as Student's t is. On 200 photos and 200 fakes plain percentiles held an AUC of 0.99 in 89 % of repetitions, and
+these in 93 %.
 """
 
 from __future__ import annotations

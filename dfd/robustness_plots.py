@@ -26,7 +26,7 @@ def plot_conditions(table: pd.DataFrame, metrics: Mapping[str, str], xlabel: str
     Args:
         table: from `robustness.wide`; indexed by condition, drawn from the top.
         metrics: column -> its words in the legend; one alone has no legend, and its value on the images as they are is
-            a dashed line.
+            a dashed line. Several differences have a line at 0.
         xlabel: what the numbers are, with their unit.
         ax: where to draw; none makes a figure.
     """
@@ -38,6 +38,8 @@ def plot_conditions(table: pd.DataFrame, metrics: Mapping[str, str], xlabel: str
         ax.plot(values, y, MARKERS[i], color=colour, ms=5, label=words)
     if len(metrics) == 1 and grid.AS_IT_IS in table.index:
         ax.axvline(table.at[grid.AS_IT_IS, next(iter(metrics))], color="0.4", ls="--", lw=1)
+    elif (table[list(metrics)].astype(float) < 0).any(axis=None):
+        ax.axvline(0, color="0.4", lw=1)
     _rows(ax, table.index)
     ax.set_xlabel(xlabel)
     if len(metrics) > 1:
