@@ -172,7 +172,8 @@ def breaking_points(found: pd.DataFrame, accuracy: float) -> pd.DataFrame:
                 below = part.loc[part[limit] < accuracy, "level"]
                 row[column] = below.iloc[0] if len(below) and clean >= accuracy else np.nan
             rows.append(row)
-    return pd.DataFrame(rows)
+    columns = "stage operator as_it_is mildest worst falls_below surely_below".split()
+    return pd.DataFrame(rows, columns=columns)
 
 
 def summary(found: pd.DataFrame) -> dict:

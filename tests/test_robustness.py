@@ -130,6 +130,7 @@ def test_breaking_points_are_the_mildest_levels_below_the_bar():
     assert points.loc["rescale bicubic, below 1", ["falls_below", "surely_below"]].isna().all()
     assert "blur" not in points.index and (points["as_it_is"] == 0.9).all()
     assert robustness.breaking_points(table, 0.95)["falls_below"].isna().all()  # below it as they are
+    assert robustness.breaking_points(table[table["degradation"] == "none"], 0.7)["falls_below"].empty
 
 
 def test_summary_names_the_worst_of_each_kind(found):
