@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from dfd import grid
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -189,15 +191,29 @@ class Stage2(Training):
 
 @dataclass(frozen=True, repr=False)
 class Robustness(Shared):
-    """Notebook 03: the JPEG sweep of both stages at fixed qualities, on every test image."""
+    """Notebook 03: both stages on every test image under each condition of a grid."""
 
-    qualities: tuple[int, ...] = (95, 85, 75, 65, 50, 30)  # Pillow qualities
+    conditions: tuple[str, ...] = (
+        "jpeg 100", "jpeg 95", "jpeg 90", "jpeg 85", "jpeg 75", "jpeg 65", "jpeg 50", "jpeg 40", "jpeg 30",
+        "webp 90", "webp 75", "webp 50", "double_jpeg 90", "double_jpeg 75", "double_jpeg 50",
+        "blur 0.5", "blur 1", "blur 2", "noise 0.01", "noise 0.02", "noise 0.05",
+        "rescale 0.75 bicubic", "rescale 0.5 bicubic", "rescale 1.5 bicubic", "rescale 2 bicubic",
+        "rescale 0.75 lanczos", "rescale 0.5 lanczos", "rescale 1.5 bilinear", "rescale 2 bilinear",
+        "rescale 0.5 nearest", "resample 0.8 bilinear", "resample 0.65 bilinear", "resample 0.5 bilinear",
+        "crop 0.75", "crop 0.5", "gamma 0.7", "gamma 0.5", "gamma 1.4", "gamma 2",
+        "social 85", "social 70", "social 75 factor=0.5",
+        "rescale 0.75 bicubic + jpeg 75", "blur 1 + jpeg 75", "noise 0.02 + jpeg 75", "resample 0.8 bilinear + webp 75",
+    )  # fmt: skip  # a chain each, see dfd.grid; the images as they are come first, unsaid
     crops: int = 5
+    accuracy: float = 0.7  # the level of each operator is looked for at which a stage falls below this
 
     def check(self) -> None:
-        self._need(len(self.qualities) > 0, "qualities must name at least one JPEG quality")
-        self._need(all(1 <= q <= 95 for q in self.qualities), f"qualities must be 1 to 95, got {self.qualities}")
+        try:
+            grid.parse_all(self.conditions)
+        except grid.GridError as error:
+            raise ConfigError(f"conditions: {error}") from None
         self._need(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
+        self._need(0 < self.accuracy < 1, f"accuracy is a share in (0, 1), got {self.accuracy}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -233,7 +249,14 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "crop_size": 96, "num_epochs": 4, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
             "carried_every": 8,
         },
-        "03_robustness": {"qualities": (95, 75, 50)},
+        "03_robustness": {
+            "conditions": (
+                "jpeg 95", "jpeg 75", "jpeg 50", "webp 75", "double_jpeg 75", "blur 0.5", "blur 1", "noise 0.02",
+                "rescale 0.75 bicubic", "rescale 0.5 bicubic", "rescale 1.5 bicubic", "resample 0.8 bilinear",
+                "crop 0.75", "gamma 0.7", "social 75", "rescale 0.75 bicubic + jpeg 75",
+            ),
+            "crops": 2,
+        },
     },
     "quick": {
         "01_stage1_real_fake": {
@@ -241,7 +264,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "adversarial_every": 8,
         },
         "02_stage2_attribution": {"crop_size": 96, "num_epochs": 6, "unet_width": 8, "carried_every": 8},
-        "03_robustness": {"qualities": (95, 75, 50), "crops": 3},
+        "03_robustness": {"crops": 3},
     },
     "full": {
         "01_stage1_real_fake": {"num_epochs": 40, "patience": 8},

@@ -30,7 +30,7 @@ def social(images: Tensor, quality: int, factor: float = 0.7) -> Tensor:
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        quality: Pillow quality of the JPEG, 1 (worst) to 95.
+        quality: Pillow quality of the JPEG, 1 (worst) to 100.
         factor: new side over old side, above 0, at most 1.
 
     Returns:

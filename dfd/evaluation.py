@@ -15,7 +15,6 @@ from dfd.record import read_json, write_json
 
 FPR_GRID = np.geomspace(1e-4, 1, 161)  # where a ROC curve's band is taken
 RECALL_GRID = np.linspace(0.01, 1, 100)  # where a precision-recall curve's band is taken
-NAMES = {"jpeg": "JPEG", "webp": "WebP"}  # of degradations, in tables
 
 
 def auc(is_fake: np.ndarray, score: np.ndarray) -> float:
@@ -191,38 +190,12 @@ def readable(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """
     index = table.index
     if "quality" in table:
-        index = pd.Index(
-            ["as it is" if np.isnan(q) else _condition("jpeg", q) for q in table["quality"]], name="quality"
-        )
+        index = pd.Index(["as it is" if np.isnan(q) else f"JPEG {q:g}" for q in table["quality"]], name="quality")
     cells = {
         name: [_cell(*three) for three in table[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
         for name in metrics
     }
     return pd.DataFrame(cells, index=index)
-
-
-def by_condition(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Each generator's AUC and accuracy at the threshold under each degradation, for reading; see stage1_by_generator.
-
-    Args:
-        scores: stage 1's rows of one split, degraded in several ways: every degradation holds photos and fakes.
-
-    Returns:
-        One row per generator and metric, one column per degradation in the table's order, each "value [low, high]".
-    """
-    cells = {}
-    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
-        column = cells.setdefault(_condition(degradation, level), {})
-        for name, found in stage1_by_generator(part, seed).items():
-            column |= {(name, metric): _cell(**found[metric]) for metric in ("auc", "accuracy")}
-    return pd.DataFrame(cells).rename_axis(index=["generator", "metric"])
-
-
-def _condition(degradation: str, level: float) -> str:
-    """A degradation in words: as it is, JPEG 75, blur 1.5."""
-    if degradation == "none":
-        return "as it is"
-    return f"{NAMES.get(degradation, degradation)} {level:g}"
 
 
 def _cell(value: float | None, low: float | None, high: float | None) -> str:

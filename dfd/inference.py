@@ -73,6 +73,7 @@ class Scored:
     crops: int
     spread: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
+    first: Tensor  # (classes,), of the first crop alone: the centre in mode five
     strangeness: float | None = None  # stage 2: mean distance of the crops to the training images; see Neighbours
 
 
@@ -181,7 +182,7 @@ class Stage:
         mean = logits.mean(0)
         lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
         strangeness = None if self.neighbours is None else float(np.mean(strange))
-        return Scored(mean, len(logits), float(lead.std(correction=0)), needed, strangeness)
+        return Scored(mean, len(logits), float(lead.std(correction=0)), needed, logits[0], strangeness)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""

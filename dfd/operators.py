@@ -28,7 +28,7 @@ def jpeg(images: Tensor, quality: int, subsampling: str = "4:2:0") -> Tensor:
 
     Args:
         images: (B, 3, H, W) in [0, 1]; RGB, not normalised.
-        quality: Pillow quality, 1 (worst) to 95.
+        quality: Pillow quality, 1 (worst) to 100; above 95 files grow fast for little.
         subsampling: chroma subsampling, one of 4:4:4, 4:2:2, 4:2:0.
 
     Returns:
@@ -39,7 +39,7 @@ def jpeg(images: Tensor, quality: int, subsampling: str = "4:2:0") -> Tensor:
     """
     if subsampling not in SUBSAMPLING:
         raise ValueError(f"subsampling must be one of {', '.join(SUBSAMPLING)}, got {subsampling!r}")
-    options = {"quality": _whole("JPEG quality", quality, 1, 95), "subsampling": SUBSAMPLING[subsampling]}
+    options = {"quality": _whole("JPEG quality", quality, 1, 100), "subsampling": SUBSAMPLING[subsampling]}
     return _through_codec(images, format="JPEG", **options)
 
 
@@ -51,7 +51,7 @@ def double_jpeg(images: Tensor, quality: int, first: int = 90, shift: int = 4, s
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        quality: Pillow quality of the second pass, 1 (worst) to 95.
+        quality: Pillow quality of the second pass, 1 (worst) to 100.
         first: Pillow quality of the first pass.
         shift: pixels between the two grids, down and right, 0 to 15; 0 aligns them.
         subsampling: chroma subsampling of both passes.

@@ -265,25 +265,3 @@ def plot_split(table: pd.DataFrame) -> Axes:
     ax.set(xlabel="images", ylabel="")
     ax.legend(title="split", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
-
-
-def plot_sweep(sweep: pd.DataFrame, metric: str, chance: float, ax: Axes, title: str = "") -> Axes:
-    """A metric against JPEG quality with its 95 % band.
-
-    Args:
-        sweep: columns quality, <metric>, <metric>_low, <metric>_high; the row without a quality is not recompressed.
-        metric: which one.
-        chance: drawn as a dotted line.
-        ax: where to draw.
-        title: above the curve.
-    """
-    rows = sweep[sweep["quality"].notna()].sort_values("quality")
-    low, high = rows[f"{metric}_low"], rows[f"{metric}_high"]
-    ax.fill_between(rows["quality"], low, high, alpha=0.2, color=PALETTE[0], label="95 % interval")
-    ax.plot(rows["quality"], rows[metric], "o-", color=PALETTE[0], label="JPEG")
-    ax.axhline(sweep.loc[sweep["quality"].isna(), metric].item(), color=PALETTE[2], ls="--", label="not recompressed")
-    ax.axhline(chance, color="0.5", ls=":", label="chance")
-    ax.set(xlabel="JPEG quality (Pillow)", ylabel=metric.replace("_", " "), title=title, ylim=(0, 1.02))
-    ax.invert_xaxis()
-    ax.legend(loc="lower left", fontsize=8)
-    return ax

@@ -106,7 +106,8 @@ def test_each_generator_is_left_out_in_turn(three_generators, tmp_path, monkeypa
     for name in ("BigGAN", "ProGAN", "StyleGAN2"):
         stage = Stage.load(tmp_path / "run" / "left_out" / name / CHECKPOINTS["stage2"])
         assert name not in stage.classes and len(stage.classes) == 2
-        far = Scored(torch.tensor([1e6, 0.0]), 1, 0.0, 1, strangeness=2.0)
+        sure = torch.tensor([1e6, 0.0])
+        far = Scored(sure, 1, 0.0, 1, sure, strangeness=2.0)
         assert stage.strange_above < 2 and stage.source(far) == UNKNOWN
 
 

@@ -83,26 +83,6 @@ def test_accuracy_of_a_generator_weighs_photos_and_its_fakes_alike(noisy):
     assert found["fake_accuracy"]["value"] == pytest.approx(fakes.mean())
 
 
-def test_by_condition_has_a_row_per_generator_and_a_column_per_degradation(noisy):
-    blind = noisy.assign(degradation="jpeg", level=50.0, logit_fake=0.0, prediction="fake")
-    blurred = noisy.assign(degradation="blur", level=1.5)
-    found = evaluation.by_condition(pd.concat([noisy, blind, blurred]))
-    assert list(found.columns) == ["as it is", "JPEG 50", "blur 1.5"]
-    assert sorted(found.index) == [(g, m) for g in ("BigGAN", "ProGAN") for m in ("accuracy", "auc")]
-    assert (found["JPEG 50"] == "0.500 [0.500, 0.500]").all()
-    assert (found["blur 1.5"] == found["as it is"]).all()
-    auc = evaluation.stage1_by_generator(noisy)["ProGAN"]["auc"]
-    expected = f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
-    assert found.loc[("ProGAN", "auc"), "as it is"] == expected
-
-
-def test_by_condition_shows_what_is_unknown():
-    alone = stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"], "one")
-    no_photos = alone[alone["label"] == "ProGAN"].assign(degradation="jpeg", level=75.0)
-    found = evaluation.by_condition(pd.concat([alone, no_photos])).loc[("ProGAN", "auc")]
-    assert found.to_dict() == {"as it is": "1.000", "JPEG 75": "–"}
-
-
 def test_roc_is_the_share_found_at_each_rate(noisy):
     curve = evaluation.roc(noisy)
     photos = np.sort(noisy.loc[noisy["label"] == "RealPhotos", "logit_fake"])[::-1]

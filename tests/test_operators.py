@@ -127,11 +127,11 @@ def test_crop_keeps_the_window_it_names():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda x: operators.jpeg(x, 96), "JPEG quality must be 1 to 95"),
-        (lambda x: operators.jpeg(x, 0), "JPEG quality must be 1 to 95"),
+        (lambda x: operators.jpeg(x, 101), "JPEG quality must be 1 to 100"),
+        (lambda x: operators.jpeg(x, 0), "JPEG quality must be 1 to 100"),
         (lambda x: operators.jpeg(x, 50.5), "whole number, got 50.5"),
         (lambda x: operators.jpeg(x, 80, "4:1:0"), "subsampling"),
-        (lambda x: operators.double_jpeg(x, 80, first=99), "JPEG quality must be 1 to 95"),
+        (lambda x: operators.double_jpeg(x, 80, first=101), "JPEG quality must be 1 to 100"),
         (lambda x: operators.double_jpeg(x, 80, shift=16), "shift must be 0 to 15"),
         (lambda x: operators.webp(x, 101), "WebP quality"),
         (lambda x: operators.jpeg(x + 1, 80), r"values in \[0, 1\]"),

@@ -130,13 +130,6 @@ def test_ablation_puts_variants_from_the_top_and_degradations_side_by_side():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["as it is", "JPEG 50"]
 
 
-def test_sweep_draws_qualities_from_best_to_worst():
-    sweep = pd.DataFrame({"quality": [np.nan, 90, 50], "auc": [0.9, 0.8, 0.6], "auc_low": 0.5, "auc_high": 1.0})
-    ax = plots.plot_sweep(sweep, "auc", 0.5, plt.figure().gca())
-    assert ax.lines[0].get_ydata().tolist() == [0.6, 0.8] and ax.lines[1].get_ydata()[0] == 0.9
-    assert ax.get_xlim()[0] > ax.get_xlim()[1]
-
-
 def test_split_bars_count_images(table):
     ax = plots.plot_split(table)
     drawn = sum(patch.get_width() for patch in ax.patches)
