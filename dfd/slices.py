@@ -25,9 +25,9 @@ def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.Dat
         seed: of the bootstrap.
 
     Returns:
-        Columns property, bin, images, groups, errors, error, low, high. Where no image is wrong, or all are, a bootstrap
-        knows no spread: the limit is then that of as many coin tosses as there are groups, 1 - 0.025 ** (1 / groups)
-        away. One group alone has no interval.
+        Columns property, bin, images, groups, errors, error, low, high. Where no image is wrong, or all are, the
+        bootstrap knows no spread: the limit is then 1 - 0.025 ** (1 / groups) away, as if a group were one toss of a
+        coin. One group alone has no interval.
     """
     found = []
     for name in bins:
