@@ -17,7 +17,7 @@ from dfd import properties
 from dfd.calibration import logit_columns, true_class
 from dfd.plots import PALETTE
 
-PARTS = {"image": "image, crop outlined", "residual": "residual", "spectrum": "spectrum", "cam": "Grad-CAM"}
+PARTS = {"image": "image and crop", "residual": "residual", "spectrum": "spectrum", "cam": "Grad-CAM"}
 
 
 def plot_confusions(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -26,7 +26,8 @@ def plot_confusions(tables: dict[str, pd.DataFrame]) -> Figure:
     Args:
         tables: title -> rows of a stage's score table. Stage 1's rows are told apart by their label too.
     """
-    figure, axes = plt.subplots(2, len(tables), figsize=(5.6 * len(tables), 7), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(2, len(tables), figsize=(5.4 * len(tables), 7), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)
     for column, (title, rows) in zip(axes.T, tables.items(), strict=True):
         called = [name.removeprefix("logit_") for name in logit_columns(rows)]
         labels = sorted(rows["label"].unique(), key=lambda name: (name != "RealPhotos", name))
@@ -35,7 +36,7 @@ def plot_confusions(tables: dict[str, pd.DataFrame]) -> Figure:
         for ax, values, form, what in zip(column, (counts, shares), ("d", ".0%"), ("images", "share"), strict=True):
             sns.heatmap(
                 shares, annot=values, fmt=form, vmin=0, vmax=1, cmap="Blues", linewidths=0.5, ax=ax,
-                cbar_kws={"label": "share of the true class"}, annot_kws={"fontsize": 11},
+                cbar=False, annot_kws={"fontsize": 11},
             )  # fmt: skip
             ax.set(xlabel="predicted", ylabel="true", title=f"{title}, {what}")
             ax.tick_params(axis="y", rotation=0)
@@ -43,19 +44,15 @@ def plot_confusions(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def captions(rows: pd.DataFrame, confidence: np.ndarray | None = None) -> list[str]:
-    """Truth and verdict of each row in two lines: label, what it was called and how sure.
+def captions(rows: pd.DataFrame) -> list[str]:
+    """Truth and verdict of each row: label, what it was called, and how probable that was held.
 
     Args:
-        rows: of a score table.
-        confidence: (N,) probability of what each was called, in [0, 1]; none leaves it out.
+        rows: of a score table, with the confidence that `evaluation.certainty` gave.
     """
-    sure = [""] * len(rows) if confidence is None else [f", {one:.0%} sure" for one in confidence]
     right = rows["prediction"] == true_class(rows)
-    return [
-        f"{label}\n{'rightly' if ok else 'wrongly'} called {said}{how}"
-        for label, said, ok, how in zip(rows["label"], rows["prediction"], right, sure, strict=True)
-    ]
+    words = zip(rows["label"], rows["prediction"], right, rows["confidence"], strict=True)
+    return [f"{label}, {'rightly' if ok else 'wrongly'} called {said}, p {p:.2f}" for label, said, ok, p in words]
 
 
 def plot_dossiers(found: Sequence[dict[str, Any]], texts: Sequence[str]) -> Figure:
@@ -67,13 +64,13 @@ def plot_dossiers(found: Sequence[dict[str, Any]], texts: Sequence[str]) -> Figu
     """
     across = min(2, len(found))
     down = -(-len(found) // across)
-    figure = plt.figure(figsize=(6.6 * across, 2.05 * down), layout="constrained")
+    figure = plt.figure(figsize=(6.6 * across, 2.15 * down), layout="constrained")
     low = min(np.percentile(one["spectrum"], 2) for one in found)
     high = max(np.percentile(one["spectrum"], 99.8) for one in found)
     panels = np.ravel(figure.subfigures(down, across, squeeze=False))
     for i, (panel, one, text) in enumerate(zip(panels, found, texts, strict=False)):
         axes = panel.subplots(1, 4)
-        panel.suptitle(f"{i + 1}: " + text.replace("\n", ", "), fontsize=9)
+        panel.suptitle(f"{i + 1}: {text}", fontsize=11)
         axes[0].imshow(one["image"])
         left, top, width, height = one["box"]
         axes[0].add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, ec="white", lw=2.2))
@@ -84,7 +81,7 @@ def plot_dossiers(found: Sequence[dict[str, Any]], texts: Sequence[str]) -> Figu
         axes[3].imshow(one["cam"], cmap="viridis", vmin=0, vmax=1, alpha=0.55)
         for ax, name in zip(axes, PARTS.values(), strict=True):
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(name, fontsize=7, labelpad=2)
+            ax.set_xlabel(name, fontsize=9, labelpad=2)
             ax.spines[:].set_visible(False)
     return figure
 
@@ -98,7 +95,8 @@ def plot_errors(found: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
     """
     names = list(dict.fromkeys(name for each in found.values() for name in each["property"]))
     down = -(-len(names) // columns)
-    figure, axes = plt.subplots(down, columns, figsize=(4.3 * columns, 2.9 * down), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(down, columns, figsize=(4.3 * columns, 2.7 * down), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     for ax, name in zip(axes.flat, names, strict=False):
         words = list(
             dict.fromkeys(word for each in found.values() for word in each.loc[each["property"] == name, "bin"])
@@ -111,7 +109,7 @@ def plot_errors(found: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
         _average(ax, found)
         ax.set(yticks=range(len(words)), ylim=(len(words) - 0.5, -0.5), xlim=(-3, 103), xlabel="images wrong (%)")
         ax.set_yticklabels([word if len(word) < 26 else word[:24] + "…" for word in words], fontsize=8)
-        ax.set_title(properties.NAMES.get(name) or properties.NUMBERS.get(name, name), fontsize=10)
+        ax.set_title(f"{name}: {properties.NUMBERS[name]}" if name in properties.NUMBERS else name, fontsize=9)
     for ax in axes.flat[len(names) :]:
         ax.remove()
     if names:
@@ -126,15 +124,16 @@ def _average(ax: Axes, found: dict[str, pd.DataFrame]) -> None:
         ax.axvline(mean, color=PALETTE[k], ls=":", lw=1.2, label=f"{stage}, all images")
 
 
-def plot_slices(found: pd.DataFrame, limit: int = 12) -> Axes:
+def plot_slices(found: pd.DataFrame, title: str = "", limit: int = 12) -> Axes:
     """Reported slices beside the average, those that lie within another one left out.
 
     Args:
         found: what `slices.find` gave, at least one row.
+        title: above the slices.
         limit: slices drawn at most.
     """
     rows = found[found["within"] == ""].head(limit)
-    ax = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.3), layout="constrained")[1]
+    ax = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6), layout="constrained")[1]
     y = np.arange(len(rows))
     ax.hlines(y, 100 * rows["average"], 100 * rows["error"], color=PALETTE[1], lw=2, alpha=0.6)
     ax.plot(100 * rows["error"], y, "o", color=PALETTE[1], label="in the slice")
@@ -143,10 +142,10 @@ def plot_slices(found: pd.DataFrame, limit: int = 12) -> Axes:
         text = f"{one.errors} of {one.images} wrong, {one.groups} groups"
         ax.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     ax.set(yticks=y, yticklabels=rows["slice"], ylim=(len(rows) - 0.5, -0.5), xlim=(-2, 102))
-    ax.set_xlabel("images wrong (%)")
+    ax.set(xlabel="images wrong (%)", title=title)
     ax.grid(axis="x", color="0.93")
     ax.set_axisbelow(True)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9, frameon=False)
+    ax.figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return ax
 
 

@@ -150,18 +150,16 @@ def captioned(
     return pictures, captions
 
 
-def beside(table: pd.DataFrame, near: pd.DataFrame, count: int) -> dict[str, list[np.ndarray]]:
-    """The first `count` images of a table of neighbours: path -> the image, then its neighbours in order.
+def beside(table: pd.DataFrame, near: pd.DataFrame) -> dict[str, list[np.ndarray]]:
+    """Images with their neighbours, reduced to SHOWN pixels: path -> the image, then its neighbours in order.
 
     Args:
         table: the manifest, with its root in attrs.
         near: what `suspects.neighbours` gave.
-        count: images at most.
     """
-    first = near[near["path"].isin(near["path"].drop_duplicates().head(count))]
     return {
         path: [_reduced(table, one) for one in (path, *rows["neighbour"])]
-        for path, rows in first.groupby("path", sort=False)
+        for path, rows in near.groupby("path", sort=False)
     }
 
 

@@ -36,7 +36,7 @@ NUMBERS = {
     "size": "shorter side (pixels)",
     "jpeg_quality": "JPEG quality of the file (1 to 100)",
 }
-NAMES = {"label": "class", "source": "source", "format": "file format"}
+NAMES = ("label", "source", "format")
 MEASURED = tuple(NUMBERS)[:6]
 
 

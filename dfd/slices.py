@@ -12,6 +12,7 @@ from dfd.bootstrap import interval
 
 DRAWS = 2000  # permutations behind the slices' p-values
 SMALLEST = 10  # images in a slice that is tested
+SPANS = 3  # groups that it has images of, at least
 COVERED = 0.8  # share of a slice's images in one listed before it, from which the slice is not news
 BLOCK = 250  # permutations held at a time
 
@@ -84,7 +85,7 @@ def find(
         alpha: the chance above, in (0, 1).
         seed: of the draws.
         draws: how many; no p-value is below 1 / (draws + 1).
-        smallest: images in a slice at least.
+        smallest: images in a slice at least; it also spans SPANS groups at least.
 
     Returns:
         Columns slice, images, groups, errors, error, average, z, p, within; the surest first. `within` names the
@@ -96,7 +97,8 @@ def find(
     """
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha must be below 1 and at least 1 / (draws + 1) = {1 / (draws + 1):.2g}, got {alpha}")
-    found = list(candidates(bins, smallest))
+    number = pd.factorize(rows["group"])[0]
+    found = [one for one in candidates(bins, smallest) if len(np.unique(number[one[1]])) >= SPANS]
     columns = "slice images groups errors error average z p within".split()
     attrs = {"tried": len(found), "groups": int(rows["group"].nunique())}
     wrong = rows["wrong"].to_numpy(np.float32)
@@ -106,7 +108,7 @@ def find(
         return result
     members = np.stack([one for _, one in found], axis=1).astype(np.float32)  # (N, slices)
     sizes = members.sum(0, dtype=np.float64)
-    blocks = [wrong[None], *_permuted(wrong, rows["group"], draws, seed)]  # what was observed is one of the draws
+    blocks = [wrong[None], *_permuted(wrong, number, draws, seed)]  # what was observed is one of the draws
     counts = [(one @ members, one.sum(1, keepdims=True)) for one in blocks]  # whole numbers, which float32 has exactly
     excess = np.concatenate([inside - total / len(wrong) * sizes for inside, total in counts])
     spread = excess.std(0)  # (slices,)
@@ -114,13 +116,13 @@ def find(
     excess = (excess - excess.mean(0)) / spread  # (1 + draws, slices)
     z, p = excess[0], (excess.max(1)[:, None] >= excess[0] - 1e-6).mean(0)
 
-    group, listed, result = rows["group"].to_numpy(), [], []
+    listed, result = [], []
     for k in sorted(np.flatnonzero(p <= alpha), key=lambda k: -z[k]):
         inside = members[:, k] > 0
         within = next((name for name, other in listed if other[inside].mean() >= COVERED), "")
         listed.append((found[k][0], inside))
         errors = int(wrong[inside].sum())
-        sized = {"images": int(inside.sum()), "groups": len(set(group[inside])), "errors": errors}
+        sized = {"images": int(inside.sum()), "groups": len(np.unique(number[inside])), "errors": errors}
         rates = {"error": errors / inside.sum(), "average": float(wrong.mean()), "z": z[k], "p": p[k]}
         result.append({"slice": found[k][0], **sized, **rates, "within": within})
     result = pd.DataFrame(result, columns=columns)
@@ -128,9 +130,8 @@ def find(
     return result
 
 
-def _permuted(wrong: np.ndarray, group: pd.Series, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of permuted errors, (at most BLOCK, N) float32, in the order of the rows."""
-    number = pd.factorize(group)[0]
+def _permuted(wrong: np.ndarray, number: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of permuted errors, (at most BLOCK, N) float32, in the order of the rows; number is each row's group."""
     order = np.argsort(number, kind="stable")  # rows of a group side by side
     sizes = np.bincount(number)
     starts = np.cumsum(sizes) - sizes

@@ -64,7 +64,9 @@ def neighbours(
 
 def hash_bits(one: str | None, other: str | None) -> float:
     """How many bits of two hexadecimal hashes differ; NaN where one is missing."""
-    return float((int(one, 16) ^ int(other, 16)).bit_count()) if one and other else float("nan")
+    if not isinstance(one, str) or not isinstance(other, str):
+        return float("nan")
+    return float((int(one, 16) ^ int(other, 16)).bit_count())
 
 
 def agreement(found: pd.DataFrame) -> pd.DataFrame:

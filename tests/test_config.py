@@ -35,6 +35,8 @@ def test_every_notebook_has_the_shared_parameters(cls):
         (config.Robustness, {"qualities": [95, 0]}, "qualities must be 1 to 95"),
         (config.Robustness, {"qualities": []}, "at least one"),
         (config.ErrorAnalysis, {"split": "train"}, "val or test"),
+        (config.ErrorAnalysis, {"alpha": 0.0}, "alpha must lie in"),
+        (config.ErrorAnalysis, {"uncertain": 0}, "uncertain must be at least 1"),
     ],
 )
 def test_wrong_values_are_named(cls, values, text):
