@@ -70,9 +70,9 @@ def describe(image: Image.Image) -> dict[str, float]:
 def face_share(image: Image.Image) -> float:
     """Width of the largest upright, frontal face over the image's shorter side; 0 where none is found.
 
-    scikit-image's LBP cascade. On samples of ../shared/data/GANAttributes it found 39 of 48 aligned whole faces and
-    none in crops that cut a face; on 12 ImageNet photos it saw one. Faces below a sixth of the shorter side are not
-    looked for.
+    scikit-image's LBP cascade. In a test split of ../shared/data/GANAttributes it found one in 94 % of 103 aligned
+    photos of faces, in 73 % and 86 % of two generators' 168 aligned faces, in 1 % of 195 crops that cut a face, and in
+    3 % of 233 images of ImageNet and BigGAN. Faces below a sixth of the shorter side are not looked for.
     """
     grey = image.convert("L")
     grey.thumbnail((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR)
