@@ -218,14 +218,20 @@ class Robustness(Shared):
 
 @dataclass(frozen=True, repr=False)
 class ErrorAnalysis(Shared):
-    """Notebook 04: where both stages fail, from the score tables."""
+    """Notebook 04: where both stages fail and what these images have in common, from the score tables and features."""
 
-    worst: int = 12  # mistakes shown as pictures, per stage
-    split: str = "test"
+    split: str = "test"  # whose images are analysed, test or val
+    worst: int = 8  # surest mistakes shown as pictures, per stage
+    uncertain: int = 4  # least certain images shown as pictures, per stage
+    alpha: float = 0.01  # chance that a slice is reported where there is none
+    shown: int = 4  # mistakes shown beside their neighbours, per stage
+    suspects_shown: int = 12  # suspected label errors shown as pictures
 
     def check(self) -> None:
-        self._need(self.worst >= 1, f"worst must be at least 1, got {self.worst}")
+        for name in ("worst", "uncertain", "shown", "suspects_shown"):
+            self._need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         self._need(self.split in ("val", "test"), f"split must be val or test, got {self.split}")
+        self._need(0.001 <= self.alpha < 1, f"alpha must lie in [0.001, 1), got {self.alpha}")
 
 
 NOTEBOOKS: dict[str, type[Shared]] = {

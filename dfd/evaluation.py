@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import logit, softmax
 from sklearn import metrics as skm
 
 from dfd.bootstrap import band, interval, intervals
@@ -208,10 +209,33 @@ def _cell(value: float | None, low: float | None, high: float | None) -> str:
 def mistakes(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows whose prediction is wrong, the surest first; `margin` is the predicted logit minus the true class's."""
     wrong = scores[scores["prediction"] != true_class(scores)]
-    logit = {name.removeprefix("logit_"): wrong[name].to_numpy() for name in logit_columns(scores)}
+    value = {name.removeprefix("logit_"): wrong[name].to_numpy() for name in logit_columns(scores)}
     true = true_class(wrong)
-    margin = [logit[p][i] - logit[t][i] for i, (p, t) in enumerate(zip(wrong["prediction"], true, strict=True))]
+    margin = [value[p][i] - value[t][i] for i, (p, t) in enumerate(zip(wrong["prediction"], true, strict=True))]
     return wrong.assign(margin=np.array(margin, dtype=float)).sort_values("margin", ascending=False, ignore_index=True)
+
+
+def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) -> pd.DataFrame:
+    """How sure each row's prediction is, and how far it lies from the decision.
+
+    Args:
+        scores: rows of a score table.
+        temperature: of the calibration.
+        threshold: stage 1's, on the calibrated probability.
+
+    Returns:
+        On the rows' index: confidence, the calibrated probability of what the image was called, in [0, 1]; distance,
+        in logits: stage 1's from its threshold, stage 2's between the two likeliest classes.
+    """
+    logits = scores[logit_columns(scores)].to_numpy(float) / temperature
+    if "logit_fake" in scores:
+        p = p_fake(scores, temperature)
+        confidence = np.where(scores["prediction"] == "fake", p, 1 - p)
+        distance = np.abs(logits[:, 1] - logits[:, 0] - logit(threshold))
+    else:
+        confidence = softmax(logits, axis=1).max(1)
+        distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
+    return pd.DataFrame({"confidence": confidence, "distance": distance}, index=scores.index)
 
 
 def by_source(scores: pd.DataFrame, table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

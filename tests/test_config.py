@@ -35,6 +35,8 @@ def test_every_notebook_has_the_shared_parameters(cls):
         (config.Robustness, {"conditions": []}, "at least one"),
         (config.Robustness, {"accuracy": 70}, "accuracy is a share"),
         (config.ErrorAnalysis, {"split": "train"}, "val or test"),
+        (config.ErrorAnalysis, {"alpha": 0.0}, "alpha must lie in"),
+        (config.ErrorAnalysis, {"uncertain": 0}, "uncertain must be at least 1"),
     ],
 )
 def test_wrong_values_are_named(cls, values, text):

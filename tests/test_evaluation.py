@@ -139,6 +139,20 @@ def test_stage2_metrics_of_a_table_done_by_hand():
     assert evaluation.stage2_by_generator(stage2_table())["A"]["recall"]["value"] == pytest.approx(2 / 3)
 
 
+def test_certainty_is_of_what_was_called_and_distance_from_the_threshold():
+    table = stage1_table([-2.0, 0.0, 4.0], ["RealPhotos", "ProGAN", "ProGAN"], threshold=0.6)
+    found = evaluation.certainty(table, 2.0, 0.6)
+    p = 1 / (1 + np.exp(-np.array([-1.0, 0.0, 2.0])))
+    assert found["confidence"].tolist() == pytest.approx([1 - p[0], 1 - p[1], p[2]])
+    assert found["distance"].tolist() == pytest.approx(np.abs(np.array([-1.0, 0.0, 2.0]) - np.log(1.5)))
+    table = stage2_table()
+    found = evaluation.certainty(table, 1.0)
+    logits = np.sort(table[["logit_A", "logit_B", "logit_C"]].to_numpy(), axis=1)
+    assert found["distance"].tolist() == pytest.approx(logits[:, 2] - logits[:, 1])
+    shares = np.exp(logits[:, 2]) / np.exp(logits).sum(1)
+    assert found["confidence"].tolist() == pytest.approx(shares)
+
+
 def test_mistakes_are_all_the_wrong_ones_surest_first():
     wrong = evaluation.mistakes(stage2_table())
     assert wrong["path"].tolist() == ["A/1.png", "C/5.png"]

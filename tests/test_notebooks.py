@@ -14,9 +14,9 @@ from dfd import config, inference, report
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 OUTPUTS = (
     "best_real_fake_model.pt", "best_gfd2_model.pt", "cm_val.png", "cm_test.png", "sweep_jpeg_stage2.csv",
-    "sweep_jpeg_stage1.csv", "robustness.csv", "val_report.txt", "test_report.txt", "mistakes.csv",
-    "manifest.parquet", "manifest.csv", "rejected.csv", "scores_stage1.parquet", "scores_stage2.parquet",
-    "metrics.json", "config.json", "environment.json", "index.html",
+    "sweep_jpeg_stage1.csv", "robustness.csv", "val_report.txt", "test_report.txt", "mistakes.csv", "slices.csv",
+    "neighbours.csv", "suspects.csv", "manifest.parquet", "manifest.csv", "rejected.csv", "scores_stage1.parquet",
+    "scores_stage2.parquet", "metrics.json", "config.json", "environment.json", "index.html",
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     small = {
         "01.backbone": "test_resnet.r160_in1k", "02.backbone": "test_efficientnet.r160_in1k", "pretrained": False,
         "num_epochs": 1, "crop_size": 32, "crops": 2, "unet_width": 4, "workers": 0, "batch_size": 8,
-        "conditions": ["jpeg 90", "jpeg 50", "blur 1 + jpeg 75"], "worst": 3, "examples": 2,
+        "conditions": ["jpeg 90", "jpeg 50", "blur 1 + jpeg 75"], "worst": 3, "uncertain": 1, "examples": 2,
     }  # fmt: skip
     index = report.run(data=str(tiny_data), out=str(tmp_path / "run"), profile="demo", parameters=small)
     out = index.parent

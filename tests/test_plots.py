@@ -171,14 +171,6 @@ def test_training_views_are_degraded_crops(table):
     assert np.array_equal(pictures["ProGAN"][0], again["ProGAN"][0])
 
 
-def test_captions_name_truth_and_verdict(table):
-    wrong = table.head(2).assign(prediction="real", margin=[2.0, 1.0])
-    pictures, captions = explain.captioned(table, wrong)
-    assert captions["1 to 2"][0] == f"{table['label'].iloc[0]}\ncalled real\nmargin 2.0"
-    assert plots.plot_examples(pictures, captions).axes[0].get_title() == captions["1 to 2"][0]
-    assert explain.captioned(table, wrong.iloc[:0]) == ({}, {})
-
-
 def test_residuals_of_stage2(table):
     settings = {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.05}
     torch.manual_seed(0)

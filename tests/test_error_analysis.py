@@ -1,0 +1,66 @@
+"""Notebook 04, cell by cell on a small run folder: with planted mistakes, and without any."""
+
+import ast
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from networks import checkpoint
+
+from dfd import config, inference, manifest, scores
+
+
+@pytest.fixture
+def run_folder(tiny_data, tmp_path):
+    """A run folder as notebooks 00 to 02 leave it, but for the training: all images are test and rightly named."""
+    table = manifest.scan(tiny_data, tmp_path, progress=False)
+    for stage, file in inference.CHECKPOINTS.items():
+        inference.save_checkpoint(checkpoint(stage, crop_size=32), tmp_path / file)
+    shared = table[["path", "label", "group"]].assign(split="test", degradation="none", level=0.0, crops=1)
+    one = shared.assign(logit_real=0.0, logit_fake=np.where(table["is_fake"], 2.0, -2.0))
+    one["prediction"] = np.where(table["is_fake"], "fake", "real")
+    two = shared[table["is_fake"]].assign(prediction=lambda rows: rows["label"])
+    two = two.assign(**{f"logit_{name}": 3.0 * (two["label"] == name) for name in ("BigGAN", "ProGAN")})
+    test = table["group"].map({g: i % 3 == 0 for i, g in enumerate(sorted(set(table["group"])))})
+    table["split"] = np.where(test, "test", "train")
+    manifest.write(table, tmp_path)
+    scores.save_scores(one[test], tmp_path, "stage1")
+    scores.save_scores(two[test[two.index]], tmp_path, "stage2")
+    return tmp_path
+
+
+def run(folder, data):
+    """Run the notebook's code cells in one namespace and give it."""
+    names = {}
+    for cell in nbformat.read(config.ROOT / "notebooks" / "04_error_analysis.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(ast.parse(cell.source), cell.id, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= {"out": str(folder), "data": str(data), "worst": 2, "uncertain": 1}
+        plt.close("all")
+    return names
+
+
+def test_a_run_without_mistakes_is_told_so(run_folder, tiny_data, capsys):
+    run(run_folder, tiny_data)
+    said = capsys.readouterr().out
+    assert said.count("No mistake on this split.") == 4 and "stage1: 0 of " in said
+    for name in ("mistakes", "slices", "neighbours"):
+        assert pd.read_csv(run_folder / f"{name}.csv").empty
+    assert len(pd.read_csv(run_folder / "suspects.csv")) == 36
+
+
+def test_mistakes_are_exported_with_properties_and_neighbours(run_folder, tiny_data):
+    table = scores.load_scores(run_folder, "stage1")
+    wrong = table["label"] == "ProGAN"
+    scores.save_scores(table.assign(prediction=table["prediction"].mask(wrong, "real")), run_folder, "stage1")
+    run(run_folder, tiny_data)
+    found = pd.read_csv(run_folder / "mistakes.csv")
+    assert sorted(found["path"]) == sorted(table["path"][wrong]) and found["stage"].eq("stage1").all()
+    assert found[["brightness", "texture", "sharpness", "confidence", "margin"]].notna().all(axis=None)
+    near = pd.read_csv(run_folder / "neighbours.csv")
+    assert near.groupby("path").size().eq(4).all() and set(near["path"]) == set(found["path"])
+    split = manifest.load(run_folder).set_index("path")["split"]
+    assert split[near["neighbour"]].eq("train").all()
