@@ -196,7 +196,7 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> tu
         Rows by path: label, true, group (images that either run ties together are one), and called and logit of each
         run with the suffix _base or _other; and how many images were left out, by reason.
     """
-    both = base.join(other, how="inner", lsuffix="_base", rsuffix="_other")
+    both = base.merge(other, left_index=True, right_index=True, suffixes=("_base", "_other"))
     known = both["sha256_base"].notna() & both["sha256_other"].notna()
     same = (both["label_base"] == both["label_other"]) & (~known | (both["sha256_base"] == both["sha256_other"]))
     unshared = {
@@ -266,10 +266,18 @@ def made_from(base: Path, other: Path) -> pd.DataFrame:
     """What differs in what two runs were made from and with: kind (setting, data or version), name, base, other.
 
     Reads config.json and environment.json; what one run does not say is a dash.
+
+    Raises:
+        CompareError: one of these files is not JSON.
     """
     found = []
     for kind, told in (("setting", _settings), ("data", _data), ("version", _versions)):
-        one, two = told(base), told(other)
+        try:
+            one, two = told(base), told(other)
+        except ValueError as error:
+            raise CompareError(
+                f"config.json or environment.json of {base} or {other} cannot be read: {error}"
+            ) from error
         for name in dict.fromkeys([*one, *two]):
             first, second = (str(run.get(name, "–")) for run in (one, two))
             if first != second:

@@ -90,7 +90,7 @@ def export(notebook: Path, error: dict | None = None) -> Path:
 
 def write_index(out: Path) -> Path:
     """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
-    from dfd import compare_report
+    from dfd import cards, compare_report
 
     record, metrics, environment = (read_json(out / f"{name}.json") for name in ("config", "metrics", "environment"))
     notebooks = []
@@ -111,6 +111,7 @@ def write_index(out: Path) -> Path:
         numbers=key_numbers(metrics),
         generators=generator_table(metrics),
         warnings=warnings(metrics, out),
+        cards={name: title for name, title in cards.TITLES.items() if (out / name).exists()},
         **compare_report.section(out),
         files=[{"name": p.name, "size": size(p.stat().st_size)} for p in files],
     )
