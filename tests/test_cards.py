@@ -200,12 +200,13 @@ def test_a_broken_file_is_named_and_takes_its_old_card_with_it(run):
 
 
 def test_the_end_of_a_run_writes_and_links_them_and_an_empty_one_has_none(run, tmp_path, capsys):
-    report._finish(run, json.loads((run / "config.json").read_text()), {"packages": {}})
+    made_with = {"dfd": "1", "python": "3", "device": "cpu", "written": "2026-01-01T00:00"}
+    report._finish(run, json.loads((run / "config.json").read_text()), made_with)
     page = (run / "index.html").read_text()
     assert 'href="model_card_stage1.md">Model card' in page and 'href="data_sheet.md">Data sheet' in page
     assert "model_card_stage2" not in page
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "best_gfd2_model.pt").write_bytes(b"no checkpoint")
-    report._finish(tmp_path / "empty", {"notebooks": {}}, {})
+    report._finish(tmp_path / "empty", {"notebooks": {}}, made_with)
     assert "model_card_stage2.md was not written: " in capsys.readouterr().out
     assert "Model card" not in html.write_index(tmp_path / "empty").read_text()
