@@ -189,6 +189,34 @@ def predict(model: str | None, as_json: bool, crops: int | None, crop_mode: str 
         click.echo(row(dataclasses.asdict(verdict), width))
 
 
+@main.command()
+@click.option("--out", metavar="PAGE.html", help="Write the comparison as a page.")
+@click.option("--csv", metavar="FILE", help="Write all metric differences as a table.")
+@click.option("--changed", metavar="FILE", help="Write all images whose verdict changed as a table.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[str, ...]) -> None:
+    """Compare runs: metrics, verdicts, and what differs in their making.
+
+    Each run folder is compared with the first, on the test images that both scored as they are: same path, label and
+    content. A difference is the later run minus the first; its 95 % interval is a paired bootstrap over groups, and a
+    star marks those that leave out zero. No model is loaded.
+
+    \b
+    python -m dfd compare reports/demo reports/mine
+    python -m dfd compare reports/demo reports/mine --out compare.html --changed changed.csv
+    """
+    from dfd import compare as comparing
+    from dfd import compare_report
+
+    found = comparing.compare(runs)
+    click.echo("\n\n".join("\n".join(compare_report.lines(one)) for one in found))
+    for path, table in ((csv, compare_report.metric_rows), (changed, compare_report.changed_rows)):
+        if path:
+            table(found).to_csv(path, index=False)
+    if out:
+        click.echo(f"\nOpen {_shown(compare_report.write_page(found, Path(out).absolute()))}")
+
+
 @main.group()
 def train() -> None:
     """Train one part by itself; `run` trains both stages."""

@@ -90,6 +90,8 @@ def export(notebook: Path, error: dict | None = None) -> Path:
 
 def write_index(out: Path) -> Path:
     """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
+    from dfd import cards, compare_report
+
     record, metrics, environment = (read_json(out / f"{name}.json") for name in ("config", "metrics", "environment"))
     notebooks = []
     for stem, entry in sorted(record.get("notebooks", {}).items()):
@@ -100,11 +102,8 @@ def write_index(out: Path) -> Path:
         notebooks.append(entry | {"title": title or stem, "question": question, "page": page, "took": took})
     own = {"index.html", *(f"{stem}.html" for stem in record.get("notebooks", {}))}
     files = [p for p in sorted(out.iterdir()) if p.is_file() and p.name not in own and p.suffix != ".part"]
-    page = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True
-    ).get_template("index.html.j2")
-    text = page.render(
-        style=style(),
+    text = render(
+        "index.html.j2",
         name=out.name,
         record=record,
         environment=environment,
@@ -112,9 +111,18 @@ def write_index(out: Path) -> Path:
         numbers=key_numbers(metrics),
         generators=generator_table(metrics),
         warnings=warnings(metrics, out),
+        cards={name: title for name, title in cards.TITLES.items() if (out / name).exists()},
+        **compare_report.section(out),
         files=[{"name": p.name, "size": size(p.stat().st_size)} for p in files],
     )
     return write_text(out / "index.html", text)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in one of the page templates; values are escaped."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(template)
+    return page.render(style=style(), **values)
 
 
 def key_numbers(metrics: dict[str, Any]) -> list[dict[str, str]]:

@@ -247,14 +247,18 @@ def _ending(out: Path, kept: dict) -> Iterator[None]:
 
 
 def _finish(out: Path, kept: dict, made_with: dict) -> None:
-    from dfd import html
+    from dfd import cards, html
 
     for entry in kept["notebooks"].values():
         if entry["status"] == "running":
             entry["status"] = "interrupted"
     record.write_json(out / "config.json", kept)
     record.write_json(out / "environment.json", made_with | {"manifest": record.manifest_digest(out)})
-    html.write_index(out)
+    try:
+        for name, why in cards.write(out).items():
+            print(f"{name} was not written: {why}")
+    finally:
+        html.write_index(out)
 
 
 @contextlib.contextmanager
