@@ -182,9 +182,9 @@ def title_and_question(nb: NotebookNode) -> tuple[str, str]:
 
 
 def style() -> str:
-    """The pages' one style sheet, code colours for light and dark included."""
-    light = HtmlFormatter(style="friendly", cssclass="highlight").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark", cssclass="highlight").get_style_defs(".highlight")
+    """The pages' one style sheet; code colours for light and dark, chosen for their contrast, included."""
+    light = HtmlFormatter(style="xcode", cssclass="highlight").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="zenburn", cssclass="highlight").get_style_defs(".highlight")
     own = (TEMPLATES / "style.css").read_text("utf-8")
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
 

@@ -158,11 +158,11 @@ def _robustness(out: Path, metrics: dict, entry: dict) -> list[Number]:
 
 def _mistakes(out: Path, metrics: dict, entry: dict) -> list[Number]:
     """Shares that are wrong; each has the interval of its metric turned round, where that is about the same images."""
-    from dfd import evaluation, inference, scores
+    from dfd import evaluation, scores
 
     split = entry.get("parameters", {}).get("split", "test")
     found = []
-    for stage in inference.CHECKPOINTS:
+    for stage in STAGES:
         if not (out / f"scores_{stage}.parquet").exists():
             continue
         rows = evaluation.clean(scores.load_scores(out, stage), split)
