@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfd.fingerprint import Fingerprint
-from dfd.plots import plot_examples
+from dfd.plots import PALETTE, plot_examples
 from dfd.transfer import Carried
 
 SHAPES = ("o", "X", "s", "^", "D", "P", "v", "*", "<", ">")  # marker of each source; the last is for the others
@@ -73,7 +73,7 @@ def plot_embedding(points: pd.DataFrame) -> Figure:
     sns.scatterplot(
         points.assign(generator=points["label"], source=source), x="x", y="y", hue="generator", hue_order=labels,
         style="source", style_order=names + [OTHER] * (OTHER in set(source)), markers=markers,
-        palette=sns.color_palette("colorblind", len(labels)), s=34, alpha=0.75, ax=ax,
+        palette=sns.color_palette(PALETTE, len(labels)), s=34, alpha=0.75, ax=ax,
     )  # fmt: skip
     sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     ax.set(xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit", xticks=[], yticks=[])

@@ -1,16 +1,15 @@
 """Executed notebooks as self-contained HTML pages, and the page over them.
 
 A page loads nothing: pictures are embedded, there is no script and no font, and its content security policy says so
-to the browser. Code is folded behind one toggle that works by CSS alone.
+to the browser. Code is folded behind one toggle, and the contents stand beside the text, by CSS alone.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
 from nbformat import NotebookNode
-from PIL import Image
 from pygments.formatters import HtmlFormatter
 
+from dfd.pictures import Pictures
 from dfd.progress import elapsed, first_heading
 from dfd.record import read_json, write_text
+from dfd.summary import summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
@@ -40,7 +40,7 @@ KEY_NUMBERS = [  # stage, split, name, what it is called
 
 
 class Tidy(Preprocessor):
-    """Drop progress bars, widgets and papermill's own error marks; note the section each picture belongs to."""
+    """Drop progress bars, widgets, papermill's own error marks and the title; note each cell's section."""
 
     def preprocess(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
         nb.metadata.pop("widgets", None)
@@ -49,6 +49,8 @@ class Tidy(Preprocessor):
         for cell in nb.cells:
             section = (cell.cell_type == "markdown" and first_heading(cell.source)) or section
             cell.metadata["section"] = section
+            if cell.cell_type == "markdown" and section == resources["dfd"]["title"]:
+                cell.source = re.sub(r"\A\s*# .*\n?", "", cell.source)  # the template has it
             if cell.cell_type == "code":
                 cell.outputs = [tidy for output in cell.outputs if (tidy := self.output(output))]
         return nb, resources
@@ -58,11 +60,7 @@ class Tidy(Preprocessor):
             lines = [CURSOR.sub("", line) for line in output.text.split("\n")]
             output.text = "\n".join(line for line in lines if not BAR.search(line)).strip("\n") + "\n"
             return output if output.text.strip() else None
-        data = output.get("data", {})
-        for picture in data.keys() & {"image/png", "image/jpeg"}:
-            width, height = Image.open(io.BytesIO(base64.b64decode(data[picture]))).size
-            output.metadata["wide"] = width > 1.8 * height  # on a phone: scrolled rather than shrunk
-        return None if any(kind in data for kind in DROPPED) else output
+        return None if any(kind in output.get("data", {}) for kind in DROPPED) else output
 
 
 def export(notebook: Path, error: dict | None = None) -> Path:
@@ -73,19 +71,43 @@ def export(notebook: Path, error: dict | None = None) -> Path:
         error: `{"cell", "text"}` of the cell that stopped it; shown at the top of the page.
     """
     nb = nbformat.read(notebook, as_version=4)
+    out = notebook.parent
     exporter = HTMLExporter(
         template_name="notebook",
         extra_template_basedirs=[str(TEMPLATES)],
         embed_images=True,
         exclude_anchor_links=True,
-        preprocessors=[CoalesceStreamsPreprocessor, Tidy, CoalesceStreamsPreprocessor],
+        preprocessors=[CoalesceStreamsPreprocessor, Tidy, CoalesceStreamsPreprocessor, Pictures],
+        filters={"decimal": decimal},
     )
     resources = {
-        "metadata": {"name": notebook.stem, "path": str(notebook.parent)},
-        "dfd": {"style": style(), "title": title_and_question(nb)[0] or notebook.stem, "error": error},
+        "metadata": {"name": notebook.stem, "path": str(out)},
+        "dfd": {
+            "style": style(),
+            "title": title_and_question(nb)[0] or notebook.stem,
+            "error": error,
+            "summary": summary(notebook, nb),
+            "warnings": warnings(read_json(out / "metrics.json"), out),
+        },
     }
     page, _ = exporter.from_notebook_node(nb, resources)
-    return write_text(notebook.with_suffix(".html"), page)
+    return write_text(notebook.with_suffix(".html"), with_contents(page))
+
+
+def with_contents(page: str) -> str:
+    """Give each heading of a page a name of its own, and put links to them where the page has its contents marks."""
+    names, links = Counter(), []
+
+    def name(heading: re.Match) -> str:
+        level, words = heading.groups()
+        slug = re.sub(r"\W+", "-", re.sub(r"<[^>]+>|&\w+;", "", words).lower()).strip("-") or "section"
+        names[slug] += 1
+        anchor = slug if names[slug] == 1 else f"{slug}-{names[slug]}"
+        links.append(f'<li class="level{level}"><a href="#{anchor}">{re.sub(r"<[^>]+>", "", words)}</a></li>')
+        return f'<h{level} id="{anchor}">{words}</h{level}>'
+
+    page = re.sub(r"<h([23])>(.*?)</h\1>", name, page, flags=re.DOTALL)
+    return page.replace("<!-- contents -->", "<ul>" + "".join(links) + "</ul>")
 
 
 def write_index(out: Path) -> Path:
@@ -168,9 +190,9 @@ def title_and_question(nb: NotebookNode) -> tuple[str, str]:
 
 
 def style() -> str:
-    """The pages' one style sheet, code colours for light and dark included."""
-    light = HtmlFormatter(style="friendly", cssclass="highlight").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark", cssclass="highlight").get_style_defs(".highlight")
+    """The pages' one style sheet; code colours for light and dark, chosen for their contrast, included."""
+    light = HtmlFormatter(style="xcode", cssclass="highlight").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="zenburn", cssclass="highlight").get_style_defs(".highlight")
     own = (TEMPLATES / "style.css").read_text("utf-8")
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
 

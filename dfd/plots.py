@@ -18,7 +18,8 @@ from dfd import calibration, evaluation
 from dfd.calibration import logit_columns, true_class
 from dfd.evaluation import clean
 
-PALETTE = sns.color_palette("colorblind")
+# Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
+PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
 
 
 def plot_cm(true: Sequence[str], predicted: Sequence[str], classes: Sequence[str], ax: Axes, title: str = "") -> Axes:
@@ -198,7 +199,7 @@ def _legend(ax: Axes) -> None:
 
 
 def _colours(count: int) -> list[tuple[float, float, float]]:
-    return sns.color_palette("colorblind", count)  # starts again after its ten
+    return sns.color_palette(PALETTE, count)  # starts again after its eight
 
 
 def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, tuple[float, float, float]]]:
@@ -253,6 +254,7 @@ def plot_spectra(spectra: dict[str, np.ndarray]) -> Figure:
         extent = (-0.5, 0.5, 0.5, -0.5)
         shown = ax.imshow(spectrum, vmin=low, vmax=high, cmap="viridis", extent=extent)
         ax.set(title=name, xlabel="cycles per pixel", xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
+    axes[0, 0].set_ylabel("cycles per pixel")
     figure.colorbar(shown, ax=axes[0].tolist(), label="log10 magnitude", shrink=0.8)
     return figure
 

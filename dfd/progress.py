@@ -33,10 +33,14 @@ def bar(iterable: Iterable, **options: Any):
 
 
 class Live:
-    """One picture in a notebook's output, drawn anew in place; in JupyterLab, and headless too. Nothing elsewhere."""
+    """One picture in a notebook's output, drawn anew in place; in JupyterLab, and headless too. Nothing elsewhere.
 
-    def __init__(self):
-        self.handle = None
+    Args:
+        alt: what it shows, for those who cannot see it; kept in the output's metadata.
+    """
+
+    def __init__(self, alt: str):
+        self.handle, self.metadata = None, {"alt": alt}
 
     def show(self, draw: Callable[[], Figure]) -> None:
         """Draw and show; the figure is closed afterwards, so that the cell does not show it again."""
@@ -47,9 +51,9 @@ class Live:
 
         figure = draw()
         if self.handle is None:
-            self.handle = display(figure, display_id=True)
+            self.handle = display(figure, display_id=True, metadata=self.metadata)
         else:
-            self.handle.update(figure)
+            self.handle.update(figure, metadata=self.metadata)
         plt.close(figure)
 
 

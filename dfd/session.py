@@ -62,7 +62,7 @@ class Session:
         self.networks: dict[str, nn.Module] = {}
         self.parts = {MODEL}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.curves = Live()
+        self.curves = Live("Training: losses and validation metrics over the epochs")
         self.done = self.out_of_time = False
         if cfg.resume and self._finished():
             return

@@ -79,14 +79,14 @@ def test_a_live_picture_is_shown_once_and_then_drawn_anew(monkeypatch):
     shown = []
 
     class Handle:
-        def update(self, figure):
-            shown.append(("update", figure))
+        def update(self, figure, metadata):
+            shown.append(("update", figure, metadata["alt"]))
 
-    def display(figure, display_id):
-        shown.append(("display", figure))
+    def display(figure, display_id, metadata):
+        shown.append(("display", figure, metadata["alt"]))
         return Handle()
 
-    live = progress.Live()
+    live = progress.Live("losses")
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     live.show(lambda: pytest.fail("nothing is drawn outside of a notebook"))
     monkeypatch.setitem(sys.modules, "ipykernel", object())
@@ -94,5 +94,7 @@ def test_a_live_picture_is_shown_once_and_then_drawn_anew(monkeypatch):
     figures = [plt.figure() for _ in range(3)]
     for figure in figures:
         live.show(lambda figure=figure: figure)
-    assert shown == [("display", figures[0]), ("update", figures[1]), ("update", figures[2])]
+    assert shown == [
+        (call, figure, "losses") for call, figure in zip(("display", "update", "update"), figures, strict=True)
+    ]
     assert not set(plt.get_fignums()) & {figure.number for figure in figures}
