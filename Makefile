@@ -21,8 +21,8 @@ demo: $(ENV)  ## Make the built-in data, train both stages on it, write reports/
 report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
 	$(PY) -m dfd run --data '$(DATA)' --out '$(OUT)' --profile $(PROFILE) $(ARGS)
 
-test: $(ENV)  ## Run every test, the slow ones too
-	$(PY) -m pytest $(ARGS)
+test: $(ENV)  ## Run every test, the slow ones too, two at a time
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lab: $(ENV)  ## Open the notebooks in JupyterLab
 	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb --LabApp.news_url=None $(ARGS)
