@@ -115,7 +115,7 @@ def test_describe_has_words_for_every_operator_that_can_be_drawn():
         (lambda x: degrade.compose(x, [("jpeg", 90), ("fog", 1, {})]), "unknown degradation 'fog'"),
         (lambda x: degrade.describe([("fog", 1)]), "unknown degradation 'fog'"),
         (lambda x: degrade.social(x, 75, factor=1.5), "social only shrinks"),
-        (lambda x: degrade.social(x, 96), "JPEG quality"),
+        (lambda x: degrade.social(x, 101), "JPEG quality"),
         (lambda x: degrade.social_preset(x, "myspace"), "unknown social preset 'myspace'; choose one of large"),
         (lambda x: degrade.RandomDegrade(p_blur=1.5), "p_blur must be a probability"),
         (lambda x: degrade.RandomDegrade(qualities=(40, 100)), "qualities must be .* within 1 to 95"),
