@@ -113,7 +113,7 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
     if len(np.unique(is_fake)) < 2:
         raise ValueError("a threshold is fitted on photos and fakes, and these rows hold one of them only; see split")
     if fpr is not None:
-        return _lowest_cut(p, p[~is_fake], fpr)
+        return lowest_cut(p, p[~is_fake], fpr)
     false, true, cuts = skm.roc_curve(is_fake, p, drop_intermediate=False)
     gain = true - false
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
@@ -124,8 +124,14 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
     return float((cut + (below.max() if len(below) else cut)) / 2)
 
 
-def _lowest_cut(p: np.ndarray, photos: np.ndarray, fpr: float) -> float:
-    """Midway between the highest score that must not be called fake and the next one in p."""
+def lowest_cut(p: np.ndarray, photos: np.ndarray, fpr: float) -> float:
+    """Midway between the highest score that must not be called fake and the next one in p.
+
+    Args:
+        p: (N,) p_fake of photos and fakes.
+        photos: (M,) those of the photos.
+        fpr: share of the photos that may be called fake, in [0, 1).
+    """
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
     allowed = int(fpr * len(photos) + 1e-9)  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less than 29

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dfd.conformal import prediction_sets
-from dfd.crops import MAX_CROPS, Plan, cut, plan
+from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
 from dfd.models import Attribution, RealFakeClassifier
 from dfd.openset import Neighbours
+from dfd.sources import Source, as_rgb, is_batch
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
 BATCH = 64  # crops per forward pass
@@ -74,6 +75,8 @@ class Scored:
     spread: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
     strangeness: float | None = None  # stage 2: mean distance of the crops to the training images; see Neighbours
+    each: Tensor | None = None  # (crops, classes), the logits of every crop
+    corners: tuple[Corner, ...] = ()  # where each was cut
 
 
 class Stage:
@@ -90,10 +93,12 @@ class Stage:
         self.crops, self.threshold, self.temperature = content["crops"], content["threshold"], content["temperature"]
         self.crop_mode = content.get("crop_mode", "five")
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
+        self.validation = content.get("validation", {})  # stage 1: photos, fakes -> their sorted p_fake
         bank = content.get("bank")  # stage 2: features of training images
         self.neighbours = None if bank is None else Neighbours(bank.float().numpy())
         self.strange_above = content.get("strange_above")  # stage 2: from there on a fake's generator is unknown
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
+        self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
         self.model = build_model(self.stage, self.settings, len(self.classes))
         self.model.load_state_dict(content["weights"])
@@ -151,7 +156,7 @@ class Stage:
             while plans and len(answers) >= len(plans[0].corners):
                 first = plans.popleft()
                 count = len(first.corners)
-                yield self._average(answers[:count], first.needed)
+                yield self._average(answers[:count], first)
                 answers = answers[count:]
 
     def _windows(self, images: Iterable[Image.Image | Tensor], crops: int, mode: str, plans: deque) -> Iterator[Tensor]:
@@ -175,13 +180,14 @@ class Stage:
         logits = torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
         return list(zip(logits, strange, strict=True))
 
-    def _average(self, answers: list[tuple[Tensor, float | None]], needed: int) -> Scored:
+    def _average(self, answers: list[tuple[Tensor, float | None]], plan: Plan) -> Scored:
         """Average what was said of one image's crops."""
         logits, strange = torch.stack([one for one, _ in answers]), [one for _, one in answers]
         mean = logits.mean(0)
         lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
         strangeness = None if self.neighbours is None else float(np.mean(strange))
-        return Scored(mean, len(logits), float(lead.std(correction=0)), needed, strangeness)
+        spread = float(lead.std(correction=0))
+        return Scored(mean, len(logits), spread, plan.needed, strangeness, logits, tuple(plan.corners))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
@@ -194,11 +200,34 @@ class Stage:
         return self.classes[int(scored.logits.argmax())]
 
 
+def threshold_at(stage: Stage, fpr: float) -> float:
+    """The p_fake from which stage 1 calls at most this share of the validation photos generated.
+
+    Raises:
+        ValueError: fpr outside [0, 1), or a checkpoint that knows no such threshold.
+    """
+    from dfd.calibration import lowest_cut
+
+    known = {share: f"fpr_{share * 100:g}" for share in (0.01, 0.05)}
+    if stage.validation:
+        photos, fakes = (np.array(stage.validation[name]) for name in ("photos", "fakes"))
+        return lowest_cut(np.concatenate([photos, fakes]), photos, fpr)
+    for share, name in known.items():
+        if abs(fpr - share) < 1e-9 and name in stage.operating_points:
+            return stage.operating_points[name]
+    has = [f"{share:g}" for share, name in known.items() if name in stage.operating_points]
+    raise ValueError(
+        f"this checkpoint has no threshold for a false positive rate of {fpr:g}"
+        + (f"; it has those for {' and '.join(has)}." if has else ", nor for any other.")
+        + " Notebook 01 stores what all others need when it is run again"
+    )
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What both stages say of one image; all None but path and error where the image cannot be read."""
 
-    path: str
+    path: str | None
     is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
     p_fake: float | None = None  # calibrated, in [0, 1]
     source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown
@@ -214,15 +243,56 @@ class Verdict:
 
 
 class Detector:
-    """Both stages of a run folder: is it real, and if not, who made it?"""
+    """Both stages of a run folder: is it real, and if not, who made it?
 
-    def __init__(self, stage1: Stage, stage2: Stage):
-        self.stage1, self.stage2 = stage1, stage2
+    `Detector.load("reports/demo")("photo.jpg")` gives a Verdict.
+    """
+
+    def __init__(self, stage1: Stage, stage2: Stage, run: Path | None = None, threshold: float | None = None):
+        self.stage1, self.stage2, self.run = stage1, stage2, run
+        self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
 
     @classmethod
-    def load(cls, run: str | Path) -> Detector:
-        """Open both checkpoints of a run folder; see Stage.load for the errors."""
-        return cls(*(Stage.load(Path(run) / name) for name in CHECKPOINTS.values()))
+    def load(cls, run: str | Path, device: torch.device | None = None) -> Detector:
+        """Open both checkpoints of a run folder; see Stage.load for the errors.
+
+        Raises:
+            ValueError: also where the folder's checkpoints stand under each other's names.
+        """
+        stages = {name: Stage.load(Path(run) / file, device) for name, file in CHECKPOINTS.items()}
+        for name, stage in stages.items():
+            if stage.stage != name:
+                raise ValueError(f"{Path(run) / CHECKPOINTS[name]} holds a {stage.stage}, where {name} belongs")
+        return cls(*stages.values(), run=Path(run))
+
+    def at_fpr(self, fpr: float) -> Detector:
+        """The same networks with the threshold that calls at most this share of the validation photos generated.
+
+        Raises:
+            ValueError: fpr outside [0, 1), or a checkpoint without what is needed; the text says what has it.
+        """
+        return Detector(self.stage1, self.stage2, self.run, threshold_at(self.stage1, fpr))
+
+    def __call__(self, source: Source | Sequence[Source], crops: int | None = None, mode: str | None = None):
+        """Judge an image, or several.
+
+        Args:
+            source: a path, the bytes of a file, a PIL image, (H, W, 3) or (H, W) uint8 array, or (3, H, W) tensor in
+                [0, 1], RGB; or a list or tuple of those, (B, H, W, 3) array or (B, 3, H, W) tensor.
+            crops, mode: as in `Stage.stream`.
+
+        Returns:
+            A Verdict, or a list of one for each; path is None for what came as pixels or bytes.
+
+        Raises:
+            ImageError: a file that cannot be used, and why. `predict` gives a Verdict with the error instead.
+            ValueError: pixels of another shape, type or range.
+            TypeError: nothing of the above.
+        """
+        if is_batch(source):
+            return [self(one, crops, mode) for one in source]
+        image, name = as_rgb(source), str(source) if isinstance(source, str | Path) else None
+        return self.judge(name, *self.scored(image, crops, mode))
 
     def predict(
         self,
@@ -247,17 +317,23 @@ class Detector:
             except ImageError as error:
                 yield Verdict(str(path), error=str(error).removeprefix(f"{path}: "))
                 continue
-            one, two = (next(stage.stream([image], crops, mode)) for stage in (self.stage1, self.stage2))
+            one, two = self.scored(image, crops, mode)
             del image  # before the next one is read
             if short := next((scored for scored in (one, two) if scored.crops < scored.needed), None):
                 report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
-            yield self._verdict(str(path), one, two)
+            yield self.judge(str(path), one, two)
 
-    def _verdict(self, path: str, one: Scored, two: Scored) -> Verdict:
+    def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> tuple[Scored, Scored]:
+        """What each stage says of one image; as in `Stage.stream`."""
+        one, two = (next(stage.stream([image], crops, mode)) for stage in (self.stage1, self.stage2))
+        return one, two
+
+    def judge(self, path: str | None, one: Scored, two: Scored) -> Verdict:
+        """Put what both stages say of an image into one Verdict."""
         p_fake = float(self.stage1.probabilities(one.logits)[1])
         p_source = self.stage2.probabilities(two.logits).tolist()
         named = dict(zip(self.stage2.classes, p_source, strict=True))
-        is_fake = p_fake >= self.stage1.threshold
+        is_fake = p_fake >= self.threshold
         source = self.stage2.source(two) if is_fake else "RealPhotos"
         possible = prediction_sets(np.array([p_source]), self.stage2.conformal_quantile)[0]
         candidates = tuple(name for name, kept in zip(named, possible, strict=True) if kept)
