@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dfd.crops import cut
 from dfd.datasets import equalise
-from dfd.degrade import to_tensor
 from dfd.examine import Crop, Examination
 from dfd.inference import Detector
 from dfd.models import RealFakeClassifier

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from dfd.evidence import Picture
 
-TEMPLATES = Path(__file__).parent / "templates"
-SHOWN = 768  # pixels; the longer side of the image on a page
 LIMITS = (
     "The rates hold for images like those of the validation split. On photos of other sources the share that is called "
     "generated may be many times higher, and a generator that was not in training may pass for a photo or get a "
