@@ -150,6 +150,30 @@ def operating_points(scores: pd.DataFrame, temperature: float) -> dict[str, floa
     return {name: fit_threshold(scores, temperature, share) for name, share in shares.items()}
 
 
+def threshold_at(fpr: float, validation: dict[str, list[float]], points: dict[str, float]) -> float:
+    """The p_fake from which at most this share of the validation photos is called fake, from a checkpoint's values.
+
+    Args:
+        fpr: a share in [0, 1); below one photo's share the threshold lies above every photo.
+        validation: photos and fakes, their p_fake; empty in older checkpoints.
+        points: what `operating_points` gave; these are used where `validation` is empty.
+
+    Raises:
+        ValueError: fpr outside [0, 1), or nothing stored that gives its threshold; the text says what is.
+    """
+    if validation:
+        photos, fakes = (np.array(validation[name]) for name in ("photos", "fakes"))
+        return lowest_cut(np.concatenate([photos, fakes]), photos, fpr)
+    known = {0.01: "fpr_1", 0.05: "fpr_5"}
+    for share, name in known.items():
+        if abs(fpr - share) < 1e-9 and name in points:
+            return points[name]
+    has = [f"{share:g}" for share, name in known.items() if name in points]
+    rest = f"it has {' and '.join(has)}" if has else "nor for any other"
+    remedy = "notebook 01 stores what every other rate needs when it is run again"
+    raise ValueError(f"this checkpoint has no threshold for a false positive rate of {fpr:g}; {rest}; {remedy}")
+
+
 def at_operating_points(
     scores: pd.DataFrame, points: dict[str, float], temperature: float, seed: int = 0
 ) -> pd.DataFrame:

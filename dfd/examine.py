@@ -7,7 +7,7 @@ take longer than the answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,15 @@ class Examination:
     threshold: float | None = None  # that p_fake was held against
     headline: str = ""  # the answer in a few words
     sentences: tuple[str, ...] = ()  # the answer, how it came about, and what it is worth
+    notes: tuple[str, ...] = ()  # what was left out, for a log; the sentences say it too
     crops: tuple[Crop, ...] = ()  # of stage 1
     facts: Facts = field(default_factory=Facts)
     image: Image.Image | None = None  # RGB, upright
     pictures: dict[str, Picture] = field(default_factory=dict)  # filled by dfd.evidence.draw
+
+    def without_image(self) -> Examination:
+        """The same without what takes room: image and pictures."""
+        return replace(self, image=None, pictures={})
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON; without image and pictures."""
@@ -86,14 +91,15 @@ def examine(
     p_crops = detector.stage1.probabilities(one.each)[:, 1].tolist()
     side = detector.stage1.crop_size
     windows = tuple(Crop(top, left, side, p) for (top, left), p in zip(one.corners, p_crops, strict=True))
+    notes = _about_the_view(one)
     sentences = (
         *_about_the_score(verdict.p_fake, verdict.is_fake, detector),
         *_about_the_source(verdict, two, detector.stage2),
         _about_the_crops(windows, verdict.is_fake, detector.threshold),
-        *_about_the_view(one, image),
+        *(f"It was {note}." for note in notes),
     )
     shown = plain(name or (Path(path).name if path else "image"))
-    return Examination(shown, verdict, detector.threshold, _headline(verdict), sentences, windows, found, image)
+    return Examination(shown, verdict, detector.threshold, _headline(verdict), sentences, notes, windows, found, image)
 
 
 def refused(name: str, reason: Exception | str) -> Examination:
@@ -168,9 +174,10 @@ def _about_the_crops(crops: Sequence[Crop], is_fake: bool, threshold: float) -> 
     return f"{much}{also}; {spread}."
 
 
-def _about_the_view(one: Scored, image: Image.Image) -> Iterator[str]:
-    if one.crops < one.needed:
-        yield f"It is too large for all its crops: {one.crops} of {one.needed} were looked at."
+def _about_the_view(one: Scored) -> tuple[str, ...]:
+    if one.crops == one.needed:
+        return ()
+    return (f"scored on {one.crops} of {one.needed} crops, the limit for one image",)
 
 
 def degraded(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,50 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from dfd.ahead import in_groups
+from dfd.checkpoints import build_model
+from dfd.checkpoints import save_checkpoint as save_checkpoint
+from dfd.checkpoints import update_checkpoint as update_checkpoint
 from dfd.conformal import prediction_sets
 from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
-from dfd.models import Attribution, RealFakeClassifier
 from dfd.openset import Neighbours
 from dfd.sources import Source, as_rgb, is_batch
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
 BATCH = 64  # crops per forward pass
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
-
-
-def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
-    """The network of a stage from the plain values that its config, or its checkpoint, holds."""
-    if stage == "stage1":
-        stem_stride = settings.get("stem_stride", 0)
-        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"], stem_stride)
-    extractor = settings.get("extractor", "unet")
-    size = settings["unet_width"], settings["residual_bound"]
-    return Attribution(settings["backbone"], outputs, *size, pretrained, extractor)
-
-
-def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write under a temporary name and rename, so that a killed run leaves the previous file whole.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the previous file is untouched.
-    """
-    draft = path.with_name(path.name + ".part")
-    try:
-        torch.save(content, draft)
-        os.replace(draft, path)
-    except RuntimeError as error:  # torch reports a failed write this way
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def update_checkpoint(path: Path, **values: Any) -> None:
-    """Replace some entries of a checkpoint, its threshold and temperature for instance."""
-    save_checkpoint({**torch.load(path, map_location="cpu", weights_only=True), **values}, path)
 
 
 def uses_bfloat16(device: torch.device) -> bool:
@@ -77,6 +49,14 @@ class Scored:
     strangeness: float | None = None  # stage 2: mean distance of the crops to the training images; see Neighbours
     each: Tensor | None = None  # (crops, classes), the logits of every crop
     corners: tuple[Corner, ...] = ()  # where each was cut
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The crops of one image, ready for a stage."""
+
+    windows: Tensor  # (N, 3, S, S) uint8, equalised; their values are whole parts of 255 in any case
+    plan: Plan
 
 
 class Stage:
@@ -168,9 +148,29 @@ class Stage:
                 yield cut(image, corner, self.crop_size)
             del image  # before the next one is read: two large ones may not fit
 
-    def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
-        """Logits (classes,) and strangeness of each of (B, 3, S, S) crops in [0, 1]."""
-        batch, strange = equalise(batch, self.equalise_quality).to(self.device), [None] * len(batch)
+    def prepare(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Prepared:
+        """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
+        if crops is None:
+            crops = MAX_CROPS if mode == "grid" else self.crops
+        chosen = plan(image.height, image.width, self.crop_size, crops, mode or self.crop_mode)
+        windows = torch.cat([cut(image, corner, self.crop_size) for corner in chosen.corners])
+        windows = equalise(windows, self.equalise_quality)
+        return Prepared((windows * 255).round().byte(), chosen)
+
+    @torch.inference_mode()
+    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
+        """What the stage says of images whose crops were cut before, in order."""
+        if not prepared:
+            return []
+        windows = torch.cat([one.windows for one in prepared])
+        answers = [answer for chunk in windows.split(BATCH) for answer in self._answers(chunk / 255, equal=True)]
+        sizes = np.cumsum([0, *(len(one.windows) for one in prepared)])
+        return [self._average(answers[sizes[i] : sizes[i + 1]], one.plan) for i, one in enumerate(prepared)]
+
+    def _answers(self, batch: Tensor, equal: bool = False) -> list[tuple[Tensor, float | None]]:
+        """Logits (classes,) and strangeness of each of (B, 3, S, S) crops in [0, 1], equalised already or not."""
+        batch = batch if equal else equalise(batch, self.equalise_quality)
+        batch, strange = batch.to(self.device), [None] * len(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
             if self.neighbours is None:
                 out = self.model(batch).float().cpu()
@@ -198,29 +198,6 @@ class Stage:
         if self.strange_above is not None and scored.strangeness > self.strange_above:
             return UNKNOWN
         return self.classes[int(scored.logits.argmax())]
-
-
-def threshold_at(stage: Stage, fpr: float) -> float:
-    """The p_fake from which stage 1 calls at most this share of the validation photos generated.
-
-    Raises:
-        ValueError: fpr outside [0, 1), or a checkpoint that knows no such threshold.
-    """
-    from dfd.calibration import lowest_cut
-
-    known = {share: f"fpr_{share * 100:g}" for share in (0.01, 0.05)}
-    if stage.validation:
-        photos, fakes = (np.array(stage.validation[name]) for name in ("photos", "fakes"))
-        return lowest_cut(np.concatenate([photos, fakes]), photos, fpr)
-    for share, name in known.items():
-        if abs(fpr - share) < 1e-9 and name in stage.operating_points:
-            return stage.operating_points[name]
-    has = [f"{share:g}" for share, name in known.items() if name in stage.operating_points]
-    raise ValueError(
-        f"this checkpoint has no threshold for a false positive rate of {fpr:g}"
-        + (f"; it has those for {' and '.join(has)}." if has else ", nor for any other.")
-        + " Notebook 01 stores what all others need when it is run again"
-    )
 
 
 @dataclass(frozen=True)
@@ -271,7 +248,10 @@ class Detector:
         Raises:
             ValueError: fpr outside [0, 1), or a checkpoint without what is needed; the text says what has it.
         """
-        return Detector(self.stage1, self.stage2, self.run, threshold_at(self.stage1, fpr))
+        from dfd.calibration import threshold_at
+
+        threshold = threshold_at(fpr, self.stage1.validation, self.stage1.operating_points)
+        return Detector(self.stage1, self.stage2, self.run, threshold)
 
     def __call__(self, source: Source | Sequence[Source], crops: int | None = None, mode: str | None = None):
         """Judge an image, or several.
@@ -311,17 +291,28 @@ class Detector:
         Yields:
             One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
-        for path in paths:
+        stages = self.stage1, self.stage2
+
+        def prepare(path: str | Path) -> list[Prepared] | str:
             try:
                 image = load_rgb(path)
             except ImageError as error:
-                yield Verdict(str(path), error=str(error).removeprefix(f"{path}: "))
-                continue
-            one, two = self.scored(image, crops, mode)
-            del image  # before the next one is read
-            if short := next((scored for scored in (one, two) if scored.crops < scored.needed), None):
-                report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
-            yield self.judge(str(path), one, two)
+                return str(error).removeprefix(f"{path}: ")
+            return [stage.prepare(image, crops, mode) for stage in stages]
+
+        per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
+        with closing(in_groups(prepare, paths, max(2, 2 * BATCH // per_image))) as groups:
+            for group in groups:
+                read = [found for _, found in group if not isinstance(found, str)]
+                scored = zip(*(stage.score([one[i] for one in read]) for i, stage in enumerate(stages)), strict=True)
+                for path, found in group:
+                    if isinstance(found, str):
+                        yield Verdict(str(path), error=found)
+                        continue
+                    one, two = next(scored)
+                    if short := next((part for part in (one, two) if part.crops < part.needed), None):
+                        report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
+                    yield self.judge(str(path), one, two)
 
     def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> tuple[Scored, Scored]:
         """What each stage says of one image; as in `Stage.stream`."""
@@ -338,3 +329,11 @@ class Detector:
         possible = prediction_sets(np.array([p_source]), self.stage2.conformal_quantile)[0]
         candidates = tuple(name for name, kept in zip(named, possible, strict=True) if kept)
         return Verdict(path, is_fake, p_fake, source, named, candidates, one.crops, one.spread)
+
+
+if __name__ == "__main__":  # the seed's spelling: python -m dfd.inference --image photo.jpg
+    import sys
+
+    from dfd.__main__ import main
+
+    main(["predict", *(word.removeprefix("--image=") for word in sys.argv[1:] if word != "--image")])
