@@ -27,7 +27,6 @@ from dfd.models import RealFakeClassifier
 MAP_SIDE = 768  # pixels; the longer side of the map of crops
 TILE = 256  # pixels; small pictures are enlarged by whole factors to about this
 MOST_CAMS = 5  # crops that Grad-CAM is drawn for
-SPECTRA = "spectra.npz"  # in the run folder: the generators' mean spectra, see dfd.fingerprint
 REAL, FAKE = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all eyes
 
 
@@ -74,7 +73,7 @@ def crop_map(detector: Detector, examination: Examination) -> Picture:
     pixels = np.asarray(shown) / 255 * (1 - weight) + (REAL + (FAKE - REAL) * p) * weight
     shown = Image.fromarray((pixels * 255).round().astype(np.uint8))
     pen = ImageDraw.Draw(shown)
-    font = ImageFont.load_default(max(11, round(max(size) / 36)))
+    font = ImageFont.load_default(max(11, round(max(size) / 28)))
     for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
         pen.rectangle((left, top, right - 1, bottom - 1), outline="white")
         if right - left >= 3 * font.size:
@@ -167,6 +166,8 @@ def grad_cam(model: RealFakeClassifier, crops: Tensor, smallest: int = 7) -> Ten
 
 def mean_spectra(detector: Detector) -> dict[str, np.ndarray]:
     """The generators' mean spectra that the run folder keeps, (S, S) each; empty where there are none that fit."""
+    from dfd.fingerprint import SPECTRA
+
     path = detector.run and detector.run / SPECTRA
     if not path or not path.exists():
         return {}

@@ -10,7 +10,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import imagehash
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
 
@@ -115,6 +114,8 @@ def perceptual_hash(image: Image.Image) -> str | None:
     Args:
         image: mode RGB.
     """
+    import imagehash  # here: it brings scipy, and reading an image needs neither
+
     thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
     if np.asarray(thumbnail, dtype=np.float32).std() < FLAT:
         return None

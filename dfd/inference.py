@@ -23,7 +23,7 @@ from dfd.conformal import prediction_sets
 from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
-from dfd.openset import Neighbours
+from dfd.neighbours import Neighbours
 from dfd.sources import Source, as_rgb, is_batch
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}

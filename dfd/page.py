@@ -83,7 +83,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
     if facts.bytes is not None:
         rows.append(("EXIF", f"{len(facts.exif)} entries" if facts.exif else "none"))
     signed = facts.credentials
-    rows.append(("Credentials (C2PA)", f"{signed.state}. {signed.reason}"))
+    rows.append(("Credentials (C2PA)", f"{signed.state.capitalize()}. {signed.reason}"))
     said = {"Signer, as it says": signed.signer, "Signed at": signed.signed_at, "Software": signed.made_with}
     rows += [(label, value) for label, value in said.items() if value]
     if signed.says:
