@@ -71,6 +71,10 @@ class Journal:
         self.rows.writerow([*fixed, *shares, *self.by])
         self.file.flush()
 
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
 
 def find_images(paths: Iterable[str]) -> list[str]:
     """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
@@ -171,6 +175,8 @@ def run(
         interrupted = True
     finally:
         progress.close()
+        if journal:
+            journal.close()
     if interrupted:
         rest = "the same command with --resume goes on" if journal else "with --csv FILE a run can go on later"
         click.echo(f"interrupted after {answered} of {len(left)} images; {rest}", err=True)
