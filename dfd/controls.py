@@ -26,7 +26,7 @@ class Controls:
             description="Path", placeholder="an image or a folder on this machine, then Enter", continuous_update=False
         )
         self.takes = [
-            _button(f"Example {number}", f"Examine {item.name}", layout=widgets.Layout(width="96px"))
+            _button(f"Example {number}", f"Examine {item.name}", layout=widgets.Layout(width="96px", padding="0"))
             for number, item in enumerate(examples, 1)
         ]
         self.stop = _button("Stop", "Drop the work that goes on", icon="stop")
@@ -45,9 +45,11 @@ class Controls:
         self.view = self._layout(examples)
 
     def _layout(self, examples: Sequence[Item]) -> widgets.VBox:
+        for button in (self.upload, self.stop, self.report, self.clear, self.rest):
+            button.layout.width = "auto"
         self.path.layout = widgets.Layout(flex="1 1 20rem", max_width="34rem", width="auto")
         for wide in (self.list, *self.sliders.values()):
-            wide.layout.width = "100%"
+            wide.layout.width = "auto"
         for labelled in (self.path, self.list, *self.sliders.values()):
             labelled.style.description_width = LABEL
         gallery = []
@@ -66,7 +68,7 @@ class Controls:
                 self.links,
                 self.answer,
                 widgets.HTML("<h3>Does the answer stand?</h3>"),
-                _row(sliders, self.preview),
+                _row(sliders, self.preview, kind="top"),
                 self.curve,
                 self.summary,
                 self.evidence,
@@ -77,9 +79,10 @@ class Controls:
         return view
 
 
-def _row(*children: widgets.Widget) -> widgets.HBox:
+def _row(*children: widgets.Widget, kind: str = "middle") -> widgets.HBox:
     row = widgets.HBox(children)
     row.add_class("dfd-row")
+    row.add_class(kind)
     return row
 
 

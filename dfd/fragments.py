@@ -35,22 +35,27 @@ def style() -> str:
 
 def status(kind: str, text: str) -> str:
     """The line that says what goes on; kind is empty, working, done, stopped or failed."""
-    return _macros().status(kind, text)
+    return str(_macros().status(kind, text))
 
 
 def answer(one: Examination) -> str:
     """Image, verdict, sentences; or why there is no answer."""
-    return _macros().answer(page._section(_without_pictures(one)), LIMITS)
+    return str(_macros().answer(page._section(_without_pictures(one)), LIMITS))
+
+
+def nothing(text: str) -> str:
+    """The place of an answer before there is one."""
+    return str(_macros().nothing(text))
 
 
 def evidence(one: Examination, waiting: Iterable[str] = ()) -> str:
     """The pictures drawn so far, and places kept for those whose titles are in `waiting`."""
-    return _macros().evidence(page._section(one), list(waiting))
+    return str(_macros().evidence(page._section(one), list(waiting)))
 
 
 def facts(one: Examination) -> str:
     """What the file says of itself."""
-    return _macros().facts(page._section(_without_pictures(one)))
+    return str(_macros().facts(page._section(_without_pictures(one))))
 
 
 def saved(path: Path, data: Path) -> str:
@@ -59,7 +64,7 @@ def saved(path: Path, data: Path) -> str:
     links = {
         name: {"name": file.name, "source": _address(file.read_bytes(), mime)} for name, (file, mime) in kinds.items()
     }
-    return _macros().saved(**links, folder=str(path.parent))
+    return str(_macros().saved(**links, folder=str(path.parent)))
 
 
 def thumb(image: Image.Image, alt: str) -> str:
@@ -67,17 +72,17 @@ def thumb(image: Image.Image, alt: str) -> str:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     small = image.crop((left, top, left + side, top + side)).resize((THUMB, THUMB), Image.Resampling.LANCZOS)
-    return _macros().thumb(_address(encoded(small, "JPEG"), "image/jpeg"), alt)
+    return str(_macros().thumb(_address(encoded(small, "JPEG"), "image/jpeg"), alt))
 
 
 def picture(png: bytes | None, alt: str, kind: str) -> str:
     """A picture in a place of fixed size, preview or curve; where there is none, the words stand in its place."""
-    return _macros().picture(png and _address(png, "image/png"), alt, kind)
+    return str(_macros().picture(png and _address(png, "image/png"), alt, kind))
 
 
 def sentence(text: str) -> str:
     """A line of text in a place that stays when it is empty."""
-    return _macros().sentence(text)
+    return str(_macros().sentence(text))
 
 
 def encoded(image: Image.Image, format: str = "PNG") -> bytes:

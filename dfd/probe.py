@@ -70,7 +70,7 @@ class Probe:
         self.shown = item
         self.jobs.cancel("live", "evidence", "curve")
         one = item and item.examination
-        self.on.answer.value = fragments.answer(one) if one else ""
+        self.on.answer.value = fragments.answer(one) if one else fragments.nothing("The answer appears here.")
         self.on.facts.value = fragments.facts(one) if one and not one.verdict.error else ""
         self.on.evidence.value = ""
         self._set_sliders(stress.rest())
@@ -139,7 +139,7 @@ class Probe:
         if not bad:
             self._say("done", f"Examined {took}.")
         else:
-            reasons = "; ".join(f"{item.name}: {item.examination.verdict.error}" for item in bad[:3])
+            reasons = "; ".join(f"{item.name}: {item.examination.verdict.error.rstrip('.')}" for item in bad[:3])
             more = "" if len(bad) <= 3 else f"; and {len(bad) - 3} more"
             self._say("failed", f"Examined {took}; {len(bad)} refused. {reasons}{more}.")
 

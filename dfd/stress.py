@@ -140,11 +140,11 @@ def plot(one: Trial) -> Figure:
         if one.now:
             marker = {"mfc": "none", "mec": "black", "mew": 1.8, "ms": 12}
             ax.plot(one.now[0][axis.operator], one.now[1].p_fake, "o", **marker, zorder=3, clip_on=False)
-        ends = min(axis.steps), max(axis.steps)
+        low, high = min(axis.steps), max(axis.steps)
+        ends = low - 0.04 * (high - low), high + 0.04 * (high - low)
         ax.set(xlim=ends[:: -1 if axis.operator == "jpeg" else 1], ylim=(-0.05, 1.05))
         ax.set(xlabel=f"{axis.name}: {axis.unit}{' (100: none)' if axis.operator == 'jpeg' else ''}")
         ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.03)
     figure.axes[0].set(ylabel="score")
     return figure
 
