@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.ahead import in_groups
-from dfd.checkpoints import build_model
+from dfd.checkpoints import build_model, described
 from dfd.checkpoints import save_checkpoint as save_checkpoint
 from dfd.checkpoints import update_checkpoint as update_checkpoint
 from dfd.conformal import prediction_sets
@@ -97,9 +97,11 @@ class Stage:
             remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
-            return cls(torch.load(path, map_location="cpu", weights_only=True), device)
+            return cls(described(torch.load(path, map_location="cpu", weights_only=True)), device)
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if reason.startswith("Error(s) in loading state_dict"):
+                reason = "its weights do not fit the network that it names; another version of dfd may have written it"
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
     def __call__(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Tensor:
