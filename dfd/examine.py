@@ -156,7 +156,7 @@ def _about_the_source(verdict: Verdict, two: Scored, stage: Stage) -> Iterator[s
     promise = "" if stage.coverage is None else f"; such a list holds the right one {stage.coverage:.0%} of the time"
     promise += ", for images like those of validation" if promise else ""
     if stage.conformal_quantile >= 1:
-        yield "Validation had too few images of these generators, or none, to rule one out."
+        yield "Validation had too few independent images to rule any generator out."
     elif len(verdict.candidates) == len(ordered):
         yield f"No generator can be ruled out{promise}."
     else:

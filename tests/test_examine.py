@@ -127,7 +127,7 @@ def test_any_rate_works_with_validation_scores():
 def test_words_for_unknown_generators_and_candidates(run, image):
     update_checkpoint(run / CHECKPOINTS["stage1"], threshold=0.0)
     stage2 = run / CHECKPOINTS["stage2"]
-    assert "too few images" in said(Detector.load(run), image)
+    assert "too few independent images" in said(Detector.load(run), image)
     update_checkpoint(stage2, conformal_quantile=0.0, coverage=0.9)
     detector = Detector.load(run)
     verdict = detector(image)
