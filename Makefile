@@ -1,6 +1,6 @@
 # `make` lists the targets. Ready environments are used as they are: `make test PY=python`.
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lab lint bench diff-setup clean
+.PHONY: help demo report test lab app lint bench diff-setup clean
 
 PYTHON  ?= python3
 PY      ?= $(if $(filter dfd,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
@@ -10,6 +10,7 @@ DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
 ARGS    ?=
+UPLOADS := {"websocket_max_message_size": 536870912}
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +26,12 @@ test: $(ENV)  ## Run every test, the slow ones too, two at a time
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lab: $(ENV)  ## Open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb --LabApp.news_url=None $(ARGS)
+	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb --LabApp.news_url=None \
+		--ServerApp.tornado_settings='$(UPLOADS)' $(ARGS)
+
+app: $(ENV)  ## Open the probe alone, as an app without code (Voilà)
+	$(PY) -c 'import voila' 2>/dev/null || $(PY) -m pip install --quiet -e '.[app]'
+	$(PY) -m voila notebooks/05_probe.ipynb --Voila.tornado_settings='$(UPLOADS)' $(ARGS)
 
 lint: $(ENV)  ## Check code and notebooks: ruff, and no outputs committed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

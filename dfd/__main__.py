@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dfd import __version__, config
-from dfd.layouts import SUFFIXES
 
 CROP_MODES = ("five", "grid", "random")
 CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
@@ -142,6 +138,15 @@ def sample(out: str, seed: int) -> None:
 @main.command()
 @click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
+@click.option("--csv", "table", metavar="FILE", help="Write the answers there too, line by line; see --resume.")
+@click.option("--resume", is_flag=True, help="Skip the images that the file of --csv has, and go on with it.")
+@click.option("--report", metavar="FILE", help="Write an HTML page that shows what each answer rests on; slower.")
+@click.option(
+    "--threshold-fpr",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Call at most this share of the validation photos fake: 0.01, for instance.  [default: the model's threshold]",
+)
 @click.option(
     "--crops",
     type=click.IntRange(1),
@@ -150,11 +155,11 @@ def sample(out: str, seed: int) -> None:
 )
 @click.option("--crop-mode", type=click.Choice(CROP_MODES), help="Where they lie.  [default: the model's]")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-def predict(model: str | None, as_json: bool, crops: int | None, crop_mode: str | None, paths: tuple[str, ...]) -> None:
+def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str | None, **options: Any) -> None:
     """Judge images: real or fake, and made by which generator.
 
-    A folder stands for all images below it. Nothing is resized: windows are cut at full resolution and the networks'
-    answers averaged.
+    A folder stands for all images below it; a pattern in quotes, such as "a/**/*.jpg", for what it matches. Nothing is
+    resized: windows are cut at full resolution and the networks' answers averaged.
 
     \b
     five    the centre, the corners, then ever finer grids: quick, for an image that is of one kind throughout
@@ -166,27 +171,23 @@ def predict(model: str | None, as_json: bool, crops: int | None, crop_mode: str 
     generators has the source unknown; names after "or" stay possible too (--json: candidates). What stage 2 makes of an
     image that stage 1 calls real is marked as such.
 
+    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 if interrupted.
+
     \b
     python -m dfd predict photo.jpg
     python -m dfd predict --crop-mode grid large.jpg
     python -m dfd predict --json --model reports/mine my/folder > verdicts.jsonl
+    python -m dfd predict --csv verdicts.csv --resume my/folder
+    python -m dfd predict --report page.html --threshold-fpr 0.01 photo.jpg
     """
     folder = find_model(model)
-    from dfd.inference import Detector
+    if resume and not table:
+        raise click.UsageError("--resume needs --csv FILE, the file to go on with")
+    from dfd import predict as predicting
 
-    detector = Detector.load(folder)
-    click.echo(f"model: {_shown(folder)}", err=True)
-    verdicts = detector.predict(
-        find_images(paths), crops, crop_mode, report=lambda line: click.echo(_printable(line), err=True)
-    )
-    if as_json:
-        for verdict in verdicts:
-            click.echo(json.dumps(dataclasses.asdict(verdict)))
-        return
-    width = min(60, max(map(len, paths)) + 24 * any(map(os.path.isdir, paths)))
-    click.echo(f"{'image':{width}}  {'verdict':7}  {'p(fake)':>7}  source")
-    for verdict in verdicts:
-        click.echo(row(dataclasses.asdict(verdict), width))
+    found = predicting.find_images(paths)
+    journal = predicting.Journal(Path(table), resume) if table else None
+    raise SystemExit(predicting.run(folder, found, journal, shown=_shown(folder), **options))
 
 
 @main.command()
@@ -299,38 +300,6 @@ def find_model(model: str | None) -> Path:
             f"no trained model in {where}: `make demo` or `python -m dfd run --data FOLDER` makes one"
         )
     return max(trained, key=lambda path: (path / CHECKPOINTS[-1]).stat().st_mtime)
-
-
-def find_images(paths: Iterable[str]) -> Iterator[str]:
-    """The files as given; of a folder all images below it, by name."""
-    for path in paths:
-        if os.path.isdir(path):
-            found = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not found:
-                raise FileNotFoundError(f"no images below {path}")
-            yield from found
-        else:
-            yield path
-
-
-def row(verdict: dict[str, Any], width: int) -> str:
-    """One line of the table of verdicts; control characters of file names are escaped."""
-    name = _printable(verdict["path"])
-    name = name if len(name) <= width else "…" + name[1 - width :]
-    if verdict["error"]:
-        return f"{name:{width}}  {'error':7}  {'':7}  {_printable(verdict['error'])}"
-    named = max(verdict["p_source"], key=verdict["p_source"].get)
-    nearest = f"{named} ({verdict['p_source'][named]:.0%})"
-    if not verdict["is_fake"]:
-        return f"{name:{width}}  {'real':7}  {verdict['p_fake']:7.3f}  if it were fake: {nearest}"
-    source = nearest if verdict["source"] == named else f"{verdict['source']}, nearest {nearest}"
-    others = [one for one in verdict["candidates"] if one != named]
-    possible = f", or {', '.join(others)}" if others else ""
-    return f"{name:{width}}  {'fake':7}  {verdict['p_fake']:7.3f}  {source}{possible}"
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else text.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
 
 
 def _shown(path: Path) -> str:

@@ -113,7 +113,7 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
     if len(np.unique(is_fake)) < 2:
         raise ValueError("a threshold is fitted on photos and fakes, and these rows hold one of them only; see split")
     if fpr is not None:
-        return _lowest_cut(p, p[~is_fake], fpr)
+        return lowest_cut(p, p[~is_fake], fpr)
     false, true, cuts = skm.roc_curve(is_fake, p, drop_intermediate=False)
     gain = true - false
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
@@ -124,8 +124,14 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
     return float((cut + (below.max() if len(below) else cut)) / 2)
 
 
-def _lowest_cut(p: np.ndarray, photos: np.ndarray, fpr: float) -> float:
-    """Midway between the highest score that must not be called fake and the next one in p."""
+def lowest_cut(p: np.ndarray, photos: np.ndarray, fpr: float) -> float:
+    """Midway between the highest score that must not be called fake and the next one in p.
+
+    Args:
+        p: (N,) p_fake of photos and fakes.
+        photos: (M,) those of the photos.
+        fpr: share of the photos that may be called fake, in [0, 1).
+    """
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
     allowed = int(fpr * len(photos) + 1e-9)  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less than 29
@@ -142,6 +148,30 @@ def operating_points(scores: pd.DataFrame, temperature: float) -> dict[str, floa
     """
     shares = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}
     return {name: fit_threshold(scores, temperature, share) for name, share in shares.items()}
+
+
+def threshold_at(fpr: float, validation: dict[str, list[float]], points: dict[str, float]) -> float:
+    """The p_fake from which at most this share of the validation photos is called fake, from a checkpoint's values.
+
+    Args:
+        fpr: a share in [0, 1); below one photo's share the threshold lies above every photo.
+        validation: photos and fakes, their p_fake; empty in older checkpoints.
+        points: what `operating_points` gave; these are used where `validation` is empty.
+
+    Raises:
+        ValueError: fpr outside [0, 1), or nothing stored that gives its threshold; the text says what is.
+    """
+    if validation:
+        photos, fakes = (np.array(validation[name]) for name in ("photos", "fakes"))
+        return lowest_cut(np.concatenate([photos, fakes]), photos, fpr)
+    known = {0.01: "fpr_1", 0.05: "fpr_5"}
+    for share, name in known.items():
+        if abs(fpr - share) < 1e-9 and name in points:
+            return points[name]
+    has = [f"{share:g}" for share, name in known.items() if name in points]
+    rest = f"it has {' and '.join(has)}" if has else "nor for any other"
+    remedy = "notebook 01 stores what every other rate needs when it is run again"
+    raise ValueError(f"this checkpoint has no threshold for a false positive rate of {fpr:g}; {rest}; {remedy}")
 
 
 def at_operating_points(

@@ -234,12 +234,26 @@ class ErrorAnalysis(Shared):
         self._need(0.001 <= self.alpha < 1, f"alpha must lie in [0.001, 1), got {self.alpha}")
 
 
+@dataclass(frozen=True, repr=False)
+class Probe(Shared):
+    """Notebook 05: one image, both stages' answer, and what it rests on."""
+
+    examples: int = 4  # built-in images offered beside the upload
+    fpr: float = 0.0  # threshold that calls at most this share of validation photos generated; 0: the run's own
+    static: bool = False  # show the examples without widgets, as `run` does
+
+    def check(self) -> None:
+        self._need(self.examples >= 0, f"examples must not be negative, got {self.examples}")
+        self._need(0 <= self.fpr < 1, f"fpr must be a share in [0, 1), got {self.fpr}")
+
+
 NOTEBOOKS: dict[str, type[Shared]] = {
     "00_eda": Eda,
     "01_stage1_real_fake": Stage1,
     "02_stage2_attribution": Stage2,
     "03_robustness": Robustness,
     "04_error_analysis": ErrorAnalysis,
+    "05_probe": Probe,
 }
 
 # What a profile changes, by notebook; the rest keeps its default. The built-in data is small and all PNG; quick is

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
-from scipy.special import softmax
+from typing import TYPE_CHECKING
 
-from dfd.bootstrap import flat, intervals
-from dfd.calibration import logit_columns
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def fit_conformal(
@@ -39,7 +39,7 @@ def fit_conformal(
         raise ValueError(f"each image needs one class in 0..{p.shape[1] - 1}; got {len(p)} images, {true.size} classes")
     if not 0 < coverage < 1:
         raise ValueError(f"coverage is a share in (0, 1), such as 0.9; got {coverage}")
-    group, _ = pd.factorize(np.arange(len(p)) if groups is None else np.asarray(groups))
+    _, group = np.unique(np.arange(len(p)) if groups is None else np.asarray(groups), return_inverse=True)
     sizes = np.bincount(group)
     misfit = 1 - p[np.arange(len(p)), true]
     order = np.argsort(misfit)
@@ -80,6 +80,12 @@ def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, se
     Raises:
         ValueError: a label that is not among the classes.
     """
+    import pandas as pd  # here: `predict` needs this module's sets, and none of these
+    from scipy.special import softmax
+
+    from dfd.bootstrap import flat, intervals
+    from dfd.calibration import logit_columns
+
     classes = [name.removeprefix("logit_") for name in logit_columns(scores)]
     if strange := sorted(set(scores["label"]) - set(classes)):
         raise ValueError(f"no set can hold these labels, for the classifier has no such class: {', '.join(strange)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.utils.data import Dataset, WeightedRandomSampler
 
 from dfd.degrade import jpeg, to_tensor
 from dfd.images import load_rgb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
 

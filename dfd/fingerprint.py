@@ -26,6 +26,7 @@ from dfd.evaluation import balanced_accuracy
 from dfd.images import load_rgb
 from dfd.inference import BATCH, Stage, update_checkpoint
 
+SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
 CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual
 
 
@@ -128,6 +129,14 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
         mean = own.mean(0, dtype=torch.float64).permute(1, 2, 0).numpy()
         found[label] = Fingerprint(mean, power_spectrum(own), len(own))
     return found
+
+
+def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
+    """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
+    path = Path(out) / SPECTRA
+    with (draft := path.with_suffix(".part")).open("wb") as file:
+        np.savez_compressed(file, **{name: one.spectrum.astype(np.float32) for name, one in prints.items()})
+    draft.replace(path)
 
 
 def power_spectrum(residual: Tensor) -> np.ndarray:

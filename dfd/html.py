@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from dfd.pictures import Pictures
-from dfd.progress import elapsed, first_heading
+from dfd.progress import elapsed, first_heading, size
 from dfd.record import read_json, write_text
 from dfd.summary import summary
 
@@ -200,10 +200,3 @@ def style() -> str:
 def decimal(value: float | None) -> str:
     """Three decimals; a dash for what is missing."""
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them: 900 B, 12 kB, 3.4 MB."""
-    if count < 1000:
-        return f"{count} B"
-    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"

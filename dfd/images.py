@@ -6,15 +6,16 @@ import hashlib
 import stat
 import warnings
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import imagehash
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
+MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
@@ -50,7 +51,7 @@ class ImageError(ValueError):
     """A file is no image that can be used; the text says why, in one line."""
 
 
-def load_rgb(path: str | Path) -> Image.Image:
+def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read any supported file as an upright RGB image.
 
     The first frame or page counts. EXIF orientation is applied. Grey is repeated three times; palettes are looked up;
@@ -58,7 +59,7 @@ def load_rgb(path: str | Path) -> Image.Image:
     not applied: they would resample the very values that are examined.
 
     Args:
-        path: a file with JPEG, PNG, WebP, BMP, TIFF or GIF content, whatever its name.
+        path: a file with JPEG, PNG, WebP, BMP, TIFF or GIF content, whatever its name; or the content itself.
 
     Returns:
         Image of mode RGB, fully decoded.
@@ -67,10 +68,11 @@ def load_rgb(path: str | Path) -> Image.Image:
         ImageError: the file and the reason.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), _open(path) as file:
-            return _to_rgb(_decode(file))
+        with warnings.catch_warnings(action="ignore"), open_file(path) as file:
+            return to_rgb(_decode(file))
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error.__cause__
+        name = "the given bytes" if isinstance(path, bytes) else path
+        raise ImageError(f"{name}: {error}") from error.__cause__
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -89,17 +91,17 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         ImageError: the reason, without the name. Its cause is the system's error where one is behind it.
     """
-    with _open(path) as file:
+    with open_file(path) as file:
         image = _decode(file)
         is_jpeg = image.format in ("JPEG", "MPO")
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
         file.seek(0)
         return {
             "width": rgb.width,
             "height": rgb.height,
             "format": "JPEG" if is_jpeg else image.format,
             "jpeg_quality": jpeg_quality(image.quantization) if is_jpeg else None,
-            "subsampling": _subsampling(image) if is_jpeg else None,
+            "subsampling": subsampling(image) if is_jpeg else None,
             "bytes": file.seek(0, 2),
             "sha256": _sha256(file),
             "phash": perceptual_hash(rgb),
@@ -112,6 +114,8 @@ def perceptual_hash(image: Image.Image) -> str | None:
     Args:
         image: mode RGB.
     """
+    import imagehash  # here: it brings scipy, and reading an image needs neither
+
     thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
     if np.asarray(thumbnail, dtype=np.float32).std() < FLAT:
         return None
@@ -141,17 +145,29 @@ def _standard_tables() -> np.ndarray:
     return ((LUMINANCE.reshape(1, 64) * scale[:, None] + 50) // 100).clip(1, 255)
 
 
-def _open(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path | bytes) -> BinaryIO:
     """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
+    if isinstance(path, bytes):
+        _limit(len(path))
+        return BytesIO(path)
     try:
-        mode = Path(path).stat().st_mode
+        status = Path(path).stat()
+        mode = status.st_mode
         if stat.S_ISDIR(mode):
             raise ImageError("a folder, not an image file")
         if not stat.S_ISREG(mode):
             raise ImageError("not a regular file (pipe, socket or device)")
+        _limit(status.st_size)
         return open(path, "rb")
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _limit(count: int) -> None:
+    if count > MAX_BYTES:
+        raise ImageError(f"oversized: {count / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
 
 
 def _decode(file: BinaryIO) -> Image.Image:
@@ -159,9 +175,7 @@ def _decode(file: BinaryIO) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     try:
         image = Image.open(file, formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
+        checked(image.size)
         image.load()
     except ImageError:
         raise
@@ -173,12 +187,23 @@ def _decode(file: BinaryIO) -> Image.Image:
         if getattr(error, "errno", None):
             raise ImageError(f"cannot be read: {error.strerror}") from error
         raise ImageError(f"damaged or truncated: {_line(error)}") from error
-    if min(image.size) < MIN_SIDE:
-        raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def checked(size: tuple[int, int]) -> None:
+    """Refuse an image of this (width, height) if it is above or below the limits.
+
+    Raises:
+        ImageError: the reason.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
+    if min(size) < MIN_SIDE:
+        raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
     """Turn a decoded image upright and into RGB; see `load_rgb` for the rules."""
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
@@ -194,7 +219,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"cannot become RGB: {_line(error)}") from error
 
 
-def _subsampling(image: Image.Image) -> str | None:
+def subsampling(image: Image.Image) -> str | None:
     """Name a JPEG's chroma subsampling; None for grey ones."""
     if len(image.getbands()) == 1:
         return None

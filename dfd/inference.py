@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,49 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from dfd.ahead import in_groups
+from dfd.checkpoints import build_model, described
+from dfd.checkpoints import save_checkpoint as save_checkpoint
+from dfd.checkpoints import update_checkpoint as update_checkpoint
 from dfd.conformal import prediction_sets
-from dfd.crops import MAX_CROPS, Plan, cut, plan
+from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
-from dfd.models import Attribution, RealFakeClassifier
-from dfd.openset import Neighbours
+from dfd.neighbours import Neighbours
+from dfd.sources import Source, as_rgb, is_batch
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
 BATCH = 64  # crops per forward pass
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
-
-
-def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
-    """The network of a stage from the plain values that its config, or its checkpoint, holds."""
-    if stage == "stage1":
-        stem_stride = settings.get("stem_stride", 0)
-        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"], stem_stride)
-    extractor = settings.get("extractor", "unet")
-    size = settings["unet_width"], settings["residual_bound"]
-    return Attribution(settings["backbone"], outputs, *size, pretrained, extractor)
-
-
-def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write under a temporary name and rename, so that a killed run leaves the previous file whole.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the previous file is untouched.
-    """
-    draft = path.with_name(path.name + ".part")
-    try:
-        torch.save(content, draft)
-        os.replace(draft, path)
-    except RuntimeError as error:  # torch reports a failed write this way
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def update_checkpoint(path: Path, **values: Any) -> None:
-    """Replace some entries of a checkpoint, its threshold and temperature for instance."""
-    save_checkpoint({**torch.load(path, map_location="cpu", weights_only=True), **values}, path)
 
 
 def uses_bfloat16(device: torch.device) -> bool:
@@ -73,8 +46,22 @@ class Scored:
     crops: int
     spread: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
-    first: Tensor  # (classes,), of the first crop alone: the centre in mode five
     strangeness: float | None = None  # stage 2: mean distance of the crops to the training images; see Neighbours
+    each: Tensor | None = None  # (crops, classes), the logits of every crop
+    corners: tuple[Corner, ...] = ()  # where each was cut
+
+    @property
+    def first(self) -> Tensor:
+        """Logits (classes,) of the first crop alone: the centre in mode five."""
+        return self.each[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The crops of one image, ready for a stage."""
+
+    windows: Tensor  # (N, 3, S, S) uint8, equalised; their values are whole parts of 255 in any case
+    plan: Plan
 
 
 class Stage:
@@ -91,10 +78,12 @@ class Stage:
         self.crops, self.threshold, self.temperature = content["crops"], content["threshold"], content["temperature"]
         self.crop_mode = content.get("crop_mode", "five")
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
+        self.validation = content.get("validation", {})  # stage 1: photos, fakes -> their sorted p_fake
         bank = content.get("bank")  # stage 2: features of training images
         self.neighbours = None if bank is None else Neighbours(bank.float().numpy())
         self.strange_above = content.get("strange_above")  # stage 2: from there on a fake's generator is unknown
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
+        self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
         self.model = build_model(self.stage, self.settings, len(self.classes))
         self.model.load_state_dict(content["weights"])
@@ -113,9 +102,11 @@ class Stage:
             remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
-            return cls(torch.load(path, map_location="cpu", weights_only=True), device)
+            return cls(described(torch.load(path, map_location="cpu", weights_only=True)), device)
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if reason.startswith("Error(s) in loading state_dict"):
+                reason = "its weights do not fit the network that it names; another version of dfd may have written it"
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
     def __call__(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Tensor:
@@ -152,7 +143,7 @@ class Stage:
             while plans and len(answers) >= len(plans[0].corners):
                 first = plans.popleft()
                 count = len(first.corners)
-                yield self._average(answers[:count], first.needed)
+                yield self._average(answers[:count], first)
                 answers = answers[count:]
 
     def _windows(self, images: Iterable[Image.Image | Tensor], crops: int, mode: str, plans: deque) -> Iterator[Tensor]:
@@ -164,9 +155,29 @@ class Stage:
                 yield cut(image, corner, self.crop_size)
             del image  # before the next one is read: two large ones may not fit
 
-    def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
-        """Logits (classes,) and strangeness of each of (B, 3, S, S) crops in [0, 1]."""
-        batch, strange = equalise(batch, self.equalise_quality).to(self.device), [None] * len(batch)
+    def prepare(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Prepared:
+        """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
+        if crops is None:
+            crops = MAX_CROPS if mode == "grid" else self.crops
+        chosen = plan(image.height, image.width, self.crop_size, crops, mode or self.crop_mode)
+        windows = torch.cat([cut(image, corner, self.crop_size) for corner in chosen.corners])
+        windows = equalise(windows, self.equalise_quality)
+        return Prepared((windows * 255).round().byte(), chosen)
+
+    @torch.inference_mode()
+    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
+        """What the stage says of images whose crops were cut before, in order."""
+        if not prepared:
+            return []
+        windows = torch.cat([one.windows for one in prepared])
+        answers = [answer for chunk in windows.split(BATCH) for answer in self._answers(chunk / 255, equal=True)]
+        sizes = np.cumsum([0, *(len(one.windows) for one in prepared)])
+        return [self._average(answers[sizes[i] : sizes[i + 1]], one.plan) for i, one in enumerate(prepared)]
+
+    def _answers(self, batch: Tensor, equal: bool = False) -> list[tuple[Tensor, float | None]]:
+        """Logits (classes,) and strangeness of each of (B, 3, S, S) crops in [0, 1], equalised already or not."""
+        batch = batch if equal else equalise(batch, self.equalise_quality)
+        batch, strange = batch.to(self.device), [None] * len(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
             if self.neighbours is None:
                 out = self.model(batch).float().cpu()
@@ -176,13 +187,14 @@ class Stage:
         logits = torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
         return list(zip(logits, strange, strict=True))
 
-    def _average(self, answers: list[tuple[Tensor, float | None]], needed: int) -> Scored:
+    def _average(self, answers: list[tuple[Tensor, float | None]], plan: Plan) -> Scored:
         """Average what was said of one image's crops."""
         logits, strange = torch.stack([one for one, _ in answers]), [one for _, one in answers]
         mean = logits.mean(0)
         lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
         strangeness = None if self.neighbours is None else float(np.mean(strange))
-        return Scored(mean, len(logits), float(lead.std(correction=0)), needed, logits[0], strangeness)
+        spread = float(lead.std(correction=0))
+        return Scored(mean, len(logits), spread, plan.needed, strangeness, logits, tuple(plan.corners))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
@@ -199,7 +211,7 @@ class Stage:
 class Verdict:
     """What both stages say of one image; all None but path and error where the image cannot be read."""
 
-    path: str
+    path: str | None
     is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
     p_fake: float | None = None  # calibrated, in [0, 1]
     source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown
@@ -215,15 +227,59 @@ class Verdict:
 
 
 class Detector:
-    """Both stages of a run folder: is it real, and if not, who made it?"""
+    """Both stages of a run folder: is it real, and if not, who made it?
 
-    def __init__(self, stage1: Stage, stage2: Stage):
-        self.stage1, self.stage2 = stage1, stage2
+    `Detector.load("reports/demo")("photo.jpg")` gives a Verdict.
+    """
+
+    def __init__(self, stage1: Stage, stage2: Stage, run: Path | None = None, threshold: float | None = None):
+        self.stage1, self.stage2, self.run = stage1, stage2, run
+        self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
 
     @classmethod
-    def load(cls, run: str | Path) -> Detector:
-        """Open both checkpoints of a run folder; see Stage.load for the errors."""
-        return cls(*(Stage.load(Path(run) / name) for name in CHECKPOINTS.values()))
+    def load(cls, run: str | Path, device: torch.device | None = None) -> Detector:
+        """Open both checkpoints of a run folder; see Stage.load for the errors.
+
+        Raises:
+            ValueError: also where the folder's checkpoints stand under each other's names.
+        """
+        stages = {name: Stage.load(Path(run) / file, device) for name, file in CHECKPOINTS.items()}
+        for name, stage in stages.items():
+            if stage.stage != name:
+                raise ValueError(f"{Path(run) / CHECKPOINTS[name]} holds a {stage.stage}, where {name} belongs")
+        return cls(*stages.values(), run=Path(run))
+
+    def at_fpr(self, fpr: float) -> Detector:
+        """The same networks with the threshold that calls at most this share of the validation photos generated.
+
+        Raises:
+            ValueError: fpr outside [0, 1), or a checkpoint without what is needed; the text says what has it.
+        """
+        from dfd.calibration import threshold_at
+
+        threshold = threshold_at(fpr, self.stage1.validation, self.stage1.operating_points)
+        return Detector(self.stage1, self.stage2, self.run, threshold)
+
+    def __call__(self, source: Source | Sequence[Source], crops: int | None = None, mode: str | None = None):
+        """Judge an image, or several.
+
+        Args:
+            source: a path, the bytes of a file, a PIL image, (H, W, 3) or (H, W) uint8 array, or (3, H, W) tensor in
+                [0, 1], RGB; or a list or tuple of those, (B, H, W, 3) array or (B, 3, H, W) tensor.
+            crops, mode: as in `Stage.stream`.
+
+        Returns:
+            A Verdict, or a list of one for each; path is None for what came as pixels or bytes.
+
+        Raises:
+            ImageError: a file that cannot be used, and why. `predict` gives a Verdict with the error instead.
+            ValueError: pixels of another shape, type or range.
+            TypeError: nothing of the above.
+        """
+        if is_batch(source):
+            return [self(one, crops, mode) for one in source]
+        image, name = as_rgb(source), str(source) if isinstance(source, str | Path) else None
+        return self.judge(name, *self.scored(image, crops, mode))
 
     def predict(
         self,
@@ -242,24 +298,49 @@ class Detector:
         Yields:
             One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
-        for path in paths:
+        stages = self.stage1, self.stage2
+
+        def prepare(path: str | Path) -> list[Prepared] | str:
             try:
                 image = load_rgb(path)
             except ImageError as error:
-                yield Verdict(str(path), error=str(error).removeprefix(f"{path}: "))
-                continue
-            one, two = (next(stage.stream([image], crops, mode)) for stage in (self.stage1, self.stage2))
-            del image  # before the next one is read
-            if short := next((scored for scored in (one, two) if scored.crops < scored.needed), None):
-                report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
-            yield self._verdict(str(path), one, two)
+                return str(error).removeprefix(f"{path}: ")
+            return [stage.prepare(image, crops, mode) for stage in stages]
 
-    def _verdict(self, path: str, one: Scored, two: Scored) -> Verdict:
+        per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
+        with closing(in_groups(prepare, paths, max(2, 2 * BATCH // per_image))) as groups:
+            for group in groups:
+                read = [found for _, found in group if not isinstance(found, str)]
+                scored = zip(*(stage.score([one[i] for one in read]) for i, stage in enumerate(stages)), strict=True)
+                for path, found in group:
+                    if isinstance(found, str):
+                        yield Verdict(str(path), error=found)
+                        continue
+                    one, two = next(scored)
+                    if short := next((part for part in (one, two) if part.crops < part.needed), None):
+                        report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
+                    yield self.judge(str(path), one, two)
+
+    def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> tuple[Scored, Scored]:
+        """What each stage says of one image; as in `Stage.stream`."""
+        one, two = (next(stage.stream([image], crops, mode)) for stage in (self.stage1, self.stage2))
+        return one, two
+
+    def judge(self, path: str | None, one: Scored, two: Scored) -> Verdict:
+        """Put what both stages say of an image into one Verdict."""
         p_fake = float(self.stage1.probabilities(one.logits)[1])
         p_source = self.stage2.probabilities(two.logits).tolist()
         named = dict(zip(self.stage2.classes, p_source, strict=True))
-        is_fake = p_fake >= self.stage1.threshold
+        is_fake = p_fake >= self.threshold
         source = self.stage2.source(two) if is_fake else "RealPhotos"
         possible = prediction_sets(np.array([p_source]), self.stage2.conformal_quantile)[0]
         candidates = tuple(name for name, kept in zip(named, possible, strict=True) if kept)
         return Verdict(path, is_fake, p_fake, source, named, candidates, one.crops, one.spread)
+
+
+if __name__ == "__main__":  # the seed's spelling: python -m dfd.inference --image photo.jpg
+    import sys
+
+    from dfd.__main__ import main
+
+    main(["predict", *(word.removeprefix("--image=") for word in sys.argv[1:] if word != "--image")])

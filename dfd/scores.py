@@ -19,7 +19,15 @@ from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 from dfd.progress import bar
 
 # What is fitted on validation and stored beside the weights.
-FITTED = ("temperature", "threshold", "operating_points", "strange_above", "conformal_quantile")
+FITTED = (
+    "temperature",
+    "threshold",
+    "operating_points",
+    "validation",
+    "strange_above",
+    "conformal_quantile",
+    "coverage",
+)
 
 
 def score(
@@ -81,8 +89,9 @@ def _images(root: Path, paths: Iterable[str], degradation: str, level: float) ->
 def calibrate(
     stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
 ) -> pd.DataFrame:
-    """Fit on the validation rows, and store in the checkpoint: the temperature; stage 1's thresholds; for stage 2 the
-    strangeness above which a generator is unknown, and the quantile of the sets of possible names.
+    """Fit on the validation rows, and store in the checkpoint: the temperature; for stage 1 thresholds, and the p_fake
+    of these rows for thresholds at other rates; for stage 2 the strangeness above which a generator is unknown, and
+    the quantile of the sets of possible names.
 
     Args:
         stage: the trained stage; its temperature and thresholds are replaced.
@@ -99,10 +108,13 @@ def calibrate(
     if stage.stage == "stage1":
         stage.operating_points = calibration.operating_points(rows, stage.temperature)
         stage.threshold = stage.operating_points["balanced"]
+        p, is_photo = calibration.p_fake(rows, stage.temperature), rows["label"].eq("RealPhotos")
+        stage.validation = {"photos": sorted(p[is_photo].tolist()), "fakes": sorted(p[~is_photo].tolist())}
     else:
         logits = rows[calibration.logit_columns(rows)].to_numpy(float)
         true = rows["label"].map(stage.classes.index).to_numpy()
         p = softmax(logits / stage.temperature, axis=1)
+        stage.coverage = coverage
         stage.conformal_quantile = conformal.fit_conformal(p, true, coverage, rows["group"].to_numpy())
         if stage.neighbours is not None:
             stage.strange_above = openset.fit_threshold(rows["neighbours"].to_numpy(float), accept)

@@ -134,7 +134,7 @@ def verdicts(monkeypatch, tmp_path):
 def test_predict_prints_an_aligned_table_by_the_newest_model(call, verdicts, tmp_path):
     result = call("predict", "f1.png", "a.png", "bad\n.png", "x" * 80 + ".png", "f_strange.png")
     assert verdicts.loaded == [tmp_path / "reports" / "new"]
-    assert result.stderr == "model: reports/new\n"
+    assert result.stderr == "model: reports/new\n1 of 5 images were refused\n"
     lines = result.stdout.splitlines()
     assert len(lines) == 6  # the name with a newline stays on one line
     assert [line[60:] for line in lines] == [
@@ -254,7 +254,7 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     picture(1, 96, 80).save("good.png")
     (tmp_path / "huge.png").write_bytes(png_header(20_000, 20_000))
     result = call("predict", "--json", "--model", ".", "--crop-mode", "grid", "one_pixel.png", "huge.png", "good.png")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     one_pixel, huge, good = map(json.loads, result.stdout.splitlines())
     assert one_pixel["error"].startswith("too small: 1 x 1") and one_pixel["p_fake"] is None
     assert huge["error"].startswith("oversized: ") and huge["p_fake"] is None

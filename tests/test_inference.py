@@ -282,6 +282,36 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
         Stage.load(path)
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (torch.zeros(3), "holds a Tensor"),
+        ({"conv1.weight": torch.zeros(3)}, "lacks stage, classes"),
+        ({"key": "k", "networks": {}}, "training that goes on"),
+        ({"stage": "stage3"}, "stage 'stage3'"),
+        ({"crops": 0}, "crops cannot be right"),
+        ({"preprocessing": {"crop_size": 10**6, "equalise_quality": 90}}, "crop_size cannot be right"),
+        ({"temperature": float("nan")}, "temperature cannot be right"),
+        ({"classes": ["a", "b", "c", "d"], "stage": "stage2"}, "weights do not fit"),
+        ({"weights": {}}, "weights do not fit"),
+    ],
+)
+def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_path):
+    path, whole = tmp_path / "model.pt", isinstance(given, torch.Tensor) or given.keys() & {"conv1.weight", "networks"}
+    inference.save_checkpoint(given if whole else {**content(given.get("stage", "stage1")), **given}, path)
+    with pytest.raises(ValueError, match=f"not a dfd checkpoint: .*{reason}"):
+        Stage.load(path)
+
+
+def test_checkpoints_under_each_others_names_are_told(run):
+    one, two = (run / name for name in inference.CHECKPOINTS.values())
+    one.rename(run / "kept")
+    two.rename(one)
+    (run / "kept").rename(two)
+    with pytest.raises(ValueError, match="holds a stage2, where stage1 belongs"):
+        Detector.load(run)
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):

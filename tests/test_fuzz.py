@@ -1,0 +1,112 @@
+"""A thousand damaged image files through predict: each is answered or refused, none hangs, memory stays bounded."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from bad_files import encoded, picture
+from PIL import Image
+from test_inference import content
+
+from dfd import inference
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+FILES = 1000
+SEED = 20
+LIMIT = 800  # megabytes that predict may take on top of what it has before the first file
+
+RUN = """
+import faulthandler, json, resource, sys, time
+from dfd import facts
+from dfd.inference import Detector
+
+faulthandler.dump_traceback_later(240, exit=True)  # a hang ends with a traceback
+run, folder = sys.argv[1:]
+detector = Detector.load(run)
+list(detector.predict([folder + "/good.png"]))
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+before, paths = peak(), [f"{folder}/{number}" for number in range(int(open(folder + "/count").read()))]
+slowest, counts, last = 0, {"answered": 0, "refused": 0}, time.monotonic()
+for verdict in detector.predict(paths):
+    assert (verdict.error is None) == (verdict.p_fake is not None)
+    assert verdict.error is None or (len(verdict.error) > 8 and "\\n" not in verdict.error), verdict.error
+    counts["answered" if verdict.error is None else "refused"] += 1
+    slowest, last = max(slowest, time.monotonic() - last), time.monotonic()
+for path in paths:
+    json.dumps(facts.read(path).asdict())
+print(json.dumps({**counts, "slowest": slowest, "megabytes": peak() - before}))
+"""
+
+
+def originals():
+    """One file of each format, and some of their varieties, as bytes."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    base = picture(7, 72, 56)
+    made = [encoded(base, name) for name in FORMATS]
+    made += [encoded(base, name, exif=exif.tobytes()) for name in ("JPEG", "PNG", "WEBP", "TIFF")]
+    made += [encoded(base, "JPEG", progressive=True), encoded(base.convert("CMYK"), "JPEG")]
+    made += [encoded(base.quantize(16), "PNG", transparency=0), encoded(base.convert("RGBA"), "WEBP", lossless=True)]
+    made += [encoded(base, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "tiff_deflate")]
+    made += [encoded(base, name, save_all=True, append_images=[picture(8, 72, 56)]) for name in ("GIF", "WEBP", "PNG")]
+    return made
+
+
+def mutated(data, rng):
+    """Damage bytes anywhere, or in the header; cut, double, swap or insert a piece; or set a number to an extreme."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 128)  # as often in the header as anywhere
+        at, kind = int(rng.integers(max(reach, 1))), int(rng.integers(6))
+        length = int(rng.integers(1, 64))
+        piece = bytes(data[at : at + length])
+        if kind == 0:
+            data[at : at + 1] = bytes([int(rng.integers(256))])
+        elif kind == 1:
+            data[at : at + length] = rng.bytes(len(piece))
+        elif kind == 2:
+            del data[at : len(data) if rng.random() < 0.3 else at + length]
+        elif kind == 3:
+            data[at:at] = piece * int(rng.integers(1, 20))
+        elif kind == 4:
+            extreme = (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\xff\xff", b"\x80\0\0\0")[rng.integers(5)]
+            data[at : at + 4] = extreme
+        else:
+            other = int(rng.integers(max(len(data), 1)))
+            data[at : at + length], data[other : other + length] = data[other : other + length], piece
+    return bytes(data)
+
+
+def test_mutations_are_seeded_and_reach_header_and_body():
+    data = encoded(picture(7), "JPEG")
+    first, again = ([mutated(data, np.random.default_rng(seed)) for seed in range(50)] for _ in range(2))
+    assert first == again and len(set(first)) > 45
+    assert sum(one[:64] != data[:64] for one in first) > 10 and sum(one[:64] == data[:64] for one in first) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_thousand_damaged_files_are_answered_or_refused(tmp_path):
+    for stage, name in inference.CHECKPOINTS.items():
+        inference.save_checkpoint(content(stage), tmp_path / name)
+    folder, rng, sources = tmp_path / "files", np.random.default_rng(SEED), originals()
+    folder.mkdir()
+    picture(1).save(folder / "good.png")
+    for number in range(FILES):
+        (folder / str(number)).write_bytes(mutated(sources[number % len(sources)], rng))
+    (folder / "count").write_text(str(FILES))
+    call = [sys.executable, "-W", "error", "-c", RUN, str(tmp_path), str(folder)]
+    result = subprocess.run(call, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    print(found)
+    assert found["answered"] + found["refused"] == FILES
+    assert found["answered"] > FILES / 10 and found["refused"] > FILES / 10  # neither all whole nor all dead
+    assert found["megabytes"] < LIMIT
+    assert found["slowest"] < 60  # seconds between two answers; a hang, not a slow machine

@@ -1,0 +1,165 @@
+"""The probe as a person meets it: notebook 05 in JupyterLab and in Voilà, driven with Chromium."""
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_inference import content, noise
+
+from dfd import config
+from dfd.inference import CHECKPOINTS, save_checkpoint
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+WAIT = 60_000  # milliseconds; on a busy machine a kernel alone takes half of it
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None,
+        reason="Playwright is missing: pip install -e '.[dev]' installs it",
+    ),
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="no Chromium: apt-get install chromium, or set CHROMIUM to a Chrome or Chromium of yours",
+    ),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright's own pipes
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the notebook as it is, but for its paths; a run with small random networks; images to give it."""
+    place = tmp_path_factory.mktemp("lab")
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(content(stage), place / name)
+    notebook = nbformat.read(config.ROOT / "notebooks" / "05_probe.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source += f"\nout = {str(place)!r}\ndata = {str(place)!r}\nexamples = 2"
+    nbformat.write(notebook, place / "probe.ipynb")
+    noise(150, 120).save(place / "given.png")
+    (place / "wrong.png").write_bytes(b"<svg onload='window.hurt = 1'/>")
+    return place
+
+
+@contextmanager
+def served(place, *command):
+    """Run a server on a free port until the block ends; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"HOME": str(place), "JUPYTER_RUNTIME_DIR": str(place / "runtime"), "DFD_CACHE": str(place / "cache")}
+    env = {**os.environ, **own, "PYTHONPATH": str(config.ROOT), "OMP_NUM_THREADS": "1"}
+    log = place / f"{command[0]}.log"
+    with log.open("w") as lines:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, "--no-browser", f"--port={port}"],
+            cwd=place, env=env, stdout=lines, stderr=lines,
+        )  # fmt: skip
+        try:
+            for _ in range(300):
+                assert server.poll() is None, log.read_text()
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).close()
+                    break
+                except urllib.error.HTTPError as answer:  # it is there, and has no such page
+                    answer.close()
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@contextmanager
+def browser(width):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(WAIT)
+        try:
+            yield page
+        finally:
+            chromium.close()
+
+
+def give(page, path):
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name=re.compile("Choose images")).click()
+    chooser.value.set_files(path)
+
+
+def use(page, place):
+    """Upload, read the verdict, move the JPEG slider, see the curve change, save, open what was saved."""
+    page.wait_for_selector(".dfd-probe .status")
+    assert page.locator(".dfd-probe .thumb").count() == 2
+    give(page, place / "given.png")
+    headline = page.locator(".dfd-probe .headline")
+    headline.wait_for()
+    assert re.match("Called (a photograph|generated, by)", headline.text_content())
+    assert re.search(r"is 0\.\d{3}\. It is held against 0\.500", page.locator(".dfd-probe .answer").text_content())
+    summary = page.locator(".dfd-probe .said", has_text="JPEG (quality):")
+    summary.wait_for()
+    before = page.locator(".dfd-probe .curve img").get_attribute("src")
+
+    handle = page.locator(".widget-hslider", has_text="JPEG").locator(".noUi-handle")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator(".dfd-probe .said", has_text=re.compile(r"After JPEG 95: score 0\.\d{3}")).wait_for()
+    page.wait_for_function("old => document.querySelector('.dfd-probe .curve img').src != old", arg=before)
+    assert "where the sliders stand" in page.locator(".dfd-probe .curve img").get_attribute("alt")
+
+    give(page, place / "wrong.png")
+    page.locator(".dfd-probe .status.failed", has_text="an SVG drawing").wait_for()
+    page.get_by_role("button", name="Save report").click()
+    link = page.locator(".dfd-probe a.download").first
+    link.wait_for()
+    with page.expect_download() as download:
+        link.click()
+    saved = Path(download.value.path()).read_text("utf-8")
+    (written,) = (place / "probe").glob("*.html")
+    assert saved == written.read_text("utf-8")
+    assert page.evaluate("window.hurt") is None
+    wide = "document.querySelector('.dfd-probe').scrollWidth <= document.querySelector('.dfd-probe').clientWidth"
+    assert page.evaluate(wide)
+
+    page.goto(f"file://{written}")
+    assert page.locator("article").count() == 2 and page.locator("article img").count() >= 8
+    assert page.locator(".headline").text_content() and "an SVG drawing" in page.content()
+    assert page.evaluate("window.hurt") is None
+    for path in (place / "probe").iterdir():
+        path.unlink()
+
+
+def test_the_probe_in_jupyterlab(place):
+    options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root", "--LabApp.news_url=None")
+    with served(place, "jupyterlab", *options) as address, browser(1280) as page:
+        page.goto(f"{address}/lab/tree/probe.ipynb")
+        page.get_by_text(re.compile(r"\| Idle$")).wait_for()  # before that, Run does nothing and says nothing
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        use(page, place)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("voila") is None, reason="Voilà is missing: pip install -e '.[app]' installs it"
+)
+def test_the_probe_in_voila_shows_no_code(place):
+    with served(place, "voila", str(place / "probe.ipynb")) as address, browser(800) as page:
+        page.goto(address)
+        page.wait_for_selector(".dfd-probe .status")
+        assert "from_notebook" not in page.content() and "What can be said of one image?" in page.content()
+        use(page, place)
