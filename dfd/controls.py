@@ -47,6 +47,7 @@ class Controls:
     def _layout(self, examples: Sequence[Item]) -> widgets.VBox:
         for button in (self.upload, self.stop, self.report, self.clear, self.rest):
             button.layout.width = "auto"
+        self.rest.layout.align_self, self.links.layout.min_height = "flex-start", "36px"
         self.path.layout = widgets.Layout(flex="1 1 20rem", max_width="34rem", width="auto")
         for wide in (self.list, *self.sliders.values()):
             wide.layout.width = "auto"

@@ -40,7 +40,7 @@ def probe(cfg: config.Probe) -> widgets.Widget | HTML:
     chosen = gallery(cfg)
     if cfg.static or HEADLESS in os.environ:
         return still(detector, chosen)
-    return Probe(detector, chosen, Path(cfg.out) / "probe").view
+    return Probe(detector, chosen, Path(cfg.out).resolve() / "probe").view
 
 
 class Probe:
@@ -77,6 +77,7 @@ class Probe:
         if one and not one.verdict.error:
             item.trial = item.trial or stress.trial(one.image, self.detector.threshold)
             item.trial.now = None
+            self._sentence("Move a slider to see whether the answer stands.")
             self.on.preview.value = fragments.picture(stress.small(item.trial.image), "The image as it is", "preview")
             self._draw_evidence(one)
             self.jobs.start("evidence", self._evidence(one))
@@ -232,7 +233,7 @@ class Probe:
         trial = self.shown and self.shown.trial
         if trial and trial.base:
             self.on.curve.value = fragments.picture(stress.png(trial), stress.alt(trial), "curve")
-            self.on.summary.value = fragments.sentence(stress.summary(trial) or "The curve is being computed …")
+            self.on.summary.value = fragments.sentence(f"{stress.summary(trial)} {stress.CAPTION}")
         else:
             text = "The curve is being computed …" if trial else "The curve of the score appears here."
             self.on.curve.value, self.on.summary.value = fragments.picture(None, text, "curve"), fragments.sentence("")
@@ -242,7 +243,7 @@ class Probe:
         for operator, slider in self.on.sliders.items():
             slider.value = levels[operator]
         self.quiet = False
-        self._sentence("Move a slider to see whether the answer stands." if self.shown else "")
+        self._sentence("")
 
     def _fill_list(self, chosen: Item | None) -> None:
         self.quiet = True

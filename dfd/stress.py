@@ -20,8 +20,8 @@ SIDE = 1024  # pixels; of a larger image the middle is used, so that a slider an
 PREVIEW = 384  # pixels; the longer side of the picture beside the sliders
 CURVE_INCHES, CURVE_DPI = (9.9, 2.7), 100
 CAPTION = (
-    "Filled: the score after one degradation alone, orange where it is called generated. Dashed: the threshold. Ring: "
-    "where the sliders stand, with the score after all of them."
+    "Dots: the score after one degradation alone, orange where it is called generated. Dashed: the threshold. Ring: "
+    "where a moved slider stands, with the score after all of them."
 )
 
 
@@ -137,7 +137,7 @@ def plot(one: Trial) -> Figure:
         ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
         ax.scatter(levels, scores, c=colours or None, s=28, zorder=2)
         ax.axhline(one.threshold, color="0.3", lw=1, ls="--")
-        if one.now:
+        if one.now and one.now[0][axis.operator] != axis.neutral:
             marker = {"mfc": "none", "mec": "black", "mew": 1.8, "ms": 12}
             ax.plot(one.now[0][axis.operator], one.now[1].p_fake, "o", **marker, zorder=3, clip_on=False)
         low, high = min(axis.steps), max(axis.steps)
