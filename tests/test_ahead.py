@@ -26,12 +26,15 @@ def test_a_first_result_does_not_wait_for_the_others():
 
 
 def test_no_more_is_taken_than_may_wait():
-    taken = []
+    taken, before = [], threading.active_count()
     groups = in_groups(lambda item: item, (taken.append(item) or item for item in range(100)), 4)
     next(groups)
     assert len(taken) == 4
     groups.close()
-    assert len(taken) == 4 and threading.active_count() == 1
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(5)
+    assert len(taken) == 4 and threading.active_count() == before
 
 
 def test_an_error_is_raised_in_its_items_turn():

@@ -204,12 +204,13 @@ def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
 
 
 def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced():
-    seen, errors, gate = [], [], threading.Event()
+    seen, errors, begun, gate = [], [], threading.Event(), threading.Event()
     jobs = Jobs(("first", "second"), lambda slot, error: errors.append((slot, str(error))), lambda: seen.append("idle"))
 
     def steps(name, count, wait=False):
         for number in range(count):
             if wait and number == 0:
+                begun.set()
                 gate.wait(30)
             seen.append(f"{name}{number}")
             yield
@@ -217,6 +218,7 @@ def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced()
             raise ValueError("broken")
 
     jobs.start("second", steps("slow", 3, wait=True))
+    assert begun.wait(30)
     jobs.start("second", steps("new", 2))
     jobs.start("first", steps("bad", 1))
     gate.set()
