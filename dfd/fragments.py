@@ -40,7 +40,7 @@ def status(kind: str, text: str) -> str:
 
 def answer(one: Examination) -> str:
     """Image, verdict, sentences; or why there is no answer."""
-    return str(_macros().answer(page._section(_without_pictures(one)), LIMITS))
+    return str(_macros().answer(page.section(_without_pictures(one)), LIMITS))
 
 
 def nothing(text: str) -> str:
@@ -50,12 +50,12 @@ def nothing(text: str) -> str:
 
 def evidence(one: Examination, waiting: Iterable[str] = ()) -> str:
     """The pictures drawn so far, and places kept for those whose titles are in `waiting`."""
-    return str(_macros().evidence(page._section(one), list(waiting)))
+    return str(_macros().evidence(page.section(one), list(waiting)))
 
 
 def facts(one: Examination) -> str:
     """What the file says of itself."""
-    return str(_macros().facts(page._section(_without_pictures(one))))
+    return str(_macros().facts(page.section(_without_pictures(one))))
 
 
 def saved(path: Path, data: Path) -> str:

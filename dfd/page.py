@@ -38,7 +38,7 @@ def page(examinations: Iterable[Examination], title: str = "Real or generated?",
     )
     style = "\n".join((TEMPLATES / name).read_text("utf-8") for name in ("style.css", "examination.css"))
     return environment.get_template("examination.html.j2").render(
-        sections=[_section(one) for one in examinations],
+        sections=[section(one) for one in examinations],
         title=title,
         model=None if model is None else plain(model),
         limits=LIMITS,
@@ -48,7 +48,7 @@ def page(examinations: Iterable[Examination], title: str = "Real or generated?",
     )
 
 
-def _section(one: Examination) -> dict[str, Any]:
+def section(one: Examination) -> dict[str, Any]:
     """What the template shows of one examination; its images are encoded, and may go."""
     pictures = []
     for picture in one.pictures.values():

@@ -53,7 +53,7 @@ def test_notebooks_tell_and_dfd_does(path):
 
 @pytest.mark.slow
 def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monkeypatch):
-    """All five notebooks on 36 small images, then predict: every promised file is there and agrees with the others."""
+    """All notebooks on 36 small images, then predict: every promised file is there and agrees with the others."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = {
         "01.backbone": "test_resnet.r160_in1k", "02.backbone": "test_efficientnet.r160_in1k", "pretrained": False,
