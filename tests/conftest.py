@@ -13,11 +13,32 @@ from PIL import Image
 
 matplotlib.use("Agg")
 
+import matplotlib.pyplot as plt
+
+from dfd.inference import CHECKPOINTS, save_checkpoint
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Keep the scan cache of a test to itself, and out of the user's home."""
     monkeypatch.setenv("DFD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def closed():
+    """Close a test's figures after it."""
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with two untrained checkpoints."""
+    from test_inference import content
+
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(content(stage), tmp_path / name)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Figures of the error analysis: the right numbers are drawn, and the pictures are what they say."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,11 +9,7 @@ from score_tables import stage1_table, stage2_table
 
 from dfd import error_plots, evaluation, explain, manifest
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 @pytest.fixture

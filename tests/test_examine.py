@@ -7,18 +7,11 @@ import pytest
 import torch
 from bad_files import encoded
 from PIL import Image
-from test_inference import content, noise
+from test_inference import noise
 
 from dfd import evidence, examine, fingerprint, images
 from dfd.calibration import threshold_at
-from dfd.inference import CHECKPOINTS, Detector, save_checkpoint, update_checkpoint
-
-
-@pytest.fixture
-def run(tmp_path):
-    for stage, name in CHECKPOINTS.items():
-        save_checkpoint(content(stage), tmp_path / name)
-    return tmp_path
+from dfd.inference import CHECKPOINTS, Detector, update_checkpoint
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import io
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,10 +63,7 @@ def found(stage, table):
     return fingerprint.correlations(stage, fingerprint.fingerprints(stage, table, EACH), table, EACH)
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 def test_crops_are_the_middle_of_the_file_after_the_stages_codec(table, tmp_path):

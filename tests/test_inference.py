@@ -29,13 +29,6 @@ def content(stage="stage1", crop_size=32, quality=90, **changes):
     return {**basic, **preprocessing, **rest, **changes}
 
 
-@pytest.fixture
-def run(tmp_path):
-    for stage, name in inference.CHECKPOINTS.items():
-        inference.save_checkpoint(content(stage), tmp_path / name)
-    return tmp_path
-
-
 CPU = torch.device("cpu")
 
 

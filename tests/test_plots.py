@@ -10,11 +10,7 @@ from score_tables import noisy_table, planted
 
 from dfd import calibration, config, evaluation, explain, inference, manifest, plots
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 @pytest.fixture

@@ -20,13 +20,6 @@ HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 
 @pytest.fixture
-def run(tmp_path):
-    for stage, name in CHECKPOINTS.items():
-        save_checkpoint(content(stage), tmp_path / name)
-    return tmp_path
-
-
-@pytest.fixture
 def one(run):
     one = Probe(Detector.load(run), [], run / "probe")
     yield one

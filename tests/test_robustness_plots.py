@@ -1,6 +1,5 @@
 """The robustness figures: the right numbers are drawn at the right places, with their intervals."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +11,7 @@ from dfd import robustness_plots as plots
 LEVELS = {"none": [0.0], "jpeg": [90.0, 50.0, 75.0], "blur": [1.0, 2.0], "noise": [0.02]}
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 @pytest.fixture
