@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import config, manifest
+from dfd import config, manifest, parallel
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
 
+CURVES = "Training: losses and validation metrics over the epochs"
 MODEL = "model"  # the network that the checkpoint is about; others are added by name
 
 
@@ -45,12 +46,14 @@ class Session:
     """
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
+        parallel.join()
         self.stage, self.cfg, self.classes = stage, cfg, classes
         self.out = Path(cfg.out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        if parallel.is_main():
+            self.out.mkdir(parents=True, exist_ok=True)
         self.best_path, self.state_path = self.out / CHECKPOINTS[stage], self.out / f"train_{stage}.pt"
         self.manifest_hash = manifest.digest(table)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = parallel.device()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
         self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NOT_LEARNT_FROM}
@@ -62,9 +65,14 @@ class Session:
         self.networks: dict[str, nn.Module] = {}
         self.parts = {MODEL}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.curves = Live("Training: losses and validation metrics over the epochs")
+        self.curves = Live(CURVES)
         self.done = self.out_of_time = False
-        if cfg.resume and self._finished():
+        if cfg.batch_size < parallel.count():
+            raise ValueError(f"batch_size is {cfg.batch_size}, too small for {parallel.count()} processes")
+        if cfg.resume and parallel.is_main():
+            self._finished()
+        self.done, self.history = parallel.agreed((self.done, self.history))
+        if self.done:
             return
         seed_everything(cfg.seed)
         self.add(MODEL, build_model(stage, self.settings, len(classes), pretrained=cfg.pretrained))
@@ -84,7 +92,8 @@ class Session:
             part: the network is a part of the model; its loss counts as the model's, and the average follows it.
         """
         self.parts |= {name} if part else set()
-        self.networks[name] = network.to(self.device)
+        self.networks[name] = network = parallel.together(network.to(self.device))
+        parallel.same(network)
         rate, decay = rate or self.cfg.lr_gc, self.cfg.weight_decay
         self.optimizers[name] = torch.optim.AdamW(
             [{"params": network.parameters(), "highest": rate}], rate, weight_decay=decay
@@ -100,7 +109,7 @@ class Session:
             if len(self.history) - self.best[2] >= self.cfg.patience:
                 print(f"{self.stage}: no better validation score for {self.cfg.patience} epochs; stopped early.")
                 break
-            late = self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes
+            late = parallel.agreed(self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes)
             if late and len(self.history) > before:
                 print(f"{self.stage}: the limit of {self.cfg.minutes:g} minutes is reached; stopped.")
                 self.out_of_time = True
@@ -115,12 +124,13 @@ class Session:
         self.total_steps = len(plan) * cfg.num_epochs
         for network in self.networks.values():
             network.train()
-        loader = self._loader(data, plan)
-        shown = bar(loader, desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}", unit="batch")
+        loader = self._loader(data, [parallel.share(batch) for batch in plan])
+        title = f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}"
+        shown = bar(loader, desc=title, unit="batch", disable=not parallel.is_main())
         for step, batch in enumerate(shown):
             self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
             self.turn = step
-            seed_everything(*seeds(1, cfg.seed, epoch + 1, step + 1))
+            seed_everything(seeds(parallel.count(), cfg.seed, epoch + 1, step + 1)[parallel.rank()])
             yield self._to_device(batch)
             shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
 
@@ -142,6 +152,10 @@ class Session:
     def step(self, loss: Tensor, name: str = MODEL) -> None:
         """Walk the loss back into one network alone, clip the gradient's norm to 1, and update.
 
+        Args:
+            loss: of the whole batch, in every process.
+            name: of the network.
+
         Raises:
             ValueError: the loss is not finite.
         """
@@ -150,6 +164,7 @@ class Session:
         parameters = list(self.networks[name].parameters())
         self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)
+        parallel.add_up(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizers[name].step()
         is_model = name in self.parts
@@ -162,16 +177,18 @@ class Session:
         """Logits of the averaged weights, and targets, for one fixed crop per image, the same in every epoch."""
         self.averaged.eval()
         logits, targets = [], []
-        draws = list(enumerate(seeds(len(data), self.cfg.seed, 0)))
-        for batch in self._loader(data, _batches(draws, self.cfg.batch_size)):
+        draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
+        size = -(-self.cfg.batch_size // parallel.count())
+        for batch in self._loader(data, _batches(draws or [(0, 0)], size)):
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
                 logits.append(self.averaged(images.to(self.device)).float().cpu())
             targets.append(target)
-        return torch.cat(logits), torch.cat(targets)
+        return tuple(parallel.gathered(torch.cat(parts)[: len(draws)]) for parts in (logits, targets))
 
     def end_epoch(self, epoch: int, values: dict[str, float], score: float) -> None:
         """Add a row to the history, redraw the curves, keep the epoch if it is the best, and write the state."""
+        values, score = parallel.agreed((values, score))
         losses = {name: float(np.mean(found)) for name, found in self.losses.items()}
         row = {
             "epoch": epoch + 1,
@@ -183,13 +200,22 @@ class Session:
             "score": score,
         }
         self.history.append(row)
+        better = [score, -values["val_loss"]] > self.best[:2]
+        if better:
+            self.best = [score, -values["val_loss"], epoch + 1]
+        if parallel.is_main():
+            self._report_epoch(epoch, row, values)
+            self._keep(better)
+
+    def _report_epoch(self, epoch: int, row: dict[str, float], values: dict[str, float]) -> None:
         left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
         shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", *values))
         time_text = f"{row['seconds']:.0f} s, at most {left:.0f} s left"
         print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
         self._draw()
-        if [score, -values["val_loss"]] > self.best[:2]:
-            self.best = [score, -values["val_loss"], epoch + 1]
+
+    def _keep(self, better: bool) -> None:
+        if better:
             self._save_best()
         state = {
             "key": self.key,
@@ -204,11 +230,11 @@ class Session:
 
         A training that ran out of time keeps its state, so that it goes on when it is given more.
         """
-        if not self.done and not self.out_of_time:
+        if not self.done and not self.out_of_time and parallel.is_main():
             best = torch.load(self.best_path, map_location="cpu", weights_only=True)
             save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
             self.state_path.unlink(missing_ok=True)
-            self.done = True
+        self.done = parallel.agreed(self.done or not self.out_of_time)
         return pd.DataFrame(self.history)
 
     def precision(self):
@@ -216,6 +242,8 @@ class Session:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device))
 
     def _draw(self) -> None:
+        if parallel.count() > 1:
+            return  # a notebook shows them when its processes have ended; they have no way to its page
         self.curves.show(lambda: plot_history(pd.DataFrame(self.history)))
 
     def _save_best(self) -> None:
@@ -247,25 +275,21 @@ class Session:
         values = {name: named[name].flatten().tolist() if name in named else None for name in ("mean", "std")}
         return {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality, **values}
 
-    def _finished(self) -> bool:
+    def _finished(self) -> None:
         if not self.best_path.exists():
-            return False
+            return
         best = torch.load(self.best_path, map_location="cpu", weights_only=True)
         if best["key"] != self.key or not best["finished"]:
-            return False
+            return
         print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
         if (best["crops"], best.get("crop_mode")) != (self.cfg.crops, self.cfg.crop_mode):
             update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
         self.history, self.done = best["history"], True
         self._draw()
-        return True
 
     def _go_on(self) -> None:
-        if not self.state_path.exists():
-            return
-        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        if state["key"] != self.key:
-            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
+        state = parallel.agreed(self._state() if parallel.is_main() else None)
+        if state is None:
             return
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
@@ -273,6 +297,16 @@ class Session:
         self.averaged.load_state_dict(state["averaged"])
         self.history, self.best = state["history"], state["best"]
         print(f"{self.stage}: going on after epoch {len(self.history)}.")
+
+    def _state(self) -> dict | None:
+        """The file to go on from, if there is one and it fits."""
+        if not self.state_path.exists():
+            return None
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        if state["key"] != self.key:
+            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
+            return None
+        return state
 
     def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> DataLoader:
         return DataLoader(
@@ -317,7 +351,7 @@ def _sources() -> list[str]:
     here = Path(__file__).parent
     files = [
         here / f"{name}.py"
-        for name in ("datasets", "degrade", "disentangling", "laundering", "losses", "operators", "session", "training")
+        for name in "datasets degrade disentangling laundering losses operators parallel session training".split()
     ]
     return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]
 
