@@ -173,11 +173,11 @@ def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
     """Take about this share of the rows, as whole groups, stratified by label."""
     limit = min(20, table.group.nunique(), int(table.label.value_counts().max()))  # NumPy's integers would overflow
     folds = Fraction(float(share)).limit_denominator(limit)
-    from sklearn.model_selection import StratifiedGroupKFold  # here: a scan that draws nothing need not wait for it
+    from dfd.folds import Folds  # here: it brings scikit-learn, for which a scan that draws nothing need not wait
 
     if folds.denominator == 1:
         return table.index[: len(table) * folds.numerator]
-    splitter = StratifiedGroupKFold(folds.denominator, shuffle=True, random_state=seed)
+    splitter = Folds(folds.denominator, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # classes smaller than the number of folds; `gaps` reports them
         parts = [part for _, part in splitter.split(table, table.label, table.group)]
     return table.index[np.concatenate(parts[: folds.numerator])]

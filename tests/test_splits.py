@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from dfd import splits
+from dfd.folds import Folds
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2}
 
@@ -242,3 +244,17 @@ def test_tiles_and_forests_change_no_group(tile, held, monkeypatch):
     numbers = splits.components(images([np.packbits(row).tobytes().hex() for row in bits]))
     found = pd.Series(range(len(bits))).groupby(numbers).agg(set)
     assert sorted(map(min, found)) == sorted(map(min, expected)) and all(group in expected for group in found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_folds_are_those_of_scikit_learn(seed):
+    """Groups of one to five images, of one label or several, with many ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(np.array(["A", "B", "C"])[: 2 + seed % 2], 300)
+    groups = rng.integers(0, (60, 400)[seed % 2], 300)
+    pairs = [
+        kind(4 + seed, shuffle=True, random_state=seed).split(labels, labels, groups)
+        for kind in (Folds, StratifiedGroupKFold)
+    ]
+    for ours, theirs in zip(*pairs, strict=True):
+        assert np.array_equal(ours[1], theirs[1])
