@@ -10,6 +10,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from dfd.atomic import NO_SPACE
+
 VERSION = 1  # raise it when what `images.inspect` returns changes
 
 
@@ -95,5 +97,4 @@ class ScanCache:
 def _stop_if_full(error: Exception, path: Path) -> None:
     """Turn any library's words for a full disk into one clear error."""
     if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
-        text = "disk full; free some space and run again, what is done is kept"
-        raise OSError(errno.ENOSPC, text, str(path)) from error
+        raise OSError(errno.ENOSPC, NO_SPACE, str(path)) from error

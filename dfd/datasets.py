@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,7 +87,7 @@ class _Crops(Dataset):
 class RealFakeDataset(_Crops):
     """Stage 1: (crop, is_fake) with the crop (3, S, S) in [0, 1], RGB, and is_fake 0.0 or 1.0.
 
-    Draws come from torch's global generator: seed it, or the loader, to repeat them.
+    Draws come from torch's global generator: seed it, or wrap the set in `Seeded`, to repeat them.
 
     Args:
         table: rows of the manifest; `path` and `is_fake` are read.
@@ -165,6 +166,30 @@ class CarrierBuilder(_Crops):
     def __call__(self) -> Tensor:
         """One carrier, (3, S, S) in [0, 1], drawn at random."""
         return self[int(torch.randint(len(self), ()))]
+
+
+class Seeded(Dataset):
+    """Another data set, whose items hang on the index and a seed alone: not on what was drawn before, nor by whom.
+
+    It takes draws, (index, seed), in place of an index. torch's global generator is left as it was found.
+    """
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, draw: tuple[int, int]):
+        index, seed = draw
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU too
+            return self.data[index]
+
+
+def seeds(count: int, *key: int) -> list[int]:
+    """As many seeds of 32 bits; each follows from the key and its own place alone, whatever the count."""
+    return np.random.SeedSequence(key).generate_state(count).tolist()
 
 
 def balanced_sampler(table: pd.DataFrame, draws: int, binary: bool, generator: torch.Generator | None = None):

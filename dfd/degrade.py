@@ -162,7 +162,7 @@ class RandomDegrade:
 
     An earlier JPEG first, because any picture may have been one; crop, rescale, blur, gamma and noise; then a social
     chain, or one codec. Each step has its own probability and a range of levels. Draws come from torch's global
-    generator, so a seeded loader makes them repeatable.
+    generator; `datasets.Seeded` makes them repeatable.
 
     Where `smallest` is given, rescale, crop and social stop at that side, in pixels: what is cut to it afterwards needs
     no padding, which would mark the class whose images happen to be small.

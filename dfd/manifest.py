@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import os
-import tempfile
 import time
 import warnings
 from collections import Counter, deque
@@ -18,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from dfd import images, layouts, provenance, splits
+from dfd.atomic import whole
 from dfd.cache import ScanCache
 from dfd.layouts import REAL, Found, ManifestError
 from dfd.progress import bar
@@ -132,18 +131,8 @@ def write(table: pd.DataFrame, out: Path) -> None:
         ("manifest.csv", lambda path: table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
         ("rejected.csv", lambda path: rejected.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
     ):
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}", dir=out)
-        os.close(handle)
-        try:
-            save(temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, out / name)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, "disk full; free some space and run again", str(out / name)) from error
-            raise
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with whole(out / name) as draft:
+            save(draft)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
