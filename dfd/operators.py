@@ -43,6 +43,11 @@ def jpeg(images: Tensor, quality: int, subsampling: str = "4:2:0") -> Tensor:
     return _through_codec(images, format="JPEG", **options)
 
 
+def jpeg_pixels(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """What `jpeg` does, at 4:2:0, for pixels that are 8 bits already: (B, H, W, 3) uint8 to the same."""
+    return _recode(pixels, format="JPEG", quality=_whole("JPEG quality", quality, 1, 100), subsampling=2)
+
+
 def double_jpeg(images: Tensor, quality: int, first: int = 90, shift: int = 4, subsampling: str = "4:2:0") -> Tensor:
     """JPEG twice, with the 8 x 8 blocks of the first pass not in line with those of the second.
 
@@ -217,12 +222,17 @@ def _whole(what: str, value: float, low: int, high: int) -> int:
 def _through_codec(images: Tensor, **options) -> Tensor:
     _check(images)
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    decoded = _recode(pixels, **options)
+    return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device, images.dtype) / 255
+
+
+def _recode(pixels: np.ndarray, **options) -> np.ndarray:
     decoded = np.empty_like(pixels)
     for i, image in enumerate(pixels):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, **options)
         decoded[i] = np.asarray(Image.open(buffer))
-    return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device, images.dtype) / 255
+    return decoded
 
 
 def _pillow_resize(images: Tensor, size: list[int], kernel: Image.Resampling) -> Tensor:
