@@ -25,6 +25,9 @@ class Group(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt as stopped:
+            click.echo(f"dfd: {stopped or 'Interrupted.'}", err=True)
+            raise SystemExit(getattr(stopped, "code", 130)) from None
         except BrokenPipeError:  # `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
@@ -230,28 +233,29 @@ def stage_command(stage: str, text: str) -> None:
     @profile_option
     @setting_option
     def command(data: str | None, out: str, profile: str | None, settings: tuple) -> None:
-        from dfd import report
+        from dfd import interruption, report
 
         stem, cls = next((s, c) for s, c in config.NOTEBOOKS.items() if c.__name__.lower() == stage)
         chosen = remembered(out, data=data, profile=profile)
         shared = {"data": chosen["data"], "out": out}
         given = report.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
         cfg = cls(**given)
-        from dfd import manifest, training
+        with interruption.alone(cfg.out), interruption.terminable():
+            train_stage(stage, cfg)
 
-        try:
-            table = manifest.load(cfg.out, cfg.data)
-        except FileNotFoundError:
-            table = manifest.scan(cfg.data, cfg.out, cfg.seed)
-        getattr(training, f"fit_{stage}")(table, cfg)
-        if getattr(cfg, "ablate", False):
-            from dfd import ablation
 
-            click.echo(ablation.run(table, cfg).round(3).to_string())
-        if getattr(cfg, "leave_out", False):
-            from dfd import ablation
+def train_stage(stage: str, cfg: config.Training) -> None:
+    from dfd import ablation, manifest, training
 
-            click.echo(ablation.leave_out(table, cfg).round(3).to_string())
+    try:
+        table = manifest.load(cfg.out, cfg.data)
+    except FileNotFoundError:
+        table = manifest.scan(cfg.data, cfg.out, cfg.seed)
+    getattr(training, f"fit_{stage}")(table, cfg)
+    if getattr(cfg, "ablate", False):
+        click.echo(ablation.run(table, cfg).round(3).to_string())
+    if getattr(cfg, "leave_out", False):
+        click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
 stage_command("stage1", "Train the real/fake detector; with -p ablate true also its variants, and compare them.")
