@@ -165,12 +165,13 @@ class Stage:
         return Prepared((windows * 255).round().byte(), chosen)
 
     @torch.inference_mode()
-    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
-        """What the stage says of images whose crops were cut before, in order."""
+    def score(self, prepared: Sequence[Prepared], batch: int | None = None) -> list[Scored]:
+        """What the stage says of images whose crops were cut before, in order; batch as in `Detector.predict`."""
         if not prepared:
             return []
         windows = torch.cat([one.windows for one in prepared])
-        answers = [answer for chunk in windows.split(BATCH) for answer in self._answers(chunk / 255, equal=True)]
+        chunks = windows.split(batch or BATCH)
+        answers = [answer for chunk in chunks for answer in self._answers(chunk / 255, equal=True)]
         sizes = np.cumsum([0, *(len(one.windows) for one in prepared)])
         return [self._average(answers[sizes[i] : sizes[i + 1]], one.plan) for i, one in enumerate(prepared)]
 
@@ -283,35 +284,40 @@ class Detector:
 
     def predict(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[Any],
         crops: int | None = None,
         mode: str | None = None,
         report: Callable[[str], None] = print,
+        read: Callable[[Any], Image.Image] = load_rgb,
+        batch: int | None = None,
     ) -> Iterator[Verdict]:
         """Judge files one after another.
 
         Args:
-            paths: image files.
+            paths: image files, or whatever `read` takes; its str() is the path of the Verdict.
             crops, mode: as in `Stage.stream`.
             report: gets a line for each image that is too large for all the crops that the mode asks for.
+            read: gives an upright RGB image, or raises an ImageError; called ahead, in a thread.
+            batch: crops per forward pass; none takes BATCH.
 
         Yields:
             One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
         stages = self.stage1, self.stage2
 
-        def prepare(path: str | Path) -> list[Prepared] | str:
+        def prepare(path: Any) -> list[Prepared] | str:
             try:
-                image = load_rgb(path)
+                image = read(path)
             except ImageError as error:
                 return str(error).removeprefix(f"{path}: ")
             return [stage.prepare(image, crops, mode) for stage in stages]
 
         per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
-        with closing(in_groups(prepare, paths, max(2, 2 * BATCH // per_image))) as groups:
+        with closing(in_groups(prepare, paths, max(2, 2 * (batch or BATCH) // per_image))) as groups:
             for group in groups:
-                read = [found for _, found in group if not isinstance(found, str)]
-                scored = zip(*(stage.score([one[i] for one in read]) for i, stage in enumerate(stages)), strict=True)
+                ready = [found for _, found in group if not isinstance(found, str)]
+                each = (stage.score([one[i] for one in ready], batch) for i, stage in enumerate(stages))
+                scored = zip(*each, strict=True)
                 for path, found in group:
                     if isinstance(found, str):
                         yield Verdict(str(path), error=found)
