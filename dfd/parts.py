@@ -121,7 +121,7 @@ class Parts:
         """A file's content, or None where there is none."""
         try:
             return self.fs.cat_file(f"{self.path}/{name}")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def remove(self, name: str) -> None:

@@ -86,7 +86,7 @@ def _below_here(folder: str, above: tuple) -> Iterator[tuple[str, int | None, st
     if identity in above:  # a link back up
         return
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # a link in a circle is none, where the entry's own is_dir raises
             yield from _below_here(entry.path, (*above, identity))
         else:
             yield entry.path, None, None

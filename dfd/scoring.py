@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -93,23 +94,20 @@ class Scorer:
         A file beside the part counts the workers that have begun it. From the third on images are taken one by one, and
         the file says which is in hand.
         """
-        known = {"begun": 0, "at": None, "deaths": 0, "fatal": []} | json.loads(self.parts.read(mark) or "{}")
+        known = {"begun": 0, "at": None, "deaths": {}} | json.loads(self.parts.read(mark) or "{}")
         known["begun"] += 1
         if known["begun"] <= DEATHS:
             self._note(mark, known)
             return list(judged(self.detector, some, self.job))
+        deaths = Counter(known["deaths"])
         if known["at"] is not None:
-            known["deaths"] += 1
-            if known["deaths"] >= DEATHS:
-                known["fatal"].append(known["at"])
+            deaths[str(known["at"])] += 1
         verdicts = []
         for number, item in enumerate(some):
-            if number in known["fatal"]:
+            if deaths[str(number)] >= DEATHS:
                 verdicts.append(Verdict(item.name, error=f"{DEATHS} workers died while they had it in hand"))
                 continue
-            if number != known["at"]:
-                known |= {"at": number, "deaths": 0}
-            self._note(mark, known)
+            self._note(mark, known | {"at": number, "deaths": deaths})
             verdicts += judged(self.detector, iter([item]), self.job)
         return verdicts
 

@@ -34,6 +34,7 @@ class Item:
     size: int | None = None  # bytes, where a listing says so
     data: bytes | None = field(default=None, repr=False)
     reason: str | None = None  # why there is nothing to read
+    place: tuple[Any, str] | None = field(default=None, repr=False)  # file system and path, in the process that reads
 
     def __str__(self) -> str:
         return self.name
@@ -54,7 +55,7 @@ class Files:
         waiting = deque()
         with ThreadPoolExecutor(FETCHES) as pool:
             for one in self.files:
-                waiting.append((one, pool.submit(_fetch, one) if is_remote(one.address) else None))
+                waiting.append((one, pool.submit(_fetch, one) if _find(one) else None))
                 if len(waiting) > FETCHES:
                     yield _arrived(*waiting.popleft())
             while waiting:
@@ -182,7 +183,7 @@ def load(item: Item) -> Image.Image:
     Raises:
         ImageError: the reason, without a name.
     """
-    if item.data is None and item.reason is None and is_remote(item.address):
+    if item.data is None and item.reason is None and _find(item):
         _fetch(item, its_turn=True)
     if item.reason:
         raise ImageError(item.reason)
@@ -193,10 +194,20 @@ def load(item: Item) -> Image.Image:
         raise ImageError(str(error).removeprefix(f"{item.address}: ").removeprefix("the given bytes: ")) from error
 
 
+def _find(item: Item) -> bool:
+    """Whether an item has to be fetched; finds its file system, which fsspec makes anew for each thread that asks."""
+    if is_remote(item.address) and item.place is None:
+        try:
+            item.place = located(item.address)
+        except ValueError as error:
+            item.reason = f"cannot be read: {why(error)}"
+    return item.place is not None
+
+
 def _fetch(item: Item, its_turn: bool = False) -> None:
     """Get the bytes of a remote file, or the reason why not; ahead of its turn only if they are known to be few."""
+    fs, path = item.place
     try:
-        fs, path = located(item.address)
         if item.size is None:
             item.size = fs.info(path).get("size")
         if item.size is not None:
