@@ -2,7 +2,8 @@
 
 Each draw of an epoch has its own seed, and so has each step. So `workers` changes nothing, and a run that was killed
 and goes on gives the same weights as one that was not: exactly on a CPU, else but for rounding. `train_<stage>.pt`
-holds the state to go on from; `best_<…>.pt` holds the best epoch for use.
+holds the state to go on from, after an epoch, every few minutes and at a signal; `best_<…>.pt` holds the best epoch
+for use.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import config, manifest, parallel
+from dfd import config, interruption, manifest, parallel
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
@@ -60,7 +61,10 @@ class Session:
         unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes", "crops", "crop_mode")}
         made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
         self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        self.root = Path(table.attrs.get("root", cfg.data))
         self.history: list[dict] = []
+        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
+        self.stop, self.started, self.saved = interruption.Stop(), time.monotonic(), time.monotonic()
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
         self.networks: dict[str, nn.Module] = {}
         self.parts = {MODEL}
@@ -101,11 +105,24 @@ class Session:
         return network
 
     def epochs(self) -> Iterator[int]:
-        """Epochs still to run; stops early when the validation score has stopped rising or the time is up."""
+        """Epochs still to run; stops early when the validation score has stopped rising or the time is up.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the step was finished and the state is kept.
+            InUse: another run works in the folder.
+        """
+        say = f"{self.stage}: stopping after this step; once more ends at once."
+        with interruption.alone(self.out), interruption.deferred(say) as self.stop:
+            yield from self._epochs()
+
+    def _epochs(self) -> Iterator[int]:
         if self.cfg.resume and not self.done:
             self._go_on()
         started, before = time.monotonic(), len(self.history)
+        self.saved = time.monotonic()
         while not self.done and len(self.history) < self.cfg.num_epochs:
+            self.started = time.monotonic() - self.spent
+            self._stop_if_asked()
             if len(self.history) - self.best[2] >= self.cfg.patience:
                 print(f"{self.stage}: no better validation score for {self.cfg.patience} epochs; stopped early.")
                 break
@@ -114,7 +131,6 @@ class Session:
                 print(f"{self.stage}: the limit of {self.cfg.minutes:g} minutes is reached; stopped.")
                 self.out_of_time = True
                 break
-            self.started, self.losses = time.monotonic(), defaultdict(list)
             yield len(self.history)
 
     def batches(self, data: Dataset, table: pd.DataFrame, binary: bool) -> Iterator:
@@ -124,15 +140,52 @@ class Session:
         self.total_steps = len(plan) * cfg.num_epochs
         for network in self.networks.values():
             network.train()
-        loader = self._loader(data, [parallel.share(batch) for batch in plan])
-        title = f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}"
-        shown = bar(loader, desc=title, unit="batch", disable=not parallel.is_main())
-        for step, batch in enumerate(shown):
+        loader = self._loader(data, [parallel.share(batch) for batch in plan[self.steps :]])
+        shown = bar(
+            loader,
+            desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}",
+            unit="batch",
+            initial=self.steps,
+            total=len(plan),
+            disable=not parallel.is_main(),
+        )
+        for step, batch in enumerate(self._read(shown), self.steps):
             self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
             self.turn = step
             seed_everything(seeds(parallel.count(), cfg.seed, epoch + 1, step + 1)[parallel.rank()])
             yield self._to_device(batch)
             shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
+            self.steps = step + 1
+            self._stop_if_asked()
+            if 0 < 60 * cfg.checkpoint_minutes < time.monotonic() - self.saved:
+                self._save_state()
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked to end, this process or another one of the training."""
+        self.stop.number = parallel.most(self.stop.number)
+        return bool(self.stop.number)
+
+    def _stop_if_asked(self) -> None:
+        if self.should_stop():
+            self._save_state()
+            how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
+            text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
+            raise interruption.Interrupted(text, self.stop.number)
+
+    def _where(self) -> str:
+        epoch = len(self.history)
+        return f"step {self.steps} of epoch {epoch + 1}" if self.steps else f"epoch {epoch}"
+
+    def _read(self, batches: Iterable) -> Iterator:
+        """The batches; where one cannot be read, the state is kept before the error goes on."""
+        try:
+            yield from batches
+        except Exception as error:
+            self._save_state()
+            if not self.root.is_dir():
+                text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
+                raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
+            raise
 
     def plan(self, epoch: int, table: pd.DataFrame, binary: bool) -> list[list[tuple[int, int]]]:
         """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded."""
@@ -179,7 +232,9 @@ class Session:
         logits, targets = [], []
         draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
         size = -(-self.cfg.batch_size // parallel.count())
-        for batch in self._loader(data, _batches(draws or [(0, 0)], size)):
+        for batch in self._read(self._loader(data, _batches(draws or [(0, 0)], size))):
+            if parallel.count() == 1:  # several do not have the same number of batches here
+                self._stop_if_asked()
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
                 logits.append(self.averaged(images.to(self.device)).float().cpu())
@@ -200,12 +255,15 @@ class Session:
             "score": score,
         }
         self.history.append(row)
+        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
         better = [score, -values["val_loss"]] > self.best[:2]
         if better:
             self.best = [score, -values["val_loss"], epoch + 1]
         if parallel.is_main():
             self._report_epoch(epoch, row, values)
-            self._keep(better)
+            if better:
+                self._save_best()
+            self._save_state()
 
     def _report_epoch(self, epoch: int, row: dict[str, float], values: dict[str, float]) -> None:
         left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
@@ -214,16 +272,22 @@ class Session:
         print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
         self._draw()
 
-    def _keep(self, better: bool) -> None:
-        if better:
-            self._save_best()
+    def _save_state(self) -> None:
+        if not parallel.is_main():
+            return
         state = {
             "key": self.key,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averaged": self.averaged.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "steps": self.steps,
+            "losses": dict(self.losses),
+            "spent": time.monotonic() - self.started if self.steps else 0.0,
         }
-        save_checkpoint({**state, "history": self.history, "best": self.best}, self.state_path)
+        save_checkpoint(state, self.state_path)
+        self.saved = time.monotonic()
 
     def finish(self) -> pd.DataFrame:
         """Mark the best checkpoint as finished, drop the state to go on from, and give the history.
@@ -281,6 +345,7 @@ class Session:
         best = torch.load(self.best_path, map_location="cpu", weights_only=True)
         if best["key"] != self.key or not best["finished"]:
             return
+        self.state_path.unlink(missing_ok=True)  # killed in the middle of `finish`
         print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
         if (best["crops"], best.get("crop_mode")) != (self.cfg.crops, self.cfg.crop_mode):
             update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
@@ -296,7 +361,9 @@ class Session:
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.averaged.load_state_dict(state["averaged"])
         self.history, self.best = state["history"], state["best"]
-        print(f"{self.stage}: going on after epoch {len(self.history)}.")
+        self.steps, self.spent = state["steps"], state["spent"]
+        self.losses = defaultdict(list, state["losses"])
+        print(f"{self.stage}: going on after {self._where()}.")
 
     def _state(self) -> dict | None:
         """The file to go on from, if there is one and it fits."""
@@ -314,6 +381,7 @@ class Session:
             batch_sampler=plan,
             num_workers=self.cfg.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=interruption.left_to_the_parent,
             generator=torch.Generator(),  # else it would draw from torch's own
         )
 
@@ -324,7 +392,7 @@ class Session:
 
 
 # Parameters that leave the weights as they are.
-NOT_LEARNT_FROM = ("data", "out", "resume", "ablate", "leave_out", "coverage", "accept")
+NOT_LEARNT_FROM = ("data", "out", "resume", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")
 
 
 def _moving_average(decay: float):
