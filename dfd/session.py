@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import random
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -112,16 +113,18 @@ class Session:
             Interrupted: SIGINT or SIGTERM came; the step was finished and the state is kept.
             InUse: another run works in the folder.
         """
+        if self.done:
+            return
         say = f"{self.stage}: stopping after this step; once more ends at once."
         with interruption.alone(self.out), interruption.deferred(say) as self.stop:
             yield from self._epochs()
 
     def _epochs(self) -> Iterator[int]:
-        if self.cfg.resume and not self.done:
+        if self.cfg.resume:
             self._go_on()
         started, before = time.monotonic(), len(self.history)
         self.saved = time.monotonic()
-        while not self.done and len(self.history) < self.cfg.num_epochs:
+        while len(self.history) < self.cfg.num_epochs:
             self.started = time.monotonic() - self.spent
             self._stop_if_asked()
             if len(self.history) - self.best[2] >= self.cfg.patience:
@@ -142,14 +145,9 @@ class Session:
         for network in self.networks.values():
             network.train()
         loader = self._loader(data, [parallel.share(batch) for batch in plan[self.steps :]])
-        shown = bar(
-            loader,
-            desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}",
-            unit="batch",
-            initial=self.steps,
-            total=len(plan),
-            disable=not parallel.is_main(),
-        )
+        title = f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}"
+        where = {"initial": self.steps, "total": len(plan), "disable": not parallel.is_main()}
+        shown = bar(loader, desc=title, unit="batch", **where)
         for step, batch in enumerate(self._read(shown), self.steps):
             self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
             self.turn = step
@@ -169,9 +167,10 @@ class Session:
     def _stop_if_asked(self) -> None:
         if self.should_stop():
             self._save_state()
+            parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
             text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
-            raise interruption.Interrupted(text, self.stop.number)
+            raise interruption.Interrupted(text, self.stop.number or signal.SIGTERM)
 
     def _where(self) -> str:
         epoch = len(self.history)
@@ -234,7 +233,7 @@ class Session:
         draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
         size = -(-self.cfg.batch_size // parallel.count())
         for batch in self._read(self._loader(data, _batches(draws or [(0, 0)], size))):
-            if parallel.count() == 1:  # several do not have the same number of batches here
+            if parallel.count() == 1:  # of several, some have a batch less
                 self._stop_if_asked()
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
