@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from dfd import __version__, config
+from dfd.sweep_command import sweep
 
 CROP_MODES = ("five", "grid", "random")
 CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
@@ -59,6 +60,9 @@ profile_option = click.option(
 setting_option = click.option(
     "-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated."
 )
+
+
+main.add_command(sweep)
 
 
 @main.command()
