@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dfd import baselines, evaluation, fingerprint, openset, scores
+from dfd.atomic import whole
 from dfd.bootstrap import REPLICATES
 from dfd.config import Stage1, Stage2
 from dfd.inference import CHECKPOINTS, Stage
@@ -61,6 +62,11 @@ def _changes2(cfg: Stage2) -> dict[str, dict]:
     return changes
 
 
+def _save(found: list[pd.DataFrame], path: Path) -> None:
+    with whole(path) as draft:
+        pd.concat(found).to_csv(draft, index=False)
+
+
 def _stage(cfg: Stage1 | Stage2) -> str:
     return "stage1" if isinstance(cfg, Stage1) else "stage2"
 
@@ -91,14 +97,14 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
         print(f"ablation: {name}")
         rows = _scored(table, variant, _folder(cfg) / f"{_file(name)}.parquet")
         found.append(_measured(rows, name, cfg))
-        pd.concat(found).to_csv(Path(cfg.out) / f"ablation_{_stage(cfg)}.csv", index=False)
+        _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
     if isinstance(cfg, Stage2):
         print(f"ablation: {SPECTRUM}")
         test = table[table["is_fake"] & (table["split"] == "test")]
         levels = [("none", 0.0), *(("jpeg", float(quality)) for quality in QUALITIES)]
         rows = baselines.score_spectrum(baselines.fit_spectrum(table, cfg), test, cfg, levels)
         found.append(_measured(rows, SPECTRUM, cfg))
-        pd.concat(found).to_csv(Path(cfg.out) / f"ablation_{_stage(cfg)}.csv", index=False)
+        _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
     return pd.concat(found, ignore_index=True)
 
 
@@ -144,7 +150,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         strange = openset.unknown_scores(tests[0], stage.temperature)
         rows["accepted"] = [float((strange[score] <= limits[score]).mean()) for score in rows["score"]]
         found.append(rows.assign(left_out=name))
-        pd.concat(found).to_csv(Path(cfg.out) / "left_out.csv", index=False)
+        _save(found, Path(cfg.out) / "left_out.csv")
     return pd.concat(found, ignore_index=True)
 
 
@@ -170,7 +176,8 @@ def _scored(table: pd.DataFrame, cfg: Stage1 | Stage2, path: Path) -> pd.DataFra
     scores.calibrate(trained, scores.score(trained, rows[rows["split"] == "val"]), cfg.out)
     swept = scores.jpeg_sweep(trained, rows[rows["split"] == "test"], QUALITIES).assign(key=trained.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    swept.to_parquet(path, index=False)
+    with whole(path) as draft:
+        swept.to_parquet(draft, index=False)
     return swept
 
 

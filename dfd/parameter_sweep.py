@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from dfd import config, record
+from dfd import config, interruption, record
 from dfd.parameter_grid import Run, Sweep, SweepError
 from dfd.progress import NOT_TEXT, elapsed
 
@@ -101,7 +101,7 @@ def run(
         sweep: from `parameter_grid.read`.
         out: the sweep's folder, made if missing; each run has one below it.
         jobs: how many at once.
-        launch: starts one; `ray_runs.on_ray` gives one for a cluster.
+        launch: starts one; `ray_runs.on_ray` gives another.
         folder: the notebooks'.
         command: what runs the notebooks.
         say: shows a line.
@@ -111,6 +111,7 @@ def run(
 
     Raises:
         SweepError: runs failed (code 1), or it was interrupted (130); what is done is kept.
+        InUse: another sweep works in the folder.
         OSError: the folder cannot be written.
     """
     from dfd import parameter_sweep_report as pages
@@ -142,7 +143,7 @@ def run(
         for line in log:
             say(f"    {line}")
 
-    with asked_to_stop() as asked:
+    with interruption.alone(out), asked_to_stop() as asked:
         try:
             while (waiting and not asked) or running:
                 while waiting and len(running) < jobs and not asked:

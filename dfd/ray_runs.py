@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,11 @@ from pathlib import Path
 from dfd.parameter_grid import SweepError
 from dfd.parameter_sweep import GRACE, PAUSE, Launch, Process
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
-
 
 class Task:
     """A run that Ray was asked for; it waits there until its cores are free."""
 
-    def __init__(self, command: Sequence[str], log: Path, threads: int, gpus: int):
+    def __init__(self, command: Sequence[str], log: Path, threads: int, gpus: float):
         import ray
 
         log.unlink(missing_ok=True)
@@ -69,26 +66,21 @@ def execute(command: Sequence[str], log: str, threads: int, folder: str) -> int:
 
 
 @contextlib.contextmanager
-def on_ray(address: str | None = None) -> Iterator[Launch]:
+def on_ray(address: str | None, threads: int) -> Iterator[Launch]:
     """Join a cluster, or start one on this machine and stop it afterwards; gives what starts a run there.
+
+    Args:
+        address: of the cluster, auto for the one that this machine belongs to; none starts one.
+        threads: of each run, which asks for as many cores, and for a GPU where there is one.
 
     Raises:
         SweepError: Ray is not installed.
-        ConnectionError: there is no cluster at the address.
+        ConnectionError: no cluster at the address.
     """
     try:
-        import ray
-    except ImportError:
-        raise SweepError("--ray needs the package ray: pip install -e '.[scale]'") from None
+        from dfd import cluster
+    except ImportError as error:
+        raise SweepError(f"--ray needs the package {error.name}: pip install -e '.[scale]'") from None
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None if address else False}
-    try:
-        ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConnectionError(f"no Ray cluster at {address}: {reason}; `ray start --head` starts one") from error
-    try:
-        gpus = int(ray.cluster_resources().get("GPU", 0) >= 1)
-        yield lambda command, log, threads: Task(command, log, threads, gpus)
-    finally:
-        ray.shutdown()
+    with cluster.joined(address, None, None, threads) as pool:
+        yield lambda command, log, threads: Task(command, log, threads, pool.gpus)

@@ -1,8 +1,8 @@
 """The session of a training: what both stages keep between epochs, and how they go on after a kill.
 
-A session seeds every epoch by itself, so a run that was killed and goes on gives the same weights as one that was
-not: exactly on a CPU with the same `workers`, else but for rounding and draws. `train_<stage>.pt` holds the state to
-go on from; `best_<…>.pt` holds the best epoch for use.
+Each draw of an epoch has its own seed, and so has each step. So `workers` changes nothing, and a run that was killed
+and goes on gives the same weights as one that was not: exactly on a CPU, else but for rounding. `train_<stage>.pt`
+holds the state to go on from; `best_<…>.pt` holds the best epoch for use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from dfd import config, manifest, tracking
-from dfd.datasets import balanced_sampler
+from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.plots import plot_history
@@ -112,20 +112,26 @@ class Session:
     def batches(self, data: Dataset, table: pd.DataFrame, binary: bool) -> Iterator:
         """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar."""
         epoch, cfg = len(self.history), self.cfg
-        seed_everything(cfg.seed * 10_007 + epoch + 1)
-        generator = torch.Generator().manual_seed(cfg.seed * 10_007 + epoch + 1)
-        draws = max(cfg.images_per_epoch or len(data), cfg.batch_size)
-        sampler = balanced_sampler(table, draws, binary, generator)
-        loader = self._loader(data, sampler=sampler, drop_last=True, generator=generator)
-        self.total_steps = len(loader) * cfg.num_epochs
+        plan = self.plan(epoch, table, binary)
+        self.total_steps = len(plan) * cfg.num_epochs
         for network in self.networks.values():
             network.train()
+        loader = self._loader(data, plan)
         shown = bar(loader, desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}", unit="batch")
         for step, batch in enumerate(shown):
-            self.set_learning_rate((epoch * len(loader) + step) / self.total_steps)
+            self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
             self.turn = step
+            seed_everything(*seeds(1, cfg.seed, epoch + 1, step + 1))
             yield self._to_device(batch)
             shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
+
+    def plan(self, epoch: int, table: pd.DataFrame, binary: bool) -> list[list[tuple[int, int]]]:
+        """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded."""
+        cfg = self.cfg
+        draws = max(cfg.images_per_epoch or len(table), cfg.batch_size)
+        order, *each = seeds(draws + 1, cfg.seed, epoch + 1)
+        chosen = balanced_sampler(table, draws, binary, torch.Generator().manual_seed(order))
+        return _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
 
     def set_learning_rate(self, progress: float) -> None:
         """Warm up linearly over the first 5 % of the training, then fall to 1 % along a cosine."""
@@ -155,10 +161,10 @@ class Session:
     @torch.inference_mode()
     def validate(self, data: Dataset) -> tuple[Tensor, Tensor]:
         """Logits of the averaged weights, and targets, for one fixed crop per image, the same in every epoch."""
-        seed_everything(self.cfg.seed)
         self.averaged.eval()
         logits, targets = [], []
-        for batch in self._loader(data, generator=torch.Generator().manual_seed(self.cfg.seed)):
+        draws = list(enumerate(seeds(len(data), self.cfg.seed, 0)))
+        for batch in self._loader(data, _batches(draws, self.cfg.batch_size)):
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
                 logits.append(self.averaged(images.to(self.device)).float().cpu())
@@ -272,9 +278,13 @@ class Session:
         self.history, self.best = state["history"], state["best"]
         print(f"{self.stage}: going on after epoch {len(self.history)}.")
 
-    def _loader(self, data: Dataset, **options) -> DataLoader:
+    def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> DataLoader:
         return DataLoader(
-            data, self.cfg.batch_size, num_workers=self.cfg.workers, pin_memory=self.device.type == "cuda", **options
+            Seeded(data),
+            batch_sampler=plan,
+            num_workers=self.cfg.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from torch's own
         )
 
     def _to_device(self, batch):
@@ -300,6 +310,10 @@ def _moving_average(decay: float):
             torch._foreach_copy_(averaged, current)
 
     return update
+
+
+def _batches(draws: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
+    return [draws[start : start + size] for start in range(0, len(draws), size)]
 
 
 def _sources() -> list[str]:

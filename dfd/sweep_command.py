@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
+
+from dfd.options import shown
 
 
 @click.command()
@@ -69,8 +70,9 @@ def sweep(
     if ray:
         from dfd import ray_runs
 
-        with ray_runs.on_ray(address) as launch:
+        threads = max(1, parameter_sweep.cores() // (jobs or parameter_sweep.default_jobs()))
+        with ray_runs.on_ray(address, threads) as launch:
             page = parameter_sweep.run(asked, folder, jobs, launch, say=click.echo)
     else:
         page = parameter_sweep.run(asked, folder, jobs, say=click.echo)
-    click.echo(f"Open {os.path.relpath(page) if page.is_relative_to(Path.cwd()) else page}")
+    click.echo(f"Open {shown(page)}")

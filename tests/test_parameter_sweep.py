@@ -1,5 +1,6 @@
 """Parameter sweeps: which runs a grid asks for, how they are run, ended and kept, and what is said of them."""
 
+import importlib
 import json
 import os
 import re
@@ -376,6 +377,7 @@ def test_the_command_lists_runs_and_passes_everything_on(case, monkeypatch, tmp_
 
 
 def test_without_ray_the_remedy_is_named(case, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "dfd.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     result = CliRunner().invoke(cli.main, ["sweep", str(case.write(PLAIN).grid), "--ray"])
     assert result.exit_code == 2 and result.output == "dfd: --ray needs the package ray: pip install -e '.[scale]'\n"
@@ -398,7 +400,7 @@ def test_tiny_notebooks_run_through_the_command_line(case, monkeypatch, tmp_path
         "if __name__ == '__main__':\n    report.run = partial(report.run, **options)\n    __main__.main()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import configs
+    configs = importlib.import_module("configs")
 
     case.write("notebooks: [1]\nparameters:\n  epochs: [1, 2]")
     command = (sys.executable, str(tmp_path / "configs.py"), "run")
