@@ -13,6 +13,7 @@ import click
 from dfd import __version__, config
 from dfd.options import find_model, judging_options, shown
 from dfd.score_command import score
+from dfd.sweep_command import sweep
 
 SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
@@ -63,6 +64,9 @@ profile_option = click.option(
 setting_option = click.option(
     "-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated."
 )
+
+
+main.add_command(sweep)
 
 
 @main.command()
