@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from dfd import __version__, config
+from dfd.options import find_model, judging_options, shown
+from dfd.score_command import score
 
-CROP_MODES = ("five", "grid", "random")
-CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
 SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -25,6 +25,9 @@ class Group(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt as stopped:
+            click.echo(f"dfd: {stopped or 'Interrupted.'}", err=True)
+            raise SystemExit(getattr(stopped, "code", 130)) from None
         except BrokenPipeError:  # `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
@@ -47,6 +50,7 @@ def main(debug: bool) -> None:
     See it work:      python -m dfd sample && python -m dfd run
     On your images:   python -m dfd run --data my/images --out reports/mine --profile quick
     One picture:      python -m dfd predict photo.jpg
+    A million:        python -m dfd score s3://bucket/images --out s3://bucket/scores
     """
 
 
@@ -85,7 +89,7 @@ def run(
 
     chosen = remembered(out, data=data, profile=profile)
     index = report.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
-    click.echo(f"Open {_shown(index)}")
+    click.echo(f"Open {shown(index)}")
 
 
 @main.command()
@@ -136,24 +140,11 @@ def sample(out: str, seed: int) -> None:
 
 
 @main.command()
-@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
 @click.option("--csv", "table", metavar="FILE", help="Write the answers there too, line by line; see --resume.")
 @click.option("--resume", is_flag=True, help="Skip the images that the file of --csv has, and go on with it.")
 @click.option("--report", metavar="FILE", help="Write an HTML page that shows what each answer rests on; slower.")
-@click.option(
-    "--threshold-fpr",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="SHARE",
-    help="Call at most this share of the validation photos fake: 0.01, for instance.  [default: the model's threshold]",
-)
-@click.option(
-    "--crops",
-    type=click.IntRange(1),
-    help="Crops per image at most; more is slower and steadier.  [default: the model's, or 256 for --crop-mode grid, "
-    "the most there are]",
-)
-@click.option("--crop-mode", type=click.Choice(CROP_MODES), help="Where they lie.  [default: the model's]")
+@judging_options
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str | None, **options: Any) -> None:
     """Judge images: real or fake, and made by which generator.
@@ -187,7 +178,10 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
 
     found = predicting.find_images(paths)
     journal = predicting.Journal(Path(table), resume) if table else None
-    raise SystemExit(predicting.run(folder, found, journal, shown=_shown(folder), **options))
+    raise SystemExit(predicting.run(folder, found, journal, shown=shown(folder), **options))
+
+
+main.add_command(score)
 
 
 @main.command()
@@ -215,7 +209,7 @@ def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[s
         if path:
             table(found).to_csv(path, index=False)
     if out:
-        click.echo(f"\nOpen {_shown(compare_report.write_page(found, Path(out).absolute()))}")
+        click.echo(f"\nOpen {shown(compare_report.write_page(found, Path(out).absolute()))}")
 
 
 @main.group()
@@ -230,28 +224,29 @@ def stage_command(stage: str, text: str) -> None:
     @profile_option
     @setting_option
     def command(data: str | None, out: str, profile: str | None, settings: tuple) -> None:
-        from dfd import report
+        from dfd import interruption, report
 
         stem, cls = next((s, c) for s, c in config.NOTEBOOKS.items() if c.__name__.lower() == stage)
         chosen = remembered(out, data=data, profile=profile)
         shared = {"data": chosen["data"], "out": out}
         given = report.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
         cfg = cls(**given)
-        from dfd import manifest, training
+        with interruption.alone(cfg.out), interruption.terminable():
+            train_stage(stage, cfg)
 
-        try:
-            table = manifest.load(cfg.out, cfg.data)
-        except FileNotFoundError:
-            table = manifest.scan(cfg.data, cfg.out, cfg.seed)
-        getattr(training, f"fit_{stage}")(table, cfg)
-        if getattr(cfg, "ablate", False):
-            from dfd import ablation
 
-            click.echo(ablation.run(table, cfg).round(3).to_string())
-        if getattr(cfg, "leave_out", False):
-            from dfd import ablation
+def train_stage(stage: str, cfg: config.Training) -> None:
+    from dfd import ablation, manifest, training
 
-            click.echo(ablation.leave_out(table, cfg).round(3).to_string())
+    try:
+        table = manifest.load(cfg.out, cfg.data)
+    except FileNotFoundError:
+        table = manifest.scan(cfg.data, cfg.out, cfg.seed)
+    getattr(training, f"fit_{stage}")(table, cfg)
+    if getattr(cfg, "ablate", False):
+        click.echo(ablation.run(table, cfg).round(3).to_string())
+    if getattr(cfg, "leave_out", False):
+        click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
 stage_command("stage1", "Train the real/fake detector; with -p ablate true also its variants, and compare them.")
@@ -284,26 +279,6 @@ def remembered(out: str, **given: str | None) -> dict[str, str]:
 
     kept = {"data": "data/sample", "profile": "demo"} | record.read_json(config.resolve(out) / "config.json")
     return {name: value or kept[name] for name, value in given.items()}
-
-
-def find_model(model: str | None) -> Path:
-    """The run folder to predict with.
-
-    Raises:
-        FileNotFoundError: there is none; the text says how to get one.
-    """
-    runs = [Path(model)] if model else list(config.resolve("reports").glob("*/"))
-    trained = [path for path in runs if all((path / name).exists() for name in CHECKPOINTS)]
-    if not trained:
-        where = model or "reports/"
-        raise FileNotFoundError(
-            f"no trained model in {where}: `make demo` or `python -m dfd run --data FOLDER` makes one"
-        )
-    return max(trained, key=lambda path: (path / CHECKPOINTS[-1]).stat().st_mtime)
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

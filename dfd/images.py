@@ -150,7 +150,7 @@ def _standard_tables() -> np.ndarray:
 def open_file(path: str | Path | bytes) -> BinaryIO:
     """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
     if isinstance(path, bytes):
-        _limit(len(path))
+        checked_bytes(len(path))
         return BytesIO(path)
     try:
         status = Path(path).stat()
@@ -159,7 +159,7 @@ def open_file(path: str | Path | bytes) -> BinaryIO:
             raise ImageError("a folder, not an image file")
         if not stat.S_ISREG(mode):
             raise ImageError("not a regular file (pipe, socket or device)")
-        _limit(status.st_size)
+        checked_bytes(status.st_size)
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         if isinstance(error, ImageError):
@@ -167,7 +167,12 @@ def open_file(path: str | Path | bytes) -> BinaryIO:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _limit(count: int) -> None:
+def checked_bytes(count: int) -> None:
+    """Refuse a file of this many bytes if it is above the limit.
+
+    Raises:
+        ImageError: the reason.
+    """
     if count > MAX_BYTES:
         raise ImageError(f"oversized: {count / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
 

@@ -76,16 +76,16 @@ def _equal_pixels(image: Image.Image, plan: Plan, size: int, quality: int | None
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def _batches(windows: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Crops of any images as float (BATCH, 3, S, S) in [0, 1], the last ones fewer; twice that is held at the most."""
+def _batches(windows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Crops of any images as float (size, 3, S, S) in [0, 1], the last ones fewer; twice that is held at the most."""
     held: list[Tensor] = []
     for many in windows:
-        for part in many.split(BATCH):
+        for part in many.split(size):
             held.append(part / 255 if part.dtype == torch.uint8 else part)
-            if sum(map(len, held)) >= BATCH:
+            if sum(map(len, held)) >= size:
                 joined = torch.cat(held)
-                yield joined[:BATCH]
-                held = [joined[BATCH:]]
+                yield joined[:size]
+                held = [joined[size:]]
     if sum(map(len, held)):
         yield torch.cat(held)
 
@@ -174,12 +174,18 @@ class Stage:
         return Prepared(torch.cat(windows), chosen)
 
     @torch.inference_mode()
-    def score(self, prepared: Iterable[Prepared]) -> Iterator[Scored]:
-        """What the stage says of images whose crops were cut before, in order; BATCH crops at a time, of any images."""
+    def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
+        """What the stage says of images whose crops were cut before, in order.
+
+        Args:
+            prepared: by `prepare`.
+            batch: crops, of any images, that pass the network at a time; none takes BATCH.
+        """
         plans: deque[Plan] = deque()  # of the images that wait for logits
         answers: list[tuple[Tensor, float | None]] = []
-        for batch in _batches(plans.append(one.plan) or one.windows for one in prepared):
-            answers.extend(self._answers(batch))
+        windows = (plans.append(one.plan) or one.windows for one in prepared)
+        for some in _batches(windows, batch or BATCH):
+            answers.extend(self._answers(some))
             while plans and len(answers) >= len(plans[0].corners):
                 first = plans.popleft()
                 count = len(first.corners)
@@ -294,36 +300,41 @@ class Detector:
 
     def predict(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[Any],
         crops: int | None = None,
         mode: str | None = None,
         report: Callable[[str], None] = print,
+        read: Callable[[Any], Image.Image] = load_rgb,
+        batch: int | None = None,
     ) -> Iterator[Verdict]:
         """Judge files one after another.
 
         Args:
-            paths: image files.
+            paths: image files, or whatever `read` takes; its str() is the path of the Verdict.
             crops, mode: as in `Stage.stream`.
             report: gets a line for each image that is too large for all the crops that the mode asks for.
+            read: gives an upright RGB image, or raises an ImageError; called ahead, in a thread.
+            batch: crops per forward pass; none takes BATCH.
 
         Yields:
             One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
         stages = self.stage1, self.stage2
 
-        def prepare(path: str | Path) -> list[Prepared] | str:
+        def prepare(path: Any) -> list[Prepared] | str:
             try:
-                image = load_rgb(path)
+                image = read(path)
             except ImageError as error:
                 return str(error).removeprefix(f"{path}: ")
             return [stage.prepare(image, crops, mode) for stage in stages]
 
         per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
         threads = 1 if self.stage1.device.type == "cpu" else min(8, os.cpu_count() or 1)  # a GPU is fed by several
-        with closing(in_groups(prepare, paths, max(1, 2 * BATCH // per_image), threads)) as groups:
+        with closing(in_groups(prepare, paths, max(1, 2 * (batch or BATCH) // per_image), threads)) as groups:
             for group in groups:
-                read = [found for _, found in group if not isinstance(found, str)]
-                scored = zip(*(stage.score([one[i] for one in read]) for i, stage in enumerate(stages)), strict=True)
+                ready = [found for _, found in group if not isinstance(found, str)]
+                each = (stage.score([one[i] for one in ready], batch) for i, stage in enumerate(stages))
+                scored = zip(*each, strict=True)
                 for path, found in group:
                     if isinstance(found, str):
                         yield Verdict(str(path), error=found)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import config, manifest
+from dfd import config, manifest, tracking
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
@@ -57,6 +57,7 @@ class Session:
         unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes", "crops", "crop_mode")}
         made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
         self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
         self.networks: dict[str, nn.Module] = {}
@@ -183,6 +184,7 @@ class Session:
             "score": score,
         }
         self.history.append(row)
+        self.tracker.epoch(row)
         left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
         shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", *values))
         time_text = f"{row['seconds']:.0f} s, at most {left:.0f} s left"
@@ -204,6 +206,8 @@ class Session:
 
         A training that ran out of time keeps its state, so that it goes on when it is given more.
         """
+        if not self.done:
+            self.tracker.end("stopped" if self.out_of_time else "finished")
         if not self.done and not self.out_of_time:
             best = torch.load(self.best_path, map_location="cpu", weights_only=True)
             save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
@@ -290,7 +294,7 @@ class Session:
 
 
 # Parameters that leave the weights as they are.
-NOT_LEARNT_FROM = ("data", "out", "resume", "ablate", "leave_out", "coverage", "accept")
+NOT_LEARNT_FROM = ("data", "out", "resume", "track", "ablate", "leave_out", "coverage", "accept")
 
 
 def _moving_average(decay: float):
