@@ -137,10 +137,15 @@ class Session:
                 break
             yield len(self.history)
 
-    def batches(self, data: Dataset, table: pd.DataFrame, binary: bool) -> Iterator:
-        """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar."""
+    def batches(self, data: Dataset, table: pd.DataFrame, binary: bool, every: int = 1) -> Iterator:
+        """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar.
+
+        Args:
+            data: of the table's images; where `every` is above 1 it holds them twice, see `plan`.
+            table, binary, every: as in `plan`.
+        """
         epoch, cfg = len(self.history), self.cfg
-        plan = self.plan(epoch, table, binary)
+        plan = self.plan(epoch, table, binary, every)
         self.total_steps = len(plan) * cfg.num_epochs
         for network in self.networks.values():
             network.train()
@@ -187,13 +192,21 @@ class Session:
                 raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
             raise
 
-    def plan(self, epoch: int, table: pd.DataFrame, binary: bool) -> list[list[tuple[int, int]]]:
-        """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded."""
+    def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
+        """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.
+
+        Args:
+            epoch: from 0.
+            table, binary: as in `balanced_sampler`.
+            every: batches for one of indices as they are; those of the others count on from the table's length, where
+                the data set has the images once more.
+        """
         cfg = self.cfg
         draws = max(cfg.images_per_epoch or len(table), cfg.batch_size)
         order, *each = seeds(draws + 1, cfg.seed, epoch + 1)
         chosen = balanced_sampler(table, draws, binary, torch.Generator().manual_seed(order))
-        return _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
+        found = _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
+        return [[(i + len(table) * bool(turn % every), seed) for i, seed in batch] for turn, batch in enumerate(found)]
 
     def set_learning_rate(self, progress: float) -> None:
         """Warm up linearly over the first 5 % of the training, then fall to 1 % along a cosine."""
