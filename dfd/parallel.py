@@ -101,6 +101,16 @@ def everybody(value: int) -> int:
     return value if count() == 1 else int(total(torch.tensor(value, device=device())))
 
 
+def most(value: int) -> int:
+    """The largest of a number's values in all processes."""
+    if count() == 1:
+        return value
+    largest = torch.tensor(value, device=device())
+    with _lost("looking for a signal"):
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def agreed(value: Thing) -> Thing:
     """What the main process says, in all of them."""
     if count() == 1:
@@ -195,6 +205,7 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
         Exception: what the first that failed raised, with its traceback as a note.
     """
     from accelerate import notebook_launcher
+    from accelerate.utils import patch_environment
     from accelerate.utils.other import get_free_port
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -202,7 +213,8 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         given = (function, given, Path(folder))
         try:
-            notebook_launcher(_answer, given, processes, use_port=str(get_free_port()))
+            with patch_environment(omp_num_threads=1):
+                notebook_launcher(_answer, given, processes, use_port=str(get_free_port()))
         except ChildFailedError as error:
             if (Path(folder) / "error").exists():
                 raise pickle.loads((Path(folder) / "error").read_bytes()) from None
@@ -212,6 +224,7 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
 
 
 def _answer(function: Callable[..., Any], given: tuple, folder: Path) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a second one would wait for ever
     try:
         with chorus():
             found = function(*given)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import config, interruption, manifest, parallel
+from dfd import config, interruption, manifest, parallel, tracking
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
@@ -63,6 +63,7 @@ class Session:
         made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
         self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
         self.root = Path(table.attrs.get("root", cfg.data))
+        self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
         self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
         self.stop, self.started, self.saved = interruption.Stop(), time.monotonic(), time.monotonic()
@@ -136,10 +137,15 @@ class Session:
                 break
             yield len(self.history)
 
-    def batches(self, data: Dataset, table: pd.DataFrame, binary: bool) -> Iterator:
-        """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar."""
+    def batches(self, data: Dataset, table: pd.DataFrame, binary: bool, every: int = 1) -> Iterator:
+        """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar.
+
+        Args:
+            data: of the table's images; where `every` is above 1 it holds them twice, see `plan`.
+            table, binary, every: as in `plan`.
+        """
         epoch, cfg = len(self.history), self.cfg
-        plan = self.plan(epoch, table, binary)
+        plan = self.plan(epoch, table, binary, every)
         self.total_steps = len(plan) * cfg.num_epochs
         for network in self.networks.values():
             network.train()
@@ -159,8 +165,9 @@ class Session:
                 self._save_state()
 
     def should_stop(self) -> bool:
-        """Whether a signal asked to end, in any of the processes; all are told at the same step."""
-        return parallel.everybody(self.stop.number) > 0
+        """Whether a signal asked to end, this process or another one of the training."""
+        self.stop.number = parallel.most(self.stop.number)
+        return bool(self.stop.number)
 
     def _stop_if_asked(self) -> None:
         if self.should_stop():
@@ -185,13 +192,21 @@ class Session:
                 raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
             raise
 
-    def plan(self, epoch: int, table: pd.DataFrame, binary: bool) -> list[list[tuple[int, int]]]:
-        """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded."""
+    def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
+        """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.
+
+        Args:
+            epoch: from 0.
+            table, binary: as in `balanced_sampler`.
+            every: batches for one of indices as they are; those of the others count on from the table's length, where
+                the data set has the images once more.
+        """
         cfg = self.cfg
         draws = max(cfg.images_per_epoch or len(table), cfg.batch_size)
         order, *each = seeds(draws + 1, cfg.seed, epoch + 1)
         chosen = balanced_sampler(table, draws, binary, torch.Generator().manual_seed(order))
-        return _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
+        found = _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
+        return [[(i + len(table) * bool(turn % every), seed) for i, seed in batch] for turn, batch in enumerate(found)]
 
     def set_learning_rate(self, progress: float) -> None:
         """Warm up linearly over the first 5 % of the training, then fall to 1 % along a cosine."""
@@ -253,13 +268,16 @@ class Session:
             "score": score,
         }
         self.history.append(row)
+        self.tracker.epoch(row)
+        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
         better = [score, -values["val_loss"]] > self.best[:2]
         if better:
             self.best = [score, -values["val_loss"], epoch + 1]
-        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
         if parallel.is_main():
             self._report_epoch(epoch, row, values)
-            self._keep(better)
+            if better:
+                self._save_best()
+            self._save_state()
 
     def _report_epoch(self, epoch: int, row: dict[str, float], values: dict[str, float]) -> None:
         left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
@@ -267,11 +285,6 @@ class Session:
         time_text = f"{row['seconds']:.0f} s, at most {left:.0f} s left"
         print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
         self._draw()
-
-    def _keep(self, better: bool) -> None:
-        if better:
-            self._save_best()
-        self._save_state()
 
     def _save_state(self) -> None:
         if not parallel.is_main():
@@ -295,6 +308,8 @@ class Session:
 
         A training that ran out of time keeps its state, so that it goes on when it is given more.
         """
+        if not self.done:
+            self.tracker.end("stopped" if self.out_of_time else "finished")
         if not self.done and not self.out_of_time and parallel.is_main():
             best = torch.load(self.best_path, map_location="cpu", weights_only=True)
             save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
@@ -393,7 +408,7 @@ class Session:
 
 
 # Parameters that leave the weights as they are.
-NOT_LEARNT_FROM = ("data", "out", "resume", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")
+NOT_LEARNT_FROM = ("data", "out", "resume", "track", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")
 
 
 def _moving_average(decay: float):
