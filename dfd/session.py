@@ -111,16 +111,18 @@ class Session:
             Interrupted: SIGINT or SIGTERM came; the step was finished and the state is kept.
             InUse: another run works in the folder.
         """
+        if self.done:
+            return
         say = f"{self.stage}: stopping after this step; once more ends at once."
         with interruption.alone(self.out), interruption.deferred(say) as self.stop:
             yield from self._epochs()
 
     def _epochs(self) -> Iterator[int]:
-        if self.cfg.resume and not self.done:
+        if self.cfg.resume:
             self._go_on()
         started, before = time.monotonic(), len(self.history)
         self.saved = time.monotonic()
-        while not self.done and len(self.history) < self.cfg.num_epochs:
+        while len(self.history) < self.cfg.num_epochs:
             self.started = time.monotonic() - self.spent
             self._stop_if_asked()
             if len(self.history) - self.best[2] >= self.cfg.patience:
@@ -141,14 +143,9 @@ class Session:
         for network in self.networks.values():
             network.train()
         loader = self._loader(data, [parallel.share(batch) for batch in plan[self.steps :]])
-        shown = bar(
-            loader,
-            desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}",
-            unit="batch",
-            initial=self.steps,
-            total=len(plan),
-            disable=not parallel.is_main(),
-        )
+        title = f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}"
+        where = {"initial": self.steps, "total": len(plan), "disable": not parallel.is_main()}
+        shown = bar(loader, desc=title, unit="batch", **where)
         for step, batch in enumerate(self._read(shown), self.steps):
             self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
             self.turn = step
@@ -161,13 +158,14 @@ class Session:
                 self._save_state()
 
     def should_stop(self) -> bool:
-        """Whether a signal asked to end, this process or another one of the training."""
+        """Whether a signal asked to end, in any of the processes; all are told at the same step."""
         self.stop.number = parallel.most(self.stop.number)
         return bool(self.stop.number)
 
     def _stop_if_asked(self) -> None:
         if self.should_stop():
             self._save_state()
+            parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
             text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
             raise interruption.Interrupted(text, self.stop.number)
@@ -233,7 +231,7 @@ class Session:
         draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
         size = -(-self.cfg.batch_size // parallel.count())
         for batch in self._read(self._loader(data, _batches(draws or [(0, 0)], size))):
-            if parallel.count() == 1:  # several do not have the same number of batches here
+            if parallel.count() == 1:  # of several, some have a batch less
                 self._stop_if_asked()
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
@@ -255,10 +253,10 @@ class Session:
             "score": score,
         }
         self.history.append(row)
-        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
         better = [score, -values["val_loss"]] > self.best[:2]
         if better:
             self.best = [score, -values["val_loss"], epoch + 1]
+        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
         if parallel.is_main():
             self._report_epoch(epoch, row, values)
             if better:
