@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dfd import interruption
+
 Thing = TypeVar("Thing")
 PATIENCE = timedelta(minutes=30)  # how long one waits for another that is silent; one that died is noticed at once
 
@@ -202,40 +204,43 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
 
     Raises:
         LostProcess: one of them was killed.
+        Interrupted: a signal ended them.
         Exception: what the first that failed raised, with its traceback as a note.
     """
     from accelerate import notebook_launcher
     from accelerate.utils import patch_environment
     from accelerate.utils.other import get_free_port
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is raised here
     with tempfile.TemporaryDirectory() as folder:
-        given = (function, given, Path(folder))
+        answer, refusal = (Path(folder) / name for name in ("answer", "refusal"))
         try:
             with patch_environment(omp_num_threads=1):
+                given = (function, given, answer, refusal)
                 notebook_launcher(_answer, given, processes, use_port=str(get_free_port()))
-        except ChildFailedError as error:
-            if (Path(folder) / "error").exists():
-                raise pickle.loads((Path(folder) / "error").read_bytes()) from None
-            signal = error.get_first_failure()[1].exitcode
-            raise LostProcess(f"a process of this training ended without a word (code {signal}); {GO_ON}") from None
-        return pickle.loads((Path(folder) / "answer").read_bytes())
+        except (ChildFailedError, SignalException, KeyboardInterrupt) as error:
+            if refusal.exists():
+                raise pickle.loads(refusal.read_bytes()) from None
+            if isinstance(error, ChildFailedError):
+                code = error.get_first_failure()[1].exitcode
+                raise LostProcess(f"a process of this training ended without a word (code {code}); {GO_ON}") from None
+            raise interruption.Interrupted() from None
+        return pickle.loads(answer.read_bytes())
 
 
-def _answer(function: Callable[..., Any], given: tuple, folder: Path) -> None:
+def _answer(function: Callable[..., Any], given: tuple, answer: Path, refusal: Path) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a second one would wait for ever
     try:
         with chorus():
             found = function(*given)
-        name = "answer"
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         error.add_note(f"in process {rank()} of {count()}:\n{traceback.format_exc()}")
-        found, name = error, "error"
-    if is_main() or name == "error":
-        (folder / name).write_bytes(pickle.dumps(found))
-    if name == "error":
-        raise SystemExit(1)
+        refusal.write_bytes(pickle.dumps(error))
+        raise SystemExit(1) from None
+    if is_main():
+        answer.write_bytes(pickle.dumps(found))
 
 
 def _first_to_speak() -> bool:

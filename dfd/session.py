@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import random
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -165,7 +164,7 @@ class Session:
                 self._save_state()
 
     def should_stop(self) -> bool:
-        """Whether a signal asked to end, this process or another one of the training."""
+        """Whether a signal asked to end, in any of the processes; all are told at the same step."""
         self.stop.number = parallel.most(self.stop.number)
         return bool(self.stop.number)
 
@@ -175,7 +174,7 @@ class Session:
             parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
             text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
-            raise interruption.Interrupted(text, self.stop.number or signal.SIGTERM)
+            raise interruption.Interrupted(text, self.stop.number)
 
     def _where(self) -> str:
         epoch = len(self.history)
