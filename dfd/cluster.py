@@ -26,6 +26,8 @@ from dfd.scoring import Job, Scorer
 
 STORE = 256 << 20  # bytes of shared memory on this machine: checkpoints and lists of addresses, never an image
 
+ATTEMPTS = 3  # to start Ray
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -82,7 +84,8 @@ def joined(address: str | None, workers: int | None, gpus: float | None, threads
     """Join a Ray cluster, or start one on this machine and stop it afterwards.
 
     Args:
-        address: of the cluster, auto for the one that this machine belongs to; none starts one.
+        address: of the cluster, auto for the one that this machine belongs to; none takes that of the variable
+            RAY_ADDRESS, or starts one.
         workers: none takes one for each GPU, or as many as the CPUs have threads for.
         gpus: of each worker, a share below 1 too; none takes 1 where there are any.
         threads: of each worker.
@@ -93,7 +96,7 @@ def joined(address: str | None, workers: int | None, gpus: float | None, threads
     was_there = ray.is_initialized()
     if not was_there:
         with _quiet():
-            _start(address, workers, threads)
+            _start(address or os.environ.get("RAY_ADDRESS"), workers, threads)
     try:
         has = ray.cluster_resources()
         gpus = float(has.get("GPU", 0) >= 1) if gpus is None else gpus
@@ -110,11 +113,25 @@ def _start(address: str | None, workers: int | None, threads: int) -> None:
         try:
             ray.init(address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConnectionError(f"no Ray cluster at {address}: {reason}; `ray start --head` starts one") from error
-    else:
-        cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
-        ray.init(num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
+            raise ConnectionError(
+                f"no Ray cluster at {address}: {_line(error)}; `ray start --head` starts one"
+            ) from error
+        return
+    cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
+            return
+        except (
+            Exception
+        ) as error:  # Ray gives its servers 15 s to start, which a busy machine may need for Python alone
+            ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise ConnectionError(f"Ray does not start here: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
