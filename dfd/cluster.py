@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -161,8 +162,10 @@ def scored(
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.target_max_block_size = 1  # byte: every unit and every result goes on at once
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # fewer units than workers
     reference = ray.put(checkpoints)
     results = ray.data.read_datasource(
         Units(inputs, done, job.part_size), override_num_blocks=1, num_cpus=0

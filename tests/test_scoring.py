@@ -1,12 +1,13 @@
 """`python -m dfd score` through Ray, as a person calls it: S3, a killed worker, a killed run, and what is refused."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import bad_files
 import pandas as pd
@@ -126,19 +127,6 @@ def test_shards_images_lists_and_tables_on_s3_become_parquet_there(s3, score, mo
     assert len(rows("s3://bucket/scores")) == 12
 
 
-def workers():
-    """Ids of the worker processes that Ray has started for this process."""
-    job, found = ray.get_runtime_context().get_job_id(), set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_worker = (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker(MapBatches(Worker))")
-            if is_worker and f"RAY_JOB_ID={job}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.add(int(folder.name))
-        except OSError:  # gone meanwhile
-            continue
-    return found
-
-
 def wait_for(what, seconds=120):
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -151,6 +139,15 @@ def parts(folder):
     return {path.name for path in folder.glob("part-*")}
 
 
+def marks(folder):
+    """Parts that are being worked on, and the process of each."""
+    found = {}
+    for path in folder.glob("_tries-*"):
+        with contextlib.suppress(OSError):  # finished meanwhile
+            found[path.name.removesuffix(".json")] = json.loads(path.read_text())["pid"]
+    return found
+
+
 SLOW = ("--crop-mode", "grid", "--part-size", "4")  # work that takes long enough to be interrupted
 
 
@@ -160,22 +157,19 @@ def test_each_image_has_one_row_after_a_worker_is_killed_at_work(score, model, t
     pictures, out, seen = fill(tmp_path / "in", 48, (200, 200)), tmp_path / "out", {}
 
     def kill():
-        wait_for(lambda: len(parts(out)) >= 2 and len(workers()) == 2)
-        seen["victim"] = workers().pop()
-        seen["marks"] = set(out.glob("_tries-*"))
+        wait_for(lambda: len(parts(out)) >= 2 and marks(out))
+        name, seen["victim"] = marks(out).popitem()
         os.kill(seen["victim"], signal.SIGKILL)
-        seen["parts"] = parts(out)
-        while len(parts(out)) < 12:
-            seen["later"] = seen.get("later", set()) | workers()
-            time.sleep(0.05)
+        seen["part"], seen["done"] = name.removeprefix("_tries-"), parts(out)
+        seen["later"] = wait_for(lambda: {marks(out).get(name)} - {None, seen["victim"]})
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     result = score("in", "--out", "out", *SLOW)
     thread.join(60)
     assert result.exit_code == 0, result.output
-    assert 2 <= len(seen["parts"]) < 12 and seen["marks"]  # it was killed in the middle, with a part in hand
-    assert seen["victim"] not in (later := seen["later"]) or len(later) > 2
+    assert 2 <= len(seen["done"]) < 12  # killed in the middle, with a part in hand that another process then took
+    assert seen["part"].replace(".parquet", "-last.parquet") not in seen["done"] and seen["later"]
     table = rows("out")
     assert len(table) == 48 and table.error.isna().all()
     assert_as_predicted(table, model, pictures, "in/", mode="grid")
