@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dfd import config
-from dfd.datasets import GFDTwoViewDataset, equalise
+from dfd.datasets import GFDTwoViewDataset, Seeded, equalise, seeds
 from dfd.degrade import RandomDegrade, at_level
 from dfd.explain import centre, read_images
 from dfd.progress import bar
@@ -52,9 +52,10 @@ def fit_spectrum(table: pd.DataFrame, cfg: config.Stage2) -> Pipeline:
     degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
     quality = cfg.equalise_quality if cfg.equalise else None
     data = GFDTwoViewDataset(train, table.attrs["root"], classes, cfg.crop_size, degrade, quality)
-    torch.manual_seed(cfg.seed)
+    draws = list(enumerate(seeds(len(data), cfg.seed)))
+    loader = DataLoader(Seeded(data), cfg.batch_size, sampler=draws, num_workers=cfg.workers)
     spectra, labels = [], []
-    for batch in bar(DataLoader(data, cfg.batch_size, num_workers=cfg.workers), desc="spectra", unit="batch"):
+    for batch in bar(loader, desc="spectra", unit="batch"):
         spectra += [log_spectrum(batch["view1"]), log_spectrum(batch["view2"])]
         labels += [batch["source"].numpy()] * 2
     spectra, names = np.concatenate(spectra), np.array(classes)[np.concatenate(labels)]

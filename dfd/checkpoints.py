@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import math
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from dfd.atomic import whole
 from dfd.models import Attribution, RealFakeClassifier
 
 STAGES = ("stage1", "stage2")
@@ -27,19 +29,17 @@ def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: 
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write under a temporary name and rename, so that a killed run leaves the previous file whole.
+    """Write a checkpoint whole or not at all, so that a killed run leaves the previous file; see atomic.whole.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the previous file is untouched.
     """
-    draft = path.with_name(path.name + ".part")
-    try:
-        torch.save(content, draft)
-        os.replace(draft, path)
-    except RuntimeError as error:  # torch reports a failed write this way
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(path) as draft, draft.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch reports half a write this way
+            full = shutil.disk_usage(path.parent).free < 2**20
+            raise OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(path)) from error
 
 
 def update_checkpoint(path: Path, **values: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from dfd.atomic import whole
 from dfd.crops import cut, plan
 from dfd.datasets import equalise
 from dfd.images import load_rgb
@@ -97,10 +97,5 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, key: str, known: dict[str, np.ndarray]) -> None:
-    draft = path.with_name(path.name + ".part")
-    try:
-        with open(draft, "wb") as file:
-            np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(path) as draft, draft.open("wb") as file:
+        np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))

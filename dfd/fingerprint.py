@@ -19,6 +19,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from dfd import openset
+from dfd.atomic import whole
 from dfd.bootstrap import interval
 from dfd.crops import cut, plan
 from dfd.datasets import equalise
@@ -133,10 +134,8 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
 
 def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
     """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
-    path = Path(out) / SPECTRA
-    with (draft := path.with_suffix(".part")).open("wb") as file:
+    with whole(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **{name: one.spectrum.astype(np.float32) for name, one in prints.items()})
-    draft.replace(path)
 
 
 def power_spectrum(residual: Tensor) -> np.ndarray:

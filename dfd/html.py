@@ -20,6 +20,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor, Preprocessor
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
+from dfd.atomic import PART
 from dfd.pictures import Pictures
 from dfd.progress import elapsed, first_heading, size
 from dfd.record import read_json, write_text
@@ -123,7 +124,8 @@ def write_index(out: Path) -> Path:
         took = elapsed(entry["seconds"]) if "seconds" in entry else ""
         notebooks.append(entry | {"title": title or stem, "question": question, "page": page, "took": took})
     own = {"index.html", *(f"{stem}.html" for stem in record.get("notebooks", {}))}
-    files = [p for p in sorted(out.iterdir()) if p.is_file() and p.name not in own and p.suffix != ".part"]
+    files = [p for p in sorted(out.iterdir()) if p.is_file() and p.name not in own and p.suffix != PART]
+    files = [p for p in files if not p.name.startswith(".")]
     text = render(
         "index.html.j2",
         name=out.name,

@@ -16,6 +16,7 @@ from skimage.data import lbp_frontal_face_cascade_filename
 from skimage.feature import Cascade
 
 from dfd import provenance
+from dfd.atomic import whole
 from dfd.images import load_rgb
 from dfd.layouts import ManifestError
 from dfd.progress import bar
@@ -117,12 +118,8 @@ def measure(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
         found = pd.DataFrame(rows, index=pd.Index(new["sha256"], name="sha256"))
         known = pd.concat([known, found]) if len(known) else found
         known.attrs = {"version": VERSION}
-        draft = path.with_name(path.name + ".part")
-        try:
+        with whole(path) as draft:
             known.to_parquet(draft)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
     rows = table[["path", "sha256", "label", "format", "jpeg_quality"]].assign(
         source=sources(table), size=table[["width", "height"]].min(axis=1)
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dfd import __version__, config
+from dfd.atomic import whole
 
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
 
@@ -95,14 +96,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write to a temporary name and rename it, so that a full disk leaves the file before it whole.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(text, "utf-8")
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a text file whole or not at all; see atomic.whole."""
+    with whole(path) as draft:
+        draft.write_text(text, "utf-8")
+    return path

@@ -11,16 +11,16 @@ import contextlib
 import dataclasses
 import errno
 import json
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from dfd import config, record
+from dfd import config, interruption, record
 from dfd.progress import Progress, elapsed
 
+START = 120  # seconds that a kernel has to start
 INPUTS = ("parameters", "code", "data")  # what a finished notebook was made from
 Configs = Mapping[str, type[config.Shared]]
 
@@ -63,6 +63,7 @@ def run(
         ConfigError: a parameter, a profile or a notebook that does not exist, or a value out of range.
         FileNotFoundError: no data folder.
         RunError: a notebook failed, the disk is full, or the run was interrupted; what was done is kept.
+        InUse: another run works in the folder.
     """
     from dfd import html
 
@@ -74,12 +75,10 @@ def run(
         raise FileNotFoundError(f"no data folder {data}; `python -m dfd sample` makes one, --data names yours")
     if target.resolve().is_relative_to(images.resolve()):
         raise config.ConfigError(f"the run folder {out} lies inside the data folder {data}; choose one beside it")
-    target.mkdir(parents=True, exist_ok=True)
-
-    kept = record.read_json(target / "config.json") | {"data": data, "out": out, "profile": profile}
-    done = kept.setdefault("notebooks", {})
-    with _terminable(), _ending(target, kept):
-        progress, newest, state = Progress(), "", record.fingerprint(images)
+    about, progress = {"data": data, "out": out, "profile": profile}, Progress()
+    with interruption.alone(target), _stoppable(progress) as stop, _recorded(target, about) as kept:
+        newest, state = "", record.fingerprint(images)
+        done = kept.setdefault("notebooks", {})
         for path in every:
             cls, before = configs.get(path.stem, config.Shared), done.get(path.stem, {})
             inputs = {
@@ -97,27 +96,35 @@ def run(
             elif path in chosen:
                 done[path.stem] = inputs | {"status": "running"}
                 record.write_json(target / "config.json", kept)
-                execute(path, target, given[path.stem], done[path.stem], progress)
+                execute(path, target, given[path.stem], done[path.stem], progress, stop)
             newest = max(newest, done.get(path.stem, {}).get("ended", ""))
     return target / "index.html"
 
 
-def execute(path: Path, out: Path, parameters: dict, entry: dict, progress: Progress) -> None:
+def execute(path: Path, out: Path, parameters: dict, entry: dict, progress: Progress, stop: interruption.Stop) -> None:
     """Run one notebook into `out` and fill in its entry of the record: status, seconds, ended, error.
 
     Raises:
-        RunError: a cell failed, or the kernel died.
+        RunError: a cell failed, or the kernel died or did not start.
+        Interrupted: a signal asked to end; the cell that ran had its chance to save.
     """
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from papermill.iorw import papermill_io
 
-    from dfd import html
+    from dfd import html, kernel
+
+    def start(cell: dict, cell_index: int) -> None:
+        if stop.number:
+            raise interruption.Interrupted(number=stop.number)
+        progress.cell(cell, cell_index)
 
     result, began = out / path.name, time.monotonic()
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
     source = nbformat.read(path, as_version=4)
     progress.start(path.stem, len(source.cells) + 1)  # papermill adds a cell with the parameters
+    papermill_io.register(str(result), kernel.WholeFiles())
     status, error = "failed", None
     try:
         papermill.execute_notebook(
@@ -131,7 +138,8 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, progress: Prog
             progress_bar=False,
             stdout_file=progress.printed,
             stderr_file=progress.bars,
-            on_cell_start=progress.cell,
+            on_cell_start=start,
+            start_timeout=START,
         )
         status = "finished"
     except papermill.PapermillExecutionError as failure:
@@ -139,14 +147,23 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, progress: Prog
         section = progress.section and f", under {progress.section!r}"
         where = f"cell {error['cell']} (In [{failure.exec_count}]{section})"
     except DeadKernelError:
-        error = {"cell": progress.number, "text": "the Python process died; most often memory ran out"}
+        error = {"cell": progress.number, "text": f"the Python process {kernel.how_it_ended()}"}
         where = f"cell {progress.number}"
+    except RuntimeError as failure:
+        if progress.number:
+            raise
+        error = {"cell": 0, "text": f"the Python process did not start: {failure}"}
+        where = "its start"
+    if error and stop.number:
+        raise interruption.Interrupted(number=stop.number)
     seconds = round(time.monotonic() - began, 1)
     entry |= {"status": status, "seconds": seconds, "ended": datetime.now(UTC).isoformat(), "error": error}
     progress.done(f"{status} after {elapsed(seconds)}")
     try:
         if error:
             full = "\nThe disk is full; free some space first." if f"[Errno {errno.ENOSPC}]" in error["text"] else ""
+            if not config.resolve(parameters["data"]).is_dir():
+                full += f"\nThe data folder {parameters['data']} is gone; bring it back first."
             last = "\n".join("    " + line for line in error["text"].strip().splitlines()[-8:])
             raise RunError(
                 f"{path.stem} failed in {where}:\n{last}{full}\nThe half-run notebook is {result}. "
@@ -224,18 +241,20 @@ def parse(name: str, text: str, kind: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _ending(out: Path, kept: dict) -> Iterator[None]:
-    """However the run ends: write config.json, environment.json and index.html, and say in one line why it stopped."""
-    made_with = record.environment()
+def _recorded(out: Path, about: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The content of config.json, to fill in.
+
+    However the run ends: write it, environment.json and index.html, and say in one line why it stopped.
+    """
+    kept, made_with = record.read_json(out / "config.json") | about, record.environment()
     try:
         try:
-            yield
+            yield kept
         finally:
             _finish(out, kept, made_with)
-    except KeyboardInterrupt:
-        raise RunError(
-            f"Interrupted. What is done is kept in {out}; the same command goes on from there.", 130
-        ) from None
+    except KeyboardInterrupt as stopped:
+        text = f"Interrupted. What is done is kept in {out}; the same command goes on from there."
+        raise RunError(text, getattr(stopped, "code", 130)) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -249,7 +268,7 @@ def _ending(out: Path, kept: dict) -> Iterator[None]:
 def _finish(out: Path, kept: dict, made_with: dict) -> None:
     from dfd import cards, html
 
-    for entry in kept["notebooks"].values():
+    for entry in kept.get("notebooks", {}).values():
         if entry["status"] == "running":
             entry["status"] = "interrupted"
     record.write_json(out / "config.json", kept)
@@ -262,14 +281,10 @@ def _finish(out: Path, kept: dict, made_with: dict) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a SIGTERM end the run as Ctrl-C does, so that no kernel is left behind."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _stoppable(progress: Progress) -> Iterator[interruption.Stop]:
+    """Let SIGINT and SIGTERM end the run as soon as the kernel has had its chance to save."""
+    from dfd import kernel
+
+    say = f"Stopping: the cell may finish its step and save, for {interruption.GRACE:.0f} s; once more ends at once."
+    with interruption.deferred(say, kernel.interrupt, interruption.GRACE, progress.line) as stop:
+        yield stop

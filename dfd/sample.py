@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
@@ -20,7 +19,9 @@ import torch
 from PIL import Image
 
 from dfd import simulators
+from dfd.atomic import whole
 from dfd.progress import bar
+from dfd.record import write_text
 
 TILE = 128  # side of a tile, pixels
 MOST, FEWEST = 24, 12  # tiles of one photo: more are thinned out at random, of a small photo they overlap
@@ -98,8 +99,8 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
     missing = {group for path, group in rows if not (folder / path).is_file()}
     if not state["complete"] or missing:
         _write(folder, {group: cut for group, cut in groups.items() if group in missing}, groups, seed, progress)
-        pd.DataFrame(rows, columns=["path", "group"]).to_csv(folder / "groups.csv", index=False)
-        (folder / "LICENCES.md").write_text(_licences(), encoding="utf-8")
+        write_text(folder / "groups.csv", pd.DataFrame(rows, columns=["path", "group"]).to_csv(index=False))
+        write_text(folder / "LICENCES.md", _licences())
         _mark(folder, recipe, complete=True)
     return folder
 
@@ -164,11 +165,11 @@ def _write(folder: Path, todo: dict, groups: dict, seed: int, progress: bool) ->
 
 
 def _save(folder: Path, names: dict, stack: np.ndarray) -> None:
-    """Write (N, TILE, TILE, 3) uint8 pictures as PNG, each under a temporary name first."""
+    """Write (N, TILE, TILE, 3) uint8 pictures as PNG, each whole or not at all."""
     folder.mkdir(exist_ok=True)
     for name, pixels in zip(names, stack, strict=True):
-        Image.fromarray(pixels).save(folder / f"{name}.tmp", format="PNG")
-        os.replace(folder / f"{name}.tmp", folder / name)
+        with whole(folder / name, sync=False) as draft:
+            Image.fromarray(pixels).save(draft, format="PNG")
 
 
 def _recipe(seed: int) -> str:
@@ -200,8 +201,7 @@ def _open(folder: Path, recipe: str) -> dict:
 
 def _mark(folder: Path, recipe: str, complete: bool) -> dict:
     state = {"recipe": recipe, "complete": complete}
-    (folder / f"{MARKER}.tmp").write_text(json.dumps(state))
-    os.replace(folder / f"{MARKER}.tmp", folder / MARKER)
+    write_text(folder / MARKER, json.dumps(state))
     return state
 
 

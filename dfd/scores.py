@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from dfd import calibration, conformal, evaluation, openset
+from dfd.atomic import whole
 from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
 from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
@@ -161,12 +161,8 @@ def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | N
     if keep is not None:
         kept = load_scores(out, stage)
         scores = pd.concat([kept[kept["degradation"] == keep], scores[scores["degradation"] != keep]])
-    draft = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as draft:
         scores.to_parquet(draft, index=False)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def load_scores(out: str | Path, stage: str) -> pd.DataFrame:

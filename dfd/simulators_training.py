@@ -7,7 +7,6 @@ frequencies that L1 blurs, and with them the traces by which the architectures d
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from dfd.atomic import whole
+from dfd.checkpoints import save_checkpoint
 from dfd.inference import uses_bfloat16
 from dfd.models.decoders import EqualConv2d, EqualLinear, ModulatedConv2d
 from dfd.models.discriminator import PatchDiscriminator
@@ -151,7 +152,7 @@ class _Run:
         self.optimisers["critic"].step()
 
     def save(self) -> None:
-        """Write the state to a temporary name and rename it, so that a killed run leaves the last one whole."""
+        """Write the state, whole or not at all."""
         state = {
             "simulator": self.simulator.state_dict(),
             "critic": self.critic.state_dict(),
@@ -161,8 +162,7 @@ class _Run:
             "smooth": self.smooth,
             "settings": self.settings,
         }
-        torch.save(state, f"{self.state}.tmp")
-        os.replace(f"{self.state}.tmp", self.state)
+        save_checkpoint(state, self.state)
 
     def _restore(self, state: dict) -> None:
         if state["settings"] != self.settings:
@@ -178,8 +178,8 @@ class _Run:
         """Write the weights with settings and held-out PSNR in their metadata, and drop the state."""
         metadata = {key: str(value) for key, value in (self.settings | {"psnr": round(score, 2)}).items()}
         tensors = {name: tensor.contiguous() for name, tensor in self.simulator.state_dict().items()}
-        save_file(tensors, f"{self.weights}.tmp", metadata)
-        os.replace(f"{self.weights}.tmp", self.weights)
+        with whole(self.weights) as draft:
+            save_file(tensors, draft, metadata)
         self.state.unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfd.atomic import whole
 from dfd.degrade import compose, to_tensor
 from dfd.grid import Condition
 from dfd.images import load_rgb
@@ -160,12 +161,8 @@ def _write(found: list, classes: list[str], path: Path) -> None:
     columns |= {"crops": [one.crops for _, one in found], "crop_std": [one.spread for _, one in found]}
     if found and found[0][1].strangeness is not None:
         columns["neighbours"] = [one.strangeness for _, one in found]
-    draft = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as draft:
         pd.DataFrame(columns).to_parquet(draft, index=False)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _assemble(

@@ -9,6 +9,7 @@ import shutil
 import matplotlib
 import numpy as np
 import pytest
+from cases import Case
 from PIL import Image
 
 matplotlib.use("Agg")
@@ -29,6 +30,14 @@ def closed():
     """Close a test's figures after it."""
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A folder for tiny notebooks, see cases.Case."""
+    for name in ("notebooks", "images"):
+        (tmp_path / name).mkdir()
+    return Case(tmp_path / "notebooks", tmp_path / "images", tmp_path / "out")
 
 
 @pytest.fixture

@@ -121,6 +121,30 @@ def test_sampler_weighs_classes_alike(folder, binary, expected):
     assert shares == pytest.approx(expected, abs=0.03)
 
 
+def test_a_seeded_item_hangs_on_its_draw_alone(folder):
+    root, classes = folder.attrs["root"], ["BigGAN", "ProGAN"]
+    rng = np.random.default_rng(0)
+    for path in folder["path"]:
+        Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(f"{root}/{path}")
+    carriers = datasets.CarrierBuilder(folder, root, "train", 32, degrade.RandomDegrade())
+    fakes = folder[folder["is_fake"]]
+    data = datasets.Seeded(datasets.GFDTwoViewDataset(fakes, root, classes, 32, degrade.RandomDegrade(), 90, carriers))
+    torch.manual_seed(0)
+    state, first = torch.get_rng_state(), data[0, 5]
+    assert torch.equal(torch.get_rng_state(), state)
+    data[3, 7]
+    torch.rand(3)
+    again, other = data[0, 5], data[0, 6]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in ("view1", "view2", "carrier"))
+
+
+def test_a_seed_follows_from_its_place_and_key_alone():
+    assert datasets.seeds(9, 0, 1)[:4] == datasets.seeds(4, 0, 1)
+    keys = [(0, 1), (1, 0), (0, 2), (0, 1, 1), (0, 1, 2)]
+    assert len({seed for key in keys for seed in datasets.seeds(50, *key)}) == 250
+
+
 def test_unreadable_file_stops_by_name(folder):
     path = folder["path"][3]
     with open(f"{folder.attrs['root']}/{path}", "wb") as file:
@@ -133,3 +157,26 @@ def test_unreadable_file_stops_by_name(folder):
 def test_empty_table_is_an_error(folder):
     with pytest.raises(ValueError, match="no image"):
         datasets.RealFakeDataset(folder.iloc[:0], folder.attrs["root"], 32)
+
+
+@pytest.mark.parametrize("quality", [None, 90])
+def test_eight_bit_windows_give_what_float_ones_give(tmp_path, quality):
+    """Whatever chain is drawn, and where the image has to be padded too."""
+    rng = np.random.default_rng(0)
+    for name, side in (("large", 100), ("small", 40)):
+        Image.fromarray(rng.integers(0, 256, (side, side + 7, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    table = pd.DataFrame({"path": ["large.png", "small.png"], "is_fake": [False, True]})
+    often = degrade.RandomDegrade(p_history=0.5, p_crop=0.5, p_noise=0.5, p_codec=0.9, p_double=0.4, p_webp=0.4)
+    data = datasets.RealFakeDataset(table, tmp_path, 48, often, quality)
+    kinds = set()
+    for index in (0, 1):
+        for seed in range(40):
+            torch.manual_seed(seed)
+            window = data.window(index)
+            kinds.add(window.dtype)
+            state = torch.get_rng_state()
+            as_bytes = data.view(window)
+            torch.set_rng_state(state)
+            as_floats = data.view(window / 255 if window.dtype == torch.uint8 else window)
+            assert torch.equal(as_bytes, as_floats) and as_bytes.dtype == torch.float32
+    assert kinds == {torch.uint8, torch.float32}

@@ -61,7 +61,8 @@ def texts(folder):
 
 def test_every_import_of_the_package_and_the_notebooks_is_declared():
     modules = imported([*texts(config.ROOT / "dfd"), *cells(config.ROOT / "notebooks")])
-    declared = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["scale"])
+    extras = PROJECT["optional-dependencies"]
+    declared = names(PROJECT["dependencies"]).union(*(names(extras[name]) for name in extras if name != "dev"))
     assert {module: found for module, found in distributions(modules).items() if not found & declared} == {}
 
 

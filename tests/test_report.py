@@ -1,63 +1,17 @@
 """Running notebooks: order, resuming, failing, parameters."""
 
 import errno
-import json
 import os
 import re
-import signal
-import subprocess
 import sys
-from dataclasses import dataclass
 
 import nbformat
 import papermill
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from cases import Tiny
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from dfd import config, record, report
-
-PARAMETERS = 'data = "data/sample"\nout = "reports/demo"\nseed = 0\nepochs = 1\n'
-
-
-@dataclass(frozen=True)
-class Tiny(config.Shared):
-    epochs: int = 1
-    rate: float = 0.1
-    name: str = "a"
-    careful: bool = True
-    levels: tuple[int, ...] = (1, 2)
-
-    def check(self):
-        self._need(self.epochs > 0, f"epochs must be positive, got {self.epochs}")
-
-
-@dataclass
-class Case:
-    """A folder with notebooks, and where their run goes."""
-
-    folder: object
-    data: object
-    out: object
-
-    def write(self, stem, *cells):
-        parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-        title = new_markdown_cell(f"# {stem} · Does it run?\n\nHow *well*?\nReally.\n\nReads.")
-        nbformat.write(new_notebook(cells=[title, parameters, *cells]), self.folder / f"{stem}.ipynb")
-
-    def run(self, **options):
-        configs = {path.stem: Tiny for path in self.folder.glob("*.ipynb")}
-        return report.run(str(self.data), str(self.out), folder=self.folder, configs=configs, **options)
-
-    def record(self):
-        return json.loads((self.out / "config.json").read_text())["notebooks"]
-
-
-@pytest.fixture
-def case(tmp_path):
-    for name in ("notebooks", "images"):
-        (tmp_path / name).mkdir()
-    return Case(tmp_path / "notebooks", tmp_path / "images", tmp_path / "out")
-
+from dfd import config, kernel, record, report
 
 LOG = 'import sys; print(epochs, sys.executable, file=open(out + "/log.txt", "a"))'
 
@@ -120,7 +74,7 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     assert ran[5:] == ["01_second"]
 
 
-def _pretend(out, path, parameters, entry, progress):
+def _pretend(out, path, parameters, entry, progress, stop):
     (out / path.name).write_text((path).read_text())
     entry |= {"status": "finished", "seconds": 0.0, "ended": report.datetime.now(report.UTC).isoformat(), "error": None}
 
@@ -201,33 +155,72 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(case, monkeypatch):
         case.run()
 
 
-def test_a_dead_kernel_fails_the_run(case):
-    case.write("00_first", new_code_cell("import os; os._exit(1)"))
-    with pytest.raises(report.RunError, match="failed in cell 4:\n.*process died"):
+@pytest.mark.parametrize(
+    ("dies", "how"),
+    [
+        ("os._exit(3)", "died with exit status 3"),
+        pytest.param("os.kill(os.getpid(), 9)", "was killed by SIGKILL; .*memory", marks=pytest.mark.slow),
+    ],
+)
+def test_a_dead_kernel_fails_the_run(case, dies, how):
+    case.write("00_first", new_code_cell(f"import os; {dies}"))
+    with pytest.raises(report.RunError, match=f"failed in cell 4:\n.*the Python process {how}") as stopped:
+        case.run()
+    assert stopped.value.code == 1 and case.record()["00_first"]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise SystemExit('no')", "Kernel died before replying"),
+        pytest.param("import time; time.sleep(60)", "Kernel didn't respond in 2 seconds", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kernel_that_does_not_start_fails_the_run(case, code, why, monkeypatch):
+    case.write("00_first", new_code_cell("1"))
+    argv = [sys.executable, "-c", code]
+    monkeypatch.setattr(kernel.ThisPython, "kernel_spec", kernel.KernelSpec(argv=argv, language="python"))
+    monkeypatch.setattr(report, "START", 2)
+    with pytest.raises(report.RunError, match=f"failed in its start:\n.*the Python process did not start: {why}"):
         case.run()
     assert case.record()["00_first"]["status"] == "failed"
+    assert kernel.ThisPython.process.wait(5) is not None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_run_keeps_its_notebook_and_leaves_no_kernel(case, number):
-    case.write("00_first", new_code_cell('import os, time; print("kernel", os.getpid()); time.sleep(300)'))
-    script = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from dfd import report\n"
-        f"try: report.run({str(case.data)!r}, {str(case.out)!r}, folder={str(case.folder)!r}, configs={{}})\n"
-        "except report.RunError as error: print(error); sys.exit(error.code)"
-    )
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        kernel = next(int(line.split()[1]) for line in process.stdout if "kernel" in line)
-        process.send_signal(number)
-        rest = process.stdout.read()
-    assert process.returncode == 130
-    assert "Interrupted. What is done is kept" in rest and "Traceback" not in rest
-    assert case.record()["00_first"]["status"] == "interrupted"
-    assert "kernel" in (case.out / "00_first.ipynb").read_text() and (case.out / "index.html").exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(kernel, 0)
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("!echo said; false\nprint('went', 'on')", r"CommandFailed: `echo said; false` ended with exit status 1"),
+        pytest.param("%nosuch", "UsageError: Line magic function `%nosuch` not found", marks=pytest.mark.slow),
+    ],
+)
+def test_a_shell_command_or_magic_that_fails_fails_its_cell(case, cell, why):
+    case.write("00_first", new_code_cell(cell), new_code_cell("open(out + '/after', 'w')"))
+    with pytest.raises(report.RunError, match=f"failed in cell 4 .*\n *{why}"):
+        case.run()
+    half = nbformat.read(case.out / "00_first.ipynb", 4)
+    assert not (case.out / "after").exists()
+    assert "went on" not in str([cell.get("outputs") for cell in half.cells])
+
+
+def test_a_data_folder_that_vanished_is_named(case):
+    case.write("00_first", new_code_cell("import os; os.rmdir(data)"), new_code_cell("open(data + '/image.png')"))
+    with pytest.raises(report.RunError, match="FileNotFoundError.*\nThe data folder .*images is gone; bring it back"):
+        case.run()
+
+
+def test_a_notebook_is_whole_at_any_moment(case, monkeypatch):
+    case.write("00_first", new_code_cell("1"))
+    seen, replace = [], os.replace
+
+    def watched(draft, path):
+        if str(path).endswith(".ipynb"):
+            seen.append(len(nbformat.read(draft, 4).cells))
+        replace(draft, path)
+
+    monkeypatch.setattr(os, "replace", watched)
+    case.run()
+    assert len(seen) > 4 and set(seen) == {4}
 
 
 @pytest.mark.parametrize("name", ["out", "data", "00.out"])

@@ -44,7 +44,7 @@ def test_same_seed_gives_the_same_first_loss(stage, table, tiny_data, tmp_path):
 @pytest.mark.parametrize(("stage", "workers"), [("stage1", 0), ("stage2", 0), ("stage1", 1)])
 def test_resumed_training_equals_an_uninterrupted_one(stage, workers, table, tiny_data, tmp_path, monkeypatch):
     fit = FITS[stage][0]
-    whole = fit(table, configured(stage, tmp_path / "whole", tiny_data, workers=workers))
+    whole = fit(table, configured(stage, tmp_path / "whole", tiny_data))
 
     end_epoch = training.Session.end_epoch
 
@@ -63,6 +63,24 @@ def test_resumed_training_equals_an_uninterrupted_one(stage, workers, table, tin
     one, other = weights(tmp_path / "whole", stage), weights(tmp_path / "resumed", stage)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not (tmp_path / "resumed" / f"train_{stage}.pt").exists()
+
+
+def test_batches_hang_neither_on_workers_nor_on_the_batches_before(table, tiny_data, tmp_path):
+    train = table[table["is_fake"] & (table["split"] == "train")]
+    found = {}
+    for name, changes in {"0": {}, "2": {"workers": 2}, "seed": {"seed": 1}}.items():
+        session = training.Session("stage2", table, configured("stage2", tmp_path, tiny_data, **changes), ["a", "b"])
+        carriers = training.CarrierBuilder(table, tiny_data, "train", 32, session.degrade)
+        data = training.GFDTwoViewDataset(train, tiny_data, ["BigGAN", "ProGAN"], 32, session.degrade, 90, carriers)
+        session.losses = {"model": [0.0]}
+        found[name] = list(session.batches(data, train, binary=False))
+        assert len(found[name]) == 2
+    for alone, split in zip(found["0"], found["2"], strict=True):
+        assert all(torch.equal(alone[name], split[name]) for name in alone)
+    assert not torch.equal(found["0"][0]["view1"], found["seed"][0]["view1"])
+    later = next(iter(session._loader(data, session.plan(0, train, binary=False)[1:])))
+    assert all(torch.equal(later[name], found["seed"][1][name]) for name in later)
+    assert session.plan(0, train, False) != session.plan(1, train, False)
 
 
 def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny_data, tmp_path, capsys):
@@ -105,7 +123,7 @@ def test_failed_write_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="disk full"):
         save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
@@ -263,3 +281,25 @@ def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp
         stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95
     )
     assert FITS[stage][0](table, cfg)[metric].max() > 0.9
+
+
+def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_path, monkeypatch):
+    """And a batch without them has the views that it had beside them."""
+    batches, losses = {}, training.attribution_losses
+
+    def watched(session, disentangler, batch, cfg):
+        assert ("carrier" in batch) >= (disentangler is not None)
+        batches.setdefault(cfg.out, []).append(batch)
+        return losses(session, disentangler, batch, cfg)
+
+    monkeypatch.setattr(training, "attribution_losses", watched)
+    plan = training.Session.plan
+    for name in ("spared", "always"):
+        cfg = configured("stage2", tmp_path / name, tiny_data, num_epochs=1, images_per_epoch=48, carried_every=3)
+        training.fit_stage2(table, cfg)
+        monkeypatch.setattr(training.Session, "plan", lambda self, *given: plan(self, *given[:3]))
+    spared, always = batches.values()
+    assert ["carrier" in batch for batch in spared] == [True, False, False] * 2
+    assert all("carrier" in batch for batch in always)
+    for one, other in zip(spared, always, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
