@@ -190,7 +190,9 @@ def _environment() -> dict[str, str]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong in a worker, as it was raised there."""
+    """What went wrong in a worker, as it was raised there; Ray has put a text of its own into it."""
     while inner := getattr(error, "cause", None) or error.__cause__:
         error = inner
-    return error
+    text = str(error).split("Failed to apply UDF")[0].rstrip(" :\n'\"")
+    kind = next((one for one in (OSError, ValueError) if isinstance(error, one)), None)
+    return kind(text) if kind else error
