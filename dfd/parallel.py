@@ -12,8 +12,11 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -47,11 +50,20 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the others; to be called when all have ended well."""
+    """Part from the others when all has ended well: the main process last, which may keep what they are read from."""
     if count() > 1:
-        from accelerate import PartialState
+        store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + 10
+        store.add("dfd/left", 1)
+        while is_main() and store.add("dfd/left", 0) < count() and time.monotonic() < until:
+            time.sleep(0.01)
 
-        PartialState().destroy_process_group()
+
+def end() -> None:
+    """End this process, if it was one of several: gloo's threads abort an interpreter that takes its time to end."""
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def count() -> int:
@@ -182,6 +194,8 @@ def chorus() -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_main() else nowhere):
             yield
     except (Exception, KeyboardInterrupt) as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, as another has gone; this one ends anyway
         if not _first_to_speak():
             raise SystemExit(getattr(error, "code", 2)) from error
         raise
@@ -244,11 +258,17 @@ def _answer(function: Callable[..., Any], given: tuple, answer: Path, refusal: P
 
 
 def _first_to_speak() -> bool:
-    """Whether no other process has reported an error; each asks once."""
-    try:
-        return dist.distributed_c10d._get_default_store().add("dfd/spoken", 1) == 1
-    except RuntimeError:
-        return True  # the store went with the process that held it
+    """Whether no other process has reported an error; each asks once. True where nobody answers within a second."""
+    answers: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):  # the process that kept the count may be the one that has gone
+            answers.append(dist.distributed_c10d._get_default_store().add("dfd/spoken", 1))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(1)
+    return answers in ([], [1])
 
 
 @contextlib.contextmanager
