@@ -15,7 +15,7 @@ from dfd.inference import CHECKPOINTS, build_model
 from dfd.inputs import Inputs
 from dfd.scoring import Job
 
-IMAGES, PART = 480, 12
+IMAGES, PART = 240, 6
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}
 
 
