@@ -13,6 +13,7 @@ import click
 from dfd import __version__, config
 from dfd.options import find_model, judging_options, shown
 from dfd.score_command import score
+from dfd.sweep_command import sweep
 
 SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
@@ -63,6 +64,9 @@ profile_option = click.option(
 setting_option = click.option(
     "-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated."
 )
+
+
+main.add_command(sweep)
 
 
 @main.command()
@@ -214,7 +218,14 @@ def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[s
 
 @main.group()
 def train() -> None:
-    """Train one part by itself; `run` trains both stages."""
+    """Train one part by itself; `run` trains both stages.
+
+    A stage can be trained on several GPUs, also of several machines (`accelerate launch --help`), with the result of
+    one process: each takes its part of every batch. Only the first writes; the manifest is made first if it is missing.
+
+    
+    accelerate launch --multi_gpu --num_processes 4 -m dfd train stage1 --data my/images --out reports/mine
+    """
 
 
 def stage_command(stage: str, text: str) -> None:
@@ -231,17 +242,16 @@ def stage_command(stage: str, text: str) -> None:
         shared = {"data": chosen["data"], "out": out}
         given = report.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
         cfg = cls(**given)
-        with interruption.alone(cfg.out), interruption.terminable():
+        from dfd import parallel
+
+        with parallel.chorus(), interruption.alone(cfg.out), interruption.terminable():
             train_stage(stage, cfg)
 
 
 def train_stage(stage: str, cfg: config.Training) -> None:
-    from dfd import ablation, manifest, training
+    from dfd import ablation, parallel, training
 
-    try:
-        table = manifest.load(cfg.out, cfg.data)
-    except FileNotFoundError:
-        table = manifest.scan(cfg.data, cfg.out, cfg.seed)
+    table = parallel.agreed(manifest_of(cfg) if parallel.is_main() else None)
     getattr(training, f"fit_{stage}")(table, cfg)
     if getattr(cfg, "ablate", False):
         click.echo(ablation.run(table, cfg).round(3).to_string())
@@ -271,6 +281,16 @@ def simulators(photos: str, out: str) -> None:
     from dfd import simulators_training
 
     simulators_training.train(photos=photos, out=out)
+
+
+def manifest_of(cfg: config.Shared) -> Any:
+    """The manifest in the run folder, or that of a scan, which it then has."""
+    from dfd import manifest
+
+    try:
+        return manifest.load(cfg.out, cfg.data)
+    except FileNotFoundError:
+        return manifest.scan(cfg.data, cfg.out, cfg.seed)
 
 
 def remembered(out: str, **given: str | None) -> dict[str, str]:

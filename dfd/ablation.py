@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dfd import baselines, evaluation, fingerprint, openset, scores
+from dfd import baselines, evaluation, fingerprint, openset, parallel, scores
 from dfd.atomic import whole
 from dfd.bootstrap import REPLICATES
 from dfd.config import Stage1, Stage2
@@ -90,22 +90,25 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
         One row per variant and degradation, measured on the test split: variant, degradation, and with an interval
         each: for stage 1 auc, and accuracy at the threshold fitted on that variant's validation images; for stage 2
         accuracy, balanced accuracy, and the recall of each generator. Stage 1 also has each generator's AUC against
-        all photos, without one.
+        all photos, without one. Of several processes (`dfd.parallel`) only the main one scores, and has any rows.
     """
     found = []
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
+        _fit(table, variant)
+        if not parallel.is_main():
+            continue
         rows = _scored(table, variant, _folder(cfg) / f"{_file(name)}.parquet")
         found.append(_measured(rows, name, cfg))
         _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
-    if isinstance(cfg, Stage2):
+    if isinstance(cfg, Stage2) and parallel.is_main():
         print(f"ablation: {SPECTRUM}")
         test = table[table["is_fake"] & (table["split"] == "test")]
         levels = [("none", 0.0), *(("jpeg", float(quality)) for quality in QUALITIES)]
         rows = baselines.score_spectrum(baselines.fit_spectrum(table, cfg), test, cfg, levels)
         found.append(_measured(rows, SPECTRUM, cfg))
         _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
@@ -119,6 +122,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         One row per generator and score, as of `openset.summary`, against test images of the other generators, and
         auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
         share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
+        Of several processes (`dfd.parallel`) only the main one has any rows.
 
     Raises:
         ValueError: fewer than three generators, for two must be left to tell apart.
@@ -132,6 +136,8 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         known = table[table["label"] != name]
         one = dataclasses.replace(cfg, out=str(Path(cfg.out) / "left_out" / name))
         fit_stage2(known, one)
+        if not parallel.is_main():
+            continue
         stage = Stage.load(Path(one.out) / CHECKPOINTS["stage2"])
         fakes = known[known["is_fake"]]
         near = openset.Gaussians.fit(*_centre_features(stage, fakes[fakes["split"] == "train"]))
@@ -151,7 +157,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         rows["accepted"] = [float((strange[score] <= limits[score]).mean()) for score in rows["score"]]
         found.append(rows.assign(left_out=name))
         _save(found, Path(cfg.out) / "left_out.csv")
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _with_distances(stage: Stage, near: openset.Gaussians, rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,10 +171,13 @@ def _centre_features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.S
     return fingerprint.features(stage, crops), chosen["label"]
 
 
+def _fit(table: pd.DataFrame, cfg: Stage1 | Stage2) -> None:
+    (fit_stage1 if _stage(cfg) == "stage1" else fit_stage2)(table, cfg)
+
+
 def _scored(table: pd.DataFrame, cfg: Stage1 | Stage2, path: Path) -> pd.DataFrame:
-    """The test split's scores of one variant at every level; kept while the training has the same key."""
+    """The test split's scores of one trained variant at every level; kept while the training has the same key."""
     stage = _stage(cfg)
-    (fit_stage1 if stage == "stage1" else fit_stage2)(table, cfg)
     trained = Stage.load(Path(cfg.out) / CHECKPOINTS[stage])
     if path.exists() and (kept := pd.read_parquet(path))["key"].eq(trained.key).all():
         return kept

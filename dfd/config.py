@@ -84,6 +84,7 @@ class Training(Shared):
     ema: float = 0.99  # decay of the moving average of the weights, which is what is kept; 0: no average
     patience: int = 4  # epochs without a better validation score before stopping
     minutes: float = 0.0  # stop training after the epoch that passes this; 0: no limit
+    checkpoint_minutes: float = 5.0  # between states to go on from within an epoch; 0: only after each epoch
     workers: int = 1  # loader processes; 0 loads in the training process
     resume: bool = True  # go on from the last checkpoint of the same configuration
     track: str = "auto"  # where the epochs are logged: tensorboard, mlflow or none; auto: tensorboard
@@ -94,7 +95,7 @@ class Training(Shared):
         self._need(1 <= self.equalise_quality <= 95, f"equalise_quality must be 1 to 95, got {self.equalise_quality}")
         for name in ("crops", "num_epochs", "batch_size", "patience"):
             self._need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("images_per_epoch", "minutes", "workers", "weight_decay"):
+        for name in ("images_per_epoch", "minutes", "checkpoint_minutes", "workers", "weight_decay"):
             self._not_negative(name)
         for name in ("lr_gc", "lr_d"):
             self._need(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfd.datasets import equalise
 from dfd.losses import ADVERSARIAL
 from dfd.models import PatchDiscriminator, VGGPerceptual
+from dfd.parallel import gathered
 
 
 class Disentangler(nn.Module):
@@ -47,7 +48,8 @@ class Disentangler(nn.Module):
 
     def discriminator_loss(self, carriers: Tensor, carried: Tensor) -> Tensor:
         """What D minimises: carriers are photos, fingerprinted carriers are not; no gradient reaches G."""
-        return self.of_discriminator(self.discriminator(carriers).float(), self.discriminator(carried.detach()).float())
+        on_photos, on_carried = (self.discriminator(images).float() for images in (carriers, carried.detach()))
+        return self.of_discriminator(gathered(on_photos), gathered(on_carried))
 
     def generator_losses(self, carriers: Tensor, carried: Tensor) -> dict[str, Tensor]:
         """What G minimises for the look of fingerprinted carriers, by name: adversarial (D) and perceptual (V).
@@ -58,7 +60,7 @@ class Disentangler(nn.Module):
         """
         found = {}
         if self.discriminator is not None:
-            found["adversarial"] = self.of_generator(self.discriminator(carried).float())
+            found["adversarial"] = self.of_generator(gathered(self.discriminator(carried).float()))
         if self.perceptual is not None:
             found["perceptual"] = self.perceptual(carried, carriers)
         return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dfd.losses import ADVERSARIAL, r1_penalty, real_fake_loss
 from dfd.models import PatchDiscriminator, UNetRes, VGGPerceptual
+from dfd.parallel import gathered
 
 
 class Launderer(nn.Module):
@@ -53,12 +54,10 @@ class Launderer(nn.Module):
         """What D minimises: photos are photos, laundered fakes are not; no gradient reaches G."""
         with torch.no_grad():
             laundered = self(fakes)
-        if not self.r1_weight:
-            return self.of_discriminator(self.discriminator(photos).float(), self.discriminator(laundered).float())
-        photos = photos.clone().requires_grad_()
+        photos = photos.clone().requires_grad_() if self.r1_weight else photos
         logits = self.discriminator(photos).float()
-        loss = self.of_discriminator(logits, self.discriminator(laundered).float())
-        return loss + self.r1_weight / 2 * r1_penalty(logits, photos)
+        loss = self.of_discriminator(gathered(logits), gathered(self.discriminator(laundered).float()))
+        return loss + self.r1_weight / 2 * r1_penalty(logits, photos) if self.r1_weight else loss
 
     def generator_losses(self, fakes: Tensor, classifier: nn.Module) -> dict[str, Tensor]:
         """What G minimises, by name: adversarial (D), evasion (C) and perceptual (V).
@@ -70,9 +69,10 @@ class Launderer(nn.Module):
         laundered = self(fakes)
         training = classifier.training
         classifier.eval()  # batch statistics of laundered fakes alone must not enter the detector's averages
+        believed = gathered(classifier(laundered).float())
         found = {
-            "adversarial": self.of_generator(self.discriminator(laundered).float()),
-            "evasion": real_fake_loss(classifier(laundered).float(), torch.zeros(len(fakes), device=fakes.device)),
+            "adversarial": self.of_generator(gathered(self.discriminator(laundered).float())),
+            "evasion": real_fake_loss(believed, torch.zeros_like(believed)),
         }
         classifier.train(training)
         if self.perceptual is not None:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfd.parallel import gathered
+
 
 def real_fake_loss(logits: Tensor, is_fake: Tensor, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy with label smoothing (Szegedy et al. 2016, arXiv:1512.00567): targets s/2 and 1 - s/2.
@@ -122,7 +124,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
         images: (B, C, H, W), photos; `requires_grad_()` was called on them before D saw them.
 
     Returns:
-        () whose own gradient reaches D's weights.
+        () whose own gradient reaches D's weights; over the photos of all processes.
 
     Raises:
         ValueError: no graph leads from the logits to the images.
@@ -130,7 +132,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     if not (images.requires_grad and logits.requires_grad):
         raise ValueError("r1_penalty needs logits with a graph: call images.requires_grad_() before D sees them")
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
+    return gathered(gradient.square().sum(dim=(1, 2, 3))).mean()
 
 
 # D's loss and G's loss, by the name that a config gives.

@@ -2,7 +2,8 @@
 
 Each draw of an epoch has its own seed, and so has each step. So `workers` changes nothing, and a run that was killed
 and goes on gives the same weights as one that was not: exactly on a CPU, else but for rounding. `train_<stage>.pt`
-holds the state to go on from; `best_<…>.pt` holds the best epoch for use.
+holds the state to go on from, after an epoch, every few minutes and at a signal; `best_<…>.pt` holds the best epoch
+for use.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import hashlib
 import json
 import math
 import random
+import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +26,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import config, manifest, tracking
+from dfd import config, interruption, manifest, parallel, tracking
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
 from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
 
+CURVES = "Training: losses and validation metrics over the epochs"
 MODEL = "model"  # the network that the checkpoint is about; others are added by name
 
 
@@ -45,27 +48,37 @@ class Session:
     """
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
+        parallel.join()
         self.stage, self.cfg, self.classes = stage, cfg, classes
         self.out = Path(cfg.out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        if parallel.is_main():
+            self.out.mkdir(parents=True, exist_ok=True)
         self.best_path, self.state_path = self.out / CHECKPOINTS[stage], self.out / f"train_{stage}.pt"
         self.manifest_hash = manifest.digest(table)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = parallel.device()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
         self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NOT_LEARNT_FROM}
         unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes", "crops", "crop_mode")}
         made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
         self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        self.root = Path(table.attrs.get("root", cfg.data))
         self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
+        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
+        self.stop, self.started, self.saved = interruption.Stop(), time.monotonic(), time.monotonic()
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
         self.networks: dict[str, nn.Module] = {}
         self.parts = {MODEL}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.curves = Live("Training: losses and validation metrics over the epochs")
+        self.curves = Live(CURVES)
         self.done = self.out_of_time = False
-        if cfg.resume and self._finished():
+        if cfg.batch_size < parallel.count():
+            raise ValueError(f"batch_size is {cfg.batch_size}, too small for {parallel.count()} processes")
+        if cfg.resume and parallel.is_main():
+            self._finished()
+        self.done, self.history = parallel.agreed((self.done, self.history))
+        if self.done:
             return
         seed_everything(cfg.seed)
         self.add(MODEL, build_model(stage, self.settings, len(classes), pretrained=cfg.pretrained))
@@ -85,7 +98,8 @@ class Session:
             part: the network is a part of the model; its loss counts as the model's, and the average follows it.
         """
         self.parts |= {name} if part else set()
-        self.networks[name] = network.to(self.device)
+        self.networks[name] = network = parallel.together(network.to(self.device))
+        parallel.same(network)
         rate, decay = rate or self.cfg.lr_gc, self.cfg.weight_decay
         self.optimizers[name] = torch.optim.AdamW(
             [{"params": network.parameters(), "highest": rate}], rate, weight_decay=decay
@@ -93,20 +107,34 @@ class Session:
         return network
 
     def epochs(self) -> Iterator[int]:
-        """Epochs still to run; stops early when the validation score has stopped rising or the time is up."""
-        if self.cfg.resume and not self.done:
+        """Epochs still to run; stops early when the validation score has stopped rising or the time is up.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the step was finished and the state is kept.
+            InUse: another run works in the folder.
+        """
+        if self.done:
+            return
+        say = f"{self.stage}: stopping after this step; once more ends at once."
+        with interruption.alone(self.out), interruption.deferred(say) as self.stop:
+            yield from self._epochs()
+
+    def _epochs(self) -> Iterator[int]:
+        if self.cfg.resume:
             self._go_on()
         started, before = time.monotonic(), len(self.history)
-        while not self.done and len(self.history) < self.cfg.num_epochs:
+        self.saved = time.monotonic()
+        while len(self.history) < self.cfg.num_epochs:
+            self.started = time.monotonic() - self.spent
+            self._stop_if_asked()
             if len(self.history) - self.best[2] >= self.cfg.patience:
                 print(f"{self.stage}: no better validation score for {self.cfg.patience} epochs; stopped early.")
                 break
-            late = self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes
+            late = parallel.agreed(self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes)
             if late and len(self.history) > before:
                 print(f"{self.stage}: the limit of {self.cfg.minutes:g} minutes is reached; stopped.")
                 self.out_of_time = True
                 break
-            self.started, self.losses = time.monotonic(), defaultdict(list)
             yield len(self.history)
 
     def batches(self, data: Dataset, table: pd.DataFrame, binary: bool, every: int = 1) -> Iterator:
@@ -121,14 +149,48 @@ class Session:
         self.total_steps = len(plan) * cfg.num_epochs
         for network in self.networks.values():
             network.train()
-        loader = self._loader(data, plan)
-        shown = bar(loader, desc=f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}", unit="batch")
-        for step, batch in enumerate(shown):
+        loader = self._loader(data, [parallel.share(batch) for batch in plan[self.steps :]])
+        title = f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}"
+        where = {"initial": self.steps, "total": len(plan), "disable": not parallel.is_main()}
+        shown = bar(loader, desc=title, unit="batch", **where)
+        for step, batch in enumerate(self._read(shown), self.steps):
             self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
             self.turn = step
-            seed_everything(*seeds(1, cfg.seed, epoch + 1, step + 1))
+            seed_everything(seeds(parallel.count(), cfg.seed, epoch + 1, step + 1)[parallel.rank()])
             yield self._to_device(batch)
             shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
+            self.steps = step + 1
+            self._stop_if_asked()
+            if 0 < 60 * cfg.checkpoint_minutes < time.monotonic() - self.saved:
+                self._save_state()
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked to end, this process or another one of the training."""
+        self.stop.number = parallel.most(self.stop.number)
+        return bool(self.stop.number)
+
+    def _stop_if_asked(self) -> None:
+        if self.should_stop():
+            self._save_state()
+            parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
+            how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
+            text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
+            raise interruption.Interrupted(text, self.stop.number or signal.SIGTERM)
+
+    def _where(self) -> str:
+        epoch = len(self.history)
+        return f"step {self.steps} of epoch {epoch + 1}" if self.steps else f"epoch {epoch}"
+
+    def _read(self, batches: Iterable) -> Iterator:
+        """The batches; where one cannot be read, the state is kept before the error goes on."""
+        try:
+            yield from batches
+        except Exception as error:
+            self._save_state()
+            if not self.root.is_dir():
+                text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
+                raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
+            raise
 
     def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
         """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.
@@ -156,6 +218,10 @@ class Session:
     def step(self, loss: Tensor, name: str = MODEL) -> None:
         """Walk the loss back into one network alone, clip the gradient's norm to 1, and update.
 
+        Args:
+            loss: of the whole batch, in every process.
+            name: of the network.
+
         Raises:
             ValueError: the loss is not finite.
         """
@@ -164,6 +230,7 @@ class Session:
         parameters = list(self.networks[name].parameters())
         self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)
+        parallel.add_up(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizers[name].step()
         is_model = name in self.parts
@@ -176,16 +243,20 @@ class Session:
         """Logits of the averaged weights, and targets, for one fixed crop per image, the same in every epoch."""
         self.averaged.eval()
         logits, targets = [], []
-        draws = list(enumerate(seeds(len(data), self.cfg.seed, 0)))
-        for batch in self._loader(data, _batches(draws, self.cfg.batch_size)):
+        draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
+        size = -(-self.cfg.batch_size // parallel.count())
+        for batch in self._read(self._loader(data, _batches(draws or [(0, 0)], size))):
+            if parallel.count() == 1:  # of several, some have a batch less
+                self._stop_if_asked()
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
                 logits.append(self.averaged(images.to(self.device)).float().cpu())
             targets.append(target)
-        return torch.cat(logits), torch.cat(targets)
+        return tuple(parallel.gathered(torch.cat(parts)[: len(draws)]) for parts in (logits, targets))
 
     def end_epoch(self, epoch: int, values: dict[str, float], score: float) -> None:
         """Add a row to the history, redraw the curves, keep the epoch if it is the best, and write the state."""
+        values, score = parallel.agreed((values, score))
         losses = {name: float(np.mean(found)) for name, found in self.losses.items()}
         row = {
             "epoch": epoch + 1,
@@ -198,21 +269,39 @@ class Session:
         }
         self.history.append(row)
         self.tracker.epoch(row)
+        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
+        better = [score, -values["val_loss"]] > self.best[:2]
+        if better:
+            self.best = [score, -values["val_loss"], epoch + 1]
+        if parallel.is_main():
+            self._report_epoch(epoch, row, values)
+            if better:
+                self._save_best()
+            self._save_state()
+
+    def _report_epoch(self, epoch: int, row: dict[str, float], values: dict[str, float]) -> None:
         left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
         shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", *values))
         time_text = f"{row['seconds']:.0f} s, at most {left:.0f} s left"
         print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
         self._draw()
-        if [score, -values["val_loss"]] > self.best[:2]:
-            self.best = [score, -values["val_loss"], epoch + 1]
-            self._save_best()
+
+    def _save_state(self) -> None:
+        if not parallel.is_main():
+            return
         state = {
             "key": self.key,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averaged": self.averaged.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "steps": self.steps,
+            "losses": dict(self.losses),
+            "spent": time.monotonic() - self.started if self.steps else 0.0,
         }
-        save_checkpoint({**state, "history": self.history, "best": self.best}, self.state_path)
+        save_checkpoint(state, self.state_path)
+        self.saved = time.monotonic()
 
     def finish(self) -> pd.DataFrame:
         """Mark the best checkpoint as finished, drop the state to go on from, and give the history.
@@ -221,11 +310,11 @@ class Session:
         """
         if not self.done:
             self.tracker.end("stopped" if self.out_of_time else "finished")
-        if not self.done and not self.out_of_time:
+        if not self.done and not self.out_of_time and parallel.is_main():
             best = torch.load(self.best_path, map_location="cpu", weights_only=True)
             save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
             self.state_path.unlink(missing_ok=True)
-            self.done = True
+        self.done = parallel.agreed(self.done or not self.out_of_time)
         return pd.DataFrame(self.history)
 
     def precision(self):
@@ -233,6 +322,8 @@ class Session:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device))
 
     def _draw(self) -> None:
+        if parallel.count() > 1:
+            return  # a notebook shows them when its processes have ended; they have no way to its page
         self.curves.show(lambda: plot_history(pd.DataFrame(self.history)))
 
     def _save_best(self) -> None:
@@ -264,32 +355,41 @@ class Session:
         values = {name: named[name].flatten().tolist() if name in named else None for name in ("mean", "std")}
         return {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality, **values}
 
-    def _finished(self) -> bool:
+    def _finished(self) -> None:
         if not self.best_path.exists():
-            return False
+            return
         best = torch.load(self.best_path, map_location="cpu", weights_only=True)
         if best["key"] != self.key or not best["finished"]:
-            return False
+            return
+        self.state_path.unlink(missing_ok=True)  # killed in the middle of `finish`
         print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
         if (best["crops"], best.get("crop_mode")) != (self.cfg.crops, self.cfg.crop_mode):
             update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
         self.history, self.done = best["history"], True
         self._draw()
-        return True
 
     def _go_on(self) -> None:
-        if not self.state_path.exists():
-            return
-        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        if state["key"] != self.key:
-            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
+        state = parallel.agreed(self._state() if parallel.is_main() else None)
+        if state is None:
             return
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.averaged.load_state_dict(state["averaged"])
         self.history, self.best = state["history"], state["best"]
-        print(f"{self.stage}: going on after epoch {len(self.history)}.")
+        self.steps, self.spent = state["steps"], state["spent"]
+        self.losses = defaultdict(list, state["losses"])
+        print(f"{self.stage}: going on after {self._where()}.")
+
+    def _state(self) -> dict | None:
+        """The file to go on from, if there is one and it fits."""
+        if not self.state_path.exists():
+            return None
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        if state["key"] != self.key:
+            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
+            return None
+        return state
 
     def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> DataLoader:
         return DataLoader(
@@ -297,6 +397,7 @@ class Session:
             batch_sampler=plan,
             num_workers=self.cfg.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=interruption.left_to_the_parent,
             generator=torch.Generator(),  # else it would draw from torch's own
         )
 
@@ -307,7 +408,7 @@ class Session:
 
 
 # Parameters that leave the weights as they are.
-NOT_LEARNT_FROM = ("data", "out", "resume", "track", "ablate", "leave_out", "coverage", "accept")
+NOT_LEARNT_FROM = ("data", "out", "resume", "track", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")
 
 
 def _moving_average(decay: float):
@@ -334,7 +435,7 @@ def _sources() -> list[str]:
     here = Path(__file__).parent
     files = [
         here / f"{name}.py"
-        for name in ("datasets", "degrade", "disentangling", "laundering", "losses", "operators", "session", "training")
+        for name in "datasets degrade disentangling laundering losses operators parallel session training".split()
     ]
     return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]
 

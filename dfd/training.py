@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from dfd import config, evaluation
+from dfd import config, evaluation, parallel
 from dfd.datasets import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade import RandomDegrade
 from dfd.disentangling import Disentangler, fingerprinted
@@ -17,9 +17,32 @@ from dfd.fingerprint import remember
 from dfd.inference import Stage
 from dfd.laundering import Launderer
 from dfd.losses import consistency_loss, focal_loss, real_fake_loss, source_loss
-from dfd.session import MODEL, Session
+from dfd.parallel import gathered
+from dfd.plots import plot_history
+from dfd.progress import Live
+from dfd.session import CURVES, MODEL, Session
 
 DETECTION = {"bce": real_fake_loss, "focal": focal_loss}
+
+
+def fit(table: pd.DataFrame, cfg: config.Stage1 | config.Stage2, processes: int = 0) -> pd.DataFrame:
+    """Train the stage that the config is of, from a notebook: on all GPUs of the machine where it has several.
+
+    Args:
+        table, cfg: see `fit_stage1` and `fit_stage2`.
+        processes: how many; 0 starts one for each GPU, and none where there is one GPU or none, or this process is one
+            of several already.
+
+    Returns:
+        What the stage's own function does.
+    """
+    train = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2
+    processes = processes or parallel.gpus()
+    if processes < 2:
+        return train(table, cfg)
+    history = parallel.launch(train, table, cfg, processes=processes)
+    Live(CURVES).show(lambda: plot_history(history))
+    return history
 
 
 def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
@@ -56,8 +79,9 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
             if adversary:
                 laundered = adversarial_turn(session, adversary, images[is_fake == 0], images[is_fake == 1], cfg)
             with session.precision():
-                logits, escaped = session.model(torch.cat([images, laundered])).float().tensor_split([len(images)])
-            loss = detection(logits, is_fake)
+                logits = session.model(torch.cat([images, laundered])).float()
+            logits, escaped = (gathered(part) for part in logits.tensor_split([len(images)]))
+            loss = detection(logits, gathered(is_fake))
             if len(escaped):
                 loss = loss + cfg.laundered_weight * detection(escaped, torch.ones_like(escaped))
             session.step(loss)
@@ -80,6 +104,7 @@ def launderer_of(session: Session, cfg: config.Stage1) -> Launderer:
         perceptual=cfg.perceptual_weight > 0,
         r1_weight=cfg.r1_weight,
     ).to(session.device)
+    parallel.same(adversary)
     session.add("launderer", adversary.generator)
     session.add("discriminator", adversary.discriminator, cfg.lr_d)
     return adversary
@@ -91,13 +116,13 @@ def adversarial_turn(
     """One step of the discriminator and, where it is its turn, of the launderer; then what the detector learns from.
 
     Args:
-        photos, fakes: crops (B, 3, S, S) in [0, 1]; where either is empty nothing is done.
+        photos, fakes: crops (B, 3, S, S) in [0, 1]; where no process has any of either nothing is done.
 
     Returns:
         Laundered fakes through the codec of all classes, (B, 3, S, S) in [0, 1], without a gradient; none where it is
         not the launderer's turn.
     """
-    if not len(photos) or not len(fakes):
+    if not parallel.everybody(len(photos)) or not parallel.everybody(len(fakes)):
         return fakes[:0]
     with session.precision():
         session.step(adversary.discriminator_loss(photos, fakes), "discriminator")
@@ -166,9 +191,10 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
         loss = float(source_loss(logits, source))
         session.end_epoch(epoch, {"val_loss": loss, "val_balanced_accuracy": score}, score=score)
     history = session.finish()
-    stage = Stage.load(session.best_path)
-    if stage.neighbours is None:
-        remember(stage, train, session.best_path, seed=cfg.seed)
+    if parallel.is_main():
+        stage = Stage.load(session.best_path)
+        if stage.neighbours is None:
+            remember(stage, train, session.best_path, seed=cfg.seed)
     return history
 
 
@@ -183,6 +209,7 @@ def disentangler_of(session: Session, cfg: config.Stage2) -> Disentangler:
         perceptual=cfg.perceptual_weight > 0,
         quality=session.equalise_quality,
     ).to(session.device)
+    parallel.same(disentangler)
     if disentangler.discriminator is not None:
         session.add("discriminator", disentangler.discriminator, cfg.lr_d)
     return disentangler
@@ -221,10 +248,11 @@ def attribution_losses(
                 again = session.model.generator(disentangler.seen(carried)).float()
     with session.precision():
         logits = session.model.name(torch.cat([residual, again])).float()
-    own, put_on = logits.tensor_split([len(residual)])
-    found["source"] = source_loss(own, source.repeat(2), smoothing)
-    if len(put_on):
-        found["carried"] = source_loss(put_on, source, smoothing)
+    views = [gathered(part) for part in logits.split(len(source))]  # of the two views, and of what they are put on
+    source = gathered(source)
+    found["source"] = source_loss(torch.cat(views[:2]), source.repeat(2), smoothing)
+    if len(views) > 2:
+        found["carried"] = source_loss(views[2], source, smoothing)
     if cfg.consistency_weight:
-        found["consistency"] = consistency_loss(*own.chunk(2))
+        found["consistency"] = consistency_loss(*views[:2])
     return found

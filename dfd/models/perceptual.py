@@ -6,11 +6,11 @@ import pickle
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
 from dfd.models.classifier import _hub_answers
+from dfd.parallel import gathered
 
 ADDRESS = VGG16_Weights.IMAGENET1K_V1.url
 
@@ -94,7 +94,8 @@ class VGGPerceptual(nn.Module):
             with torch.no_grad():
                 wanted = self._layers(reference)
             pairs = zip(self._layers(images), wanted, strict=True)
-            return torch.stack([F.mse_loss(a, b) / (b.square().mean() + 1e-6) for a, b in pairs]).mean()
+            gaps = [(gathered(_each(a - b)).mean(), gathered(_each(b)).mean()) for a, b in pairs]
+            return torch.stack([gap / (size + 1e-6) for gap, size in gaps]).mean()
 
     def _layers(self, images: Tensor) -> list[Tensor]:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -104,6 +105,10 @@ class VGGPerceptual(nn.Module):
             if place in self.places:
                 found.append(x)
         return found
+
+
+def _each(x: Tensor) -> Tensor:
+    return x.square().mean((1, 2, 3))  # (B,)
 
 
 def _relu_places(features: nn.Sequential) -> dict[str, int]:

@@ -2,7 +2,9 @@ function render({ model, el }) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "jupyter-widgets jupyter-button widget-button";
-  button.textContent = "Paste image";
+  const icon = document.createElement("i");
+  icon.className = "fa fa-paste";
+  button.append(icon, "Paste image");
   button.title = "Read the clipboard; or put the focus here and press Ctrl+V (Cmd+V on a Mac)";
   button.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would paste a cell
 

@@ -1,0 +1,319 @@
+"""Training in several processes, one a GPU, on one machine or several: what they say to one another.
+
+`accelerate launch` starts them; `fit` of `dfd.training` does where a notebook has several GPUs. Each loads its own part
+of every batch. What a loss is made of, a logit an image for instance, is put together from all parts (`gathered`), so
+that each process has the loss of the whole batch and none needs to know how the batch was cut; the gradients, which
+then are shares of the whole batch's, are added up. Alone, all of this does nothing and imports nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Thing = TypeVar("Thing")
+PATIENCE = timedelta(minutes=30)  # how long one waits for another that is silent; one that died is noticed at once
+
+GO_ON = "run the same again to go on from the last checkpoint"
+
+
+class LostProcess(RuntimeError):
+    """Another process of this training is gone, or has not answered for PATIENCE."""
+
+    code = 3
+
+
+def join() -> None:
+    """Meet the other processes, where this one was started as one of several; the process knows its device then."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Part from the others; to be called when all have ended well."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def count() -> int:
+    """Processes of this training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, the GPU, or the CPU."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        return PartialState().device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def share(items: Sequence[Thing]) -> Sequence[Thing]:
+    """This process's part of a list: neighbours, as many as the others have, or one more or less."""
+    first, last = (len(items) * number // count() for number in (rank(), rank() + 1))
+    return items[first:last]
+
+
+def gathered(part: Tensor) -> Tensor:
+    """The rows of all processes, in the order of `share`; the gradient goes to this process's rows alone.
+
+    Args:
+        part: (n, ...); n may differ between processes, and may be 0.
+    """
+    return part if count() == 1 else _Gathered.apply(part)
+
+
+def total(part: Tensor) -> Tensor:
+    """The sum over all processes, element by element; the gradient goes to all of them."""
+    return part if count() == 1 else _Total.apply(part)
+
+
+def everybody(value: int) -> int:
+    """The sum of a number over all processes."""
+    return value if count() == 1 else int(total(torch.tensor(value, device=device())))
+
+
+def most(value: int) -> int:
+    """The largest of a number's values in all processes."""
+    if count() == 1:
+        return value
+    largest = torch.tensor(value, device=device())
+    with _lost("looking for a signal"):
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def agreed(value: Thing) -> Thing:
+    """What the main process says, in all of them."""
+    if count() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    with _lost("agreeing"):
+        return broadcast_object_list([value])[0]
+
+
+def same(network: nn.Module) -> None:
+    """Give all processes the main one's weights and buffers."""
+    if count() > 1:
+        with _lost("copying weights"):
+            for tensor in (*network.parameters(), *network.buffers()):
+                copy = tensor.detach().contiguous()
+                dist.broadcast(copy, 0)
+                tensor.detach().copy_(copy)
+
+
+def add_up(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in one message; a gradient that only some have is zero in the others."""
+    if count() == 1:
+        return
+    parameters = list(parameters)
+    mine = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    there = torch.tensor([one.grad is not None for one in parameters], dtype=torch.float32, device=mine[0].device)
+    flat = torch.cat([there, *(one.flatten().float() for one in mine)])
+    with _lost("adding up gradients"):
+        dist.all_reduce(flat)
+    there, *sums = flat.split([len(parameters), *(one.numel() for one in mine)])
+    for parameter, gradient, found, summed in zip(parameters, mine, there.tolist(), sums, strict=True):
+        parameter.grad = gradient.copy_(summed.view_as(gradient)) if found else None
+
+
+def together(network: nn.Module) -> nn.Module:
+    """Let the batch norms of a network take their statistics over all processes; names of weights stay as they are.
+
+    `nn.SyncBatchNorm` on GPUs, timm's where an activation belongs to the norm; it does not run on a CPU, where
+    `_BatchNorm` does the same.
+    """
+    if count() > 1 and device().type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(network)
+    for module in network.modules() if count() > 1 else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = _BatchNorm  # keeps weights, buffers, and the activation that timm's have in them
+    return network
+
+
+@contextlib.contextmanager
+def chorus() -> Iterator[None]:
+    """What all processes do: meet, and let one of them speak, of results as of errors.
+
+    Only the main one prints. The first that fails says why and takes the others with it; they stay silent, as the
+    error that they meet is only that one has gone.
+
+    Raises:
+        LostProcess: one has gone and left no word.
+    """
+    join()
+    if count() == 1:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_main() else nowhere):
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not _first_to_speak():
+            raise SystemExit(getattr(error, "code", 2)) from error
+        raise
+    leave()
+
+
+def gpus() -> int:
+    """GPUs that `launch` can use from here: 1 where there is one or none, or this is one of several processes."""
+    found = torch.cuda.device_count()
+    if found < 2 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return 1
+    if torch.cuda.is_initialized():
+        print(f"This kernel has used a GPU already, so it trains on one of {found}; restart it to train on all.")
+        return 1
+    return found
+
+
+def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
+    """Call a function in several processes of this machine, from a notebook; gives what it gives in the main one.
+
+    Raises:
+        LostProcess: one of them was killed.
+        Exception: what the first that failed raised, with its traceback as a note.
+    """
+    from accelerate import notebook_launcher
+    from accelerate.utils import patch_environment
+    from accelerate.utils.other import get_free_port
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is raised here
+    with tempfile.TemporaryDirectory() as folder:
+        given = (function, given, Path(folder))
+        try:
+            with patch_environment(omp_num_threads=1):
+                notebook_launcher(_answer, given, processes, use_port=str(get_free_port()))
+        except ChildFailedError as error:
+            if (Path(folder) / "error").exists():
+                raise pickle.loads((Path(folder) / "error").read_bytes()) from None
+            signal = error.get_first_failure()[1].exitcode
+            raise LostProcess(f"a process of this training ended without a word (code {signal}); {GO_ON}") from None
+        return pickle.loads((Path(folder) / "answer").read_bytes())
+
+
+def _answer(function: Callable[..., Any], given: tuple, folder: Path) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a second one would wait for ever
+    try:
+        with chorus():
+            found = function(*given)
+        name = "answer"
+    except Exception as error:
+        error.add_note(f"in process {rank()} of {count()}:\n{traceback.format_exc()}")
+        found, name = error, "error"
+    if is_main() or name == "error":
+        (folder / name).write_bytes(pickle.dumps(found))
+    if name == "error":
+        raise SystemExit(1)
+
+
+def _first_to_speak() -> bool:
+    """Whether no other process has reported an error; each asks once."""
+    try:
+        return dist.distributed_c10d._get_default_store().add("dfd/spoken", 1) == 1
+    except RuntimeError:
+        return True  # the store went with the process that held it
+
+
+@contextlib.contextmanager
+def _lost(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, and the base of torch.distributed's own
+        raise LostProcess(
+            f"while {doing}, another process of this training was gone: killed, out of memory, or its machine is "
+            f"down; {GO_ON}"
+        ) from error
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        here = part.detach().to(device()).contiguous()
+        lengths = torch.zeros(count(), dtype=torch.long, device=here.device)
+        lengths[rank()] = len(here)
+        with _lost("computing a loss"):
+            dist.all_reduce(lengths)
+            lengths = lengths.tolist()
+            padded = here.new_zeros(max(lengths), *here.shape[1:])
+            padded[: len(here)] = here
+            parts = [torch.empty_like(padded) for _ in lengths]
+            if padded.numel():
+                dist.all_gather(parts, padded)
+        ctx.rows = slice(sum(lengths[: rank()]), sum(lengths[: rank() + 1]))
+        return torch.cat([one[:length] for one, length in zip(parts, lengths, strict=True)]).to(part.device)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient[ctx.rows]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        summed = part.detach().clone().contiguous()
+        with _lost("adding up"):
+            dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Total.apply(gradient)
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, Ioffe and Szegedy 2015, arXiv:1502.03167; on any device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self._normed(x) if self.training else super().forward(x)
+        for name in ("drop", "act"):  # of timm's BatchNormAct2d
+            normed = getattr(self, name)(normed) if hasattr(self, name) else normed
+        return normed
+
+    def _normed(self, x: Tensor) -> Tensor:
+        wide, shape = x.float(), (1, -1, 1, 1)
+        pixels = total(wide.new_tensor(wide[:, 0].numel()))
+        mean = total(wide.sum((0, 2, 3))) / pixels  # (C,)
+        centred = wide - mean.view(shape)
+        variance = total(centred.square().sum((0, 2, 3))) / pixels
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
+            weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, weight)
+                self.running_var.lerp_(variance * pixels / (pixels - 1), weight)
+        normed = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(x.dtype)
