@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from jupyter_client.manager import start_new_kernel
+from jupyter_client.manager import KernelManager
 from PIL import Image
 
 from benchmarks.measure import Row, against
@@ -53,8 +53,12 @@ def kernel(source: str) -> None:
     Raises:
         RuntimeError: the cell failed.
     """
-    manager, client = start_new_kernel(cwd=str(config.ROOT))
+    manager = KernelManager(transport="ipc")
+    manager.start_kernel(cwd=str(config.ROOT))
+    client = manager.client()
     try:
+        client.start_channels()
+        client.wait_for_ready(timeout=120)
         reply = client.execute_interactive(source, output_hook=lambda _: None, timeout=120)
         if reply["content"]["status"] != "ok":
             raise RuntimeError(f"{source!r} failed in the kernel: {reply['content'].get('evalue')}")
