@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ from dfd.places import ENVIRONMENT
 from dfd.scoring import Job, Scorer
 
 STORE = 256 << 20  # bytes of shared memory on this machine: checkpoints and lists of addresses, never an image
+
+ATTEMPTS = 3  # to start Ray
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def joined(address: str | None, workers: int | None, gpus: float | None, threads
     """Join a Ray cluster, or start one on this machine and stop it afterwards.
 
     Args:
-        address: of the cluster, auto for the one that this machine belongs to; none starts one.
+        address: of the cluster, auto for the one that this machine belongs to; none takes that of the variable
+            RAY_ADDRESS, or starts one.
         workers: none takes one for each GPU, or as many as the CPUs have threads for.
         gpus: of each worker, a share below 1 too; none takes 1 where there are any.
         threads: of each worker.
@@ -93,7 +97,7 @@ def joined(address: str | None, workers: int | None, gpus: float | None, threads
     was_there = ray.is_initialized()
     if not was_there:
         with _quiet():
-            _start(address, workers, threads)
+            _start(address or os.environ.get("RAY_ADDRESS"), workers, threads)
     try:
         has = ray.cluster_resources()
         gpus = float(has.get("GPU", 0) >= 1) if gpus is None else gpus
@@ -110,11 +114,25 @@ def _start(address: str | None, workers: int | None, threads: int) -> None:
         try:
             ray.init(address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConnectionError(f"no Ray cluster at {address}: {reason}; `ray start --head` starts one") from error
-    else:
-        cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
-        ray.init(num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
+            raise ConnectionError(
+                f"no Ray cluster at {address}: {_line(error)}; `ray start --head` starts one"
+            ) from error
+        return
+    cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
+            return
+        except (
+            Exception
+        ) as error:  # Ray gives its servers 15 s to start, which a busy machine may need for Python alone
+            ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise ConnectionError(f"Ray does not start here: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
@@ -144,8 +162,10 @@ def scored(
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.target_max_block_size = 1  # byte: every unit and every result goes on at once
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # fewer units than workers
     reference = ray.put(checkpoints)
     results = ray.data.read_datasource(
         Units(inputs, done, job.part_size), override_num_blocks=1, num_cpus=0
@@ -170,7 +190,9 @@ def _environment() -> dict[str, str]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong in a worker, as it was raised there."""
+    """What went wrong in a worker, as it was raised there; Ray has put a text of its own into it."""
     while inner := getattr(error, "cause", None) or error.__cause__:
         error = inner
-    return error
+    text = str(error).split("Failed to apply UDF")[0].rstrip(" :\n'\"")
+    kind = next((one for one in (OSError, ValueError) if isinstance(error, one)), None)
+    return kind(text) if kind else error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain, groupby, islice
@@ -112,7 +113,7 @@ class Scorer:
         return verdicts
 
     def _note(self, mark: str, known: dict[str, Any]) -> None:
-        self.parts.put(mark, json.dumps(known).encode())
+        self.parts.put(mark, json.dumps(known | {"host": socket.gethostname(), "pid": os.getpid()}).encode())
 
 
 def judged(detector: Detector, items: Iterator[Item], job: Job) -> Iterator[Verdict]:
@@ -163,8 +164,8 @@ def run(
     detector = Detector.load(folder, torch.device("cpu"))
     detector = detector if threshold_fpr is None else detector.at_fpr(threshold_fpr)
     checkpoints = {name: (folder / name).read_bytes() for name in CHECKPOINTS.values()}
-    job = Job(**asdict(job) | {"threshold": detector.threshold})
     inputs, parts, outcome = inputs.checked(), Parts(job.out), Outcome()
+    job = replace(job, out=parts.address, threshold=detector.threshold)  # workers have another working directory
     parts.begin(_record(folder, checkpoints, inputs, job), SAME)
     names = parts.names()
     if known := begun(names):
