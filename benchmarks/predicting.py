@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, against
+from dfd.checkpoints import build_model
 from dfd.images import load_rgb
-from dfd.inference import BATCH, Detector, Stage, build_model
+from dfd.inference import Detector
+from dfd.stage import BATCH, Stage
 
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}
 SIDES = {"stage1": 96, "stage2": 96}  # crop sizes of profile quick

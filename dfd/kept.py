@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from dfd.inference import CHECKPOINTS, save_checkpoint, update_checkpoint
+from dfd.checkpoints import save_checkpoint, update_checkpoint
+from dfd.stage import CHECKPOINTS
 
 # Parameters that leave the weights as they are.
 NOT_LEARNT_FROM = ("data", "out", "resume", "track", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")

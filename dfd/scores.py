@@ -13,10 +13,11 @@ from torch import Tensor
 
 from dfd import calibration, conformal, evaluation, openset
 from dfd.atomic import whole
+from dfd.checkpoints import update_checkpoint
 from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
-from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 from dfd.progress import bar
+from dfd.stage import CHECKPOINTS, Stage
 
 # What is fitted on validation and stored beside the weights.
 FITTED = (

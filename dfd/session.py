@@ -22,11 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from dfd import config, interruption, kept, manifest, parallel, tracking
+from dfd.checkpoints import build_model
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
-from dfd.inference import build_model, uses_bfloat16
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
+from dfd.stage import uses_bfloat16
 
 CURVES = "Training: losses and validation metrics over the epochs"
 MODEL = "model"  # the network that the checkpoint is about; others are added by name

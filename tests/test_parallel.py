@@ -15,7 +15,7 @@ import torch
 from processes import FITS
 
 from dfd import manifest, parallel, session
-from dfd.inference import CHECKPOINTS
+from dfd.stage import CHECKPOINTS
 
 HERE = Path(__file__).parent
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --main_process_port 0 --dynamo_backend no".split()

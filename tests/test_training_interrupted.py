@@ -20,8 +20,8 @@ from test_training import FITS, configured
 
 from dfd import __main__, interruption, manifest
 from dfd.atomic import PART
-from dfd.inference import CHECKPOINTS
 from dfd.session import Session
+from dfd.stage import CHECKPOINTS
 
 KILLS = {"stage1": 13, "stage2": 12}
 TINY = {
