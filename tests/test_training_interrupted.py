@@ -187,6 +187,7 @@ def test_data_that_vanish_in_the_middle_are_named_and_the_training_is_kept(
     disturb(monkeypatch, "set_learning_rate", 3, lambda: data.rename(tmp_path / "elsewhere"))
     with pytest.raises(FileNotFoundError, match="data folder .*data is gone; bring it back.*kept in .*train_stage2.pt"):
         FITS["stage2"][0](table, cfg)
+    assert torch.load(tmp_path / "out" / "train_stage2.pt", weights_only=True)["steps"] >= 3
     (tmp_path / "elsewhere").rename(data)
     FITS["stage2"][0](table, cfg)
     assert_same(end_state(tmp_path / "out", "stage2"), whole["stage2"])
