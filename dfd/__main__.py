@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from dfd import __version__, config
+from dfd.options import find_model, judging_options, shown
+from dfd.score_command import score
+from dfd.sweep_command import sweep
 
-CROP_MODES = ("five", "grid", "random")
-CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
 SHOWN = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -50,6 +51,7 @@ def main(debug: bool) -> None:
     See it work:      python -m dfd sample && python -m dfd run
     On your images:   python -m dfd run --data my/images --out reports/mine --profile quick
     One picture:      python -m dfd predict photo.jpg
+    A million:        python -m dfd score s3://bucket/images --out s3://bucket/scores
     """
 
 
@@ -62,6 +64,9 @@ profile_option = click.option(
 setting_option = click.option(
     "-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated."
 )
+
+
+main.add_command(sweep)
 
 
 @main.command()
@@ -88,7 +93,7 @@ def run(
 
     chosen = remembered(out, data=data, profile=profile)
     index = report.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
-    click.echo(f"Open {_shown(index)}")
+    click.echo(f"Open {shown(index)}")
 
 
 @main.command()
@@ -139,24 +144,11 @@ def sample(out: str, seed: int) -> None:
 
 
 @main.command()
-@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
 @click.option("--csv", "table", metavar="FILE", help="Write the answers there too, line by line; see --resume.")
 @click.option("--resume", is_flag=True, help="Skip the images that the file of --csv has, and go on with it.")
 @click.option("--report", metavar="FILE", help="Write an HTML page that shows what each answer rests on; slower.")
-@click.option(
-    "--threshold-fpr",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="SHARE",
-    help="Call at most this share of the validation photos fake: 0.01, for instance.  [default: the model's threshold]",
-)
-@click.option(
-    "--crops",
-    type=click.IntRange(1),
-    help="Crops per image at most; more is slower and steadier.  [default: the model's, or 256 for --crop-mode grid, "
-    "the most there are]",
-)
-@click.option("--crop-mode", type=click.Choice(CROP_MODES), help="Where they lie.  [default: the model's]")
+@judging_options
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str | None, **options: Any) -> None:
     """Judge images: real or fake, and made by which generator.
@@ -190,7 +182,10 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
 
     found = predicting.find_images(paths)
     journal = predicting.Journal(Path(table), resume) if table else None
-    raise SystemExit(predicting.run(folder, found, journal, shown=_shown(folder), **options))
+    raise SystemExit(predicting.run(folder, found, journal, shown=shown(folder), **options))
+
+
+main.add_command(score)
 
 
 @main.command()
@@ -218,7 +213,7 @@ def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[s
         if path:
             table(found).to_csv(path, index=False)
     if out:
-        click.echo(f"\nOpen {_shown(compare_report.write_page(found, Path(out).absolute()))}")
+        click.echo(f"\nOpen {shown(compare_report.write_page(found, Path(out).absolute()))}")
 
 
 @main.group()
@@ -305,26 +300,6 @@ def remembered(out: str, **given: str | None) -> dict[str, str]:
 
     kept = {"data": "data/sample", "profile": "demo"} | record.read_json(config.resolve(out) / "config.json")
     return {name: value or kept[name] for name, value in given.items()}
-
-
-def find_model(model: str | None) -> Path:
-    """The run folder to predict with.
-
-    Raises:
-        FileNotFoundError: there is none; the text says how to get one.
-    """
-    runs = [Path(model)] if model else list(config.resolve("reports").glob("*/"))
-    trained = [path for path in runs if all((path / name).exists() for name in CHECKPOINTS)]
-    if not trained:
-        where = model or "reports/"
-        raise FileNotFoundError(
-            f"no trained model in {where}: `make demo` or `python -m dfd run --data FOLDER` makes one"
-        )
-    return max(trained, key=lambda path: (path / CHECKPOINTS[-1]).stat().st_mtime)
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

@@ -46,15 +46,19 @@ class ScanCache:
         finally:
             self.connection.close()
 
-    def file(self, path: str, size: int, mtime: int) -> dict[str, Any] | None:
-        """Give what was found out about a file, or None if it is new or has changed."""
-        query = "SELECT found FROM files WHERE path = ? AND size = ? AND mtime = ?"
-        row = self.connection.execute(query, (path, size, mtime)).fetchone()
-        return json.loads(row[0]) if row else None
+    def files(self, stamps: dict[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
+        """Give what was found out about files, by path; those that are new or have changed are left out.
 
-    def keep_file(self, path: str, size: int, mtime: int, found: dict[str, Any]) -> None:
-        """Remember a file's description, or its error."""
-        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [(path, size, mtime, json.dumps(found))])
+        Args:
+            stamps: size and time of each file, by path.
+        """
+        rows = self.connection.execute("SELECT path, size, mtime, found FROM files")
+        return {path: json.loads(text) for path, *stamp, text in rows if stamps.get(path) == tuple(stamp)}
+
+    def keep_files(self, found: dict[str, tuple[int, int, dict[str, Any]]]) -> None:
+        """Remember descriptions, or errors, by path: size and time of the file, and what was found."""
+        rows = [(path, size, mtime, json.dumps(text)) for path, (size, mtime, text) in found.items()]
+        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
 
     def splits(self, key: str) -> dict[str, str]:
         """Give the splits drawn earlier under the same seed and fractions, by sha256."""

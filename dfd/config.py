@@ -87,6 +87,7 @@ class Training(Shared):
     checkpoint_minutes: float = 5.0  # between states to go on from within an epoch; 0: only after each epoch
     workers: int = 1  # loader processes; 0 loads in the training process
     resume: bool = True  # go on from the last checkpoint of the same configuration
+    track: str = "auto"  # where the epochs are logged: tensorboard, mlflow or none; auto: tensorboard
 
     def check(self) -> None:
         self._need(self.crop_size >= 32, f"crop_size must be at least 32, got {self.crop_size}")
@@ -100,6 +101,7 @@ class Training(Shared):
             self._need(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         self._need(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
         self._one_of("crop_mode", ("five", "grid", "random"))
+        self._one_of("track", ("auto", "tensorboard", "mlflow", "none"))
 
     def _not_negative(self, name: str) -> None:
         self._need(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

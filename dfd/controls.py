@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from dfd import fragments, stress
+from dfd.clipboard import Paste
 from dfd.gallery import Item
 from dfd.images import load_rgb
 
@@ -18,7 +19,14 @@ LABEL = "4.5rem"  # width of the labels left of their controls
 class Controls:
     """Every widget of the probe, and `view`, which holds them all."""
 
-    def __init__(self, examples: Sequence[Item]):
+    def __init__(self, examples: Sequence[Item], paste: Paste):
+        """Make the widgets.
+
+        Args:
+            examples: images that get a button each.
+            paste: what takes images from the clipboard.
+        """
+        self.paste = paste
         self.upload = widgets.FileUpload(
             accept=SUFFIXES, multiple=True, description="Choose images", tooltip="Image files from your computer"
         )
@@ -61,7 +69,7 @@ class Controls:
         view = widgets.VBox(
             [
                 widgets.HTML(fragments.style()),
-                _row(self.upload, self.path),
+                _row(self.upload, self.paste, self.path),
                 _row(*gallery),
                 self.status,
                 self.list,

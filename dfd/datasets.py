@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
+from torchvision.transforms.v2 import functional as TF
 
-from dfd.degrade import jpeg, to_tensor
+from dfd.degrade import jpeg
 from dfd.images import load_rgb
+from dfd.operators import as_float
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +35,9 @@ def pad_to(images: Tensor, size: int) -> Tensor:
 
 
 def random_crop(images: Tensor, size: int) -> Tensor:
-    """Cut one random window of size x size from (B, 3, H, W), padding where the image is smaller."""
-    images = pad_to(images, size)
+    """Cut one random window of size x size from (B, 3, H, W), padding where the image is smaller (then it is float)."""
+    if min(images.shape[-2:]) < size:
+        images = pad_to(as_float(images), size)
     top, left = (int(torch.randint(side - size + 1, ())) for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
@@ -45,7 +48,7 @@ def equalise(crops: Tensor, quality: int | None) -> Tensor:
     Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608).
 
     Args:
-        crops: (B, 3, S, S) in [0, 1].
+        crops: (B, 3, S, S) in [0, 1], or uint8, which stays so.
         quality: Pillow quality; none leaves the crops as they are.
     """
     return crops if quality is None else jpeg(crops, quality)
@@ -71,13 +74,16 @@ class _Crops(Dataset):
         return len(self.paths)
 
     def view(self, window: Tensor) -> Tensor:
-        """Degrade and cut a (1, 3, H, W) window to (3, S, S)."""
+        """Degrade and cut a (1, 3, H, W) window, float or uint8, to (3, S, S) float."""
         window = self.degrade(window) if self.degrade else window
-        return equalise(random_crop(window, self.crop_size), self.equalise_quality)[0]
+        return as_float(equalise(random_crop(window, self.crop_size), self.equalise_quality))[0]
 
     def window(self, index: int) -> Tensor:
-        """A (1, 3, S + margin, S + margin) cut of the image, large enough for a rescaling to half the size."""
-        image = to_tensor(load_rgb(self.paths[index]))
+        """A (1, 3, S + margin, S + margin) cut of the image, large enough for a rescaling to half the size.
+
+        uint8, for as many steps as can do with it: JPEG needs 8 bits anyway. float where the image has to be padded.
+        """
+        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
         height, width = image.shape[-2:]
         size = 2 * self.crop_size if self.degrade else self.crop_size
         window = random_crop(image, min(size + MARGIN, max(min(height, width), self.crop_size)))

@@ -16,7 +16,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from dfd.operators import KERNELS, crop, double_jpeg, gamma, gaussian_blur, jpeg, noise, rescale, webp
+from dfd.operators import (
+    EIGHT_BIT,
+    KERNELS,
+    as_float,
+    crop,
+    double_jpeg,
+    gamma,
+    gaussian_blur,
+    jpeg,
+    noise,
+    rescale,
+    webp,
+)
 
 # Longest side in pixels and JPEG quality. Imitations in round numbers, not what a platform is known to do today.
 SOCIAL_PRESETS = {"large": (2048, 85), "message": (1600, 70), "feed": (1080, 75), "thumbnail": (320, 70)}
@@ -207,8 +219,12 @@ class RandomDegrade:
             raise ValueError(f"kernels must be some of {', '.join(KERNELS)}, got {self.kernels}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Degrade (B, 3, H, W) images in [0, 1], all in the same way; H and W may change."""
+        """Degrade (B, 3, H, W) images in [0, 1], all in the same way; H and W may change.
+
+        uint8 images stay so until a step needs float.
+        """
         for name, level, options in self.draw():
+            images = images if name in EIGHT_BIT else as_float(images)
             least = min(1.0, self.smallest / min(images.shape[-2:]))
             if name in ("rescale", "crop"):
                 level = max(level, least)

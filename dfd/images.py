@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
 MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
+BLOCKS = 8  # of 16 MB at the utmost, that Pillow keeps for the next image: new pages cost as much as decoding a JPEG
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 
 # Table K.1 of the JPEG standard (ITU-T T.81): luminance quantisation at quality 50, row by row.
@@ -44,6 +45,7 @@ STARTS = (  # what a file that is no image starts with -> what it is
     (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the real file"),
 )
+Image.core.set_blocks_max(BLOCKS)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
 
 
@@ -119,7 +121,7 @@ def perceptual_hash(image: Image.Image) -> str | None:
     thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
     if np.asarray(thumbnail, dtype=np.float32).std() < FLAT:
         return None
-    return str(imagehash.phash(thumbnail, hash_size=HASH_SIZE))
+    return np.packbits(imagehash.phash(thumbnail, hash_size=HASH_SIZE).hash).tobytes().hex()  # str() takes longer
 
 
 def jpeg_quality(tables: dict[int, list[int]]) -> int | None:
@@ -148,7 +150,7 @@ def _standard_tables() -> np.ndarray:
 def open_file(path: str | Path | bytes) -> BinaryIO:
     """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
     if isinstance(path, bytes):
-        _limit(len(path))
+        checked_bytes(len(path))
         return BytesIO(path)
     try:
         status = Path(path).stat()
@@ -157,7 +159,7 @@ def open_file(path: str | Path | bytes) -> BinaryIO:
             raise ImageError("a folder, not an image file")
         if not stat.S_ISREG(mode):
             raise ImageError("not a regular file (pipe, socket or device)")
-        _limit(status.st_size)
+        checked_bytes(status.st_size)
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         if isinstance(error, ImageError):
@@ -165,7 +167,12 @@ def open_file(path: str | Path | bytes) -> BinaryIO:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _limit(count: int) -> None:
+def checked_bytes(count: int) -> None:
+    """Refuse a file of this many bytes if it is above the limit.
+
+    Raises:
+        ImageError: the reason.
+    """
     if count > MAX_BYTES:
         raise ImageError(f"oversized: {count / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
 
@@ -208,7 +215,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
     try:
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would only be copied
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if image.has_transparency_data:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
 from dfd.images import ImageError, load_rgb
 from dfd.neighbours import Neighbours
+from dfd.operators import jpeg_pixels
 from dfd.sources import Source, as_rgb, is_batch
 
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
@@ -60,8 +61,33 @@ class Scored:
 class Prepared:
     """The crops of one image, ready for a stage."""
 
-    windows: Tensor  # (N, 3, S, S) uint8, equalised; their values are whole parts of 255 in any case
+    windows: Tensor  # (N, 3, S, S), equalised: uint8, or float in [0, 1] where a tensor meets no equalising JPEG
     plan: Plan
+
+
+def _equal_pixels(image: Image.Image, plan: Plan, size: int, quality: int | None) -> Tensor:
+    """The windows of an image that is large enough for them, (N, 3, S, S) uint8: as `cut` and `equalise` would have
+    them, but without torch, whose threads would get in the way of the network's.
+    """
+    boxes = [(left, top, left + size, top + size) for top, left in plan.corners]
+    pixels = np.stack([np.asarray(image.crop(box).convert("RGB")) for box in boxes])  # (N, S, S, 3)
+    if quality is not None:
+        pixels = jpeg_pixels(pixels, quality)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _batches(windows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Crops of any images as float (size, 3, S, S) in [0, 1], the last ones fewer; twice that is held at the most."""
+    held: list[Tensor] = []
+    for many in windows:
+        for part in many.split(size):
+            held.append(part / 255 if part.dtype == torch.uint8 else part)
+            if sum(map(len, held)) >= size:
+                joined = torch.cat(held)
+                yield joined[:size]
+                held = [joined[size:]]
+    if sum(map(len, held)):
+        yield torch.cat(held)
 
 
 class Stage:
@@ -113,13 +139,10 @@ class Stage:
         """Logits (classes,) of one PIL image, averaged over its crops."""
         return next(self.stream([image], crops, mode)).logits
 
-    @torch.inference_mode()
     def stream(
         self, images: Iterable[Image.Image | Tensor], crops: int | None = None, mode: str | None = None
     ) -> Iterator[Scored]:
         """Score images one after another, their crops batched together.
-
-        No more than BATCH crops are held at a time, and of a PIL image nothing but its crops becomes float.
 
         Args:
             images: PIL images, or (1, 3, H, W) tensors in [0, 1]; of any sizes.
@@ -133,50 +156,44 @@ class Stage:
         Raises:
             ValueError: an image without pixels, crops below 1, or an unknown mode.
         """
+        return self.score(self.prepare(image, crops, mode) for image in images)
+
+    def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
+        """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         if crops is None:
             crops = MAX_CROPS if mode == "grid" else self.crops
+        height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
+        size, quality = self.crop_size, self.equalise_quality
+        chosen = plan(height, width, size, crops, mode or self.crop_mode)
+        if isinstance(image, Image.Image) and size <= min(image.size):
+            return Prepared(_equal_pixels(image, chosen, size, quality), chosen)
+        windows = []
+        for corner in chosen.corners:
+            window = equalise(cut(image, corner, size), quality)
+            windows.append(window if quality is None else (window * 255).round().byte())
+        return Prepared(torch.cat(windows), chosen)
+
+    @torch.inference_mode()
+    def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
+        """What the stage says of images whose crops were cut before, in order.
+
+        Args:
+            prepared: by `prepare`.
+            batch: crops, of any images, that pass the network at a time; none takes BATCH.
+        """
         plans: deque[Plan] = deque()  # of the images that wait for logits
-        windows = self._windows(images, crops, mode or self.crop_mode, plans)
         answers: list[tuple[Tensor, float | None]] = []
-        while batch := list(islice(windows, BATCH)):
-            answers.extend(self._answers(torch.cat(batch)))
+        windows = (plans.append(one.plan) or one.windows for one in prepared)
+        for some in _batches(windows, batch or BATCH):
+            answers.extend(self._answers(some))
             while plans and len(answers) >= len(plans[0].corners):
                 first = plans.popleft()
                 count = len(first.corners)
                 yield self._average(answers[:count], first)
                 answers = answers[count:]
 
-    def _windows(self, images: Iterable[Image.Image | Tensor], crops: int, mode: str, plans: deque) -> Iterator[Tensor]:
-        for image in images:
-            height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
-            chosen = plan(height, width, self.crop_size, crops, mode)
-            plans.append(chosen)
-            for corner in chosen.corners:
-                yield cut(image, corner, self.crop_size)
-            del image  # before the next one is read: two large ones may not fit
-
-    def prepare(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Prepared:
-        """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
-        if crops is None:
-            crops = MAX_CROPS if mode == "grid" else self.crops
-        chosen = plan(image.height, image.width, self.crop_size, crops, mode or self.crop_mode)
-        windows = torch.cat([cut(image, corner, self.crop_size) for corner in chosen.corners])
-        windows = equalise(windows, self.equalise_quality)
-        return Prepared((windows * 255).round().byte(), chosen)
-
-    @torch.inference_mode()
-    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
-        """What the stage says of images whose crops were cut before, in order."""
-        if not prepared:
-            return []
-        windows = torch.cat([one.windows for one in prepared])
-        answers = [answer for chunk in windows.split(BATCH) for answer in self._answers(chunk / 255, equal=True)]
-        sizes = np.cumsum([0, *(len(one.windows) for one in prepared)])
-        return [self._average(answers[sizes[i] : sizes[i + 1]], one.plan) for i, one in enumerate(prepared)]
-
-    def _answers(self, batch: Tensor, equal: bool = False) -> list[tuple[Tensor, float | None]]:
-        """Logits (classes,) and strangeness of each of (B, 3, S, S) crops in [0, 1], equalised already or not."""
-        batch = batch if equal else equalise(batch, self.equalise_quality)
+    def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
+        """Logits (classes,) and strangeness of each of (B, 3, S, S) equalised crops in [0, 1]."""
         batch, strange = batch.to(self.device), [None] * len(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
             if self.neighbours is None:
@@ -283,35 +300,41 @@ class Detector:
 
     def predict(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[Any],
         crops: int | None = None,
         mode: str | None = None,
         report: Callable[[str], None] = print,
+        read: Callable[[Any], Image.Image] = load_rgb,
+        batch: int | None = None,
     ) -> Iterator[Verdict]:
         """Judge files one after another.
 
         Args:
-            paths: image files.
+            paths: image files, or whatever `read` takes; its str() is the path of the Verdict.
             crops, mode: as in `Stage.stream`.
             report: gets a line for each image that is too large for all the crops that the mode asks for.
+            read: gives an upright RGB image, or raises an ImageError; called ahead, in a thread.
+            batch: crops per forward pass; none takes BATCH.
 
         Yields:
             One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
         stages = self.stage1, self.stage2
 
-        def prepare(path: str | Path) -> list[Prepared] | str:
+        def prepare(path: Any) -> list[Prepared] | str:
             try:
-                image = load_rgb(path)
+                image = read(path)
             except ImageError as error:
                 return str(error).removeprefix(f"{path}: ")
             return [stage.prepare(image, crops, mode) for stage in stages]
 
         per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
-        with closing(in_groups(prepare, paths, max(2, 2 * BATCH // per_image))) as groups:
+        threads = 1 if self.stage1.device.type == "cpu" else min(8, os.cpu_count() or 1)  # a GPU is fed by several
+        with closing(in_groups(prepare, paths, max(1, 2 * (batch or BATCH) // per_image), threads)) as groups:
             for group in groups:
-                read = [found for _, found in group if not isinstance(found, str)]
-                scored = zip(*(stage.score([one[i] for one in read]) for i, stage in enumerate(stages)), strict=True)
+                ready = [found for _, found in group if not isinstance(found, str)]
+                each = (stage.score([one[i] for one in ready], batch) for i, stage in enumerate(stages))
+                scored = zip(*each, strict=True)
                 for path, found in group:
                     if isinstance(found, str):
                         yield Verdict(str(path), error=found)

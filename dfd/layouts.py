@@ -46,6 +46,7 @@ class Found:
     files: list[tuple[str, str, str | None]]  # path, label, split that the folders give
     labels: list[str]  # every class folder, empty ones included
     rejected: list[dict[str, str]]  # path and reason
+    stamps: dict[str, tuple[int, int]]  # size and time (ns) by path: a file that has changed is known by them
 
 
 def find(root: Path) -> Found:
@@ -74,12 +75,12 @@ def find(root: Path) -> Found:
         elif parts or not name.lower().startswith(ASIDE):
             rejected.append({"path": path, "reason": "outside every class folder"})
     labels = sorted({position[0] for parts in folders if (position := place(parts))})
-    return Found(layout, sorted(placed), labels, rejected)
+    return Found(layout, sorted(placed), labels, rejected, files)
 
 
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, ...]], list[dict[str, str]]]:
-    """List every file and folder below root; what cannot be entered becomes a row."""
-    files, folders, rejected = [], [], []
+def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, ...]], list[dict[str, str]]]:
+    """List every file, with its stamp, and every folder below root; what cannot be entered becomes a row."""
+    files, folders, rejected = {}, [], []
 
     def reject(parts: tuple[str, ...], reason: str) -> None:
         rejected.append({"path": printable("/".join(parts)) or ".", "reason": reason})
@@ -104,7 +105,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, ...]], list[dict[str, 
             if printable(entry.name) != entry.name:
                 reject(here, "name is not valid UTF-8")
             elif not stat.S_ISDIR(info.st_mode):
-                files.append("/".join(here))
+                files["/".join(here)] = info.st_size, info.st_mtime_ns
             elif _identity(info) in above:
                 reject(here, "link back to a folder above it")
             elif entry.name.startswith(".") or entry.name == "__MACOSX":

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +28,7 @@ COLUMNS = (
     + "subsampling bytes phash".split()  # for the format audit and the grouping
 )
 COMMIT_SECONDS = 5.0  # what a killed scan loses at most
+PART = 16  # files that a thread takes at a time at most
 
 
 def scan(
@@ -170,42 +171,46 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
             # what the system refused may be allowed tomorrow, without the file changing
             return {"error": str(error), "passing": bool(getattr(error.__cause__, "errno", None))}
 
-    stamps = {path: _stamp(root / path) for path, *_ in found.files}
-    descriptions = {path: cache.file(path, *stamp) for path, stamp in stamps.items()}
-    new = [path for path, description in descriptions.items() if description is None]
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    descriptions = cache.files(found.stamps)
+    new = [path for path, *_ in found.files if path not in descriptions]
+    ready: deque[tuple[str, dict[str, Any]]] = deque()  # filled by the threads, file by file
     last = time.monotonic()
+
+    def look_at(part: list[str]) -> None:
+        ready.extend((path, look(path)) for path in part)
+
+    def keep() -> int:
+        rows = [ready.popleft() for _ in range(len(ready))]
+        descriptions.update(rows)
+        cache.keep_files({path: (*found.stamps[path], seen) for path, seen in rows if not seen.get("passing")})
+        return len(rows)
+
+    threads = workers or os.cpu_count()
+    step = max(1, min(PART, len(new) // (8 * threads)))
+    pool = ThreadPoolExecutor(threads)
     try:
-        with warnings.catch_warnings(action="ignore"):  # about odd metadata; what matters is raised
-            looks = bar(pool.map(look, new), total=len(new), desc="images", disable=not (progress and new))
-            for path, description in zip(new, looks, strict=True):
-                descriptions[path] = description
-                if not description.get("passing"):
-                    cache.keep_file(path, *stamps[path], description)
+        with (
+            warnings.catch_warnings(action="ignore"),  # about odd metadata; what matters is raised
+            bar(None, total=len(new), desc="images", disable=not (progress and new)) as shown,
+        ):
+            for _ in pool.map(look_at, [new[i : i + step] for i in range(0, len(new), step)]):
+                shown.update(keep())
                 if time.monotonic() - last > COMMIT_SECONDS:
                     cache.commit()
                     last = time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
+        keep()
     found.rejected += [
-        {"path": path, "reason": description["error"]}
-        for path, description in descriptions.items()
-        if "error" in description
+        {"path": path, "reason": descriptions[path]["error"]}
+        for path, *_ in found.files
+        if "error" in descriptions[path]
     ]
     return [
         {"path": path, "label": label, "given": split, **descriptions[path]}
         for path, label, split in found.files
         if "error" not in descriptions[path]
     ]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Give size and time, by which a changed file is known; a file that has just gone will say so when it is opened."""
-    try:
-        info = path.stat()
-    except OSError:
-        return -1, -1
-    return info.st_size, info.st_mtime_ns
 
 
 def _need_every_class(found: Found, table: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """Degradations at a fixed level: one function per operator.
 
 All take and give (B, 3, H, W) float images in [0, 1], RGB, not normalised, and refuse anything else with a ValueError.
+Those in EIGHT_BIT also take uint8, 0 to 255, and give it back: the same values, without the way over float.
 `dfd.degrade` names them, chains them and draws from them.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+EIGHT_BIT = ("jpeg", "double_jpeg", "webp", "crop")  # names in `dfd.degrade`
 KERNELS = ("nearest", "bilinear", "bicubic", "box", "lanczos")
 _PILLOW = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}  # kernels that torch lacks
 
@@ -43,6 +45,11 @@ def jpeg(images: Tensor, quality: int, subsampling: str = "4:2:0") -> Tensor:
     return _through_codec(images, format="JPEG", **options)
 
 
+def jpeg_pixels(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """What `jpeg` does, at 4:2:0, for pixels that are 8 bits already: (B, H, W, 3) uint8 to the same."""
+    return _recode(pixels, format="JPEG", quality=_whole("JPEG quality", quality, 1, 100), subsampling=2)
+
+
 def double_jpeg(images: Tensor, quality: int, first: int = 90, shift: int = 4, subsampling: str = "4:2:0") -> Tensor:
     """JPEG twice, with the 8 x 8 blocks of the first pass not in line with those of the second.
 
@@ -62,9 +69,10 @@ def double_jpeg(images: Tensor, quality: int, first: int = 90, shift: int = 4, s
     Raises:
         ValueError: values outside [0, 1], a wrong shape, quality, shift or subsampling.
     """
-    _check(images)
+    _check(images, eight_bit=True)
     shift = _whole("shift", shift, 0, 15)
-    saved = jpeg(F.pad(images, (shift, 0, shift, 0), mode="replicate"), first, subsampling)
+    down, right = ((torch.arange(-shift, side).clamp(min=0)).to(images.device) for side in images.shape[-2:])
+    saved = jpeg(images[..., down[:, None], right], first, subsampling)
     return jpeg(saved[..., shift:, shift:], quality, subsampling)
 
 
@@ -190,7 +198,7 @@ def crop(images: Tensor, fraction: float, position: tuple[float, float] = (0.5, 
     Raises:
         ValueError: values outside [0, 1], a wrong shape, fraction or position.
     """
-    _check(images)
+    _check(images, eight_bit=True)
     if not 0 < fraction <= 1:
         raise ValueError(f"crop fraction must be above 0 and at most 1, got {fraction}")
     if not all(0 <= share <= 1 for share in position):
@@ -201,11 +209,22 @@ def crop(images: Tensor, fraction: float, position: tuple[float, float] = (0.5, 
     return images[..., top : top + height, left : left + width]
 
 
-def _check(images: Tensor) -> None:
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images as float in [0, 1]; others as they are."""
+    return images / 255 if images.dtype == torch.uint8 else images
+
+
+def _check(images: Tensor, eight_bit: bool = False) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
-    if images.numel() and not (0 <= images.min() and images.max() <= 1):
-        raise ValueError(f"expected values in [0, 1], got {images.min():.3f} to {images.max():.3f}")
+    if eight_bit and images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"expected float images, got {images.dtype}")
+    if images.numel():
+        low, high = images.detach().aminmax()
+        if not (0 <= low and high <= 1):
+            raise ValueError(f"expected values in [0, 1], got {low:.3f} to {high:.3f}")
 
 
 def _whole(what: str, value: float, low: int, high: int) -> int:
@@ -215,14 +234,20 @@ def _whole(what: str, value: float, low: int, high: int) -> int:
 
 
 def _through_codec(images: Tensor, **options) -> Tensor:
-    _check(images)
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    _check(images, eight_bit=True)
+    whole = images if images.dtype == torch.uint8 else (images * 255).round().byte()
+    decoded = _recode(whole.permute(0, 2, 3, 1).cpu().numpy(), **options)  # (B, H, W, 3)
+    decoded = torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device)
+    return decoded if images.dtype == torch.uint8 else decoded.to(images.dtype) / 255
+
+
+def _recode(pixels: np.ndarray, **options) -> np.ndarray:
     decoded = np.empty_like(pixels)
     for i, image in enumerate(pixels):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, **options)
         decoded[i] = np.asarray(Image.open(buffer))
-    return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device, images.dtype) / 255
+    return decoded
 
 
 def _pillow_resize(images: Tensor, size: list[int], kernel: Image.Resampling) -> Tensor:

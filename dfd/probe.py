@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from dfd import config, evidence, fragments, saved, stress
+from dfd.clipboard import Paste
 from dfd.controls import Controls
 from dfd.credentials import plain
 from dfd.examine import Examination, examine, refused
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MOST = 50  # images that are kept; the oldest go first
 SLOTS = ("live", "evidence", "examine", "curve", "save")  # the most urgent first
 TITLES = {"crops": "Scores by place", "residual": "Residual", "spectrum": "Spectrum", "gradcam": "Grad-CAM"}
-EMPTY = "No image yet. Choose files, give a path, or take an example."
+EMPTY = "No image yet. Choose files, paste one, give a path, or take an example."
 
 
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
@@ -52,7 +53,7 @@ class Probe:
         self.shown: Item | None = None
         self.quiet = False  # values that the probe sets itself are no wishes
         self.jobs = Jobs(SLOTS, self._failed, self._buttons)
-        self.on = Controls(examples)
+        self.on = Controls(examples, Paste(self._bytes_given, self._not_given))
         self.view = self.on.view
         self._watch()
         self.empty()
@@ -197,7 +198,13 @@ class Probe:
     def _uploaded(self) -> None:
         if given := self.on.upload.value:
             self.on.upload.value = ()
-            self.add([Item(plain(one["name"]) or "image", bytes(one["content"])) for one in given])
+            self._bytes_given([(one["name"], bytes(one["content"])) for one in given])
+
+    def _bytes_given(self, files: list[tuple[str, bytes]]) -> None:
+        self.add([Item(plain(name) or "image", data) for name, data in files])
+
+    def _not_given(self, reason: str) -> None:
+        self._say("failed", f"Nothing was pasted: {plain(reason)}.")
 
     def _path_given(self) -> None:
         text, self.on.path.value = self.on.path.value.strip().strip("\"'"), ""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.neighbors import NearestNeighbors
 
 SPLITS = ("train", "val", "test")
 NEAR = 60  # differing bits of 256, up to which two images are near-duplicates; see `components`
+TILE, WIDE = 1024, 8192  # hashes that are compared at a time: their products take 32 MB
+MOST = 4_000_000  # pairs that are held before they are thinned out to what ties the same groups
 
 
 def components(table: pd.DataFrame) -> np.ndarray:
@@ -44,9 +44,7 @@ def components(table: pd.DataFrame) -> np.ndarray:
             sources.append(size + near[0])
             targets.append(size + near[1])
         size += len(values)
-    edges = np.concatenate(sources), np.concatenate(targets)
-    graph = coo_array((np.ones(len(edges[0]), dtype=bool), edges), shape=(size, size))
-    return connected_components(graph, directed=False)[1][: len(table)]
+    return _connected(np.stack([np.concatenate(sources), np.concatenate(targets)]), size)[: len(table)]
 
 
 def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[pd.Series, dict[int, str]]:
@@ -121,17 +119,42 @@ def gaps(table: pd.DataFrame) -> list[str]:
     return [f"no {label} in {split}" for label, row in counts.iterrows() for split in SPLITS if not row[split]]
 
 
-def _near(hashes: Iterable[str]) -> np.ndarray:
-    """Find the pairs of hashes at most NEAR bits apart, (2, P); scikit-learn works through them in blocks.
+def _near(hashes: Sequence[str]) -> np.ndarray:
+    """Link the hashes at most NEAR bits apart, (2, P): every such pair, or fewer that tie the same groups.
 
-    Measured on two cores: 40,000 hashes in 11 s; the time grows with the square.
+    Bits as -1 and 1 have the product: bits in common minus bits that differ. NumPy multiplies matrices of them on all
+    cores, tile by tile above the diagonal, exactly, for whole numbers are small. Memory grows with the number of hashes
+    alone, time with its square; PERFORMANCE.md has both.
     """
     if len(hashes) == 0:
         return np.zeros((2, 0), dtype=int)
-    packed = np.array([np.frombuffer(bytes.fromhex(text), dtype=np.uint8) for text in hashes])
-    bits = np.unpackbits(packed, axis=1).astype(np.float32)  # squared distance of 0/1 vectors = differing bits
-    search = NearestNeighbors(radius=(NEAR + 0.5) ** 0.5, algorithm="brute").fit(bits)
-    return np.array(search.radius_neighbors_graph(bits).nonzero())
+    packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
+    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # (N, bits)
+    least = signs.shape[1] - 2 * NEAR
+    found, held = [], 0
+    for top in range(0, len(signs), TILE):
+        for left in range(top, len(signs), WIDE):
+            products = signs[top : top + TILE] @ signs[left : left + WIDE].T
+            row, column = np.divmod(np.flatnonzero(products >= least), products.shape[1])
+            found.append(np.stack([top + row, left + column]))
+            held += len(row)
+            if held > MOST + 2 * len(signs):  # many copies: what ties them suffices
+                found = [_forest(np.concatenate(found, axis=1), len(signs))]
+                held = found[0].shape[1]
+    return np.concatenate(found, axis=1)
+
+
+def _forest(pairs: np.ndarray, size: int) -> np.ndarray:
+    """Tie the same groups with fewer pairs: each member and the first of its group, (2, P)."""
+    number = _connected(pairs, size)
+    first = np.unique(number, return_index=True)[1][number]
+    rest = np.flatnonzero(first != np.arange(size))
+    return np.stack([rest, first[rest]])
+
+
+def _connected(pairs: np.ndarray, size: int) -> np.ndarray:
+    graph = coo_array((np.ones(pairs.shape[1], dtype=bool), (pairs[0], pairs[1])), shape=(size, size))
+    return connected_components(graph, directed=False)[1]
 
 
 def _members(number: pd.Series, wanted: Iterable[int]) -> list[pd.Index]:
@@ -150,9 +173,11 @@ def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
     """Take about this share of the rows, as whole groups, stratified by label."""
     limit = min(20, table.group.nunique(), int(table.label.value_counts().max()))  # NumPy's integers would overflow
     folds = Fraction(float(share)).limit_denominator(limit)
+    from dfd.folds import Folds  # here: it brings scikit-learn, for which a scan that draws nothing need not wait
+
     if folds.denominator == 1:
         return table.index[: len(table) * folds.numerator]
-    splitter = StratifiedGroupKFold(folds.denominator, shuffle=True, random_state=seed)
+    splitter = Folds(folds.denominator, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # classes smaller than the number of folds; `gaps` reports them
         parts = [part for _, part in splitter.split(table, table.label, table.group)]
     return table.index[np.concatenate(parts[: folds.numerator])]

@@ -7,6 +7,7 @@ from functools import partial
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from dfd import config, evaluation, parallel
 from dfd.datasets import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
@@ -170,12 +171,13 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
     root, quality = table.attrs["root"], session.equalise_quality
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
     carriers = CarrierBuilder(table, root, "train", cfg.crop_size, session.degrade, quality) if carries else None
-    data = GFDTwoViewDataset(train, root, classes, cfg.crop_size, session.degrade, quality, carriers)
+    views = partial(GFDTwoViewDataset, train, root, classes, cfg.crop_size, session.degrade, quality)
+    data = ConcatDataset([views(carriers), views()])  # a carrier takes as long as a view: only where it is put on
     check = GFDTwoViewDataset(val, root, classes, cfg.crop_size, None, quality)
     disentangler = disentangler_of(session, cfg) if carries and not session.done else None
     learners = learners_of(session, cfg)
     for epoch in session.epochs():
-        for batch in session.batches(data, train, binary=False):
+        for batch in session.batches(data, train, binary=False, every=cfg.carried_every):
             block, turn = divmod(session.turn, cfg.carried_every)
             found = attribution_losses(session, disentangler if turn == 0 else None, batch, cfg)
             for name, loss in found.items():

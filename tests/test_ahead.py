@@ -1,40 +1,38 @@
-"""Work done ahead in a thread: order, bounds, errors in their turn, and an early end."""
+"""Work done ahead in threads: order, groups, bounds, errors in their turn, and an early end."""
 
 import threading
-import time
 
 import pytest
 
 from dfd.ahead import in_groups
 
 
-def test_results_come_in_order_and_groups_grow_while_the_consumer_is_busy():
-    groups = []
-    for group in in_groups(lambda item: item * item, range(50), 8):
-        groups.append(group)
-        time.sleep(0.005)
-    assert [pair for group in groups for pair in group] == [(item, item * item) for item in range(50)]
-    assert max(map(len, groups)) > 1 and max(map(len, groups)) <= 8
+@pytest.mark.parametrize("threads", [1, 4])
+def test_results_come_in_order_in_groups_that_double(threads):
+    groups = list(in_groups(lambda item: item * item, range(30), 8, threads, patience=60))
+    assert [pair for group in groups for pair in group] == [(item, item * item) for item in range(30)]
+    assert [len(group) for group in groups] == [1, 2, 4, 8, 8, 7]
 
 
-def test_a_first_result_does_not_wait_for_the_others():
-    second = threading.Event()
-    groups = in_groups(lambda item: item or second.wait(30), [1, 0, 2], 3)
+def test_what_is_ready_does_not_wait_for_a_slow_one():
+    slow = threading.Event()
+    groups = in_groups(lambda item: item or slow.wait(30), [1, 2, 0, 3], 4, patience=0.05)
     assert next(groups) == [(1, 1)]
-    second.set()
-    assert [item for group in groups for item, _ in group] == [0, 2]
+    assert next(groups) == [(2, 2)]
+    slow.set()
+    assert [item for group in groups for item, _ in group] == [0, 3]
 
 
-def test_no_more_is_taken_than_may_wait():
+def test_no_more_than_two_groups_are_taken():
     taken, before = [], threading.active_count()
     groups = in_groups(lambda item: item, (taken.append(item) or item for item in range(100)), 4)
     next(groups)
-    assert len(taken) == 4
+    assert len(taken) == 8
     groups.close()
     for thread in set(threading.enumerate()) - {threading.current_thread()}:
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(5)
-    assert len(taken) == 4 and threading.active_count() == before
+    assert len(taken) == 8 and threading.active_count() == before
 
 
 def test_an_error_is_raised_in_its_items_turn():

@@ -16,13 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from sweeps import fabricate
 
-from dfd import config, html, plots
+from dfd import config, html, parameter_sweep_report, plots
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PRINTABLE = (680, 1009)  # A4 less margins of 15 mm, in CSS pixels
 STEMS = list(config.NOTEBOOKS)
-PAGES = [*STEMS, "index"]
+SWEEP = "sweep/index"  # a parameter sweep's page, in a folder of its own
+WHOLE = ("index", SWEEP)  # without contents of their own
+PAGES = [*STEMS, *WHOLE]
 FIGURES = {
     "plots.plot_spectra(spectra)": lambda: plots.plot_spectra(dict.fromkeys("abcd", np.eye(8))),  # wide
     "plots.plot_examples(rows)": lambda: plots.plot_examples({f"{i}": [np.ones((8, 8, 3))] * 3 for i in range(14)}),
@@ -75,6 +78,9 @@ def run(tmp_path_factory):
         nbformat.write(new_notebook(cells=cells), out / f"{stem}.ipynb")
         html.export(out / f"{stem}.ipynb", {"cell": 3, "text": "ValueError: no"} if stem == STEMS[-1] else None)
     html.write_index(out)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(parameter_sweep_report, "DRAWS", 20)
+        fabricate(out)
     return out
 
 
@@ -120,24 +126,25 @@ def test_a_page_asks_for_nothing_and_describes_its_images(opened, stem):
     found = opened(stem)
     assert found["asked"] == [] and found["said"] == []
     assert len(found["alts"]) == (0 if stem == "index" else len(FIGURES))
-    assert all(text.startswith("Results: ") and len(text) > 25 for text in found["alts"])
+    begins = "Metrics against " if stem == SWEEP else "Results: "
+    assert all(text.startswith(begins) and len(text) > 25 for text in found["alts"])
     assert found["overflow"] <= 0 and found["lost"] == []
-    assert found["contents"] == ([] if stem == "index" else ["contents beside"])
-    assert found["links"] == (0 if stem == "index" else 4)
+    assert found["contents"] == ([] if stem in WHOLE else ["contents beside"])
+    assert found["links"] == (0 if stem in WHOLE else 4)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("stem", [STEMS[0], STEMS[-1], "index"])
+@pytest.mark.parametrize("stem", [STEMS[0], STEMS[-1], "index", SWEEP])
 def test_a_page_fits_a_phone_and_can_be_read_by_day_and_night(opened, stem, scheme):
     found = opened(stem, 390, 844, scheme, code=True)
     assert found["overflow"] <= 0
-    assert found["contents"] == ([] if stem == "index" else ["contents inline"])
+    assert found["contents"] == ([] if stem in WHOLE else ["contents inline"])
     assert found["texts"] > 20 and found["faint"] == []
     assert (found["page"] < 0.05) == (scheme == "dark")
     assert all(card > 0.9 for card in found["cards"])
 
 
-@pytest.mark.parametrize("stem", [STEMS[0], "index"])
+@pytest.mark.parametrize("stem", [STEMS[0], "index", SWEEP])
 def test_a_page_prints_without_cutting_figures_or_tables(opened, stem):
     found = opened(stem, *PRINTABLE, scheme="dark", media="print", code=True)
     assert found["pdf"].startswith(b"%PDF") and found["page"] > 0.9

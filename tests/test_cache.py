@@ -80,7 +80,7 @@ def test_full_disk_is_named(data, tmp_path, monkeypatch):
     with ScanCache(data) as cache:
         cache.connection.execute("PRAGMA max_page_count = 6")
         with pytest.raises(OSError, match="disk full") as caught:
-            cache.keep_file("a", 1, 1, {"text": "x" * 100_000})
+            cache.keep_files({"a": (1, 1, {"text": "x" * 100_000})})
         assert caught.value.errno == errno.ENOSPC
     classes(data)
     table = scan(data, tmp_path / "out")
@@ -98,11 +98,11 @@ def test_full_disk_is_named(data, tmp_path, monkeypatch):
 
 def test_cache_holds_whole_batches(data):
     with ScanCache(data) as cache:
-        cache.keep_file("a", 1, 2, {"width": 3})
+        cache.keep_files({"a": (1, 2, {"width": 3})})
         cache.commit()
-        cache.keep_file("b", 1, 2, {})
+        cache.keep_files({"b": (1, 2, {})})
         with sqlite3.connect(cache.path) as other:  # what another process sees, or what a kill would leave
             assert other.execute("SELECT path FROM files").fetchall() == [("a",)]
         other.close()
-        assert cache.file("a", 1, 2) == {"width": 3}
-        assert cache.file("a", 1, 3) is None
+        assert cache.files({"a": (1, 2), "c": (1, 2)}) == {"a": {"width": 3}}
+        assert cache.files({"a": (1, 3)}) == {}

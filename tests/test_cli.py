@@ -234,9 +234,9 @@ def test_predict_names_images_that_are_too_large_for_all_crops_on_stderr(options
 
 
 def test_predict_knows_the_crop_modes_and_the_cap(call):
-    from dfd import crops
+    from dfd import crops, options
 
-    assert cli.CROP_MODES == crops.MODES
+    assert options.CROP_MODES == crops.MODES
     result = call("predict", "--crop-mode", "everywhere", "a.png")
     assert result.exit_code == 2 and all(mode in result.output for mode in crops.MODES)
     assert str(crops.MAX_CROPS) in call("predict", "--help").output

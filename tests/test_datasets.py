@@ -157,3 +157,26 @@ def test_unreadable_file_stops_by_name(folder):
 def test_empty_table_is_an_error(folder):
     with pytest.raises(ValueError, match="no image"):
         datasets.RealFakeDataset(folder.iloc[:0], folder.attrs["root"], 32)
+
+
+@pytest.mark.parametrize("quality", [None, 90])
+def test_eight_bit_windows_give_what_float_ones_give(tmp_path, quality):
+    """Whatever chain is drawn, and where the image has to be padded too."""
+    rng = np.random.default_rng(0)
+    for name, side in (("large", 100), ("small", 40)):
+        Image.fromarray(rng.integers(0, 256, (side, side + 7, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    table = pd.DataFrame({"path": ["large.png", "small.png"], "is_fake": [False, True]})
+    often = degrade.RandomDegrade(p_history=0.5, p_crop=0.5, p_noise=0.5, p_codec=0.9, p_double=0.4, p_webp=0.4)
+    data = datasets.RealFakeDataset(table, tmp_path, 48, often, quality)
+    kinds = set()
+    for index in (0, 1):
+        for seed in range(40):
+            torch.manual_seed(seed)
+            window = data.window(index)
+            kinds.add(window.dtype)
+            state = torch.get_rng_state()
+            as_bytes = data.view(window)
+            torch.set_rng_state(state)
+            as_floats = data.view(window / 255 if window.dtype == torch.uint8 else window)
+            assert torch.equal(as_bytes, as_floats) and as_bytes.dtype == torch.float32
+    assert kinds == {torch.uint8, torch.float32}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from dfd import operators
+from dfd import degrade, operators
 
 
 @pytest.fixture
@@ -151,3 +151,21 @@ def test_crop_keeps_the_window_it_names():
 def test_wrong_input_is_named(images, call, text):
     with pytest.raises(ValueError, match=text):
         call(images)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "options"),
+    [("jpeg", 60, {"subsampling": "4:4:4"}), ("double_jpeg", 60, {"shift": 5}), ("webp", 60, {}), ("crop", 0.7, {})],
+)
+def test_eight_bit_images_stay_so_with_the_same_values(name, level, options):
+    pixels = torch.randint(0, 256, (2, 3, 40, 33), generator=torch.Generator().manual_seed(0)).byte()
+    found = degrade.at_level(pixels, name, level, **options)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found / 255, degrade.at_level(pixels / 255, name, level, **options))
+    assert name in operators.EIGHT_BIT
+
+
+@pytest.mark.parametrize("name", sorted(set(degrade.OPERATORS) - set(operators.EIGHT_BIT)))
+def test_other_operators_refuse_eight_bits(name):
+    with pytest.raises(ValueError, match="float"):
+        degrade.at_level(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), name, 1)

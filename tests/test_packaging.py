@@ -61,8 +61,13 @@ def texts(folder):
 
 def test_every_import_of_the_package_and_the_notebooks_is_declared():
     modules = imported([*texts(config.ROOT / "dfd"), *cells(config.ROOT / "notebooks")])
-    declared = names(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    declared = names(PROJECT["dependencies"]).union(*(names(extras[name]) for name in extras if name != "dev"))
     assert {module: found for module, found in distributions(modules).items() if not found & declared} == {}
+
+
+def test_the_tests_have_what_the_extra_has():
+    assert set(PROJECT["optional-dependencies"]["scale"]) <= set(PROJECT["optional-dependencies"]["dev"])
 
 
 def test_every_import_of_tests_and_benchmarks_is_declared():
@@ -86,7 +91,7 @@ def test_conda_adds_only_python_to_what_pyproject_says():
 
 def test_every_dependency_has_a_lower_bound_and_no_other():
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
-        assert re.fullmatch(r"[\w.-]+>=[\d.]+", text)
+        assert re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", text)
 
 
 @pytest.mark.parametrize(("name", "version"), [("torch", (2, 11)), ("torchvision", (0, 26)), ("timm", (1, 0, 99))])

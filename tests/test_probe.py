@@ -91,6 +91,20 @@ def test_a_path_names_a_file_or_a_folder(one, tmp_path):
     assert "none.png: cannot be read" in done(one)
 
 
+def test_a_paste_is_examined_under_its_name_or_says_why_not(one):
+    def paste(content, *buffers):
+        one.on.paste._handle_custom_msg(content, list(buffers))  # as ipywidgets does for a message from the browser
+
+    paste({"names": ["a/shot.png", HOSTILE]}, memoryview(file(noise(64, 64))), memoryview(b"no image"))
+    status = done(one)
+    assert "Examined 2 images" in status and "1 refused" in status and "&lt;img src=x onerror" in status
+    assert [item.name for item in one.items] == ["a/shot.png", HOSTILE]
+    paste({"reason": "there is <b>no</b> image in the clipboard"})
+    assert "Nothing was pasted: there is &lt;b&gt;no&lt;/b&gt; image" in one.on.status.value
+    paste({"names": ["one.png"]})
+    assert "the clipboard gave nothing" in one.on.status.value and len(one.items) == 2
+
+
 def test_a_slider_degrades_the_image_and_the_latest_position_wins(one):
     upload(one, ("photo.png", file(noise(130, 100))))
     done(one)

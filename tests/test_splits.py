@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from dfd import splits
+from dfd.folds import Folds
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2}
 
@@ -215,3 +217,44 @@ def test_gaps_are_named():
 
 def test_two_groups_stay_in_train():
     assert (draw(labelled({"A": 2})) == "train").all()
+
+
+@pytest.mark.parametrize("tile", [7, 1024])
+@pytest.mark.parametrize("held", [True, False])
+def test_tiles_and_forests_change_no_group(tile, held, monkeypatch):
+    """Chains, copies and strangers in any order, against a loop over all pairs that floods the groups."""
+    rng = np.random.default_rng(1)
+    seeds = rng.integers(0, 2, (12, 256))
+    chain = [seeds[0] ^ (np.arange(256) < 50 * step) for step in range(5)]
+    near = [seeds[i % 12] ^ (rng.random(256) < 0.25) for i in range(60)]  # about 64 bits away: either side of NEAR
+    bits = rng.permutation(np.array([*seeds, *chain, *near, *seeds[:3]]))
+    expected, rest = [], set(range(len(bits)))
+    while rest:
+        group, edge = set(), {min(rest)}
+        while edge:
+            group |= edge
+            edge = {j for j in rest - group if any((bits[i] != bits[j]).sum() <= splits.NEAR for i in edge)}
+        expected.append(group)
+        rest -= group
+    assert 12 < len(expected) < 70
+    monkeypatch.setattr(splits, "TILE", tile)
+    monkeypatch.setattr(splits, "WIDE", tile if held else 8192)
+    if held:
+        monkeypatch.setattr(splits, "MOST", 0)
+    numbers = splits.components(images([np.packbits(row).tobytes().hex() for row in bits]))
+    found = pd.Series(range(len(bits))).groupby(numbers).agg(set)
+    assert sorted(map(min, found)) == sorted(map(min, expected)) and all(group in expected for group in found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_folds_are_those_of_scikit_learn(seed):
+    """Groups of one to five images, of one label or several, with many ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(np.array(["A", "B", "C"])[: 2 + seed % 2], 300)
+    groups = rng.integers(0, (60, 400)[seed % 2], 300)
+    pairs = [
+        kind(4 + seed, shuffle=True, random_state=seed).split(labels, labels, groups)
+        for kind in (Folds, StratifiedGroupKFold)
+    ]
+    for ours, theirs in zip(*pairs, strict=True):
+        assert np.array_equal(ours[1], theirs[1])

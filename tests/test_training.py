@@ -281,3 +281,25 @@ def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp
         stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95
     )
     assert FITS[stage][0](table, cfg)[metric].max() > 0.9
+
+
+def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_path, monkeypatch):
+    """And a batch without them has the views that it had beside them."""
+    batches, losses = {}, training.attribution_losses
+
+    def watched(session, disentangler, batch, cfg):
+        assert ("carrier" in batch) >= (disentangler is not None)
+        batches.setdefault(cfg.out, []).append(batch)
+        return losses(session, disentangler, batch, cfg)
+
+    monkeypatch.setattr(training, "attribution_losses", watched)
+    plan = training.Session.plan
+    for name in ("spared", "always"):
+        cfg = configured("stage2", tmp_path / name, tiny_data, num_epochs=1, images_per_epoch=48, carried_every=3)
+        training.fit_stage2(table, cfg)
+        monkeypatch.setattr(training.Session, "plan", lambda self, *given: plan(self, *given[:3]))
+    spared, always = batches.values()
+    assert ["carrier" in batch for batch in spared] == [True, False, False] * 2
+    assert all("carrier" in batch for batch in always)
+    for one, other in zip(spared, always, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
