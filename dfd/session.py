@@ -171,6 +171,7 @@ class Session:
     def _stop_if_asked(self) -> None:
         if self.should_stop():
             self._save_state()
+            self.tracker.end("stopped")
             parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
             text = f"{self.stage}: stopped after {self._where()}; kept in {self.files.state_path}. {how} on from there."
