@@ -31,7 +31,10 @@ WRITERS = {
     "long text": ("a.txt", lambda folder, n: record.write_text(folder / "a.txt", f"{n}" * 100_000)),
     "checkpoint": ("a.pt", lambda folder, n: checkpoints.save_checkpoint({"n": n}, folder / "a.pt")),
     "large checkpoint": ("a.pt", lambda folder, n: checkpoints.save_checkpoint(_large(n), folder / "a.pt")),
-    "scores": ("scores_stage1.parquet", lambda folder, n: scores.save_scores(stage1_table([n], ["ProGAN"]), folder, "stage1")),
+    "scores": (
+        "scores_stage1.parquet",
+        lambda folder, n: scores.save_scores(stage1_table([n], ["ProGAN"]), folder, "stage1"),
+    ),
     "manifest": ("manifest.parquet", lambda folder, n: manifest.write(_manifest(n), folder)),
     "features": ("f.npz", lambda folder, n: features._write(folder / "f.npz", f"{n}", {"a": np.zeros(3)})),
     "spectra": (fingerprint.SPECTRA, lambda folder, n: fingerprint.save_spectra(_prints(n), folder)),
