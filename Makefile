@@ -37,8 +37,8 @@ lint: $(ENV)  ## Check code and notebooks: ruff, and no outputs committed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
-bench: $(ENV)  ## Measure speed on this machine
-	$(PY) benchmarks/speed.py $(ARGS)
+bench: $(ENV)  ## Measure speed on this machine, each row beside its bar (ARGS=--long, ARGS=--gpu)
+	$(PY) -m benchmarks.speed $(ARGS)
 
 diff-setup: $(ENV)  ## Let `git diff` and `git merge` show notebooks cell by cell (nbdime, this checkout only)
 	git config diff.jupyternotebook.command '"$(BIN)git-nbdiffdriver" diff'

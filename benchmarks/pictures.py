@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,12 @@ def folder(root: Path, count: int, side: int = 256) -> Path:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda number: _save(root, number, side), range(count)))
     return root
+
+
+def fill(root: Path, count: int) -> Iterator[None]:
+    """The same as the first group of a benchmark, without a row of its own."""
+    folder(root, count)
+    yield from ()
 
 
 def _save(root: Path, number: int, side: int) -> None:

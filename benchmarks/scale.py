@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from dfd import cluster
-from dfd.inference import CHECKPOINTS, build_model
+from dfd.checkpoints import build_model
 from dfd.inputs import Inputs
 from dfd.scoring import Job
+from dfd.stage import CHECKPOINTS
 
 IMAGES, PART, TURNS = 720, 24, 2
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}

@@ -7,12 +7,14 @@ import io
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import pandas as pd
 import torch
 
+from benchmarks.measure import Row, in_turns
 from dfd import config, disentangling, manifest, training
 from dfd.session import MODEL, Session
 
@@ -26,23 +28,25 @@ class _Enough(Exception):
 class Timed(Session):
     """A session that stops after some batches and knows when each began."""
 
-    def batches(self, data, table, binary) -> Iterator:
+    def batches(self, data, table, binary, *rest, **options) -> Iterator:
         self.began = []
-        for batch in self.source(data, table, binary):
+        for batch in self.source(data, table, binary, *rest, **options):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
             self.began.append(time.perf_counter())
             if len(self.began) > WARM + TIMED:
                 Timed.seconds = self.began[-1] - self.began[WARM]
                 raise _Enough
             yield batch
 
-    def source(self, data, table, binary) -> Iterator:
-        return super().batches(data, table, binary)
+    def source(self, *given, **options) -> Iterator:
+        return super().batches(*given, **options)
 
 
 class Bare(Timed):
     """The same passes of the same networks on random pixels: no files, degradations, optimisers or averages."""
 
-    def source(self, data, table, binary) -> Iterator:
+    def source(self, data, table, binary, **_) -> Iterator:
         for network in self.networks.values():
             network.train()
         size, side = self.cfg.batch_size, self.cfg.crop_size
@@ -61,13 +65,14 @@ class Bare(Timed):
             parameter.grad = None
 
 
-def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], **settings) -> float:
-    """Seconds of TIMED batches of a stage, as profile `quick` configures it.
+def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "quick", **settings) -> float:
+    """Seconds of TIMED batches of a stage, after WARM others.
 
     Args:
         stage: stage1 or stage2.
         table: the manifest of a data folder.
         kind: Timed for training as it is, Bare for its networks alone.
+        profile: of the parameters.
         settings: parameters other than the profile's.
     """
     cls, stem = {
@@ -76,7 +81,9 @@ def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], **settings) -> f
     }[stage]
     fit = {"stage1": training.fit_stage1, "stage2": training.fit_stage2}[stage]
     with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
-        cfg = cls(**{**config.profile("quick", stem), "data": table.attrs["root"], "out": out, **settings})
+        given = {**config.profile(profile, stem), "data": table.attrs["root"], "out": out, **settings}
+        size = given.get("batch_size", cls.batch_size)
+        cfg = cls(**{**given, "images_per_epoch": (WARM + TIMED + 4) * size})  # 4: the last ones are not loaded ahead
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         stack.enter_context(patch.object(training, "Session", kind))
@@ -88,12 +95,11 @@ def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], **settings) -> f
     return Timed.seconds
 
 
-def rows(folder: Path, repeats: int):
-    """One row a stage: training, and its networks alone, in turns."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        table = manifest.scan(folder, progress=False)
+def rows(folder: Path, repeats: int) -> Iterator[Row]:
+    """One row a stage: training as profile `quick` does it, and its networks alone, in turns."""
+    table = manifest.scan(folder, progress=False)
     for stage in ("stage1", "stage2"):
-        pairs = [
-            [seconds(stage, table, kind, images_per_epoch=32 * 64) for kind in (Timed, Bare)] for _ in range(repeats)
-        ]
-        yield f"{stage}: {TIMED} training steps of profile quick, against its networks alone", *map(min, zip(*pairs))
+        calls = [partial(seconds, stage, table, kind) for kind in (Timed, Bare)]
+        mine, bare = in_turns(calls, max(1, repeats - 1))
+        what = f"{stage}: {TIMED} steps of training, profile quick, bare: its passes alone"
+        yield Row(what, bare / mine, 0.90, seconds=mine, bare_seconds=bare)

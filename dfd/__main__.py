@@ -246,6 +246,7 @@ def stage_command(stage: str, text: str) -> None:
 
         with parallel.chorus(), interruption.alone(cfg.out), interruption.terminable():
             train_stage(stage, cfg)
+        parallel.end()
 
 
 def train_stage(stage: str, cfg: config.Training) -> None:

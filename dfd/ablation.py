@@ -12,7 +12,7 @@ from dfd import baselines, evaluation, fingerprint, openset, parallel, scores
 from dfd.atomic import whole
 from dfd.bootstrap import REPLICATES
 from dfd.config import Stage1, Stage2
-from dfd.inference import CHECKPOINTS, Stage
+from dfd.stage import CHECKPOINTS, Stage
 from dfd.training import fit_stage1, fit_stage2
 
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are

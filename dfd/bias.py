@@ -21,9 +21,9 @@ from sklearn.ensemble import RandomForestClassifier
 from dfd import audit, grid, weighted
 from dfd.calibration import logit_columns, true_class
 from dfd.images import load_rgb
-from dfd.inference import Stage
 from dfd.progress import bar
 from dfd.robustness import by_condition
+from dfd.stage import Stage
 
 MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
 TREES = 100  # of the forests that judge by metadata or thumbnails

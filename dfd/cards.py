@@ -22,9 +22,9 @@ import pandas as pd
 import torch
 
 from dfd import calibration, config, evaluation, manifest, provenance
-from dfd.inference import CHECKPOINTS
 from dfd.record import PROVENANCE, read_json, write_text
 from dfd.splits import SPLITS
+from dfd.stage import CHECKPOINTS
 
 TEMPLATES = Path(__file__).parent / "templates"
 CARDS = {"stage1": "model_card_stage1.md", "stage2": "model_card_stage2.md"}

@@ -17,8 +17,9 @@ from PIL import Image
 from dfd import facts as file_facts
 from dfd.credentials import plain
 from dfd.facts import Facts
-from dfd.inference import UNKNOWN, Detector, Scored, Stage, Verdict
+from dfd.inference import Detector, Verdict
 from dfd.sources import Source, as_rgb
+from dfd.stage import UNKNOWN, Scored, Stage
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -17,8 +17,8 @@ from dfd.datasets import RealFakeDataset, equalise, pad_to
 from dfd.degrade import RandomDegrade, to_tensor
 from dfd.features import network
 from dfd.images import load_rgb
-from dfd.inference import Stage
 from dfd.models.classifier import high_pass
+from dfd.stage import Stage
 
 CELLS = 6  # of a Grad-CAM's map a side, at least, where the backbone has such a layer
 SHOWN = 256  # longer side of a picture, pixels

@@ -16,8 +16,8 @@ from dfd.atomic import whole
 from dfd.crops import cut, plan
 from dfd.datasets import equalise
 from dfd.images import load_rgb
-from dfd.inference import BATCH, Stage
 from dfd.progress import bar
+from dfd.stage import BATCH, Stage
 
 
 def network(stage: Stage) -> nn.Module:

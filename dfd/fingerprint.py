@@ -21,11 +21,12 @@ from torch import Tensor
 from dfd import openset
 from dfd.atomic import whole
 from dfd.bootstrap import interval
+from dfd.checkpoints import update_checkpoint
 from dfd.crops import cut, plan
 from dfd.datasets import equalise
 from dfd.evaluation import balanced_accuracy
 from dfd.images import load_rgb
-from dfd.inference import BATCH, Stage, update_checkpoint
+from dfd.stage import BATCH, Stage
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
 CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual

@@ -23,6 +23,7 @@ from dfd.progress import HEADLESS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds that a notebook's kernel has to finish its step and to save
+LINGER = 15  # seconds that its loader processes stay for
 LOCK, HOLDER = ".lock", ".running.json"
 
 _held: set[Path] = set()  # folders that this process works in
@@ -59,7 +60,7 @@ def deferred(
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
-    Only the main thread gets signals; elsewhere nothing is changed. Processes forked within ignore the flag.
+    Only the main thread gets signals; elsewhere nothing is changed. Processes forked within stay for LINGER.
 
     Args:
         say: told at the first signal.
@@ -71,7 +72,7 @@ def deferred(
 
     def handle(number: int, frame: object) -> None:
         if os.getpid() != owner:
-            return
+            return _later(number, frame)
         first = not stop.number
         stop.number = stop.number or number
         if not first or (pass_on and not pass_on()):
@@ -116,9 +117,14 @@ def _handling(handler: Callable) -> Iterator[None]:
 
 
 def left_to_the_parent(_: int) -> None:
-    """Leave SIGINT and SIGTERM to the training; for its loader processes, which a terminal signals as well."""
+    """Let a loader process outlive a SIGINT or SIGTERM to all of a training, which may want another batch."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, _later)
+
+
+def _later(number: int, frame: object) -> None:
+    if number == signal.SIGTERM:  # may be the training's own, to a process that it has done with
+        signal.alarm(LINGER)
 
 
 @contextlib.contextmanager

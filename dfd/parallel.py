@@ -12,8 +12,11 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -23,6 +26,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from dfd import interruption
 
 Thing = TypeVar("Thing")
 PATIENCE = timedelta(minutes=30)  # how long one waits for another that is silent; one that died is noticed at once
@@ -45,11 +50,20 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the others; to be called when all have ended well."""
+    """Part from the others when all has ended well: the main process last, which may keep what they are read from."""
     if count() > 1:
-        from accelerate import PartialState
+        store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + 10
+        store.add("dfd/left", 1)
+        while is_main() and store.add("dfd/left", 0) < count() and time.monotonic() < until:
+            time.sleep(0.01)
 
-        PartialState().destroy_process_group()
+
+def end() -> None:
+    """End this process, if it was one of several: gloo's threads abort an interpreter that takes its time to end."""
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def count() -> int:
@@ -180,6 +194,8 @@ def chorus() -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_main() else nowhere):
             yield
     except (Exception, KeyboardInterrupt) as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, as another has gone; this one ends anyway
         if not _first_to_speak():
             raise SystemExit(getattr(error, "code", 2)) from error
         raise
@@ -202,48 +218,57 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
 
     Raises:
         LostProcess: one of them was killed.
+        Interrupted: a signal ended them.
         Exception: what the first that failed raised, with its traceback as a note.
     """
     from accelerate import notebook_launcher
     from accelerate.utils import patch_environment
     from accelerate.utils.other import get_free_port
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is raised here
     with tempfile.TemporaryDirectory() as folder:
-        given = (function, given, Path(folder))
+        answer, refusal = (Path(folder) / name for name in ("answer", "refusal"))
         try:
             with patch_environment(omp_num_threads=1):
+                given = (function, given, answer, refusal)
                 notebook_launcher(_answer, given, processes, use_port=str(get_free_port()))
-        except ChildFailedError as error:
-            if (Path(folder) / "error").exists():
-                raise pickle.loads((Path(folder) / "error").read_bytes()) from None
-            signal = error.get_first_failure()[1].exitcode
-            raise LostProcess(f"a process of this training ended without a word (code {signal}); {GO_ON}") from None
-        return pickle.loads((Path(folder) / "answer").read_bytes())
+        except (ChildFailedError, SignalException, KeyboardInterrupt) as error:
+            if refusal.exists():
+                raise pickle.loads(refusal.read_bytes()) from None
+            if isinstance(error, ChildFailedError):
+                code = error.get_first_failure()[1].exitcode
+                raise LostProcess(f"a process of this training ended without a word (code {code}); {GO_ON}") from None
+            raise interruption.Interrupted() from None
+        return pickle.loads(answer.read_bytes())
 
 
-def _answer(function: Callable[..., Any], given: tuple, folder: Path) -> None:
+def _answer(function: Callable[..., Any], given: tuple, answer: Path, refusal: Path) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a second one would wait for ever
     try:
         with chorus():
             found = function(*given)
-        name = "answer"
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         error.add_note(f"in process {rank()} of {count()}:\n{traceback.format_exc()}")
-        found, name = error, "error"
-    if is_main() or name == "error":
-        (folder / name).write_bytes(pickle.dumps(found))
-    if name == "error":
-        raise SystemExit(1)
+        refusal.write_bytes(pickle.dumps(error))
+        raise SystemExit(1) from None
+    if is_main():
+        answer.write_bytes(pickle.dumps(found))
 
 
 def _first_to_speak() -> bool:
-    """Whether no other process has reported an error; each asks once."""
-    try:
-        return dist.distributed_c10d._get_default_store().add("dfd/spoken", 1) == 1
-    except RuntimeError:
-        return True  # the store went with the process that held it
+    """Whether no other process has reported an error; each asks once. True where nobody answers within a second."""
+    answers: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):  # the process that kept the count may be the one that has gone
+            answers.append(dist.distributed_c10d._get_default_store().add("dfd/spoken", 1))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(1)
+    return answers in ([], [1])
 
 
 @contextlib.contextmanager

@@ -91,6 +91,7 @@ def run(
     out: str | Path,
     jobs: int | None = None,
     launch: Launch = Process,
+    threads: int | None = None,
     folder: str | Path = config.ROOT / "notebooks",
     command: Sequence[str] = COMMAND,
     say: Callable[[str], None] = print,
@@ -102,6 +103,7 @@ def run(
         out: the sweep's folder, made if missing; each run has one below it.
         jobs: how many at once.
         launch: starts one; `ray_runs.on_ray` gives another.
+        threads: of each run; none shares the cores among the jobs.
         folder: the notebooks'.
         command: what runs the notebooks.
         say: shows a line.
@@ -117,6 +119,7 @@ def run(
     from dfd import parameter_sweep_report as pages
 
     out, jobs = config.resolve(str(out)), jobs or default_jobs()
+    threads = threads or max(1, cores() // jobs)
     if out.resolve().is_relative_to(config.resolve(sweep.data).resolve()):
         raise SweepError(f"the folder {out} lies inside the data folder {sweep.data}; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +153,7 @@ def run(
                     one = waiting.popleft()
                     (out / one.name).mkdir(exist_ok=True)
                     words = command_of(sweep, one, out, command)
-                    job = launch(words, out / one.name / LOG, max(1, cores() // jobs))
+                    job = launch(words, out / one.name / LOG, threads)
                     running[one.name] = job, time.monotonic()
                     keep(one.name, status="running")
                     say(f"{_count(kept)}  {one.name}  started")

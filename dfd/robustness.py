@@ -9,8 +9,8 @@ import pandas as pd
 
 from dfd import grid, weighted
 from dfd.calibration import confidences, true_class
-from dfd.inference import Stage
 from dfd.scores import predictions
+from dfd.stage import Stage
 from dfd.sweep import FIRST
 from dfd.weighted import Draws
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from dfd import calibration, conformal, evaluation, openset
 from dfd.atomic import whole
+from dfd.checkpoints import update_checkpoint
 from dfd.degrade import at_level, to_tensor
 from dfd.images import load_rgb
-from dfd.inference import CHECKPOINTS, Stage, update_checkpoint
 from dfd.progress import bar
+from dfd.stage import CHECKPOINTS, Stage
 
 # What is fitted on validation and stored beside the weights.
 FITTED = (
@@ -61,19 +62,20 @@ def score(
     root = Path(table.attrs["root"])
     what = "clean" if degradation == "none" else f"{degradation} {level:g}"
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
-    results = list(stage.stream(_images(root, paths, degradation, level), crops, mode))
-    if short := [one.needed for one in results if one.crops < one.needed]:
-        print(f"{stage.stage} {what}: {len(short)} of {len(results)} images needed more crops, up to {max(short)}")
-    logits = np.array([one.logits.numpy() for one in results]).reshape(len(table), len(stage.classes))
+    scored = stage.stream(_images(root, paths, degradation, level), crops, mode)
+    found = [(one.logits.tolist(), one.crops, one.spread, one.needed, one.strangeness) for one in scored]
+    logits, count, spread, needed, strangeness = zip(*found, strict=True) if found else [()] * 5
+    if short := [most for most, taken in zip(needed, count, strict=True) if taken < most]:
+        print(f"{stage.stage} {what}: {len(short)} of {len(found)} images needed more crops, up to {max(short)}")
+    logits = np.array(logits, dtype=np.float32).reshape(len(table), len(stage.classes))
     scores = table[["path", "label", "split", "group"]].reset_index(drop=True)
     scores["degradation"], scores["level"] = degradation, float(level)
     for i, name in enumerate(stage.classes):
         scores[f"logit_{name}"] = logits[:, i]
     scores["prediction"] = predictions(stage, logits)
-    scores["crops"] = [one.crops for one in results]
-    scores["crop_std"] = [one.spread for one in results]
+    scores["crops"], scores["crop_std"] = list(count), list(spread)
     if stage.neighbours is not None:
-        scores["neighbours"] = [one.strangeness for one in results]
+        scores["neighbours"] = list(strangeness)
     return scores
 
 

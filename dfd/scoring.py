@@ -19,9 +19,10 @@ import torch
 from tqdm import tqdm
 
 from dfd import __version__
-from dfd.inference import CHECKPOINTS, Detector, Verdict
+from dfd.inference import Detector, Verdict
 from dfd.inputs import Inputs
 from dfd.parts import Parts, begun, finished, part_name, table
+from dfd.stage import CHECKPOINTS
 from dfd.units import Item, Unit, load
 
 MISSING = "scoring needs Ray, which is not installed: pip install 'ray[data]' s3fs, or pip install -e '.[scale]' here"

@@ -1,19 +1,14 @@
 """The session of a training: what both stages keep between epochs, and how they go on after a kill.
 
 Each draw of an epoch has its own seed, and so has each step. So `workers` changes nothing, and a run that was killed
-and goes on gives the same weights as one that was not: exactly on a CPU, else but for rounding. `train_<stage>.pt`
-holds the state to go on from, after an epoch, every few minutes and at a signal; `best_<…>.pt` holds the best epoch
-for use.
+and goes on gives the same weights as one that was not: exactly on a CPU, else but for rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import random
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -26,12 +21,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import config, interruption, manifest, parallel, tracking
+from dfd import config, interruption, kept, manifest, parallel, tracking
+from dfd.checkpoints import build_model
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
-from dfd.inference import CHECKPOINTS, build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
+from dfd.stage import uses_bfloat16
 
 CURVES = "Training: losses and validation metrics over the epochs"
 MODEL = "model"  # the network that the checkpoint is about; others are added by name
@@ -53,20 +49,18 @@ class Session:
         self.out = Path(cfg.out)
         if parallel.is_main():
             self.out.mkdir(parents=True, exist_ok=True)
-        self.best_path, self.state_path = self.out / CHECKPOINTS[stage], self.out / f"train_{stage}.pt"
         self.manifest_hash = manifest.digest(table)
         self.device = parallel.device()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
-        self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NOT_LEARNT_FROM}
-        unlimited = {k: v for k, v in self.settings.items() if k not in ("workers", "minutes", "crops", "crop_mode")}
-        made_of = json.dumps([stage, self.manifest_hash, unlimited, _sources()])
-        self.key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in kept.NOT_LEARNT_FROM}
+        self.key = kept.key(stage, self.manifest_hash, self.settings)
+        self.files = kept.Files(stage, self.out, self.key)
         self.root = Path(table.attrs.get("root", cfg.data))
         self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
         self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
-        self.stop, self.started, self.saved = interruption.Stop(), time.monotonic(), time.monotonic()
+        self.stop, self.started = interruption.Stop(), time.monotonic()
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
         self.networks: dict[str, nn.Module] = {}
         self.parts = {MODEL}
@@ -75,14 +69,20 @@ class Session:
         self.done = self.out_of_time = False
         if cfg.batch_size < parallel.count():
             raise ValueError(f"batch_size is {cfg.batch_size}, too small for {parallel.count()} processes")
-        if cfg.resume and parallel.is_main():
-            self._finished()
+        if cfg.resume and parallel.is_main() and (finished := self.files.finished(cfg.crops, cfg.crop_mode)):
+            self.history, self.done = finished, True
+            self._draw()
         self.done, self.history = parallel.agreed((self.done, self.history))
         if self.done:
             return
         seed_everything(cfg.seed)
         self.add(MODEL, build_model(stage, self.settings, len(classes), pretrained=cfg.pretrained))
         self.averaged = AveragedModel(self.model, multi_avg_fn=_moving_average(cfg.ema), use_buffers=True)
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.files.best_path
 
     @property
     def model(self) -> nn.Module:
@@ -123,7 +123,6 @@ class Session:
         if self.cfg.resume:
             self._go_on()
         started, before = time.monotonic(), len(self.history)
-        self.saved = time.monotonic()
         while len(self.history) < self.cfg.num_epochs:
             self.started = time.monotonic() - self.spent
             self._stop_if_asked()
@@ -161,11 +160,11 @@ class Session:
             shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
             self.steps = step + 1
             self._stop_if_asked()
-            if 0 < 60 * cfg.checkpoint_minutes < time.monotonic() - self.saved:
+            if self.files.due(cfg.checkpoint_minutes):
                 self._save_state()
 
     def should_stop(self) -> bool:
-        """Whether a signal asked to end, this process or another one of the training."""
+        """Whether a signal asked to end, in any of the processes; all are told at the same step."""
         self.stop.number = parallel.most(self.stop.number)
         return bool(self.stop.number)
 
@@ -174,8 +173,8 @@ class Session:
             self._save_state()
             parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
-            text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
-            raise interruption.Interrupted(text, self.stop.number or signal.SIGTERM)
+            text = f"{self.stage}: stopped after {self._where()}; kept in {self.files.state_path}. {how} on from there."
+            raise interruption.Interrupted(text, self.stop.number)
 
     def _where(self) -> str:
         epoch = len(self.history)
@@ -189,7 +188,7 @@ class Session:
             self._save_state()
             if not self.root.is_dir():
                 text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-                raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
+                raise FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}") from error
             raise
 
     def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
@@ -290,7 +289,6 @@ class Session:
         if not parallel.is_main():
             return
         state = {
-            "key": self.key,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averaged": self.averaged.state_dict(),
@@ -300,8 +298,7 @@ class Session:
             "losses": dict(self.losses),
             "spent": time.monotonic() - self.started if self.steps else 0.0,
         }
-        save_checkpoint(state, self.state_path)
-        self.saved = time.monotonic()
+        self.files.save_state(state)
 
     def finish(self) -> pd.DataFrame:
         """Mark the best checkpoint as finished, drop the state to go on from, and give the history.
@@ -311,9 +308,7 @@ class Session:
         if not self.done:
             self.tracker.end("stopped" if self.out_of_time else "finished")
         if not self.done and not self.out_of_time and parallel.is_main():
-            best = torch.load(self.best_path, map_location="cpu", weights_only=True)
-            save_checkpoint({**best, "history": self.history, "finished": True}, self.best_path)
-            self.state_path.unlink(missing_ok=True)
+            self.files.finish(self.history)
         self.done = parallel.agreed(self.done or not self.out_of_time)
         return pd.DataFrame(self.history)
 
@@ -344,10 +339,8 @@ class Session:
             "manifest_hash": self.manifest_hash,
             "metrics": {"val": self.history[-1]},
             "history": self.history,
-            "key": self.key,
-            "finished": False,
         }
-        save_checkpoint(content, self.best_path)
+        self.files.save_best(content)
 
     def _preprocessing(self) -> dict:
         """What a crop goes through; mean and std are None where the network normalises each image by itself."""
@@ -355,21 +348,8 @@ class Session:
         values = {name: named[name].flatten().tolist() if name in named else None for name in ("mean", "std")}
         return {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality, **values}
 
-    def _finished(self) -> None:
-        if not self.best_path.exists():
-            return
-        best = torch.load(self.best_path, map_location="cpu", weights_only=True)
-        if best["key"] != self.key or not best["finished"]:
-            return
-        self.state_path.unlink(missing_ok=True)  # killed in the middle of `finish`
-        print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
-        if (best["crops"], best.get("crop_mode")) != (self.cfg.crops, self.cfg.crop_mode):
-            update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
-        self.history, self.done = best["history"], True
-        self._draw()
-
     def _go_on(self) -> None:
-        state = parallel.agreed(self._state() if parallel.is_main() else None)
+        state = parallel.agreed(self.files.state() if parallel.is_main() else None)
         if state is None:
             return
         for name, network in self.networks.items():
@@ -380,16 +360,6 @@ class Session:
         self.steps, self.spent = state["steps"], state["spent"]
         self.losses = defaultdict(list, state["losses"])
         print(f"{self.stage}: going on after {self._where()}.")
-
-    def _state(self) -> dict | None:
-        """The file to go on from, if there is one and it fits."""
-        if not self.state_path.exists():
-            return None
-        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        if state["key"] != self.key:
-            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
-            return None
-        return state
 
     def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> DataLoader:
         return DataLoader(
@@ -405,10 +375,6 @@ class Session:
         if isinstance(batch, dict):
             return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         return [value.to(self.device, non_blocking=True) for value in batch]
-
-
-# Parameters that leave the weights as they are.
-NOT_LEARNT_FROM = ("data", "out", "resume", "track", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")
 
 
 def _moving_average(decay: float):
@@ -428,16 +394,6 @@ def _moving_average(decay: float):
 
 def _batches(draws: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
     return [draws[start : start + size] for start in range(0, len(draws), size)]
-
-
-def _sources() -> list[str]:
-    """The code that a training follows from: when it changes, an old state is not gone on from."""
-    here = Path(__file__).parent
-    files = [
-        here / f"{name}.py"
-        for name in "datasets degrade disentangling laundering losses operators parallel session training".split()
-    ]
-    return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]
 
 
 def seed_everything(seed: int) -> None:

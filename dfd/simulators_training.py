@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from dfd.atomic import whole
 from dfd.checkpoints import save_checkpoint
-from dfd.inference import uses_bfloat16
 from dfd.models.decoders import EqualConv2d, EqualLinear, ModulatedConv2d
 from dfd.models.discriminator import PatchDiscriminator
 from dfd.simulators import NAMES, WEIGHTS, Simulator
+from dfd.stage import uses_bfloat16
 
 SIDES = (1280, 640)  # longer side of a photo in pixels; both are cut from, so that detail comes in two sizes
 ADVERSARIAL = ((0.5, 0.01), (0.8, 0.05))  # from this share of the steps on: weight of the PatchGAN beside L1

@@ -20,9 +20,9 @@ from dfd.atomic import whole
 from dfd.degrade import compose, to_tensor
 from dfd.grid import Condition
 from dfd.images import load_rgb
-from dfd.inference import Stage
 from dfd.progress import bar
 from dfd.scores import predictions
+from dfd.stage import Stage
 
 HELD = 1 << 30  # bytes of decoded images that are held at a time; a larger set is swept in blocks
 CHUNK = 8 << 20  # pixels that are degraded at a time
@@ -195,7 +195,7 @@ def _fingerprint(stage: Stage) -> str:
 def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | None, seed: int) -> str:
     """A hash of what a cell was made from, beside the weights."""
     here = Path(__file__).parent
-    code = [(here / f"{name}.py").read_text("utf-8") for name in ("operators", "crops", "inference", "images")]
+    code = [(here / f"{name}.py").read_text("utf-8") for name in ("operators", "crops", "stage", "images")]
     noisy = seed if any(name == "noise" for name, *_ in condition.chain) else None
     cut = (crops or stage.crops, stage.crop_mode)
     files = images[["path", "sha256"]].to_numpy().tolist()

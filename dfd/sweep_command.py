@@ -72,7 +72,7 @@ def sweep(
 
         threads = max(1, parameter_sweep.cores() // (jobs or parameter_sweep.default_jobs()))
         with ray_runs.on_ray(address, threads) as launch:
-            page = parameter_sweep.run(asked, folder, jobs, launch, say=click.echo)
+            page = parameter_sweep.run(asked, folder, len(asked.runs), launch, threads, say=click.echo)
     else:
         page = parameter_sweep.run(asked, folder, jobs, say=click.echo)
     click.echo(f"Open {shown(page)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dfd.config import ConfigError
-from dfd.inference import CHECKPOINTS
+from dfd.stage import CHECKPOINTS
 
 EXPERIMENT = "dfd"  # MLflow's, unless $MLFLOW_EXPERIMENT_NAME says otherwise
 MLFLOW = {  # what is set unless the user has: no usage reports, and a server that is gone is given up soon

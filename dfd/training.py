@@ -14,13 +14,13 @@ from dfd.datasets import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equ
 from dfd.degrade import RandomDegrade
 from dfd.disentangling import Disentangler, fingerprinted
 from dfd.fingerprint import remember
-from dfd.inference import Stage
 from dfd.laundering import Launderer
 from dfd.losses import consistency_loss, focal_loss, real_fake_loss, source_loss
 from dfd.parallel import gathered
 from dfd.plots import plot_history
 from dfd.progress import Live
 from dfd.session import CURVES, MODEL, Session
+from dfd.stage import Stage
 
 DETECTION = {"bce": real_fake_loss, "focal": focal_loss}
 

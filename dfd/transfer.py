@@ -13,7 +13,7 @@ from dfd.bootstrap import intervals
 from dfd.datasets import equalise
 from dfd.evaluation import balanced_accuracy
 from dfd.fingerprint import centres, choose, residuals
-from dfd.inference import BATCH, Stage
+from dfd.stage import BATCH, Stage
 
 CARRIER_ALONE = "carrier alone"  # the control's row in a confusion
 

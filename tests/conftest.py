@@ -16,7 +16,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from dfd.inference import CHECKPOINTS, save_checkpoint
+from dfd.checkpoints import save_checkpoint
+from dfd.stage import CHECKPOINTS
 
 
 @pytest.fixture(autouse=True)

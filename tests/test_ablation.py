@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfd import ablation, config, manifest
-from dfd.inference import CHECKPOINTS, UNKNOWN, Scored, Stage
+from dfd.stage import CHECKPOINTS, UNKNOWN, Scored, Stage
 
 RGB = "baseline: EfficientNet on rgb"
 

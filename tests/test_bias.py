@@ -8,7 +8,7 @@ from PIL import Image
 from score_tables import noisy_table
 
 from dfd import bias, evaluation, grid, manifest, sweep
-from dfd.inference import Stage
+from dfd.stage import Stage
 
 SIDE = 64
 CONDITIONS = grid.parse_all(["jpeg 60", "jpeg 60 4:4:4 + webp 90", "blur 1", "resample 0.8 bilinear"])

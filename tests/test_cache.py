@@ -51,7 +51,7 @@ def test_stopped_scan_keeps_what_it_has(data, monkeypatch, decoded, interrupt):
     original = images.inspect
 
     def inspect(path):
-        if len(decoded) == 10:
+        if len(decoded) == 11:  # in the middle of a thread's part
             raise interrupt
         return original(path)
 
@@ -61,7 +61,7 @@ def test_stopped_scan_keeps_what_it_has(data, monkeypatch, decoded, interrupt):
             scan(data, workers=1)
     decoded.clear()
     scan(data)
-    assert len(decoded) == 8
+    assert len(decoded) == 7
 
 
 def test_broken_or_unwritable_cache_does_not_stop_a_scan(data, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,9 @@ from test_inference import noise
 
 from dfd import evidence, examine, fingerprint, images
 from dfd.calibration import threshold_at
-from dfd.inference import CHECKPOINTS, Detector, update_checkpoint
+from dfd.checkpoints import update_checkpoint
+from dfd.inference import Detector
+from dfd.stage import CHECKPOINTS
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from bad_files import png_header
 from PIL import Image
 
 from dfd import crops, inference
-from dfd.inference import Detector, Stage
+from dfd import stage as stages
+from dfd.inference import Detector
+from dfd.stage import Stage
 
 
 def content(stage="stage1", crop_size=32, quality=90, **changes):
@@ -53,7 +55,7 @@ def by_hand(mode):
 @pytest.mark.parametrize("mode", crops.MODES)
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
 def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
-    monkeypatch.setattr(inference, "uses_bfloat16", lambda device: False)
+    monkeypatch.setattr(stages, "uses_bfloat16", lambda device: False)
     image = noise(130, 100)
     stage = Stage(content(quality=quality), CPU)
     alone = []
@@ -75,14 +77,14 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
 
 
 def test_batching_images_of_many_sizes_changes_nothing(monkeypatch):
-    monkeypatch.setattr(inference, "uses_bfloat16", lambda device: False)
+    monkeypatch.setattr(stages, "uses_bfloat16", lambda device: False)
     stage = Stage(content(quality=None), CPU)
     images = [torch.rand(1, 3, *size) for size in ((32, 32), (20, 90), (64, 64), (5, 7), (100, 40), (90, 200))]
     images[2] = noise(64, 64)
     together = list(stage.stream(images, 30))
     assert len({scored.crops for scored in together}) == 3
     for batch in (1, 7):
-        monkeypatch.setattr(inference, "BATCH", batch)
+        monkeypatch.setattr(stages, "BATCH", batch)
         again = list(stage.stream(iter(images), 30))
         assert [scored.crops for scored in again] == [scored.crops for scored in together]
         one, other = (torch.stack([scored.logits for scored in some]) for some in (again, together))
@@ -94,7 +96,7 @@ def test_images_are_read_when_their_turn_comes_and_not_before():
     images = (read.append(i) or noise(64, 64, i) for i in range(40))
     stream = Stage(content(), CPU).stream(images, 5)
     next(stream)
-    assert len(read) <= inference.BATCH // 5 + 1
+    assert len(read) <= stages.BATCH // 5 + 1
     assert len(list(stream)) == 39
 
 
@@ -150,7 +152,7 @@ def test_predict_refuses_by_name_and_answers_the_rest(run, tmp_path):
 
 def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(crops, "MAX_CROPS", 12)
-    monkeypatch.setattr(inference, "MAX_CROPS", 12)
+    monkeypatch.setattr(stages, "MAX_CROPS", 12)
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     noise(96, 64).save(small)
     noise(160, 128).save(large)
@@ -175,7 +177,7 @@ def test_a_large_image_becomes_float_only_by_its_crops(mode, monkeypatch):
     (scored,) = stage.stream([Image.new("RGB", (8000, 5000), (90, 120, 30))], 10_000, mode)
     assert not pixels
     assert scored.crops <= crops.MAX_CROPS == 256
-    assert max(batches) <= (inference.BATCH, 3, 32, 32) and len(batches) <= 4
+    assert max(batches) <= (stages.BATCH, 3, 32, 32) and len(batches) <= 4
     assert scored.needed == (250 * 157 if mode == "grid" else 10_000)
     assert torch.isfinite(scored.logits).all()
 

@@ -19,7 +19,8 @@ import pytest
 from test_inference import content, noise
 
 from dfd import config
-from dfd.inference import CHECKPOINTS, save_checkpoint
+from dfd.checkpoints import save_checkpoint
+from dfd.stage import CHECKPOINTS
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 60_000  # milliseconds; on a busy machine a kernel alone takes half of it

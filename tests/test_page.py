@@ -12,7 +12,8 @@ from test_inference import content, noise
 
 from dfd import evidence, page
 from dfd.examine import examine, refused
-from dfd.inference import CHECKPOINTS, Detector, Stage
+from dfd.inference import Detector
+from dfd.stage import CHECKPOINTS, Stage
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",

@@ -1,7 +1,7 @@
 """Parameter sweeps: which runs a grid asks for, how they are run, ended and kept, and what is said of them."""
 
+import contextlib
 import importlib
-import json
 import os
 import re
 import signal
@@ -74,7 +74,7 @@ class Case:
         return parameter_sweep.run(self.read(), self.out, jobs, command=command, say=self.said.append, **options)
 
     def statuses(self):
-        return [entry["status"] for entry in json.loads((self.out / RECORD).read_text())["runs"].values()]
+        return [entry["status"] for entry in record.read_json(self.out / RECORD).get("runs", {}).values()]
 
     def began(self):
         return sorted(path.stem for path in self.script.parent.glob("*.began"))
@@ -268,32 +268,37 @@ def test_a_run_that_runs_out_of_memory_says_so(case, monkeypatch):
     assert "    ended by signal 9; most often memory ran out" in case.said
 
 
-def started(case, text, wait="sleeps", jobs=2):
+@contextlib.contextmanager
+def started(case, text, jobs=2, within="contextlib.nullcontext(parameter_sweep.Process)"):
     """A sweep in a process of its own, when one of its runs sleeps; and the process of that run."""
     case.write(text)
     script = (
-        "import sys; from dfd import parameter_grid, parameter_sweep\n"
+        "import contextlib, sys; from dfd import parameter_grid, parameter_sweep, ray_runs\n"
         f"sweep = parameter_grid.read({str(case.grid)!r})\n"
         f"command = ({sys.executable!r}, {str(case.script)!r})\n"
-        f"try: parameter_sweep.run(sweep, {str(case.out)!r}, {jobs}, command=command)\n"
-        "except parameter_grid.SweepError as error: print(error); sys.exit(error.code)"
+        f"options = {{'out': {str(case.out)!r}, 'jobs': {jobs}, 'command': command, 'threads': 1}}\n"
+        "try:\n"
+        f"    with {within} as launch: parameter_sweep.run(sweep, launch=launch, **options)\n"
+        "except parameter_grid.SweepError as error: print(error, flush=True); sys.exit(error.code)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    late = time.monotonic() + 60
-    while time.monotonic() < late and not (case.script.parent / wait).exists():
-        time.sleep(0.05)
-    return process, int((case.script.parent / wait).read_text())
+    command = [sys.executable, "-u", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        late, sleeps = time.monotonic() + 240, case.script.parent / "sleeps"
+        while time.monotonic() < late and not (
+            sleeps.exists() and case.statuses() == ["failed", "finished", "running"]
+        ):
+            time.sleep(0.05)
+        try:
+            yield process, int(sleeps.read_text())
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_ends_its_runs_and_goes_on(case, number):
-    process, sleeping = started(case, MIXED, jobs=3)
-    while case.statuses() != ["failed", "finished", "running"]:
-        time.sleep(0.05)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
+    with started(case, MIXED, jobs=3) as (process, sleeping):
+        process.send_signal(number)
+        said = process.stdout.read()
     assert process.returncode == 130 and "Traceback" not in said
     assert "Ending 1 run; once more ends at once." in said and "Interrupted. What is done is kept" in said
     with pytest.raises(ProcessLookupError):
@@ -308,15 +313,15 @@ def test_an_interrupted_sweep_ends_its_runs_and_goes_on(case, number):
 
 def test_a_run_that_does_not_end_is_ended_when_asked_again(case):
     (case.script.parent / "stubborn").touch()
-    process, sleeping = started(case, MIXED, jobs=3)
-    process.send_signal(signal.SIGINT)
-    for line in process.stdout:
-        if line.startswith("Ending"):
-            break
-    os.kill(sleeping, 0)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    process.stdout.close()
+    with started(case, MIXED, jobs=3) as (process, sleeping):
+        process.send_signal(signal.SIGINT)
+        for line in process.stdout:
+            if line.startswith("Ending"):
+                break
+        os.kill(sleeping, 0)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode == 130
     with pytest.raises(ProcessLookupError):
         os.kill(sleeping, 0)
 
@@ -374,6 +379,23 @@ def test_the_command_lists_runs_and_passes_everything_on(case, monkeypatch, tmp_
     result = call(cli.main, ["sweep", "rates.yaml", "--limit", "2"])
     assert (result.exit_code, result.output.count("\n")) == (2, 1) and "asks for 3 runs" in result.output
     assert "needs --ray" in call(cli.main, ["sweep", "rates.yaml", "--address", "auto"]).output
+
+
+@pytest.mark.slow
+def test_ray_runs_the_same_and_ends_its_runs_when_interrupted(case):
+    """On a cluster of one machine; three runs asked for at once, one of which sleeps until it is ended."""
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[scale]'")
+    with started(case, MIXED, jobs=3, within="ray_runs.on_ray(None, 1)") as (process, sleeping):
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 130 and "    dfd: no luck" in said and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(sleeping, 0)
+    assert case.statuses() == ["failed", "finished", "interrupted"]
+    assert {path.read_text().split()[1] for path in case.script.parent.glob("*.began")} == {"1"}
+    (case.script.parent / "mended").touch()
+    case.run()  # without Ray, and on
+    assert case.said[0].startswith("1 of 3") and case.statuses() == ["finished"] * 3
 
 
 def test_without_ray_the_remedy_is_named(case, monkeypatch, tmp_path):

@@ -12,10 +12,12 @@ import pytest
 from networks import checkpoint
 
 from dfd import parts, scoring
-from dfd.inference import CHECKPOINTS, Detector, Verdict, save_checkpoint
+from dfd.checkpoints import save_checkpoint
+from dfd.inference import Detector, Verdict
 from dfd.inputs import Inputs
 from dfd.parts import Parts, begun, finished, part_name
 from dfd.scoring import Job, Scorer
+from dfd.stage import CHECKPOINTS
 
 
 @pytest.fixture

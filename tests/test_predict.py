@@ -15,7 +15,8 @@ from test_inference import content, noise
 
 from dfd import __main__ as cli
 from dfd import predict
-from dfd.inference import CHECKPOINTS, save_checkpoint, update_checkpoint
+from dfd.checkpoints import save_checkpoint, update_checkpoint
+from dfd.stage import CHECKPOINTS
 
 
 @pytest.fixture

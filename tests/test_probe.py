@@ -12,9 +12,11 @@ from PIL import Image
 from test_inference import content, noise
 
 from dfd import config, evidence, fragments, gallery, manifest, sample, stress
-from dfd.inference import CHECKPOINTS, Detector, save_checkpoint
+from dfd.checkpoints import save_checkpoint
+from dfd.inference import Detector
 from dfd.jobs import Jobs
 from dfd.probe import SLOTS, TITLES, Probe, probe
+from dfd.stage import CHECKPOINTS
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 

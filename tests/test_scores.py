@@ -8,7 +8,7 @@ from PIL import Image
 from test_inference import content, noise
 
 from dfd import scores
-from dfd.inference import Stage
+from dfd.stage import Stage
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from test_inputs import shard
 import dfd
 from dfd import __main__ as cli
 from dfd import cluster
-from dfd.inference import CHECKPOINTS, Detector, save_checkpoint, update_checkpoint
+from dfd.checkpoints import save_checkpoint, update_checkpoint
+from dfd.inference import Detector
+from dfd.stage import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from test_inference import CPU, content
 
 from dfd import grid, manifest, scores, sweep
-from dfd.inference import Stage
+from dfd.stage import Stage
 
 CONDITIONS = grid.parse_all(["jpeg 75", "noise 0.05", "rescale 0.75 bilinear + webp 50"])
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_training import configured
 
 from dfd import config, manifest, tracking, training
-from dfd.inference import CHECKPOINTS
+from dfd.stage import CHECKPOINTS
 
 ROWS = [
     {"epoch": n, "seconds": 1.0, "lr": 0.1 / n, "train_loss": 1.0 / n, "val_auc": 0.5, "score": 0.5 + n / 10}

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from dfd import config, manifest, scores, training
-from dfd.inference import CHECKPOINTS, Stage, save_checkpoint
+from dfd.checkpoints import save_checkpoint
+from dfd.stage import CHECKPOINTS, Stage
 
 FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
 BACKBONES = {"stage1": "test_resnet.r160_in1k", "stage2": "test_efficientnet.r160_in1k"}

@@ -82,7 +82,7 @@ def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor]
     """Run a backbone, or a part of it that takes images.
 
     One with depthwise convolutions stays in float32 on a CPU, under autocast too: in bfloat16 it
-    would take about twice as long (benchmarks/speed.py).
+    would take about twice as long (benchmarks/networks.py).
     """
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
     precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()

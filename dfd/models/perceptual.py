@@ -6,11 +6,12 @@ import pickle
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
 from dfd.models.classifier import _hub_answers
-from dfd.parallel import gathered
+from dfd.parallel import everybody, gathered
 
 ADDRESS = VGG16_Weights.IMAGENET1K_V1.url
 
@@ -94,8 +95,8 @@ class VGGPerceptual(nn.Module):
             with torch.no_grad():
                 wanted = self._layers(reference)
             pairs = zip(self._layers(images), wanted, strict=True)
-            gaps = [(gathered(_each(a - b)).mean(), gathered(_each(b)).mean()) for a, b in pairs]
-            return torch.stack([gap / (size + 1e-6) for gap, size in gaps]).mean()
+            count = everybody(len(images))
+            return torch.stack([_relative_gap(a, b, count * a.shape[1:].numel()) for a, b in pairs]).mean()
 
     def _layers(self, images: Tensor) -> list[Tensor]:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -107,8 +108,11 @@ class VGGPerceptual(nn.Module):
         return found
 
 
-def _each(x: Tensor) -> Tensor:
-    return x.square().mean((1, 2, 3))  # (B,)
+def _relative_gap(features: Tensor, reference: Tensor, values: int) -> Tensor:
+    """Mean squared difference over the reference's mean square, over all processes, which have so many values."""
+    gap, size = F.mse_loss(features, reference, reduction="sum"), reference.square().sum()
+    gap, size = (gathered(one[None]).sum() / values for one in (gap, size))
+    return gap / (size + 1e-6)
 
 
 def _relu_places(features: nn.Sequential) -> dict[str, int]:

@@ -1,0 +1,131 @@
+"""The benchmarks: each row runs on tiny inputs, bars are read the right way, and runs are kept."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import gpu, measure, memory, pictures, predicting, scanning, speed, sweeping, training
+from dfd import manifest
+
+TINY = {"pretrained": False, "batch_size": 4, "crop_size": 32, "num_epochs": 1, "workers": 0}
+STAGES = {
+    "stage1": {**TINY, "backbone": "test_resnet.r160_in1k", "launderer_width": 4, "adversarial_every": 2},
+    "stage2": {**TINY, "backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "carried_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return pictures.folder(tmp_path_factory.mktemp("bench") / "data", 48, 64)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(training, "WARM", 1)
+    monkeypatch.setattr(training, "TIMED", 2)
+
+
+def test_bars_are_floors_of_ratios_and_ceilings_of_everything_else():
+    assert measure.Row("x", 0.91, 0.90).met and not measure.Row("x", 0.89, 0.90).met
+    assert measure.Row("x", 1.9, 2, "s").met and not measure.Row("x", 2.1, 2, "s").met
+    assert measure.Row("x", 5).met is None
+    assert str(measure.Row("x", 0.89, 0.90)).split()[1:] == [">=", "0.9", "0.89", "of", "bare", "NOT", "MET"]
+    assert "<= 2" in str(measure.Row("x", 1.9, 2, "s"))
+
+
+def test_both_sides_are_timed_in_turns_and_the_best_counts():
+    order = []
+    times = iter([9.0, 9.0, 3.0, 2.0, 4.0, 1.0])  # the first of each does not count
+
+    def call(name):
+        order.append(name)
+        return next(times)
+
+    row = measure.against("x", lambda: call("product"), lambda: call("bare"), 2)
+    assert order == ["product", "bare"] * 3
+    assert (row.seconds, row.bare_seconds, row.value) == (3.0, 1.0, 1 / 3)
+
+
+def test_runs_are_kept_a_line_each(tmp_path):
+    path = tmp_path / "new" / "history.jsonl"
+    for value in (0.5, 0.95):
+        measure.keep([measure.Row("x", value, 0.9)], path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["rows"][0]["met"] for line in lines] == [False, True]
+    assert {"date", "commit", "machine", "load", "versions", "rows"} == set(lines[0])
+    assert lines[0]["versions"]["torch"] == torch.__version__
+
+
+def test_pictures_are_the_same_in_every_run(folder, tmp_path):
+    again = pictures.folder(tmp_path, 48, 64)
+    files = sorted(path.relative_to(folder) for path in folder.glob("*/*"))
+    assert len(files) == 48 and {path.suffix for path in files} == {".jpg", ".png"}
+    assert all((folder / path).read_bytes() == (again / path).read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_bare_training_takes_the_same_passes_and_changes_nothing(stage, folder, short, monkeypatch):
+    """Every pass of every network, by the images that it saw and whether it was trained on; never a step."""
+    table, passes, steps = manifest.scan(folder, progress=False), {}, []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *_: steps.append(kind))
+    backward = torch.Tensor.backward
+
+    def counted(loss, *given, inputs, **options):
+        passes[kind].append(sum(one.numel() for one in inputs))
+        backward(loss, *given, inputs=inputs, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", counted)
+    for kind in (training.Timed, training.Bare):
+        passes[kind] = []
+        assert training.seconds(stage, table, kind, **STAGES[stage]) > 0
+    assert passes[training.Timed] == passes[training.Bare] and len(passes[training.Bare]) > 4
+    assert set(steps) == {training.Timed}
+
+
+def test_rows_of_scanning_and_sweeping_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "CONDITIONS", ("jpeg 75", "blur 1"))
+    small = predicting.untrained(backbone="test_efficientnet.r160_in1k", unet_width=4)
+    monkeypatch.setattr(sweeping, "untrained", lambda: small)
+    monkeypatch.setattr(predicting, "untrained", lambda: small)
+    first, second = scanning.rows(folder, 1)
+    assert 0 < first.value and first.bar == 0.80 and second.bar is None
+    monkeypatch.setattr(scanning, "MANY", 48)
+    assert list(scanning.rows(folder, 1))[1].bar == 2
+    (row,) = sweeping.rows(folder, 8, 1)
+    assert 0 < row.value < 1.5 and "8 images x 3" in row.what
+    (row,) = predicting.rows(folder, 4, 1)
+    assert row.bar == 0.90 and row.seconds > 0
+
+
+@pytest.mark.slow
+def test_rows_of_memory_run_in_processes_of_their_own(tmp_path):
+    scan, score = memory.rows(tmp_path, 60, 20)
+    assert 0.05 < scan.value < 2 and 0.05 < score.value < 2
+    assert scan.unit == "GiB" and scan.met
+
+
+@pytest.mark.slow
+def test_rows_of_a_gpu_run_on_a_cpu(tmp_path, short, monkeypatch):
+    monkeypatch.setattr(gpu, "untrained", lambda: predicting.untrained(backbone="test_efficientnet.r160_in1k"))
+    shared = {key: STAGES["stage2"][key] for key in ("batch_size", "crop_size", "workers", "pretrained", "backbone")}
+    found = list(gpu.rows(tmp_path, "cpu", 48, 64, "quick", **shared))
+    assert [row.unit for row in found] == ["TFLOP/s", *["images/s", "%"] * 3]
+    assert all(row.value > 0 for row in found)
+
+
+def test_a_missing_gpu_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="leave --gpu out"):
+        next(gpu.rows(tmp_path))
+
+
+def test_the_command_prints_and_keeps_the_rows_of_a_group(tmp_path, monkeypatch):
+    rows = {"one": [measure.Row("first", 1.0, 0.9)], "two": [measure.Row("second", 0.1, 0.9)]}
+    monkeypatch.setattr(speed, "_groups", lambda *_: {name: iter(found) for name, found in rows.items()})
+    monkeypatch.setattr(measure, "HISTORY", tmp_path / "runs.jsonl")
+    result = CliRunner().invoke(speed.main, ["--only", "two"], catch_exceptions=False)
+    assert "second" in result.output and "NOT MET" in result.output and "first" not in result.output
+    (line,) = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert [row["what"] for row in json.loads(line)["rows"]] == ["second"]
