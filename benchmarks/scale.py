@@ -16,7 +16,7 @@ from dfd.inputs import Inputs
 from dfd.scoring import Job
 from dfd.stage import CHECKPOINTS
 
-IMAGES, PART = 240, 6
+IMAGES, PART, TURNS = 720, 24, 2
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}
 
 
@@ -35,7 +35,9 @@ def rows():
     with tempfile.TemporaryDirectory() as folder, cluster.joined(None, 2, None, 1):
         contents = checkpoints()
         write_images(Path(folder) / "in")
-        rates = {workers: [scored(Path(folder), contents, workers, turn) for turn in range(2)] for workers in (1, 2)}
+        rates = {
+            workers: [scored(Path(folder), contents, workers, turn) for turn in range(TURNS)] for workers in (1, 2)
+        }
     for number, what in enumerate(("steady rate", "whole run with the start of the workers")):
         yield f"`score`, two workers against one, {what}", *(max(one[number] for one in rates[n]) for n in (1, 2))
 

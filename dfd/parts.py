@@ -85,8 +85,12 @@ class Parts:
             except (ValueError, TypeError):
                 raise ValueError(f"{self.address}/{RECORD} is damaged; take another --out") from None
 
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file so that nobody ever sees half of it; one that is there is replaced."""
+    def put(self, name: str, data: bytes, lasting: bool = True) -> None:
+        """Write a file so that nobody ever sees half of it; one that is there is replaced.
+
+        Args:
+            lasting: it must survive the machine's sudden end too.
+        """
         target = f"{self.path}/{name}"
         if not is_remote(self.address):
             os.makedirs(self.path, exist_ok=True)
@@ -94,8 +98,9 @@ class Parts:
             try:
                 with open(draft, "wb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if lasting:
+                        file.flush()
+                        os.fsync(file.fileno())
                 os.replace(draft, target)
             except BaseException:
                 if os.path.exists(draft):

@@ -114,7 +114,8 @@ class Scorer:
         return verdicts
 
     def _note(self, mark: str, known: dict[str, Any]) -> None:
-        self.parts.put(mark, json.dumps(known | {"host": socket.gethostname(), "pid": os.getpid()}).encode())
+        here = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.parts.put(mark, json.dumps(known | here).encode(), lasting=False)
 
 
 def judged(detector: Detector, items: Iterator[Item], job: Job) -> Iterator[Verdict]:
