@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -82,7 +82,10 @@ class Scorer:
             some = islice(chain([following], items), self.job.part_size)
             names = [part_name(number, key, part, last) for last in (False, True)]
             is_there = any(map(self.parts.has, names))
-            verdicts = [one for one in some if False] if is_there else self._judged(MARK + names[0], some)
+            if is_there:
+                deque(some, maxlen=0)  # past them
+            else:
+                verdicts = self._judged(MARK + names[0], some)
             following = next(items, None)
             if not is_there:
                 self.parts.put(names[following is None], table(verdicts, self.detector.stage2.classes))
