@@ -106,7 +106,15 @@ def test_shards_images_lists_and_tables_on_s3_become_parquet_there(s3, score, mo
         pa.table({"name": ["007.png", "008.png"], "bytes": data[7:]}), "bucket/t.parquet", filesystem=s3
     )
     inputs = ["images", "shards/*.tar", "list.txt", "t.parquet"]
-    words = [*(f"s3://bucket/{one}" for one in inputs), "--names", "name", "--out", "s3://bucket/scores"]
+    words = [
+        *(f"s3://bucket/{one}" for one in inputs),
+        "--names",
+        "name",
+        "--out",
+        "s3://bucket/scores",
+        "--workers",
+        "1",
+    ]
 
     result = score(*words, "--part-size", "2")
     assert result.exit_code == 1 and "12 images in s3://bucket/scores; 3 were refused" in result.stderr
@@ -209,7 +217,7 @@ def test_what_goes_wrong_in_a_worker_ends_the_run_in_one_line(score, tmp_path, m
     (tmp_path / "list.txt").write_text("in/000.png\n")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(cluster, "Worker", Broken)
-    result = score("list.txt", "--out", "out")
+    result = score("list.txt", "--out", "out", "--workers", "1")
     assert result.exit_code == 2 and result.stderr.splitlines()[-1] == "dfd: [Errno 28] No space left on device"
     assert isinstance(result.exception, SystemExit)
 
