@@ -269,7 +269,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "equalise_quality": 95, "adversarial_every": 8,
         },
         "02_stage2_attribution": {
-            "crop_size": 96, "num_epochs": 4, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
+            "crop_size": 96, "num_epochs": 6, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
             "carried_every": 8,
         },
         "03_robustness": {

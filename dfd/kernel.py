@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import weakref
+from pathlib import Path
 from typing import Any, ClassVar
 
 from jupyter_client.kernelspec import KernelSpec
@@ -24,6 +28,14 @@ class ThisPython(AsyncKernelManager):
 
     transport = "tcp" if sys.platform == "win32" else "ipc"  # no port that other users of the machine could read
     process: ClassVar[subprocess.Popen | None] = None
+
+    def _ip_default(self) -> str:
+        """Where its sockets lie: a folder of its own, or two kernels that start at once could take the same names."""
+        if self.transport != "ipc":
+            return super()._ip_default()
+        folder = tempfile.mkdtemp(prefix="dfd-kernel-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return str(Path(folder) / "socket")
 
     @property
     def kernel_spec(self) -> KernelSpec:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from score_tables import noisy_table
 
+import dfd
 from dfd import __main__ as cli
 from dfd import config, parameter_grid, parameter_sweep, parameter_sweep_report, record
 from dfd.parameter_grid import SweepError
@@ -350,10 +351,11 @@ def test_the_best_is_paired_with_the_others_on_the_test_images(case, monkeypatch
     for size, scores in tables.items():
         scores.to_parquet(case.out / f"01.batch_size-{size}" / "scores_stage1.parquet", index=False)
     page = case.run().read_text()
-    section = page[page.index("beside 01.batch_size-24") :]
+    assert '<a href="01.batch_size-24/index.html">1</a>' in page
+    section = page[page.index("Stage 1: AUC, beside run 1") :]
     assert "+0.000 [+0.000, +0.000]" in section and section.count("<td>300</td>") == 2
     (case.out / "01.batch_size-8" / "scores_stage1.parquet").write_bytes(b"no table")
-    assert "01.batch_size-8: not compared, the tables of" in case.run().read_text()
+    assert "Run 3: not compared, the tables of" in case.run().read_text()
 
 
 def test_over_the_seeds_means_are_told(case, monkeypatch):
@@ -399,7 +401,8 @@ def test_ray_runs_the_same_and_ends_its_runs_when_interrupted(case):
 
 
 def test_without_ray_the_remedy_is_named(case, monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "dfd.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "dfd.cluster", raising=False)  # of other tests
+    monkeypatch.delattr(dfd, "cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     result = CliRunner().invoke(cli.main, ["sweep", str(case.write(PLAIN).grid), "--ray"])
     assert result.exit_code == 2 and result.output == "dfd: --ray needs the package ray: pip install -e '.[scale]'\n"

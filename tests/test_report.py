@@ -1,9 +1,11 @@
 """Running notebooks: order, resuming, failing, parameters."""
 
 import errno
+import gc
 import os
 import re
 import sys
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -167,6 +169,15 @@ def test_a_dead_kernel_fails_the_run(case, dies, how):
     with pytest.raises(report.RunError, match=f"failed in cell 4:\n.*the Python process {how}") as stopped:
         case.run()
     assert stopped.value.code == 1 and case.record()["00_first"]["status"] == "failed"
+
+
+def test_kernels_that_start_at_once_share_no_socket():
+    one, other = kernel.ThisPython(), kernel.ThisPython()
+    places = [Path(found.ip).parent for found in (one, other)]
+    assert places[0] != places[1] and all(place.stat().st_mode & 0o777 == 0o700 for place in places)
+    del one, other
+    gc.collect()
+    assert not any(place.exists() for place in places)
 
 
 @pytest.mark.parametrize(
