@@ -35,7 +35,7 @@ def main(long: bool, on_gpu: bool, only: str, repeats: int, keep: bool) -> None:
         os.environ["DFD_CACHE"] = str(Path(name) / "cache")
         groups = {"gpu": gpu.rows(Path(name))} if on_gpu else _groups(Path(name), repeats, long)
         for group, rows in groups.items():
-            if only in group:
+            if only in group or group == "pictures":  # which others need
                 for row in _quietly(rows):
                     print(row, flush=True)
                     found.append(row)
