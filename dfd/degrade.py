@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import torch
 from PIL import Image
@@ -98,6 +100,7 @@ _TEXT = {
     "social": "social {factor:.2f}, JPEG {level:.0f}",
 }
 Step = tuple[str, float] | tuple[str, float, dict]
+SPARE = 16  # pixels beyond the smallest side that are degraded too, so that codec grids and borders fall anywhere
 
 
 def at_level(images: Tensor, degradation: str, level: float, **options) -> Tensor:
@@ -177,7 +180,8 @@ class RandomDegrade:
     generator; `datasets.Seeded` makes them repeatable.
 
     Where `smallest` is given, rescale, crop and social stop at that side, in pixels: what is cut to it afterwards needs
-    no padding, which would mark the class whose images happen to be small.
+    no padding, which would mark the class whose images happen to be small. A window is then cut first, at random, as
+    large as the chain needs to leave that side and SPARE pixels more: the rest would be degraded in vain.
 
     Raises:
         ValueError: a probability outside 0 to 1, a range that is empty or that its operator refuses, a strange kernel.
@@ -223,7 +227,10 @@ class RandomDegrade:
 
         uint8 images stay so until a step needs float.
         """
-        for name, level, options in self.draw():
+        chain = self.draw()
+        if self.smallest:
+            images = _cut(images, math.ceil((self.smallest + SPARE) / _shrinkage(chain)))
+        for name, level, options in chain:
             images = images if name in EIGHT_BIT else as_float(images)
             least = min(1.0, self.smallest / min(images.shape[-2:]))
             if name in ("rescale", "crop"):
@@ -271,6 +278,17 @@ class RandomDegrade:
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB PIL image as a (1, 3, H, W) tensor in [0, 1]."""
     return TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True).unsqueeze(0)
+
+
+def _shrinkage(chain: list[tuple[str, float, dict]]) -> float:
+    """New side over old side where a drawn chain has the image at its smallest; at most 1."""
+    factors = [options.get("factor", level) for name, level, options in chain if name in ("rescale", "crop", "social")]
+    return min(accumulate(factors, operator.mul, initial=1.0))
+
+
+def _cut(images: Tensor, side: int) -> Tensor:
+    top, left = (_whole((0, max(length - side, 0))) for length in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]
 
 
 def _chance(probability: float) -> bool:

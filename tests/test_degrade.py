@@ -194,3 +194,25 @@ def test_random_degrade_stops_at_the_smallest_side():
     sides = [min(degraded(torch.rand(1, 3, 64, 80)).shape[-2:]) for _ in range(20)]
     assert min(sides) == 48
     assert min(degraded(torch.rand(1, 3, 32, 32)).shape[-2:]) == 32
+
+
+def test_what_is_cut_before_a_chain_leaves_enough_for_all_its_steps(monkeypatch):
+    """No step is held back, though only a part of the image goes through the chain; without a chain that is little."""
+    seen = []
+    compose = degrade.compose
+    monkeypatch.setattr(
+        degrade, "compose", lambda images, chain: seen.append((images.shape, chain)) or compose(images, chain)
+    )
+    image = torch.rand(1, 3, 1000, 1200)
+    everything = degrade.RandomDegrade(**dict.fromkeys(STEPS, 0.7), smallest=160)
+    for seed in range(30):
+        seen.clear()
+        torch.manual_seed(seed)
+        drawn = everything.draw()
+        torch.manual_seed(seed)
+        left = everything(image)
+        assert [(name, level) for _, [(name, level, _)] in seen] == [(name, level) for name, level, _ in drawn]
+        assert 160 <= min(left.shape[-2:]) and all(max(shape[-2:]) < 1000 for shape, _ in seen)
+    assert degrade.RandomDegrade(**OFF, smallest=160)(image).shape == (1, 3, 176, 176)
+    corners = {float(degrade.RandomDegrade(**OFF, smallest=160)(image)[0, 0, 0, 0]) for _ in range(30)}
+    assert len(corners) > 25
