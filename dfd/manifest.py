@@ -174,6 +174,7 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
     descriptions = cache.files(found.stamps)
     new = [path for path, *_ in found.files if path not in descriptions]
     ready: deque[tuple[str, dict[str, Any]]] = deque()  # filled by the threads, file by file
+    fresh: dict[str, tuple[int, int, dict[str, Any]]] = {}  # not yet on disk
     last = time.monotonic()
 
     def look_at(part: list[str]) -> None:
@@ -182,7 +183,7 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
     def keep() -> int:
         rows = [ready.popleft() for _ in range(len(ready))]
         descriptions.update(rows)
-        cache.keep_files({path: (*found.stamps[path], seen) for path, seen in rows if not seen.get("passing")})
+        fresh.update({path: (*found.stamps[path], seen) for path, seen in rows if not seen.get("passing")})
         return len(rows)
 
     threads = workers or os.cpu_count()
@@ -196,11 +197,13 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
             for _ in pool.map(look_at, [new[i : i + step] for i in range(0, len(new), step)]):
                 shown.update(keep())
                 if time.monotonic() - last > COMMIT_SECONDS:
-                    cache.commit()
+                    cache.keep_files(fresh)
+                    fresh.clear()
                     last = time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
         keep()
+        cache.keep_files(fresh)
     found.rejected += [
         {"path": path, "reason": descriptions[path]["error"]}
         for path, *_ in found.files
