@@ -31,6 +31,7 @@ from dfd import interruption
 
 Thing = TypeVar("Thing")
 PATIENCE = timedelta(minutes=30)  # how long one waits for another that is silent; one that died is noticed at once
+LAUNCHER_HANDLES = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]
 
 GO_ON = "run the same again to go on from the last checkpoint"
 
@@ -228,7 +229,7 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is raised here
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _signals_kept():
         answer, refusal = (Path(folder) / name for name in ("answer", "refusal"))
         try:
             with patch_environment(omp_num_threads=1):
@@ -244,7 +245,20 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
         return pickle.loads(answer.read_bytes())
 
 
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Take the launcher's handlers away again, or the next Ctrl-C would raise its SignalException."""
+    before = {number: signal.getsignal(number) for number in LAUNCHER_HANDLES}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def _answer(function: Callable[..., Any], given: tuple, answer: Path, refusal: Path) -> None:
+    os.setsid()  # a Stop is to the whole kernel, and the launcher passes it on: two signals would not let a step end
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a second one would wait for ever
     try:
         with chorus():

@@ -6,6 +6,7 @@ python processes.py MANIFEST OUT
 import os
 import signal
 import sys
+import time
 from unittest import mock
 
 import torch
@@ -55,11 +56,30 @@ def stopped(stage, table, out):
         return first_steps(stage, table, out)
 
 
+def interrupted(stage, table, out):
+    """The same, but for a Stop of Jupyter's, a SIGINT to the whole kernel, that comes during the validation."""
+    validate = training.Session.validate
+
+    def stop_button(self, data):
+        if parallel.rank() == 1:
+            os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
+            until = time.monotonic() + 10
+            while not self.stop.number and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.5)  # for a second one
+        return validate(self, data)
+
+    with mock.patch.object(training.Session, "validate", stop_button):
+        return first_steps(stage, table, out)
+
+
 def failing():
     if parallel.rank() == 1:
         raise ValueError("the second process has bad luck")
     parallel.everybody(1)
 
+
+DISTURBED = (stopped, interrupted)
 
 if __name__ == "__main__":
     import pandas as pd
@@ -70,16 +90,19 @@ if __name__ == "__main__":
     table = pd.read_parquet(sys.argv[1])
     out = sys.argv[2]
     found = {}
+    before = [signal.getsignal(number) for number in parallel.LAUNCHER_HANDLES]
     for stage in FITS:
         found[stage, 1] = first_steps(stage, table, f"{out}/{stage} 1")
     assert "accelerate" not in sys.modules, "a training in one process needs no accelerate"
     for stage in FITS:
         for count in (2, 3):
             found[stage, count] = parallel.launch(first_steps, stage, table, f"{out}/{stage} {count}", processes=count)
-    for function, given in ((failing, ()), (stopped, ("stage1", table, f"{out}/stopped"))):
+    calls = [(failing, ()), *((function, ("stage1", table, f"{out}/{function.__name__}")) for function in DISTURBED)]
+    for function, given in calls:
         try:
             parallel.launch(function, *given, processes=2)
         except (ValueError, KeyboardInterrupt) as error:
             found[function.__name__] = error
+    found["handlers"] = before == [signal.getsignal(number) for number in parallel.LAUNCHER_HANDLES]
     found["gone on"] = parallel.launch(first_steps, "stage1", table, f"{out}/stopped", processes=3)
     torch.save(found, f"{out}/found.pt")

@@ -152,7 +152,7 @@ def steps(tiny_data, tmp_path_factory):
     manifest.scan(tiny_data, folder, progress=False)
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "processes.py"), str(folder / "manifest.parquet"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, start_new_session=True)
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "found.pt", weights_only=False), done
 
@@ -186,6 +186,13 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_others_go_on(steps):
     alone, whole = found["stage1", 1]
     assert [name for name, *_ in rest] == [name for name, *_ in alone][-len(rest) :] and 0 < len(rest) < len(alone) - 2
     assert history == pytest.approx(whole, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_stop_button_reaches_each_process_once_and_the_kernel_keeps_its_own_handlers(steps):
+    found, _ = steps
+    assert "stopped after" in str(found["interrupted"]) and found["interrupted"].code == 128 + signal.SIGINT
+    assert found["handlers"]
 
 
 def test_shares_cover_a_list_in_order_and_are_alike(monkeypatch):
