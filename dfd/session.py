@@ -245,9 +245,10 @@ class Session:
         logits, targets = [], []
         draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
         size = -(-self.cfg.batch_size // parallel.count())
-        for batch in self._read(self._loader(data, _batches(draws or [(0, 0)], size))):
-            if parallel.count() == 1:  # of several, some have a batch less
-                self._stop_if_asked()
+        plan = _batches(draws, size)
+        most = -(-len(data) // (parallel.count() * size))  # of a process; one that has a batch less reads one in vain
+        for batch in self._read(self._loader(data, plan + [[(0, 0)]] * (most - len(plan)))):
+            self._stop_if_asked()
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
                 logits.append(self.averaged(images.to(self.device)).float().cpu())

@@ -3,18 +3,20 @@
 float32 throughout: bfloat16 rounds each value to three digits, which would hide a wrong mean over a batch.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from processes import FITS
 
-from dfd import manifest, parallel, session
+from dfd import config, manifest, parallel, session
 from dfd.stage import CHECKPOINTS
 
 HERE = Path(__file__).parent
@@ -189,9 +191,10 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_others_go_on(steps):
 
 
 @pytest.mark.slow
-def test_the_stop_button_reaches_each_process_once_and_the_kernel_keeps_its_own_handlers(steps):
+def test_the_stop_button_ends_a_validation_and_the_kernel_keeps_its_own_handlers(steps):
     found, _ = steps
-    assert "stopped after" in str(found["interrupted"]) and found["interrupted"].code == 128 + signal.SIGINT
+    assert "stopped after step 3 of epoch 1" in str(found["interrupted"]), "the validation did not look for it"
+    assert found["interrupted"].code == 128 + signal.SIGINT
     assert found["handlers"]
 
 
@@ -204,3 +207,25 @@ def test_shares_cover_a_list_in_order_and_are_alike(monkeypatch):
             shares.append(parallel.share(list(range(length))))
         assert sum(shares, []) == list(range(length))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 12, 13])
+def test_all_processes_validate_in_as_many_batches_and_each_image_once(length, monkeypatch):
+    monkeypatch.setattr(parallel, "count", lambda: 3)
+    monkeypatch.setattr(parallel, "gathered", lambda part: part)
+    asked, seen = [], []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        logits, targets = validated(length, lambda rank=rank: asked.append(rank))
+        assert torch.equal(logits, targets)
+        seen += targets.tolist()
+    assert seen == list(range(length))
+    assert asked.count(0) == asked.count(1) == asked.count(2) > 0
+
+
+def validated(length, stop_if_asked):
+    """What `Session.validate` gives for images that are numbers, with a network that gives them back."""
+    plain = Mock(cfg=config.Stage1(batch_size=6), device=torch.device("cpu"), _stop_if_asked=stop_if_asked, _read=iter)
+    plain.precision.return_value, plain.averaged.side_effect = contextlib.nullcontext(), lambda images: images
+    plain._loader = lambda data, plan: [(torch.tensor([index for index, _ in batch]),) * 2 for batch in plan]
+    return session.Session.validate(plain, range(length))
