@@ -121,7 +121,7 @@ def most(value: int) -> int:
     if count() == 1:
         return value
     largest = torch.tensor(value, device=device())
-    with _lost("looking for a signal"):
+    with _lost("asking the others"):
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
@@ -134,6 +134,17 @@ def agreed(value: Thing) -> Thing:
 
     with _lost("agreeing"):
         return broadcast_object_list([value])[0]
+
+
+def first(value: Thing | None) -> Thing | None:
+    """What the first process says that says anything, in all of them; itself in that one."""
+    if count() == 1:
+        return value
+    said = [None] * count()
+    with _lost("agreeing"):
+        dist.all_gather_object(said, value)
+    said[rank()] = value
+    return next((one for one in said if one is not None), None)
 
 
 def same(network: nn.Module) -> None:

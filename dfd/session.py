@@ -182,15 +182,28 @@ class Session:
         return f"step {self.steps} of epoch {epoch + 1}" if self.steps else f"epoch {epoch}"
 
     def _read(self, batches: Iterable) -> Iterator:
-        """The batches; where one cannot be read, the state is kept before the error goes on."""
-        try:
-            yield from batches
-        except Exception as error:
-            self._save_state()
-            if not self.root.is_dir():
-                text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-                raise FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}") from error
-            raise
+        """The batches, as many in each process; where one cannot be read, the state is kept and all raise why."""
+        batches = iter(batches)
+        while True:
+            batch = error = None
+            try:
+                batch = next(batches, None)
+            except Exception as raised:
+                error = self._explained(raised)
+            if batch is error is None:
+                return
+            if parallel.most(int(error is not None)):
+                self._save_state()
+                raise parallel.first(error)  # which waits for the state: one that ends takes the others with it
+            yield batch
+
+    def _explained(self, error: Exception) -> Exception:
+        if self.root.is_dir():
+            return error
+        text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
+        gone = FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}")
+        gone.__cause__ = error
+        return gone
 
     def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
         """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dfd import config, parallel, training
+from dfd.images import ImageError
 
 FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
 SMALL = {"backbone": "test_efficientnet.r160_in1k", "pretrained": False, "crop_size": 32, "workers": 0, "num_epochs": 1}
@@ -73,13 +74,27 @@ def interrupted(stage, table, out):
         return first_steps(stage, table, out)
 
 
+def unreadable(stage, table, out):
+    """The same, but for a file that the second process alone cannot read, in its third batch."""
+    loader = training.Session._loader
+
+    def broken(self, data, plan):
+        for number, batch in enumerate(loader(self, data, plan)):
+            if parallel.rank() == 1 and number == 2:
+                raise ImageError("photo.png: damaged")
+            yield batch
+
+    with mock.patch.object(training.Session, "_loader", broken):
+        return first_steps(stage, table, out)
+
+
 def failing():
     if parallel.rank() == 1:
         raise ValueError("the second process has bad luck")
     parallel.everybody(1)
 
 
-DISTURBED = (stopped, interrupted)
+DISTURBED = (stopped, interrupted, unreadable)
 
 if __name__ == "__main__":
     import pandas as pd

@@ -17,6 +17,7 @@ import torch
 from processes import FITS
 
 from dfd import config, manifest, parallel, session
+from dfd.images import ImageError
 from dfd.stage import CHECKPOINTS
 
 HERE = Path(__file__).parent
@@ -156,7 +157,7 @@ def steps(tiny_data, tmp_path_factory):
     command = [sys.executable, str(HERE / "processes.py"), str(folder / "manifest.parquet"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, start_new_session=True)
     assert done.returncode == 0, done.stderr
-    return torch.load(folder / "found.pt", weights_only=False), done
+    return torch.load(folder / "found.pt", weights_only=False) | {"folder": folder}, done
 
 
 @pytest.mark.slow
@@ -196,6 +197,13 @@ def test_the_stop_button_ends_a_validation_and_the_kernel_keeps_its_own_handlers
     assert "stopped after step 3 of epoch 1" in str(found["interrupted"]), "the validation did not look for it"
     assert found["interrupted"].code == 128 + signal.SIGINT
     assert found["handlers"]
+
+
+@pytest.mark.slow
+def test_a_file_that_one_process_cannot_read_is_named_and_the_state_kept(steps):
+    found, _ = steps
+    assert type(found["unreadable"]) is ImageError and str(found["unreadable"]) == "photo.png: damaged"
+    assert torch.load(found["folder"] / "unreadable" / "train_stage1.pt", weights_only=True)["steps"] == 2
 
 
 def test_shares_cover_a_list_in_order_and_are_alike(monkeypatch):
