@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dfd import images, layouts, provenance, splits
+from dfd import images, interruption, layouts, provenance, splits
 from dfd.atomic import whole
 from dfd.cache import ScanCache
 from dfd.layouts import REAL, Found, ManifestError
@@ -68,6 +68,7 @@ def scan(
 
     Raises:
         ManifestError: no usable folder, a class without a readable image, or a provenance table that does not fit.
+        InUse: a run is at work in out.
         OSError: the disk is full.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
@@ -98,7 +99,9 @@ def scan(
     for line in _report(table):
         print(line)
     if out is not None:
-        write(table, Path(out).expanduser())
+        out = Path(out).expanduser()
+        with interruption.alone(out):
+            write(table, out)
     return table
 
 
