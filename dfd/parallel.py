@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from dfd import interruption
 
 Thing = TypeVar("Thing")
-PATIENCE = timedelta(minutes=30)  # how long one waits for another that is silent; one that died is noticed at once
+PATIENCE = timedelta(hours=12)  # how long the others wait while the main one scans; a death is noticed at once
 LAUNCHER_HANDLES = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]
 
 GO_ON = "run the same again to go on from the last checkpoint"
@@ -302,8 +302,8 @@ def _lost(doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo's, and the base of torch.distributed's own
         raise LostProcess(
-            f"while {doing}, another process of this training was gone: killed, out of memory, or its machine is "
-            f"down; {GO_ON}"
+            f"while {doing}, another process of this training was gone (killed, out of memory, or its machine is "
+            f"down) or silent for {PATIENCE.total_seconds() / 3600:g} hours; {GO_ON}"
         ) from error
 
 

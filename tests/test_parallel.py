@@ -206,6 +206,12 @@ def test_a_file_that_one_process_cannot_read_is_named_and_the_state_kept(steps):
     assert torch.load(found["folder"] / "unreadable" / "train_stage1.pt", weights_only=True)["steps"] == 2
 
 
+def test_others_wait_as_long_as_a_scan_may_take_and_then_say_so():
+    said = r"another process of this training was gone \(.*\) or silent for 12 hours; run the same again"
+    with pytest.raises(parallel.LostProcess, match=said), parallel._lost("adding up"):
+        raise RuntimeError("timed out")
+
+
 def test_shares_cover_a_list_in_order_and_are_alike(monkeypatch):
     monkeypatch.setattr(parallel, "count", lambda: 3)
     for length in (0, 2, 3, 7, 9):
