@@ -25,6 +25,7 @@ from dfd import config, interruption, kept, manifest, parallel, tracking
 from dfd.checkpoints import build_model
 from dfd.datasets import Seeded, balanced_sampler, seeds
 from dfd.degrade import RandomDegrade
+from dfd.images import ImageError
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
 from dfd.stage import uses_bfloat16
@@ -198,12 +199,15 @@ class Session:
             yield batch
 
     def _explained(self, error: Exception) -> Exception:
-        if self.root.is_dir():
+        if not self.root.is_dir():
+            text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
+            found = FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}")
+        elif isinstance(error, ImageError):
+            found = ImageError(str(error).rpartition("ImageError: ")[2].strip())  # a loader process adds its traceback
+        else:
             return error
-        text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-        gone = FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}")
-        gone.__cause__ = error
-        return gone
+        found.__cause__ = error
+        return found
 
     def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
         """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.
