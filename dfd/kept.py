@@ -61,11 +61,18 @@ class Files:
         best = torch.load(self.best_path, map_location="cpu", weights_only=True)
         if best["key"] != self.key or not best["finished"]:
             return []
-        self.state_path.unlink(missing_ok=True)  # killed in the middle of `finish`
+        if self._has_state():  # killed in the middle of `finish`
+            self.state_path.unlink()
         print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
         if (best["crops"], best.get("crop_mode")) != (crops, crop_mode):
             update_checkpoint(self.best_path, crops=crops, crop_mode=crop_mode)
         return best["history"]
+
+    def _has_state(self) -> bool:
+        """Whether the state is this training's, and not of one with other data or parameters."""
+        if not self.state_path.exists():
+            return False
+        return torch.load(self.state_path, map_location="cpu", weights_only=True, mmap=True)["key"] == self.key
 
     def state(self) -> dict[str, Any] | None:
         """The state to go on from, if there is one and it fits."""
