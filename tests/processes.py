@@ -3,6 +3,7 @@
 python processes.py MANIFEST OUT
 """
 
+import math
 import os
 import signal
 import sys
@@ -76,15 +77,26 @@ def interrupted(stage, table, out):
 
 def unreadable(stage, table, out):
     """The same, but for a file that the second process alone cannot read, in its third batch."""
+
+    def spoil(images):
+        raise ImageError("photo.png: damaged")
+
+    return spoilt(2, spoil, stage, table, out)
+
+
+def not_finite(stage, table, out):
+    """The same, but for a second batch that is not a number in the second process alone."""
+    return spoilt(1, lambda images: images * math.nan, stage, table, out)
+
+
+def spoilt(number, spoil, stage, table, out):
     loader = training.Session._loader
 
-    def broken(self, data, plan):
-        for number, batch in enumerate(loader(self, data, plan)):
-            if parallel.rank() == 1 and number == 2:
-                raise ImageError("photo.png: damaged")
-            yield batch
+    def spoiling(self, *given):
+        for place, (images, is_fake) in enumerate(loader(self, *given)):
+            yield spoil(images) if parallel.rank() == 1 and place == number else images, is_fake
 
-    with mock.patch.object(training.Session, "_loader", broken):
+    with mock.patch.object(training.Session, "_loader", spoiling):
         return first_steps(stage, table, out)
 
 
@@ -94,7 +106,7 @@ def failing():
     parallel.everybody(1)
 
 
-DISTURBED = (stopped, interrupted, unreadable)
+DISTURBED = (stopped, interrupted, unreadable, not_finite)
 
 if __name__ == "__main__":
     import pandas as pd

@@ -5,6 +5,7 @@ float32 throughout: bfloat16 rounds each value to three digits, which would hide
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,14 @@ def test_a_file_that_one_process_cannot_read_is_named_and_the_state_kept(steps):
     found, _ = steps
     assert type(found["unreadable"]) is ImageError and str(found["unreadable"]) == "photo.png: damaged"
     assert torch.load(found["folder"] / "unreadable" / "train_stage1.pt", weights_only=True)["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_with_the_remedy(steps):
+    found, done = steps
+    assert type(found["not_finite"]) is ValueError
+    assert re.fullmatch(r"stage1: the loss of \w+ became nan; lower lr_gc and run again", str(found["not_finite"]))
+    assert "Traceback" not in done.stderr
 
 
 def test_others_wait_as_long_as_a_scan_may_take_and_then_say_so():
