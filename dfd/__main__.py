@@ -244,8 +244,10 @@ def stage_command(stage: str, text: str) -> None:
         cfg = cls(**given)
         from dfd import parallel
 
-        with parallel.chorus(), interruption.alone(cfg.out), interruption.terminable():
-            train_stage(stage, cfg)
+        with parallel.chorus():
+            cfg = parallel.agreed(cfg)  # other machines have no run folder to remember from
+            with interruption.alone(cfg.out), interruption.terminable():
+                train_stage(stage, cfg)
         parallel.end()
 
 

@@ -18,6 +18,8 @@ VERSION = 1  # raise it when what `images.inspect` returns changes
 class ScanCache:
     """Descriptions by file and splits by content. SQLite commits whole batches, so a killed scan leaves no half one.
 
+    Each batch is written in one go and no transaction stays open, so that scans of one folder may run side by side.
+
     The file lies in $DFD_CACHE or ~/.cache/dfd and is named after the data folder's path. Deleting it costs a full
     scan, and the memory of which image was in which split. Use as a context manager.
 
@@ -41,10 +43,7 @@ class ScanCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.commit()
-        finally:
-            self.connection.close()
+        self.connection.close()
 
     def files(self, stamps: dict[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
         """Give what was found out about files, by path; those that are new or have changed are left out.
@@ -56,7 +55,7 @@ class ScanCache:
         return {path: json.loads(text) for path, *stamp, text in rows if stamps.get(path) == tuple(stamp)}
 
     def keep_files(self, found: dict[str, tuple[int, int, dict[str, Any]]]) -> None:
-        """Remember descriptions, or errors, by path: size and time of the file, and what was found."""
+        """Put descriptions, or errors, on disk, by path: size and time of the file, and what was found."""
         rows = [(path, size, mtime, json.dumps(text)) for path, (size, mtime, text) in found.items()]
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
 
@@ -65,16 +64,8 @@ class ScanCache:
         return dict(self.connection.execute("SELECT sha256, split FROM splits WHERE key = ?", (key,)))
 
     def keep_splits(self, key: str, splits: dict[str, str]) -> None:
-        """Remember splits, by sha256."""
+        """Put splits on disk, by sha256."""
         self._write("INSERT OR REPLACE INTO splits VALUES (?, ?, ?)", [(key, *item) for item in splits.items()])
-
-    def commit(self) -> None:
-        """Put everything so far on disk."""
-        try:
-            self.connection.commit()
-        except sqlite3.Error as error:
-            _stop_if_full(error, self.path)
-            raise
 
     def _connect(self, path: str | Path) -> None:
         self.connection = sqlite3.connect(path, timeout=60)
@@ -88,7 +79,8 @@ class ScanCache:
 
     def _write(self, command: str, rows: list[tuple]) -> None:
         try:
-            self.connection.executemany(command, rows)
+            with self.connection:
+                self.connection.executemany(command, rows)
         except sqlite3.Error as error:
             _stop_if_full(error, self.path)
             raise

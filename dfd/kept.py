@@ -64,11 +64,18 @@ class Files:
         best = torch.load(self.best_path, map_location="cpu", weights_only=True)
         if best["key"] != self.key or not best["finished"]:
             return []
-        self.state_path.unlink(missing_ok=True)  # killed in the middle of `finish`
+        if self._has_state():  # killed in the middle of `finish`
+            self.state_path.unlink()
         print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters; kept.")
         if (best["crops"], best.get("crop_mode")) != (crops, crop_mode):
             update_checkpoint(self.best_path, crops=crops, crop_mode=crop_mode)
         return best["history"]
+
+    def _has_state(self) -> bool:
+        """Whether the state is this training's, and not of one with other data or parameters."""
+        if not self.state_path.exists():
+            return False
+        return torch.load(self.state_path, map_location="cpu", weights_only=True, mmap=True)["key"] == self.key
 
     def state(self) -> dict[str, Any] | None:
         """The state to go on from, if there is one and it fits."""
@@ -91,8 +98,6 @@ def key(stage: str, manifest_hash: str, settings: dict[str, Any]) -> str:
 def _sources() -> list[str]:
     """The code that a training follows from: when it changes, an old state is not gone on from."""
     here = Path(__file__).parent
-    files = [
-        here / f"{name}.py"
-        for name in "datasets degrade disentangling laundering losses kept operators parallel session training".split()
-    ]
+    names = "checkpoints datasets degrade disentangling evaluation images kept laundering losses operators parallel"
+    files = [here / f"{name}.py" for name in f"{names} session stage training".split()]
     return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]

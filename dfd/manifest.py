@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dfd import images, layouts, provenance, splits
+from dfd import images, interruption, layouts, provenance, splits
 from dfd.atomic import whole
 from dfd.cache import ScanCache
 from dfd.layouts import REAL, Found, ManifestError
@@ -68,6 +68,7 @@ def scan(
 
     Raises:
         ManifestError: no usable folder, a class without a readable image, or a provenance table that does not fit.
+        InUse: a run is at work in out.
         OSError: the disk is full.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
@@ -98,7 +99,9 @@ def scan(
     for line in _report(table):
         print(line)
     if out is not None:
-        write(table, Path(out).expanduser())
+        out = Path(out).expanduser()
+        with interruption.alone(out):
+            write(table, out)
     return table
 
 
@@ -174,6 +177,7 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
     descriptions = cache.files(found.stamps)
     new = [path for path, *_ in found.files if path not in descriptions]
     ready: deque[tuple[str, dict[str, Any]]] = deque()  # filled by the threads, file by file
+    fresh: dict[str, tuple[int, int, dict[str, Any]]] = {}  # not yet on disk
     last = time.monotonic()
 
     def look_at(part: list[str]) -> None:
@@ -182,7 +186,7 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
     def keep() -> int:
         rows = [ready.popleft() for _ in range(len(ready))]
         descriptions.update(rows)
-        cache.keep_files({path: (*found.stamps[path], seen) for path, seen in rows if not seen.get("passing")})
+        fresh.update({path: (*found.stamps[path], seen) for path, seen in rows if not seen.get("passing")})
         return len(rows)
 
     threads = workers or os.cpu_count()
@@ -196,11 +200,13 @@ def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, p
             for _ in pool.map(look_at, [new[i : i + step] for i in range(0, len(new), step)]):
                 shown.update(keep())
                 if time.monotonic() - last > COMMIT_SECONDS:
-                    cache.commit()
+                    cache.keep_files(fresh)
+                    fresh.clear()
                     last = time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
         keep()
+        cache.keep_files(fresh)
     found.rejected += [
         {"path": path, "reason": descriptions[path]["error"]}
         for path, *_ in found.files

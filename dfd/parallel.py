@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from dfd import interruption
 
 Thing = TypeVar("Thing")
-PATIENCE = timedelta(minutes=30)  # how long one waits for another that is silent; one that died is noticed at once
+PATIENCE = timedelta(hours=12)  # how long the others wait while the main one scans; a death is noticed at once
+LAUNCHER_HANDLES = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]
 
 GO_ON = "run the same again to go on from the last checkpoint"
 
@@ -120,7 +121,7 @@ def most(value: int) -> int:
     if count() == 1:
         return value
     largest = torch.tensor(value, device=device())
-    with _lost("looking for a signal"):
+    with _lost("asking the others"):
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
@@ -133,6 +134,17 @@ def agreed(value: Thing) -> Thing:
 
     with _lost("agreeing"):
         return broadcast_object_list([value])[0]
+
+
+def first(value: Thing | None) -> Thing | None:
+    """What the first process says that says anything, in all of them; itself in that one."""
+    if count() == 1:
+        return value
+    said = [None] * count()
+    with _lost("agreeing"):
+        dist.all_gather_object(said, value)
+    said[rank()] = value
+    return next((one for one in said if one is not None), None)
 
 
 def same(network: nn.Module) -> None:
@@ -228,7 +240,7 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is raised here
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _signals_kept():
         answer, refusal = (Path(folder) / name for name in ("answer", "refusal"))
         try:
             with patch_environment(omp_num_threads=1):
@@ -244,7 +256,20 @@ def launch(function: Callable[..., Any], *given: Any, processes: int) -> Any:
         return pickle.loads(answer.read_bytes())
 
 
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Take the launcher's handlers away again, or the next Ctrl-C would raise its SignalException."""
+    before = {number: signal.getsignal(number) for number in LAUNCHER_HANDLES}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def _answer(function: Callable[..., Any], given: tuple, answer: Path, refusal: Path) -> None:
+    os.setsid()  # a Stop is to the whole kernel, and the launcher passes it on: two signals would not let a step end
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a second one would wait for ever
     try:
         with chorus():
@@ -277,8 +302,8 @@ def _lost(doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo's, and the base of torch.distributed's own
         raise LostProcess(
-            f"while {doing}, another process of this training was gone: killed, out of memory, or its machine is "
-            f"down; {GO_ON}"
+            f"while {doing}, another process of this training was gone (killed, out of memory, or its machine is "
+            f"down) or silent for {PATIENCE.total_seconds() / 3600:g} hours; {GO_ON}"
         ) from error
 
 

@@ -26,6 +26,7 @@ from dfd.checkpoints import build_model
 from dfd.datasets import balanced_sampler, seeds
 from dfd.decoded import Decoded
 from dfd.degrade import RandomDegrade
+from dfd.images import ImageError
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
 from dfd.stage import uses_bfloat16
@@ -186,15 +187,31 @@ class Session:
         return f"step {self.steps} of epoch {epoch + 1}" if self.steps else f"epoch {epoch}"
 
     def _read(self, batches: Iterable) -> Iterator:
-        """The batches; where one cannot be read, the state is kept before the error goes on."""
-        try:
-            yield from batches
-        except Exception as error:
-            self._save_state()
-            if not self.root.is_dir():
-                text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-                raise FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}") from error
-            raise
+        """The batches, as many in each process; where one cannot be read, the state is kept and all raise why."""
+        batches = iter(batches)
+        while True:
+            batch = error = None
+            try:
+                batch = next(batches, None)
+            except Exception as raised:
+                error = self._explained(raised)
+            if batch is error is None:
+                return
+            if parallel.most(int(error is not None)):
+                self._save_state()
+                raise parallel.first(error)  # which waits for the state: one that ends takes the others with it
+            yield batch
+
+    def _explained(self, error: Exception) -> Exception:
+        if not self.root.is_dir():
+            text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
+            found = FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}")
+        elif isinstance(error, ImageError):
+            found = ImageError(str(error).rpartition("ImageError: ")[2].strip())  # a loader process adds its traceback
+        else:
+            return error
+        found.__cause__ = error
+        return found
 
     def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
         """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.
@@ -249,9 +266,10 @@ class Session:
         logits, targets = [], []
         draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
         size = -(-self.cfg.batch_size // parallel.count())
-        for batch in self._read(self._loader(data, _batches(draws or [(0, 0)], size))):
-            if parallel.count() == 1:  # of several, some have a batch less
-                self._stop_if_asked()
+        plan = _batches(draws, size)
+        most = -(-len(data) // (parallel.count() * size))  # of a process; one that has a batch less reads one in vain
+        for batch in self._read(self._loader(data, plan + [[(0, 0)]] * (most - len(plan)))):
+            self._stop_if_asked()
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.precision():
                 logits.append(self.averaged(images.to(self.device)).float().cpu())

@@ -5,10 +5,12 @@ IPython prints what went wrong in `!command`, `%pip` or a misspelt magic, and go
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils import process
 from IPython.utils.text import LSString, SList
 
 
@@ -18,19 +20,27 @@ class CommandFailed(RuntimeError):
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Hold commands to their exit status, and give wrong magics an error of their own."""
-    plain = shell.system
 
     def system(command: str) -> None:
-        plain(command)
-        _need_success(command, shell.user_ns["_exit_code"])
+        text = expanded(command)
+        status = shell.user_ns["_exit_code"] = process.system(text)
+        _need_success(text, status)
 
     def getoutput(command: str, split: bool = True, depth: int = 0) -> SList | LSString:
-        text = shell.var_expand(command, depth=depth + 1)
-        done = subprocess.run(text, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        text = expanded(command, depth)
+        done = subprocess.run(
+            text, shell=True, executable=os.environ.get("SHELL") or None, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         if done.returncode:
             print(done.stdout, end="")
         _need_success(text, done.returncode)
         return SList(done.stdout.splitlines()) if split else LSString(done.stdout)
+
+    def expanded(command: str, depth: int = 0) -> str:
+        if command.rstrip().endswith("&"):
+            raise OSError("Background processes not supported.")  # IPython's own words
+        return shell.var_expand(command, depth=depth + 2)  # the caller's caller: the cell, or a function of it
 
     shell.system, shell.getoutput = system, getoutput
     shell.set_custom_exc((UsageError,), _show)

@@ -3,15 +3,18 @@
 python processes.py MANIFEST OUT
 """
 
+import math
 import os
 import signal
 import sys
+import time
 from unittest import mock
 
 import torch
 from torch import nn
 
 from dfd import config, parallel, training
+from dfd.images import ImageError
 
 FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
 SMALL = {"backbone": "test_efficientnet.r160_in1k", "pretrained": False, "crop_size": 32, "workers": 0, "num_epochs": 1}
@@ -55,11 +58,55 @@ def stopped(stage, table, out):
         return first_steps(stage, table, out)
 
 
+def interrupted(stage, table, out):
+    """The same, but for a Stop of Jupyter's, a SIGINT to the whole kernel, that comes during the validation."""
+    validate = training.Session.validate
+
+    def stop_button(self, data):
+        if parallel.rank() == 1:
+            os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
+            until = time.monotonic() + 10
+            while not self.stop.number and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.5)  # for a second one
+        return validate(self, data)
+
+    with mock.patch.object(training.Session, "validate", stop_button):
+        return first_steps(stage, table, out)
+
+
+def unreadable(stage, table, out):
+    """The same, but for a file that the second process alone cannot read, in its third batch."""
+
+    def spoil(images):
+        raise ImageError("photo.png: damaged")
+
+    return spoilt(2, spoil, stage, table, out)
+
+
+def not_finite(stage, table, out):
+    """The same, but for a second batch that is not a number in the second process alone."""
+    return spoilt(1, lambda images: images * math.nan, stage, table, out)
+
+
+def spoilt(number, spoil, stage, table, out):
+    loader = training.Session._loader
+
+    def spoiling(self, *given):
+        for place, (images, is_fake) in enumerate(loader(self, *given)):
+            yield spoil(images) if parallel.rank() == 1 and place == number else images, is_fake
+
+    with mock.patch.object(training.Session, "_loader", spoiling):
+        return first_steps(stage, table, out)
+
+
 def failing():
     if parallel.rank() == 1:
         raise ValueError("the second process has bad luck")
     parallel.everybody(1)
 
+
+DISTURBED = (stopped, interrupted, unreadable, not_finite)
 
 if __name__ == "__main__":
     import pandas as pd
@@ -70,16 +117,19 @@ if __name__ == "__main__":
     table = pd.read_parquet(sys.argv[1])
     out = sys.argv[2]
     found = {}
+    before = [signal.getsignal(number) for number in parallel.LAUNCHER_HANDLES]
     for stage in FITS:
         found[stage, 1] = first_steps(stage, table, f"{out}/{stage} 1")
     assert "accelerate" not in sys.modules, "a training in one process needs no accelerate"
     for stage in FITS:
         for count in (2, 3):
             found[stage, count] = parallel.launch(first_steps, stage, table, f"{out}/{stage} {count}", processes=count)
-    for function, given in ((failing, ()), (stopped, ("stage1", table, f"{out}/stopped"))):
+    calls = [(failing, ()), *((function, ("stage1", table, f"{out}/{function.__name__}")) for function in DISTURBED)]
+    for function, given in calls:
         try:
             parallel.launch(function, *given, processes=2)
         except (ValueError, KeyboardInterrupt) as error:
             found[function.__name__] = error
+    found["handlers"] = before == [signal.getsignal(number) for number in parallel.LAUNCHER_HANDLES]
     found["gone on"] = parallel.launch(first_steps, "stage1", table, f"{out}/stopped", processes=3)
     torch.save(found, f"{out}/found.pt")

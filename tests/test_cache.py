@@ -9,7 +9,7 @@ import pytest
 from bad_files import picture
 from folders import classes, fill, scan
 
-from dfd import images, manifest
+from dfd import images, manifest, splits
 from dfd.cache import ScanCache
 
 
@@ -93,16 +93,35 @@ def test_full_disk_is_named(data, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full; free some space"):
         manifest.write(table, tmp_path / "out")
     assert (tmp_path / "out" / "manifest.parquet").read_bytes() == before
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert not list((tmp_path / "out").glob("*.part"))
 
 
 def test_cache_holds_whole_batches(data):
     with ScanCache(data) as cache:
         cache.keep_files({"a": (1, 2, {"width": 3})})
-        cache.commit()
-        cache.keep_files({"b": (1, 2, {})})
+        with pytest.raises(sqlite3.Error):
+            cache.keep_files({"b": (1, 2, {}), "c": ([], 2, {})})
         with sqlite3.connect(cache.path) as other:  # what another process sees, or what a kill would leave
             assert other.execute("SELECT path FROM files").fetchall() == [("a",)]
         other.close()
         assert cache.files({"a": (1, 2), "c": (1, 2)}) == {"a": {"width": 3}}
         assert cache.files({"a": (1, 3)}) == {}
+
+
+@pytest.mark.parametrize(("module", "name"), [(images, "inspect"), (splits, "separate")])
+def test_a_second_scan_of_the_folder_may_come_and_go_during_the_first(module, name, data, monkeypatch, capsys):
+    classes(data)
+    original, connect, calls = getattr(module, name), sqlite3.connect, []
+
+    def watched(*given):
+        calls.append(name)
+        if len(calls) == {"inspect": 12, "separate": 1}[name]:
+            assert len(scan(data, seed=1, workers=1)) == 18
+        return original(*given)
+
+    monkeypatch.setattr(module, name, watched)
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.5))
+    assert len(scan(data, workers=1)) == 18 and len(calls) > 1
+    assert "cannot be used" not in capsys.readouterr().out
+    with ScanCache(data) as cache:
+        assert [len(cache.splits(f"seed {seed}, val 0.2, test 0.2")) for seed in (0, 1)] == [18, 18]

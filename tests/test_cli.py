@@ -190,6 +190,17 @@ def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
     assert scan == (cfg.data, cfg.out, 7)
 
 
+def test_all_machines_train_with_the_config_of_the_first(call, monkeypatch, tmp_path):
+    from dfd import config, manifest, parallel, training
+
+    first, given = config.Stage1(data="d", out=str(tmp_path / "o"), num_epochs=7), []
+    monkeypatch.setattr(parallel, "agreed", lambda value: first if isinstance(value, config.Stage1) else value)
+    monkeypatch.setattr(manifest, "load", lambda out, data: "table")
+    monkeypatch.setattr(training, "fit_stage1", lambda table, cfg: given.append(cfg))
+    assert call("train", "stage1", "--data", "d", "--out", str(tmp_path / "o")).exit_code == 0
+    assert given == [first]
+
+
 def test_sample_and_scan_and_simulators_pass_their_options_on(call, monkeypatch):
     import pandas as pd
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from bad_files import GOOD, make, picture
+from filelock import FileLock
 from folders import classes, fill, reasons, scan
 from PIL import Image
 
-from dfd import images, manifest
+from dfd import images, interruption, manifest
 
 CONTRACT = "path label is_fake group split width height format jpeg_quality sha256".split()
 
@@ -50,7 +51,8 @@ def test_written_manifest_is_read_back_equal(data, tmp_path):
     loaded = manifest.load(tmp_path / "out")
     pd.testing.assert_frame_equal(loaded, table)
     assert loaded.attrs == table.attrs
-    assert sorted(os.listdir(tmp_path / "out")) == ["manifest.csv", "manifest.parquet", "rejected.csv"]
+    written = [name for name in os.listdir(tmp_path / "out") if name != interruption.LOCK]
+    assert sorted(written) == ["manifest.csv", "manifest.parquet", "rejected.csv"]
     assert pd.read_csv(tmp_path / "out" / "rejected.csv").to_dict("records") == table.attrs["rejected"]
 
 
@@ -80,6 +82,18 @@ def test_data_folder_is_never_written_to(data, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in [data, *data.rglob("*")]} == before
     with pytest.raises(manifest.ManifestError, match="never written"):
         scan(data, data / "reports")
+    assert not (data / "reports").exists()
+
+
+def test_a_run_folder_in_use_is_not_written_to(data, tmp_path):
+    classes(data)
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / interruption.LOCK), pytest.raises(interruption.InUse, match="out is in use"):
+        scan(data, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("manifest.*"))
+    with interruption.alone(tmp_path / "out"):
+        scan(data, tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.csv").exists()
 
 
 def test_unreadable_folder_is_a_row(data, monkeypatch):

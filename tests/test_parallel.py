@@ -3,18 +3,22 @@
 float32 throughout: bfloat16 rounds each value to three digits, which would hide a wrong mean over a batch.
 """
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from processes import FITS
 
-from dfd import manifest, parallel, session
+from dfd import config, manifest, parallel, session
+from dfd.images import ImageError
 from dfd.stage import CHECKPOINTS
 
 HERE = Path(__file__).parent
@@ -152,9 +156,9 @@ def steps(tiny_data, tmp_path_factory):
     manifest.scan(tiny_data, folder, progress=False)
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "processes.py"), str(folder / "manifest.parquet"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, start_new_session=True)
     assert done.returncode == 0, done.stderr
-    return torch.load(folder / "found.pt", weights_only=False), done
+    return torch.load(folder / "found.pt", weights_only=False) | {"folder": folder}, done
 
 
 @pytest.mark.slow
@@ -188,6 +192,35 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_others_go_on(steps):
     assert history == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_the_stop_button_ends_a_validation_and_the_kernel_keeps_its_own_handlers(steps):
+    found, _ = steps
+    assert "stopped after step 3 of epoch 1" in str(found["interrupted"]), "the validation did not look for it"
+    assert found["interrupted"].code == 128 + signal.SIGINT
+    assert found["handlers"]
+
+
+@pytest.mark.slow
+def test_a_file_that_one_process_cannot_read_is_named_and_the_state_kept(steps):
+    found, _ = steps
+    assert type(found["unreadable"]) is ImageError and str(found["unreadable"]) == "photo.png: damaged"
+    assert torch.load(found["folder"] / "unreadable" / "train_stage1.pt", weights_only=True)["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_with_the_remedy(steps):
+    found, done = steps
+    assert type(found["not_finite"]) is ValueError
+    assert re.fullmatch(r"stage1: the loss of \w+ became nan; lower lr_gc and run again", str(found["not_finite"]))
+    assert "Traceback" not in done.stderr
+
+
+def test_others_wait_as_long_as_a_scan_may_take_and_then_say_so():
+    said = r"another process of this training was gone \(.*\) or silent for 12 hours; run the same again"
+    with pytest.raises(parallel.LostProcess, match=said), parallel._lost("adding up"):
+        raise RuntimeError("timed out")
+
+
 def test_shares_cover_a_list_in_order_and_are_alike(monkeypatch):
     monkeypatch.setattr(parallel, "count", lambda: 3)
     for length in (0, 2, 3, 7, 9):
@@ -197,3 +230,25 @@ def test_shares_cover_a_list_in_order_and_are_alike(monkeypatch):
             shares.append(parallel.share(list(range(length))))
         assert sum(shares, []) == list(range(length))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 12, 13])
+def test_all_processes_validate_in_as_many_batches_and_each_image_once(length, monkeypatch):
+    monkeypatch.setattr(parallel, "count", lambda: 3)
+    monkeypatch.setattr(parallel, "gathered", lambda part: part)
+    asked, seen = [], []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        logits, targets = validated(length, lambda rank=rank: asked.append(rank))
+        assert torch.equal(logits, targets)
+        seen += targets.tolist()
+    assert seen == list(range(length))
+    assert asked.count(0) == asked.count(1) == asked.count(2) > 0
+
+
+def validated(length, stop_if_asked):
+    """What `Session.validate` gives for images that are numbers, with a network that gives them back."""
+    plain = Mock(cfg=config.Stage1(batch_size=6), device=torch.device("cpu"), _stop_if_asked=stop_if_asked, _read=iter)
+    plain.precision.return_value, plain.averaged.side_effect = contextlib.nullcontext(), lambda images: images
+    plain._loader = lambda data, plan: [(torch.tensor([index for index, _ in batch]),) * 2 for batch in plan]
+    return session.Session.validate(plain, range(length))

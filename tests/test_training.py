@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfd import config, manifest, scores, training
+from dfd import config, kept, manifest, scores, training
 from dfd.checkpoints import save_checkpoint
 from dfd.stage import CHECKPOINTS, Stage
 
@@ -93,6 +93,23 @@ def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny
     assert "already trained" in capsys.readouterr().out
     training.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
     assert (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns != stamp
+
+
+def test_a_finished_training_leaves_the_state_of_another_alone(tmp_path, capsys):
+    one, other = (kept.Files("stage1", tmp_path, key) for key in ("one", "other"))
+    one.save_best({"crops": 1, "crop_mode": "five", "history": [{"epoch": 1}]})
+    one.finish([{"epoch": 1}])
+    other.save_state({"steps": 3})
+    assert one.finished(1, "five") == [{"epoch": 1}] and other.state()["steps"] == 3
+    one.save_state({"steps": 4})
+    assert one.finished(1, "five") and not one.state_path.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "evaluation", "images", "stage", "training", "perceptual"])
+def test_a_training_goes_on_only_with_the_code_that_it_began_with(name, monkeypatch):
+    before, read = kept.key("stage1", "a", {}), Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *given: read(path, *given) + "#" * (path.stem == name))
+    assert kept.key("stage1", "a", {}) != before
 
 
 def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, tmp_path, capsys):

@@ -20,6 +20,7 @@ from test_training import FITS, configured
 
 from dfd import __main__, interruption, manifest
 from dfd.atomic import PART
+from dfd.images import ImageError
 from dfd.session import Session
 from dfd.stage import CHECKPOINTS
 
@@ -191,6 +192,19 @@ def test_data_that_vanish_in_the_middle_are_named_and_the_training_is_kept(
     (tmp_path / "elsewhere").rename(data)
     FITS["stage2"][0](table, cfg)
     assert_same(end_state(tmp_path / "out", "stage2"), whole["stage2"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_broke_since_the_scan_is_named_in_one_line(workers, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    table = manifest.scan(data, progress=False)
+    for path in table.path[table.split == "train"]:
+        (data / path).write_bytes(b"")
+    cfg = configured("stage1", tmp_path / "out", data, workers=workers, adversarial=False)
+    with pytest.raises(ImageError, match=rf"^{data}/\w+/\d\d.png: empty file \(0 bytes\)$"):
+        FITS["stage1"][0](table, cfg)
+    assert (tmp_path / "out" / "train_stage1.pt").exists()
 
 
 @pytest.mark.slow
