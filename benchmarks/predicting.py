@@ -11,7 +11,7 @@ from benchmarks.measure import Row, against
 from dfd.checkpoints import build_model
 from dfd.images import load_rgb
 from dfd.inference import Detector
-from dfd.stage import BATCH, Stage
+from dfd.stage import BATCH, Stage, uses_bfloat16
 
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}
 SIDES = {"stage1": 96, "stage2": 96}  # crop sizes of profile quick
@@ -35,7 +35,8 @@ def networks_alone(detector: Detector, paths: list[Path]):
     def bare(names: Sequence[str] = ("stage1", "stage2")) -> None:
         for stage, windows in (one for one in ready if one[0].stage in names):
             for chunk in windows.split(BATCH):
-                stage.model(chunk.to(stage.device))
+                with torch.autocast(stage.device.type, torch.bfloat16, enabled=uses_bfloat16(stage.device)):
+                    stage.model(chunk.to(stage.device))
 
     return bare
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfd import memory
 from dfd.checkpoints import build_model, described
 from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
@@ -106,6 +107,7 @@ class Stage:
         self.model = build_model(self.stage, self.settings, len(self.classes))
         self.model.load_state_dict(content["weights"])
         self.model.eval().to(self.device)
+        memory.keep_freed()
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | None = None) -> Stage:
