@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dfd import config
+from dfd import config, loading
 from dfd.datasets import GFDTwoViewDataset, Seeded, equalise, seeds
 from dfd.degrade import RandomDegrade, at_level
 from dfd.explain import centre, read_images
@@ -53,7 +53,7 @@ def fit_spectrum(table: pd.DataFrame, cfg: config.Stage2) -> Pipeline:
     quality = cfg.equalise_quality if cfg.equalise else None
     data = GFDTwoViewDataset(train, table.attrs["root"], classes, cfg.crop_size, degrade, quality)
     draws = list(enumerate(seeds(len(data), cfg.seed)))
-    loader = DataLoader(Seeded(data), cfg.batch_size, sampler=draws, num_workers=cfg.workers)
+    loader = DataLoader(Seeded(data), cfg.batch_size, sampler=draws, num_workers=loading.processes(cfg.workers))
     spectra, labels = [], []
     for batch in bar(loader, desc="spectra", unit="batch"):
         spectra += [log_spectrum(batch["view1"]), log_spectrum(batch["view2"])]

@@ -85,7 +85,8 @@ class Training(Shared):
     patience: int = 4  # epochs without a better validation score before stopping
     minutes: float = 0.0  # stop training after the epoch that passes this; 0: no limit
     checkpoint_minutes: float = 5.0  # between states to go on from within an epoch; 0: only after each epoch
-    workers: int = 1  # loader processes; 0 loads in the training process
+    workers: int = -1  # loader processes; -1: one for each core, at most 8; 0: the training process loads
+    decoded_gb: float = 1.0  # memory for decoded training images, which the loaders share; 0: none are kept
     resume: bool = True  # go on from the last checkpoint of the same configuration
     track: str = "auto"  # where the epochs are logged: tensorboard, mlflow or none; auto: tensorboard
 
@@ -95,8 +96,9 @@ class Training(Shared):
         self._need(1 <= self.equalise_quality <= 95, f"equalise_quality must be 1 to 95, got {self.equalise_quality}")
         for name in ("crops", "num_epochs", "batch_size", "patience"):
             self._need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("images_per_epoch", "minutes", "checkpoint_minutes", "workers", "weight_decay"):
+        for name in ("images_per_epoch", "minutes", "checkpoint_minutes", "decoded_gb", "weight_decay"):
             self._not_negative(name)
+        self._need(self.workers >= -1, f"workers must be -1 or more, got {self.workers}")
         for name in ("lr_gc", "lr_d"):
             self._need(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         self._need(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
-from torchvision.transforms.v2 import functional as TF
 
+from dfd.decoded import read_pixels
 from dfd.degrade import jpeg
-from dfd.images import load_rgb
 from dfd.operators import as_float
 
 if TYPE_CHECKING:
@@ -64,11 +63,12 @@ class _Crops(Dataset):
         crop_size: int,
         degrade: Callable[[Tensor], Tensor] | None,
         equalise_quality: int | None,
+        read: Callable[[Path], Tensor] = read_pixels,
     ):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
-        self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, equalise_quality
+        self.crop_size, self.degrade, self.equalise_quality, self.read = crop_size, degrade, equalise_quality, read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,7 +83,7 @@ class _Crops(Dataset):
 
         uint8, for as many steps as can do with it: JPEG needs 8 bits anyway. float where the image has to be padded.
         """
-        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
+        image = self.read(self.paths[index])[None]
         height, width = image.shape[-2:]
         size = 2 * self.crop_size if self.degrade else self.crop_size
         window = random_crop(image, min(size + MARGIN, max(min(height, width), self.crop_size)))
@@ -101,14 +101,15 @@ class RealFakeDataset(_Crops):
         crop_size: S, pixels.
         degrade: takes and gives (B, 3, H, W) in [0, 1]; none trains on untouched crops.
         equalise_quality: JPEG quality that every crop passes; none leaves formats as they are.
+        read: gives a file's pixels, (3, H, W) uint8; `decoded.Decoded` keeps them.
 
     Raises:
         ValueError: an empty table.
         ImageError: a file that cannot be read, by name.
     """
 
-    def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90):
-        super().__init__(table, root, crop_size, degrade, equalise_quality)
+    def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90, read=read_pixels):
+        super().__init__(table, root, crop_size, degrade, equalise_quality, read)
         self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -125,15 +126,17 @@ class GFDTwoViewDataset(_Crops):
         table: rows of the manifest; rows that are not fake are refused.
         root: the folder that the paths are relative to.
         classes: generator names, in the order of the logits.
-        crop_size, degrade, equalise_quality: as in RealFakeDataset.
+        crop_size, degrade, equalise_quality, read: as in RealFakeDataset.
         carriers: draws the carrier; none leaves the key out.
 
     Raises:
         ValueError: an empty table, real photos in it, or a label that classes does not name.
     """
 
-    def __init__(self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None):
-        super().__init__(table, root, crop_size, degrade, equalise_quality)
+    def __init__(
+        self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None, read=read_pixels
+    ):
+        super().__init__(table, root, crop_size, degrade, equalise_quality, read)
         strangers = sorted(set(table["label"]) - set(classes))
         if strangers or not table["is_fake"].all():
             raise ValueError(f"stage 2 takes fakes of {list(classes)} only; the table also has {strangers or 'photos'}")
@@ -160,11 +163,11 @@ class CarrierBuilder(_Crops):
         ValueError: the split has no real photo.
     """
 
-    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90):
+    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90, read=read_pixels):
         photos = table[~table["is_fake"] & (table["split"] == split)]
         if photos.empty:
             raise ValueError(f"no real photo in split {split!r} to carry a fingerprint")
-        super().__init__(photos, root, crop_size, degrade, equalise_quality)
+        super().__init__(photos, root, crop_size, degrade, equalise_quality, read)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.view(self.window(index))

@@ -18,7 +18,10 @@ from dfd.checkpoints import save_checkpoint, update_checkpoint
 from dfd.stage import CHECKPOINTS
 
 # Parameters that leave the weights as they are.
-NOT_LEARNT_FROM = ("data", "out", "resume", "track", "checkpoint_minutes", "ablate", "leave_out", "coverage", "accept")
+NOT_LEARNT_FROM = (
+    "data", "out", "resume", "track", "checkpoint_minutes", "workers", "decoded_gb",
+    "ablate", "leave_out", "coverage", "accept",
+)  # fmt: skip
 
 
 class Files:

@@ -20,11 +20,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from dfd import config, interruption, kept, manifest, parallel, tracking
+from dfd import config, interruption, kept, loading, manifest, memory, parallel, tracking
 from dfd.checkpoints import build_model
-from dfd.datasets import Seeded, balanced_sampler, seeds
+from dfd.datasets import balanced_sampler, seeds
+from dfd.decoded import Decoded
 from dfd.degrade import RandomDegrade
 from dfd.images import ImageError
 from dfd.plots import plot_history
@@ -53,12 +54,15 @@ class Session:
             self.out.mkdir(parents=True, exist_ok=True)
         self.manifest_hash = manifest.digest(table)
         self.device = parallel.device()
+        memory.keep_freed()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
         self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in kept.NOT_LEARNT_FROM}
         self.key = kept.key(stage, self.manifest_hash, self.settings)
         self.files = kept.Files(stage, self.out, self.key)
         self.root = Path(table.attrs.get("root", cfg.data))
+        seen = table[table["split"] != "test"]
+        self.read = Decoded(seen, self.root, cfg.decoded_gb * 1e9 / parallel.count())
         self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
         self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
@@ -104,7 +108,7 @@ class Session:
         parallel.same(network)
         rate, decay = rate or self.cfg.lr_gc, self.cfg.weight_decay
         self.optimizers[name] = torch.optim.AdamW(
-            [{"params": network.parameters(), "highest": rate}], rate, weight_decay=decay
+            [{"params": network.parameters(), "highest": rate}], rate, weight_decay=decay, fused=True
         )
         return network
 
@@ -385,15 +389,8 @@ class Session:
         self.losses = defaultdict(list, state["losses"])
         print(f"{self.stage}: going on after {self._where()}.")
 
-    def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> DataLoader:
-        return DataLoader(
-            Seeded(data),
-            batch_sampler=plan,
-            num_workers=self.cfg.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=interruption.left_to_the_parent,
-            generator=torch.Generator(),  # else it would draw from torch's own
-        )
+    def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> Iterator:
+        return loading.batches(data, plan, self.device, self.cfg.workers)
 
     def _to_device(self, batch):
         if isinstance(batch, dict):

@@ -67,7 +67,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
         if rows["is_fake"].nunique() < 2:
             raise ValueError(f"stage 1 needs photos and fakes in split {split!r}; add images or change the fractions")
     session = Session("stage1", table, cfg, classes=["real", "fake"])
-    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality}
+    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality, "read": session.read}
     crops = partial(RealFakeDataset, root=table.attrs["root"], **shared)
     data, clean = crops(train, degrade=session.degrade), crops(val)
     degraded = crops(val, degrade=RandomDegrade(smallest=cfg.crop_size))
@@ -168,12 +168,13 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
         if missing := ", ".join(sorted(set(classes) - set(rows["label"]))):
             raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
     session = Session("stage2", table, cfg, classes=classes)
-    root, quality = table.attrs["root"], session.equalise_quality
+    root = table.attrs["root"]
+    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality, "read": session.read}
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
-    carriers = CarrierBuilder(table, root, "train", cfg.crop_size, session.degrade, quality) if carries else None
-    views = partial(GFDTwoViewDataset, train, root, classes, cfg.crop_size, session.degrade, quality)
-    data = ConcatDataset([views(carriers), views()])  # a carrier takes as long as a view: only where it is put on
-    check = GFDTwoViewDataset(val, root, classes, cfg.crop_size, None, quality)
+    carriers = CarrierBuilder(table, root, degrade=session.degrade, **shared) if carries else None
+    views = partial(GFDTwoViewDataset, train, root, classes, degrade=session.degrade, **shared)
+    data = ConcatDataset([views(carriers=carriers), views()])  # carriers only where they are put on: they take time
+    check = GFDTwoViewDataset(val, root, classes, **shared)
     disentangler = disentangler_of(session, cfg) if carries and not session.done else None
     learners = learners_of(session, cfg)
     for epoch in session.epochs():
