@@ -10,6 +10,7 @@ import dataclasses
 import math
 import random
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -194,12 +195,16 @@ class Session:
             try:
                 batch = next(batches, None)
             except Exception as raised:
+                traceback.clear_frames(raised.__traceback__)  # they hold the loader, whose processes would linger
                 error = self._explained(raised)
             if batch is error is None:
                 return
             if parallel.most(int(error is not None)):
                 self._save_state()
-                raise parallel.first(error)  # which waits for the state: one that ends takes the others with it
+                try:
+                    raise parallel.first(error)  # which waits for the state: one that ends takes the others with it
+                finally:
+                    error = None  # as the error holds this frame
             yield batch
 
     def _explained(self, error: Exception) -> Exception:

@@ -1,6 +1,7 @@
 """Kills, signals, a full disk, data that vanish: a training that goes on ends as one that nobody disturbed."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -202,9 +203,11 @@ def test_a_file_that_broke_since_the_scan_is_named_in_one_line(workers, tiny_dat
     for path in table.path[table.split == "train"]:
         (data / path).write_bytes(b"")
     cfg = configured("stage1", tmp_path / "out", data, workers=workers, adversarial=False)
+    before = set(multiprocessing.active_children())
     with pytest.raises(ImageError, match=rf"^{data}/\w+/\d\d.png: empty file \(0 bytes\)$"):
         FITS["stage1"][0](table, cfg)
     assert (tmp_path / "out" / "train_stage1.pt").exists()
+    assert set(multiprocessing.active_children()) <= before, "a loader process outlives the training"
 
 
 @pytest.mark.slow
