@@ -219,6 +219,26 @@ def test_a_metric_of_which_less_is_better_is_sorted_so():
     assert parameter_sweep_report.order(frame, "stage1.auc")["run"].tolist() == ["a", "c", "b"]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "counted"),
+    [
+        (("finished", "1"), ("finished", "2"), True),
+        (("finished", "3"), ("finished", "2"), False),  # interrupted, or failed, before its second notebook
+        (("failed", "1"), ("finished", "2"), False),
+        (("running", None), ("finished", "2"), False),
+        (("finished", "1"), ("failed", "2"), False),
+    ],
+)
+def test_a_notebook_counts_if_all_before_it_are_finished_and_ended_earlier(tmp_path, first, second, counted):
+    entries = {stem: {"status": status} for stem, (status, _) in zip(STEMS, (first, second), strict=False)}
+    for stem, (_, ended) in zip(STEMS, (first, second), strict=False):
+        entries[stem] |= {"ended": f"2026-11-25T03:0{ended}:00+00:00"} if ended else {}
+    record.write_json(tmp_path / "config.json", {"notebooks": entries})
+    record.write_json(tmp_path / "metrics.json", {"stage1": {"val": {"auc": {"value": 0.9}}}, "stage2": {"val": {}}})
+    found = parameter_sweep_report._measured(tmp_path)
+    assert found == ({"stage1": {"val": {"auc": {"value": 0.9}}}} if counted else {})
+
+
 def test_a_failed_run_is_told_with_its_last_lines_and_stops_no_other(case):
     with pytest.raises(SweepError) as stopped:
         case.write(MIXED.replace("highpass", "highpass\n  batch_size: 20").replace("highpass", "npr")).run(jobs=1)
