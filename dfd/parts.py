@@ -175,7 +175,7 @@ def finished(names: Iterable[str]) -> set[int]:
         if found := NAME.fullmatch(name):
             parts[int(found[1])].add(int(found[3]))
             if found[4]:
-                last[int(found[1])] = int(found[3])
+                last[int(found[1])] = max(int(found[3]), last.get(int(found[1]), 0))
     return {unit for unit, end in last.items() if parts[unit] == set(range(end + 1))}
 
 

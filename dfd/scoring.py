@@ -75,7 +75,10 @@ class Scorer:
         self.job, self.parts = job, Parts(job.out)
 
     def __call__(self, number: int, unit: Unit) -> Iterator[tuple[int, int]]:
-        """Write the parts of a unit that are not there yet; gives images and refusals of each that it wrote."""
+        """Write the parts of a unit that are not there yet; gives images and refusals of each that it wrote.
+
+        A unit that now breaks off in a part that is there gets, as its next part, the row that says so.
+        """
         key, part, items = unit.key(), 0, unit.items()
         following = next(items, None)
         while following is not None:
@@ -83,7 +86,7 @@ class Scorer:
             names = [part_name(number, key, part, last) for last in (False, True)]
             is_there = any(map(self.parts.has, names))
             if is_there:
-                deque(some, maxlen=0)  # past them
+                passed = deque(some, maxlen=1).pop()
             else:
                 verdicts = self._judged(MARK + names[0], some)
             following = next(items, None)
@@ -91,6 +94,9 @@ class Scorer:
                 self.parts.put(names[following is None], table(verdicts, self.detector.stage2.classes))
                 self.parts.remove(MARK + names[0])
                 yield len(verdicts), sum(one.error is not None for one in verdicts)
+            elif following is None and not self.parts.has(names[True]):  # more was found here before
+                is_reason = passed.name == unit.name  # why a shard or table breaks off, else an image
+                following = passed if is_reason else Item(unit.name, reason="ends earlier than it did before")
             part += 1
 
     def _judged(self, mark: str, some: Iterator[Item]) -> list[Verdict]:

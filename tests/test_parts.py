@@ -102,6 +102,52 @@ def test_a_unit_goes_on_with_its_next_part(scorer, tmp_path):
     assert score(one, tmp_path / "in") == []
 
 
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda data: data[: len(data) // 3], "damaged after 2 images: unexpected end of data"),
+        (lambda data: data[:100], "not a tar archive, or damaged from the beginning: truncated header"),
+        (None, "ends earlier than it did before"),
+    ],
+)
+def test_a_unit_that_breaks_off_where_it_was_scored_before_says_so_in_a_row(end, reason, scorer, tmp_path):
+    from test_inputs import shard
+
+    (tmp_path / "in").mkdir()
+    members = [(f"{i}.png", bad_files.encoded(bad_files.picture(i, 60, 50), "PNG")) for i in range(7)]
+    archive, out = tmp_path / "in" / "s.tar", tmp_path / "out"
+    shard(archive, members)
+    whole, one = archive.read_bytes(), scorer(part_size=3)
+    score(one, tmp_path / "in")
+    next(out.glob("*-last.parquet")).unlink()  # as if killed after its second part
+    archive.write_bytes(end(whole)) if end else shard(archive, members[:3])
+    assert score(one, tmp_path / "in") == [(1, 1)] and finished(os.listdir(out)) == {0}
+    assert score(one, tmp_path / "in") == []
+    assert rows(out).error.dropna().to_dict() == {str(archive): reason} and len(rows(out)) == 7
+    next(out.glob("*-last.parquet")).unlink()  # what --retry removes
+    archive.write_bytes(whole)
+    assert score(one, tmp_path / "in") == [(1, 0)]
+    assert len(rows(out)) == 7 and rows(out).error.isna().all()
+
+
+def test_a_unit_that_breaks_off_before_a_part_that_was_removed_is_scored_in_the_end(scorer, tmp_path):
+    from test_inputs import shard
+
+    (tmp_path / "in").mkdir()
+    members = [(f"{i}.png", bad_files.encoded(bad_files.picture(i, 60, 50), "PNG")) for i in range(7)]
+    archive, out = tmp_path / "in" / "s.tar", tmp_path / "out"
+    shard(archive, members)
+    whole, one = archive.read_bytes(), scorer(part_size=3)
+    score(one, tmp_path / "in")
+    next(out.glob("*-0001.parquet")).unlink()
+    archive.write_bytes(whole[:100])
+    assert score(one, tmp_path / "in") == [(1, 1)] and finished(os.listdir(out)) == {0}
+    next(out.glob("*-0001-last.parquet")).unlink()
+    archive.write_bytes(whole)
+    assert score(one, tmp_path / "in") == [(3, 0)] and finished(os.listdir(out)) == {0}
+    assert len(rows(out)) == 7 and rows(out).error.isna().all()
+
+
 def test_a_unit_that_fits_its_parts_exactly_ends_with_the_last(scorer, tmp_path):
     assert score(scorer(part_size=3), fill(tmp_path / "in", 6)) == [(3, 0), (3, 0)]
     assert finished(os.listdir(tmp_path / "out")) == {0, 1}
