@@ -61,7 +61,7 @@ class Parts:
         """
         before = self.record()
         if before is None:
-            if self.names():
+            if any(not name.startswith(".") for name in self.names()):  # those are drafts of a run that was killed
                 raise FileExistsError(f"{self.address} holds files that `score` did not write; take another --out")
             self.put(RECORD, json.dumps(record, indent=1).encode())
         elif before.get("networks") != record["networks"]:

@@ -220,6 +220,18 @@ def test_a_folder_with_other_things_a_file_and_a_damaged_record_are_refused(tmp_
         Parts(str(tmp_path)).begin(RECORD, scoring.SAME)
 
 
+def test_a_run_that_was_killed_in_its_first_write_goes_on(tmp_path, monkeypatch):
+    folder = Parts(str(tmp_path))
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink"):
+            patch.setattr(os, name, killed)
+        with pytest.raises(Killed):
+            folder.begin(RECORD, scoring.SAME)
+    assert [name[:13] for name in os.listdir(tmp_path)] == ["._score.json."]
+    folder.begin(RECORD, scoring.SAME)
+    assert folder.record() == RECORD
+
+
 def test_counts_come_from_the_footers(tmp_path):
     folder = Parts(str(tmp_path))
     verdicts = [Verdict("a", error="damaged"), Verdict("b", True, 0.9, "X", {"X": 1.0}, ("X",), 5, 0.1)]
@@ -232,6 +244,10 @@ def test_counts_come_from_the_footers(tmp_path):
 
 class Killed(BaseException):
     """The end of a process: nothing that runs after it leaves a trace."""
+
+
+def killed(*args):
+    raise Killed
 
 
 def test_an_image_that_kills_every_worker_becomes_a_row_and_the_others_are_scored(scorer, tmp_path, monkeypatch):
