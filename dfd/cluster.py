@@ -121,7 +121,7 @@ def _start(address: str | None, workers: int | None, threads: int) -> None:
     cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            ray.init(num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
             return
         except (
             Exception

@@ -246,7 +246,8 @@ def test_the_command_starts_ray_itself_and_says_two_lines(model, tmp_path):
 def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch):
     busy, tried = Exception("The current node timed out during startup. This could\nhappen"), []
 
-    def init(**options):
+    def init(address, **options):
+        assert address == "local"  # or a cluster that was started here would be taken, and refuse num_cpus
         tried.append(options["num_cpus"])
         raise busy
 
