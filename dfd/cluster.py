@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,7 +98,7 @@ def joined(address: str | None, workers: int | None, gpus: float | None, threads
     """
     was_there = ray.is_initialized()
     if not was_there:
-        with _quiet():
+        with _quiet(), _own_sigterm():
             _start(address or os.environ.get("RAY_ADDRESS"), workers, threads)
     try:
         has = ray.cluster_resources()
@@ -148,6 +150,17 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Take back the handler of SIGTERM: Ray puts one in its place that ends with status 15 and without a word."""
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def scored(

@@ -112,7 +112,7 @@ def run(
         The page over the runs.
 
     Raises:
-        SweepError: runs failed (code 1), or it was interrupted (130); what is done is kept.
+        SweepError: runs failed (code 1), or it was interrupted (130 or 143); what is done is kept.
         InUse: another sweep works in the folder.
         OSError: the folder cannot be written.
     """
@@ -170,7 +170,9 @@ def run(
             end([job for job, _ in running.values()], [signal.SIGTERM], say)
             raise
     if asked:
-        raise SweepError(f"Interrupted. What is done is kept in {out}; the same command goes on from there.", 130)
+        raise SweepError(
+            f"Interrupted. What is done is kept in {out}; the same command goes on from there.", 128 + asked[0]
+        )
     failed = [name for name, entry in kept.items() if entry["status"] != "finished"]
     if failed:
         raise SweepError(

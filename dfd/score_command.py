@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dfd import interruption
 from dfd.options import find_model, judging_options, shown
 
 
@@ -56,8 +57,18 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     \b
     python -m dfd score "s3://bucket/shards/*.tar" --out s3://bucket/scores --address auto --batch-size 512
 
-    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 if interrupted.
+    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 after Ctrl-C and 143
+    after SIGTERM.
     """
+    try:
+        with interruption.terminable():
+            _score(inputs, model, part_size, **options)
+    except KeyboardInterrupt as stopped:
+        click.echo("interrupted; the parts that are written stay, and the same command goes on", err=True)
+        raise SystemExit(getattr(stopped, "code", 130)) from None
+
+
+def _score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **options: Any) -> None:
     folder = find_model(model)
     from dfd import scoring
     from dfd.inputs import Inputs
@@ -67,11 +78,7 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     out = options.pop("out")
     job = scoring.Job(out, part_size or scoring.part_size_of(out), **taken)
     click.echo(f"model: {shown(folder)}", err=True)
-    try:
-        outcome = scoring.run(folder, read, job, **options)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the parts that are written stay, and the same command goes on", err=True)
-        raise SystemExit(130) from None
+    outcome = scoring.run(folder, read, job, **options)
     there = f", {outcome.before} of them before" if outcome.before else ""
     click.echo(f"{outcome.images} images in {out}{there}; {outcome.refused} were refused", err=True)
     raise SystemExit(1 if outcome.refused else 0)

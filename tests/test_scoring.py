@@ -258,6 +258,22 @@ def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch):
     assert tried == [60, "shutdown"] * cluster.ATTEMPTS
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_in_one_line_though_ray_has_a_handler_of_its_own(number, code, score, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 1)
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda *args, **options: signal.signal(signal.SIGTERM, sys.exit))
+    monkeypatch.setattr(cluster.ray, "cluster_resources", dict)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "scored", lambda *args: iter([signal.raise_signal(number)]))
+    result = score("in", "--out", "out")
+    assert result.exit_code == code and result.stderr.splitlines()[1:] == [
+        "interrupted; the parts that are written stay, and the same command goes on"
+    ]
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+
+
 def test_another_model_is_refused_before_anything_starts(score, model, tmp_path):
     fill(tmp_path / "in", 1)
     (tmp_path / "out").mkdir()
