@@ -33,6 +33,14 @@ PAUSE = 0.2  # seconds between two looks at the runs
 TAIL = 8  # last lines of a failed run that are shown
 
 
+TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else it has ended meanwhile
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""  # starts a command that Linux ends with the thread that started it
+
+
 class Job(Protocol):
     """A run that was started."""
 
@@ -50,9 +58,15 @@ Launch = Callable[[Sequence[str], Path, int], Job]  # of a command, its log, and
 
 
 class Process:
-    """A run on this machine, in a session of its own: a Ctrl-C in the terminal reaches it through the sweep alone."""
+    """A run on this machine, in a session of its own: a Ctrl-C in the terminal reaches it through the sweep alone.
+
+    On Linux it ends with the process that started it, a `kill -9` of that included; so the thread that starts it has to
+    wait for it.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, threads: int):
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command]
         given = {name: str(threads) for name in THREADS if name not in os.environ}
         with log.open("wb") as file:
             self.process = subprocess.Popen(

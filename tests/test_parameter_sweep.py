@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -345,6 +346,34 @@ def test_a_run_that_does_not_end_is_ended_when_asked_again(case):
     assert process.returncode == 130
     with pytest.raises(ProcessLookupError):
         os.kill(sleeping, 0)
+
+
+def gone(pid):
+    """Whether a process has ended; one that nobody has waited for counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a process with its parent")
+def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(case):
+    with started(case, MIXED, jobs=3) as (process, sleeping):
+        assert not gone(sleeping)
+        process.kill()
+        process.wait()
+        late = time.monotonic() + 20
+        while time.monotonic() < late and not gone(sleeping):
+            time.sleep(0.02)
+        assert gone(sleeping)
+    (case.script.parent / "mended").touch()
+    case.run()
+    assert case.statuses() == ["finished"] * 3 and case.said[0].startswith("1 of 3")
+
+
+def test_a_run_is_not_started_for_a_process_that_is_no_more(tmp_path):
+    words = [sys.executable, "-c", parameter_sweep.TIED, "0", sys.executable, "-c", "print('started')"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_a_full_disk_leaves_no_run_behind_and_the_record_whole(case, monkeypatch):
