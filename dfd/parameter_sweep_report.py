@@ -74,7 +74,8 @@ def table(sweep: Sweep, kept: Mapping[str, dict], out: Path) -> pd.DataFrame:
             kept[one.name],
             _measured(out / one.name) if kept[one.name]["status"] in ("finished", *UNFINISHED) else {},
         )
-        row = {"run": one.name, "status": entry["status"], "seconds": entry.get("seconds", np.nan)}
+        seconds = entry.get("seconds")
+        row = {"run": one.name, "status": entry["status"], "seconds": np.nan if seconds is None else seconds}
         row |= {name: one.varying.get(name, "") for name in sweep.varying}
         for stage, names in METRICS.items():
             for split in SPLITS:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -20,7 +21,7 @@ from score_tables import noisy_table
 
 import dfd
 from dfd import __main__ as cli
-from dfd import config, parameter_grid, parameter_sweep, parameter_sweep_report, record
+from dfd import config, parameter_grid, parameter_sweep, parameter_sweep_report, ray_runs, record
 from dfd.parameter_grid import SweepError
 from dfd.parameter_sweep import LOG, RECORD
 
@@ -455,6 +456,44 @@ def test_ray_runs_the_same_and_ends_its_runs_when_interrupted(case):
     (case.script.parent / "mended").touch()
     case.run()  # without Ray, and on
     assert case.said[0].startswith("1 of 3") and case.statuses() == ["finished"] * 3
+
+
+class Queue:
+    """In place of the package ray: a task waits half a second for its cores, then runs."""
+
+    def __init__(self):
+        self.ran = []
+
+    def remote(self, **options):
+        def task(function):
+            return SimpleNamespace(remote=lambda *args: (time.monotonic() + 0.5, function, args))
+
+        return task
+
+    def wait(self, references, timeout):
+        return [one for one in references if time.monotonic() > one[0]], []
+
+    def get(self, reference):
+        began = time.monotonic()
+        found = reference[1](*reference[2])
+        self.ran.append(time.monotonic() - began)
+        return found
+
+
+def test_the_wait_in_rays_queue_is_none_of_a_runs_seconds(case, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", queue := Queue())
+    case.write(PLAIN).run(jobs=3, launch=lambda command, log, threads: ray_runs.Task(command, log, threads, 0))
+    seconds = [entry["seconds"] for entry in record.read_json(case.out / RECORD)["runs"].values()]
+    assert len(queue.ran) == 3 and all(0 < s < ran + 0.1 for s, ran in zip(seconds, queue.ran, strict=True))
+
+
+def test_a_run_whose_seconds_nobody_knows_has_none(case):
+    class Lost(parameter_sweep.Process):
+        seconds = property(lambda self: None, lambda self, value: None)
+
+    page = case.write(PLAIN).run(launch=Lost)
+    assert pd.read_csv(case.out / "sweep.csv")["seconds"].isna().all() and page.exists()
+    assert any(line.endswith("01.batch_size-8  finished  Stage 1: AUC 0.080 on validation") for line in case.said)
 
 
 def test_without_ray_the_remedy_is_named(case, monkeypatch, tmp_path):
