@@ -44,7 +44,8 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     cannot be used, or a shard that is damaged, is a row with error and nulls. To read it all, pandas.read_parquet(OUT).
 
     A part is there whole or not at all, so the same command goes on after any interruption, and a worker that dies is
-    started anew: one row an image in the end. The folder belongs to one model, threshold, part size and set of images.
+    started anew: one row an image in the end. The folder belongs to one model, threshold, part size and set of images;
+    a second run in it is refused, but for a store, which has no locks.
 
     \b
     python -m dfd score my/folder --out reports/scores

@@ -164,6 +164,7 @@ def run(
     Raises:
         ValueError: Ray is not installed, the folder was written by other networks, at another threshold or from other
             images; see `Inputs.checked` too.
+        InUse: another run works in the folder.
         OSError: an address that cannot be read or written.
     """
     try:
@@ -175,10 +176,30 @@ def run(
     detector = Detector.load(folder, torch.device("cpu"))
     detector = detector if threshold_fpr is None else detector.at_fpr(threshold_fpr)
     checkpoints = {name: (folder / name).read_bytes() for name in CHECKPOINTS.values()}
-    inputs, parts, outcome = inputs.checked(), Parts(job.out), Outcome()
+    inputs, parts = inputs.checked(), Parts(job.out)
     job = replace(job, out=parts.address, threshold=detector.threshold)  # workers have another working directory
-    parts.begin(_record(folder, checkpoints, inputs, job), SAME)
-    names = parts.names()
+    with parts.alone():
+        parts.begin(_record(folder, checkpoints, inputs, job), SAME)
+        outcome, names, is_done = _before(parts, inputs, job, retry)
+        if is_done:
+            return outcome
+        with (
+            cluster.joined(address, workers, gpus, job.threads) as pool,
+            tqdm(unit="image", initial=outcome.before, leave=False, disable=None) as bar,
+        ):
+            for images, refused in cluster.scored(pool, inputs, finished(names), checkpoints, job):
+                outcome.images, outcome.refused = outcome.images + images, outcome.refused + refused
+                bar.update(images)
+                bar.set_postfix(refused=outcome.refused, refresh=False)
+        for name in parts.names():
+            if name.startswith(MARK):  # of a worker that died just after it had finished
+                parts.remove(name)
+        return outcome
+
+
+def _before(parts: Parts, inputs: Inputs, job: Job, retry: bool) -> tuple[Outcome, set[str], bool]:
+    """What there is of an earlier run, the names of its files, and whether nothing is left to do."""
+    names, outcome, is_done = parts.names(), Outcome(), False
     if known := begun(names):
         is_done = _same_images(inputs, known, finished(names), job)
         for name, images, refused in list(parts.counts(one for one in names if one.startswith("part-"))):
@@ -189,20 +210,7 @@ def run(
             else:
                 outcome.before, outcome.refused = outcome.before + images, outcome.refused + refused
         outcome.images = outcome.before
-        if is_done:
-            return outcome
-    with (
-        cluster.joined(address, workers, gpus, job.threads) as pool,
-        tqdm(unit="image", initial=outcome.before, leave=False, disable=None) as bar,
-    ):
-        for images, refused in cluster.scored(pool, inputs, finished(names), checkpoints, job):
-            outcome.images, outcome.refused = outcome.images + images, outcome.refused + refused
-            bar.update(images)
-            bar.set_postfix(refused=outcome.refused, refresh=False)
-    for name in parts.names():
-        if name.startswith(MARK):  # of a worker that died just after it had finished
-            parts.remove(name)
-    return outcome
+    return outcome, names, is_done
 
 
 def part_size_of(out: str) -> int:

@@ -182,6 +182,10 @@ def test_on_other_file_systems_it_is_one_put_or_a_draft_and_a_move(is_store, mon
     folder.put("a", b"1")
     folder.put("a", b"2")
     assert folder.read("a") == b"2" and folder.names() == {"a"}
+    folder.remove("a")
+    monkeypatch.setattr(parts.interruption, "alone", lambda path: pytest.fail("a lock on this machine's disk"))
+    with folder.alone():
+        assert folder.names() == set()
     assert all((path == "/scores/a") == is_store for path in written)
     fs.store.clear()
 
@@ -213,6 +217,9 @@ def test_a_folder_with_other_things_a_file_and_a_damaged_record_are_refused(tmp_
     (tmp_path / "mine.parquet").write_bytes(b"x")
     with pytest.raises(FileExistsError, match="holds files that `score` did not write"):
         Parts(str(tmp_path)).begin(RECORD, scoring.SAME)
+    with pytest.raises(FileExistsError, match="holds files that"), Parts(str(tmp_path)).alone():
+        pass
+    assert os.listdir(tmp_path) == ["mine.parquet"]  # no lock either
     with pytest.raises(ValueError, match="is a file; --out is a folder"):
         Parts(str(tmp_path / "mine.parquet")).begin(RECORD, scoring.SAME)
     (tmp_path / "_score.json").write_text("{")

@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from networks import checkpoint
 from pyarrow import parquet
 from test_inputs import shard
+from test_interruption import holding
 
 import dfd
 from dfd import __main__ as cli
@@ -272,6 +273,15 @@ def test_a_signal_ends_in_one_line_though_ray_has_a_handler_of_its_own(number, c
         "interrupted; the parts that are written stay, and the same command goes on"
     ]
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(score, tmp_path):
+    fill(tmp_path / "in", 1)
+    with holding(tmp_path / "out") as process:
+        result = score("in", "--out", "out")
+        process.kill()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"out is in use by process {process.pid} on" in result.stderr.splitlines()[-1]
 
 
 def test_another_model_is_refused_before_anything_starts(score, model, tmp_path):
