@@ -187,14 +187,16 @@ def run(
             cluster.joined(address, workers, gpus, job.threads) as pool,
             tqdm(unit="image", initial=outcome.before, leave=False, disable=None) as bar,
         ):
+            refusals = outcome.refused
             for images, refused in cluster.scored(pool, inputs, finished(names), checkpoints, job):
-                outcome.images, outcome.refused = outcome.images + images, outcome.refused + refused
+                refusals += refused
                 bar.update(images)
-                bar.set_postfix(refused=outcome.refused, refresh=False)
+                bar.set_postfix(refused=refusals, refresh=False)
         for name in parts.names():
             if name.startswith(MARK):  # of a worker that died just after it had finished
                 parts.remove(name)
-        return outcome
+        images, refused = _written(parts, names)
+        return Outcome(outcome.before + images, outcome.refused + refused, outcome.before)
 
 
 def _before(parts: Parts, inputs: Inputs, job: Job, retry: bool) -> tuple[Outcome, set[str], bool]:
@@ -211,6 +213,13 @@ def _before(parts: Parts, inputs: Inputs, job: Job, retry: bool) -> tuple[Outcom
                 outcome.before, outcome.refused = outcome.before + images, outcome.refused + refused
         outcome.images = outcome.before
     return outcome, names, is_done
+
+
+def _written(parts: Parts, before: set[str]) -> tuple[int, int]:
+    """Images and refusals in the new parts, those of workers too that died before they could tell of them."""
+    counts = list(parts.counts(one for one in parts.names() - before if one.startswith("part-")))
+    images, refused = (sum(one[column] for one in counts) for column in (1, 2))
+    return images, refused
 
 
 def part_size_of(out: str) -> int:

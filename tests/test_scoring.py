@@ -1,6 +1,7 @@
 """`python -m dfd score` through Ray, as a person calls it: S3, a killed worker, a killed run, and what is refused."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from dfd import __main__ as cli
 from dfd import cluster
 from dfd.checkpoints import save_checkpoint, update_checkpoint
 from dfd.inference import Detector
+from dfd.scoring import Scorer
 from dfd.stage import CHECKPOINTS
 
 
@@ -282,6 +284,41 @@ def test_a_second_run_in_the_same_folder_is_refused(score, tmp_path):
         process.kill()
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"out is in use by process {process.pid} on" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Gives what sets, in place of Ray's workers, a function of a Scorer and its units that gives what is told."""
+
+    def set_workers(work, **changes):
+        def scored(pool, inputs, done, checkpoints, job):
+            units = enumerate(inputs.units(job.part_size))
+            left = [one for one in units if one[0] not in done]
+            return work(Scorer(checkpoints, dataclasses.replace(job, **changes)), left)
+
+        monkeypatch.setattr(cluster, "joined", lambda *args: contextlib.nullcontext(cluster.Pool(1, 0.0)))
+        monkeypatch.setattr(cluster, "scored", scored)
+
+    return set_workers
+
+
+def test_what_a_worker_wrote_before_it_died_is_counted(score, without_ray, tmp_path):
+    fill(tmp_path / "in", 6)
+    (tmp_path / "in" / "000.png").write_bytes(b"<svg/>")
+
+    def work(scorer, units):
+        for number, unit in units:
+            told = list(scorer(number, unit))
+            if number:  # the first worker dies between the part and the telling
+                yield from told
+
+    without_ray(work)
+    result = score("in", "--out", "out", "--part-size", "2")
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1] == "6 images in out; 1 were refused"
+    for path in (tmp_path / "out").glob("part-000002-*"):
+        path.unlink()
+    again = score("in", "--out", "out", "--part-size", "2")
+    assert again.stderr.splitlines()[-1] == "6 images in out, 4 of them before; 1 were refused"
 
 
 def test_another_model_is_refused_before_anything_starts(score, model, tmp_path):
