@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -24,8 +25,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from dfd.inputs import Inputs
+from dfd.parts import RECORD
 from dfd.places import ENVIRONMENT
-from dfd.scoring import Job, Scorer
+from dfd.scoring import SHARED, Job, Scorer
 
 STORE = 256 << 20  # bytes of shared memory on this machine: checkpoints and lists of addresses, never an image
 
@@ -77,6 +79,8 @@ class Worker:
         self.scorer = Scorer(ray.get(checkpoints[0]), job, gpu)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
+        if not self.scorer.parts.has(RECORD):  # the run has put it there
+            raise OSError(f"{socket.gethostname()} has a {self.scorer.parts.address} of its own, or none; {SHARED}")
         for packed in batch["unit"]:
             for images, refused in self.scorer(*pickle.loads(packed)):
                 yield {"images": [images], "refused": [refused]}

@@ -53,7 +53,8 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     python -m dfd score images.parquet --column file --root /data --out scores --workers 8 --threads 2
 
     S3 takes keys and server from the usual variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), which go to all
-    workers. On a cluster, dfd has to be installed on each machine; the networks are sent there.
+    workers. On a cluster, dfd has to be installed on each machine; the networks are sent there. All paths, --out too,
+    must be on a file system that all machines share, as s3:// is.
 
     \b
     python -m dfd score "s3://bucket/shards/*.tar" --out s3://bucket/scores --address auto --batch-size 512

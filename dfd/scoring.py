@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ PART = 256  # images in a part
 HELD = 64_000_000  # bytes of image files that a worker holds at a time, one image more at the utmost
 SAME = ("threshold", "crops", "crop_mode", "part_size")  # of all the parts in a folder
 MARK = "_tries-"  # what a worker leaves beside a part that it works on
+SHARED = "all machines must share the file system of --out, as they do s3://"
+STALE = 60.0  # seconds for which a network file system may show an old listing
 DEATHS = 2  # of workers: at a part, before its images are taken singly; at one image, before it is given up
 
 
@@ -165,7 +168,7 @@ def run(
         ValueError: Ray is not installed, the folder was written by other networks, at another threshold or from other
             images; see `Inputs.checked` too.
         InUse: another run works in the folder.
-        OSError: an address that cannot be read or written.
+        OSError: an address that cannot be read or written, or workers that wrote to other disks.
     """
     try:
         from dfd import cluster
@@ -183,19 +186,20 @@ def run(
         outcome, names, is_done = _before(parts, inputs, job, retry)
         if is_done:
             return outcome
+        told = 0
         with (
             cluster.joined(address, workers, gpus, job.threads) as pool,
             tqdm(unit="image", initial=outcome.before, leave=False, disable=None) as bar,
         ):
             refusals = outcome.refused
             for images, refused in cluster.scored(pool, inputs, finished(names), checkpoints, job):
-                refusals += refused
+                told, refusals = told + images, refusals + refused
                 bar.update(images)
                 bar.set_postfix(refused=refusals, refresh=False)
         for name in parts.names():
             if name.startswith(MARK):  # of a worker that died just after it had finished
                 parts.remove(name)
-        images, refused = _written(parts, names)
+        images, refused = _written(parts, names, told)
         return Outcome(outcome.before + images, outcome.refused + refused, outcome.before)
 
 
@@ -215,11 +219,21 @@ def _before(parts: Parts, inputs: Inputs, job: Job, retry: bool) -> tuple[Outcom
     return outcome, names, is_done
 
 
-def _written(parts: Parts, before: set[str]) -> tuple[int, int]:
-    """Images and refusals in the new parts, those of workers too that died before they could tell of them."""
-    counts = list(parts.counts(one for one in parts.names() - before if one.startswith("part-")))
-    images, refused = (sum(one[column] for one in counts) for column in (1, 2))
-    return images, refused
+def _written(parts: Parts, before: set[str], told: int) -> tuple[int, int]:
+    """Images and refusals in the new parts, those of workers too that died before they could tell of them.
+
+    Raises:
+        OSError: there are fewer than the workers told of.
+    """
+    late = time.monotonic() + STALE
+    while True:
+        counts = list(parts.counts(one for one in parts.names() - before if one.startswith("part-")))
+        images, refused = (sum(one[column] for one in counts) for column in (1, 2))
+        if images >= told:
+            return images, refused
+        if time.monotonic() > late:
+            raise OSError(f"{parts.address} has {images} of the {told} images that were scored just now; {SHARED}")
+        time.sleep(1)
 
 
 def part_size_of(out: str) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from test_interruption import holding
 
 import dfd
 from dfd import __main__ as cli
-from dfd import cluster
+from dfd import cluster, scoring
 from dfd.checkpoints import save_checkpoint, update_checkpoint
 from dfd.inference import Detector
+from dfd.inputs import Inputs
 from dfd.scoring import Scorer
 from dfd.stage import CHECKPOINTS
 
@@ -319,6 +321,31 @@ def test_what_a_worker_wrote_before_it_died_is_counted(score, without_ray, tmp_p
         path.unlink()
     again = score("in", "--out", "out", "--part-size", "2")
     assert again.stderr.splitlines()[-1] == "6 images in out, 4 of them before; 1 were refused"
+
+
+def test_workers_that_write_to_a_disk_of_their_own_are_noticed(score, without_ray, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 2)
+    monkeypatch.setattr(scoring, "STALE", 0.0)
+    without_ray(lambda scorer, units: (told for one in units for told in scorer(*one)), out=str(tmp_path / "own"))
+    result = score("in", "--out", "out")
+    assert result.exit_code == 2 and len(parts(tmp_path / "own")) == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"dfd: {tmp_path}/out has 0 of the 2 images that were scored just now; "
+        "all machines must share the file system of --out, as they do s3://"
+    )
+
+
+def test_a_worker_that_does_not_see_the_folder_of_the_run_stops_it_at_once(model, tmp_path, monkeypatch):
+    contents = {name: (model / name).read_bytes() for name in CHECKPOINTS.values()}
+    monkeypatch.setattr(cluster.ray, "get", lambda reference: contents)
+    worker = cluster.Worker([None], scoring.Job(str(tmp_path / "out")), False, {})
+    (unit,) = Inputs((str(fill(tmp_path / "in", 1)),)).units(9)
+    batch = {"unit": [pickle.dumps((0, unit))]}
+    with pytest.raises(OSError, match=f"has a {tmp_path}/out of its own, or none; all machines must share"):
+        list(worker(batch))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_score.json").write_text("{}")
+    assert list(worker(batch)) == [{"images": [1], "refused": [0]}]
 
 
 def test_another_model_is_refused_before_anything_starts(score, model, tmp_path):
