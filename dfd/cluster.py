@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +25,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from dfd.inputs import Inputs
+from dfd.parts import RECORD
 from dfd.places import ENVIRONMENT
-from dfd.scoring import Job, Scorer
+from dfd.scoring import SHARED, Job, Scorer
 
 STORE = 256 << 20  # bytes of shared memory on this machine: checkpoints and lists of addresses, never an image
 
@@ -75,6 +79,8 @@ class Worker:
         self.scorer = Scorer(ray.get(checkpoints[0]), job, gpu)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
+        if not self.scorer.parts.has(RECORD):  # the run has put it there
+            raise OSError(f"{socket.gethostname()} has a {self.scorer.parts.address} of its own, or none; {SHARED}")
         for packed in batch["unit"]:
             for images, refused in self.scorer(*pickle.loads(packed)):
                 yield {"images": [images], "refused": [refused]}
@@ -96,7 +102,7 @@ def joined(address: str | None, workers: int | None, gpus: float | None, threads
     """
     was_there = ray.is_initialized()
     if not was_there:
-        with _quiet():
+        with _quiet(), _own_sigterm():
             _start(address or os.environ.get("RAY_ADDRESS"), workers, threads)
     try:
         has = ray.cluster_resources()
@@ -121,7 +127,7 @@ def _start(address: str | None, workers: int | None, threads: int) -> None:
     cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            ray.init(num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)
             return
         except (
             Exception
@@ -148,6 +154,17 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Take back the handler of SIGTERM: Ray puts one in its place that ends with status 15 and without a word."""
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def scored(

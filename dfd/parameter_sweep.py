@@ -33,8 +33,18 @@ PAUSE = 0.2  # seconds between two looks at the runs
 TAIL = 8  # last lines of a failed run that are shown
 
 
+TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else it has ended meanwhile
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""  # starts a command that Linux ends with the thread that started it
+
+
 class Job(Protocol):
     """A run that was started."""
+
+    seconds: float | None  # that it ran, once it has ended; None where nobody can tell
 
     def poll(self) -> int | None:
         """Its exit status, None while it runs."""
@@ -50,9 +60,16 @@ Launch = Callable[[Sequence[str], Path, int], Job]  # of a command, its log, and
 
 
 class Process:
-    """A run on this machine, in a session of its own: a Ctrl-C in the terminal reaches it through the sweep alone."""
+    """A run on this machine, in a session of its own: a Ctrl-C in the terminal reaches it through the sweep alone.
+
+    On Linux it ends with the process that started it, a `kill -9` of that included; so the thread that starts it has to
+    wait for it.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, threads: int):
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command]
+        self.began, self.seconds = time.monotonic(), None
         given = {name: str(threads) for name in THREADS if name not in os.environ}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
@@ -65,7 +82,10 @@ class Process:
             )
 
     def poll(self) -> int | None:
-        return self.process.poll()
+        code = self.process.poll()
+        if code is not None and self.seconds is None:
+            self.seconds = time.monotonic() - self.began
+        return code
 
     def end(self) -> None:
         self.process.terminate()
@@ -112,7 +132,7 @@ def run(
         The page over the runs.
 
     Raises:
-        SweepError: runs failed (code 1), or it was interrupted (130); what is done is kept.
+        SweepError: runs failed (code 1), or it was interrupted (130 or 143); what is done is kept.
         InUse: another sweep works in the folder.
         OSError: the folder cannot be written.
     """
@@ -127,7 +147,7 @@ def run(
     waiting = deque(one for one in sweep.runs if kept[one.name]["status"] != "finished")
     if len(waiting) < len(sweep.runs):
         say(f"{len(sweep.runs) - len(waiting)} of {len(sweep.runs)} runs finished before; kept.")
-    running: dict[str, tuple[Job, float]] = {}
+    running: dict[str, Job] = {}
 
     def keep(name: str, **values: Any) -> None:
         kept[name] |= values
@@ -135,14 +155,15 @@ def run(
 
     def close(name: str, code: int) -> None:
         """Note how a run ended."""
-        _, began = running.pop(name)
+        job = running.pop(name)
         status = {0: "finished", 130: "interrupted", 143: "interrupted"}.get(code, "failed")
         log = last_lines(out / name / LOG) if status == "failed" else []
         if code < 0:
             log = [*log, f"ended by signal {-code}" + ("; most often memory ran out" if code == -9 else "")]
-        seconds = round(time.monotonic() - began, 1)
+        seconds = None if job.seconds is None else round(job.seconds, 1)
+        took = "" if seconds is None else f" after {elapsed(seconds)}"
         keep(name, status=status, code=code, seconds=seconds, ended=datetime.now(UTC).isoformat(), last_lines=log)
-        say(f"{_count(kept)}  {name}  {status} after {elapsed(seconds)}{pages.headline(sweep, out / name)}")
+        say(f"{_count(kept)}  {name}  {status}{took}{pages.headline(sweep, out / name)}")
         for line in log:
             say(f"    {line}")
 
@@ -153,13 +174,12 @@ def run(
                     one = waiting.popleft()
                     (out / one.name).mkdir(exist_ok=True)
                     words = command_of(sweep, one, out, command)
-                    job = launch(words, out / one.name / LOG, threads)
-                    running[one.name] = job, time.monotonic()
+                    running[one.name] = launch(words, out / one.name / LOG, threads)
                     keep(one.name, status="running")
                     say(f"{_count(kept)}  {one.name}  started")
                 if asked:
-                    end([job for job, _ in running.values()], asked, say)
-                ended = {name: code for name, (job, _) in running.items() if (code := job.poll()) is not None}
+                    end(list(running.values()), asked, say)
+                ended = {name: code for name, job in running.items() if (code := job.poll()) is not None}
                 for name, code in ended.items():
                     close(name, code if code == 0 or not asked else 130)
                 if ended:
@@ -167,10 +187,12 @@ def run(
                 time.sleep(0 if ended else PAUSE)
             page = pages.write(sweep, kept, out, paired=True)
         except BaseException:
-            end([job for job, _ in running.values()], [signal.SIGTERM], say)
+            end(list(running.values()), [signal.SIGTERM], say)
             raise
     if asked:
-        raise SweepError(f"Interrupted. What is done is kept in {out}; the same command goes on from there.", 130)
+        raise SweepError(
+            f"Interrupted. What is done is kept in {out}; the same command goes on from there.", 128 + asked[0]
+        )
     failed = [name for name, entry in kept.items() if entry["status"] != "finished"]
     if failed:
         raise SweepError(

@@ -74,7 +74,8 @@ def table(sweep: Sweep, kept: Mapping[str, dict], out: Path) -> pd.DataFrame:
             kept[one.name],
             _measured(out / one.name) if kept[one.name]["status"] in ("finished", *UNFINISHED) else {},
         )
-        row = {"run": one.name, "status": entry["status"], "seconds": entry.get("seconds", np.nan)}
+        seconds = entry.get("seconds")
+        row = {"run": one.name, "status": entry["status"], "seconds": np.nan if seconds is None else seconds}
         row |= {name: one.varying.get(name, "") for name in sweep.varying}
         for stage, names in METRICS.items():
             for split in SPLITS:
@@ -88,10 +89,19 @@ def table(sweep: Sweep, kept: Mapping[str, dict], out: Path) -> pd.DataFrame:
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """What a run's metrics.json says of the stages whose notebook is finished."""
-    done = {stem[:2]: entry["status"] for stem, entry in read_json(folder / "config.json").get("notebooks", {}).items()}
+    """What a run's metrics.json says of the stages whose notebook is finished, and made from what is there now.
+
+    As in `report.run`: the notebooks before it are finished too, and ended earlier. Otherwise its numbers may be those
+    of other settings.
+    """
+    done, newest = [], ""
+    for stem, entry in sorted(read_json(folder / "config.json").get("notebooks", {}).items()):
+        if entry["status"] != "finished" or entry.get("ended", "") < newest:
+            break
+        newest = entry.get("ended", "")
+        done.append(stem[:2])
     metrics = read_json(folder / "metrics.json")
-    return {stage: metrics.get(stage, {}) for stage, (number, _) in STAGES.items() if done.get(number) == "finished"}
+    return {stage: metrics.get(stage, {}) for stage, (number, _) in STAGES.items() if number in done}
 
 
 def column(metric: str, split: str = "val") -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from dfd import interruption
 from dfd.places import absolute, is_remote, located, reaching
 
 if TYPE_CHECKING:
@@ -48,6 +49,24 @@ class Parts:
                 raise ValueError(f"{self.address} is a file; --out is a folder")
             return {entry.rstrip("/").rpartition("/")[2] for entry in self.fs.ls(self.path, detail=False)}
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs of this machine, or of those that share the folder, out of it; a store has no locks.
+
+        Raises:
+            InUse: another run works there; the text names it.
+            FileExistsError: the folder holds something else.
+            OSError: it cannot be reached, or written.
+        """
+        self._check_ours()
+        with contextlib.nullcontext() if is_remote(self.address) else interruption.alone(self.path):
+            yield
+
+    def _check_ours(self) -> None:
+        names = self.names()
+        if RECORD not in names and any(not name.startswith(".") for name in names):  # drafts of a killed run, its lock
+            raise FileExistsError(f"{self.address} holds files that `score` did not write; take another --out")
+
     def begin(self, record: dict[str, Any], same: Iterable[str]) -> None:
         """Take the folder into use, or go on with what a run by the same networks began there.
 
@@ -61,8 +80,7 @@ class Parts:
         """
         before = self.record()
         if before is None:
-            if self.names():
-                raise FileExistsError(f"{self.address} holds files that `score` did not write; take another --out")
+            self._check_ours()
             self.put(RECORD, json.dumps(record, indent=1).encode())
         elif before.get("networks") != record["networks"]:
             raise ValueError(f"{self.address} was scored by other networks, {before.get('model')}; take another --out")
@@ -175,7 +193,7 @@ def finished(names: Iterable[str]) -> set[int]:
         if found := NAME.fullmatch(name):
             parts[int(found[1])].add(int(found[3]))
             if found[4]:
-                last[int(found[1])] = int(found[3])
+                last[int(found[1])] = max(int(found[3]), last.get(int(found[1]), 0))
     return {unit for unit, end in last.items() if parts[unit] == set(range(end + 1))}
 
 

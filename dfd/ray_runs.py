@@ -13,14 +13,15 @@ from dfd.parameter_sweep import GRACE, PAUSE, Launch, Process
 
 
 class Task:
-    """A run that Ray was asked for; it waits there until its cores are free."""
+    """A run that Ray was asked for; it waits there until its cores are free, which is none of its seconds."""
 
     def __init__(self, command: Sequence[str], log: Path, threads: int, gpus: float):
         import ray
 
         log.unlink(missing_ok=True)
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(execute)
-        self.log, self.reference = log, remote.remote(list(command), str(log), threads, os.getcwd())
+        self.log, self.seconds = log, None
+        self.reference = remote.remote(list(command), str(log), threads, os.getcwd())
 
     def poll(self) -> int | None:
         import ray
@@ -28,7 +29,8 @@ class Task:
         if not ray.wait([self.reference], timeout=0)[0]:
             return None
         try:
-            return ray.get(self.reference)
+            code, self.seconds = ray.get(self.reference)
+            return code
         except ray.exceptions.TaskCancelledError:
             return 130
         except ray.exceptions.RayError as error:
@@ -47,14 +49,14 @@ class Task:
         ray.cancel(self.reference, force=True)
 
 
-def execute(command: Sequence[str], log: str, threads: int, folder: str) -> int:
-    """Run a command in a folder and give its exit status; however the task ends, so does the command."""
+def execute(command: Sequence[str], log: str, threads: int, folder: str) -> tuple[int, float]:
+    """Run a command in a folder and give its exit status and seconds; however the task ends, so does the command."""
     os.chdir(folder)
     job = Process(command, Path(log), threads)
     try:
         while (code := job.poll()) is None:
             time.sleep(PAUSE)
-        return code
+        return code, job.seconds
     finally:
         late = time.monotonic() + GRACE
         if job.poll() is None:

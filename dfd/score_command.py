@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dfd import interruption
 from dfd.options import find_model, judging_options, shown
 
 
@@ -43,7 +44,8 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     cannot be used, or a shard that is damaged, is a row with error and nulls. To read it all, pandas.read_parquet(OUT).
 
     A part is there whole or not at all, so the same command goes on after any interruption, and a worker that dies is
-    started anew: one row an image in the end. The folder belongs to one model, threshold, part size and set of images.
+    started anew: one row an image in the end. The folder belongs to one model, threshold, part size and set of images;
+    a second run in it is refused, but for a store, which has no locks.
 
     \b
     python -m dfd score my/folder --out reports/scores
@@ -51,13 +53,24 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     python -m dfd score images.parquet --column file --root /data --out scores --workers 8 --threads 2
 
     S3 takes keys and server from the usual variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), which go to all
-    workers. On a cluster, dfd has to be installed on each machine; the networks are sent there.
+    workers. On a cluster, dfd has to be installed on each machine; the networks are sent there. All paths, --out too,
+    must be on a file system that all machines share, as s3:// is.
 
     \b
     python -m dfd score "s3://bucket/shards/*.tar" --out s3://bucket/scores --address auto --batch-size 512
 
-    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 if interrupted.
+    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 after Ctrl-C and 143
+    after SIGTERM.
     """
+    try:
+        with interruption.terminable():
+            _score(inputs, model, part_size, **options)
+    except KeyboardInterrupt as stopped:
+        click.echo("interrupted; the parts that are written stay, and the same command goes on", err=True)
+        raise SystemExit(getattr(stopped, "code", 130)) from None
+
+
+def _score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **options: Any) -> None:
     folder = find_model(model)
     from dfd import scoring
     from dfd.inputs import Inputs
@@ -67,11 +80,7 @@ def score(inputs: tuple[str, ...], model: str | None, part_size: int | None, **o
     out = options.pop("out")
     job = scoring.Job(out, part_size or scoring.part_size_of(out), **taken)
     click.echo(f"model: {shown(folder)}", err=True)
-    try:
-        outcome = scoring.run(folder, read, job, **options)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the parts that are written stay, and the same command goes on", err=True)
-        raise SystemExit(130) from None
+    outcome = scoring.run(folder, read, job, **options)
     there = f", {outcome.before} of them before" if outcome.before else ""
     click.echo(f"{outcome.images} images in {out}{there}; {outcome.refused} were refused", err=True)
     raise SystemExit(1 if outcome.refused else 0)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ PART = 256  # images in a part
 HELD = 64_000_000  # bytes of image files that a worker holds at a time, one image more at the utmost
 SAME = ("threshold", "crops", "crop_mode", "part_size")  # of all the parts in a folder
 MARK = "_tries-"  # what a worker leaves beside a part that it works on
+SHARED = "all machines must share the file system of --out, as they do s3://"
+STALE = 60.0  # seconds for which a network file system may show an old listing
 DEATHS = 2  # of workers: at a part, before its images are taken singly; at one image, before it is given up
 
 
@@ -75,7 +78,10 @@ class Scorer:
         self.job, self.parts = job, Parts(job.out)
 
     def __call__(self, number: int, unit: Unit) -> Iterator[tuple[int, int]]:
-        """Write the parts of a unit that are not there yet; gives images and refusals of each that it wrote."""
+        """Write the parts of a unit that are not there yet; gives images and refusals of each that it wrote.
+
+        A unit that now breaks off in a part that is there gets, as its next part, the row that says so.
+        """
         key, part, items = unit.key(), 0, unit.items()
         following = next(items, None)
         while following is not None:
@@ -83,7 +89,7 @@ class Scorer:
             names = [part_name(number, key, part, last) for last in (False, True)]
             is_there = any(map(self.parts.has, names))
             if is_there:
-                deque(some, maxlen=0)  # past them
+                passed = deque(some, maxlen=1).pop()
             else:
                 verdicts = self._judged(MARK + names[0], some)
             following = next(items, None)
@@ -91,6 +97,9 @@ class Scorer:
                 self.parts.put(names[following is None], table(verdicts, self.detector.stage2.classes))
                 self.parts.remove(MARK + names[0])
                 yield len(verdicts), sum(one.error is not None for one in verdicts)
+            elif following is None and not self.parts.has(names[True]):  # more was found here before
+                is_reason = passed.name == unit.name  # why a shard or table breaks off, else an image
+                following = passed if is_reason else Item(unit.name, reason="ends earlier than it did before")
             part += 1
 
     def _judged(self, mark: str, some: Iterator[Item]) -> list[Verdict]:
@@ -158,7 +167,8 @@ def run(
     Raises:
         ValueError: Ray is not installed, the folder was written by other networks, at another threshold or from other
             images; see `Inputs.checked` too.
-        OSError: an address that cannot be read or written.
+        InUse: another run works in the folder.
+        OSError: an address that cannot be read or written, or workers that wrote to other disks.
     """
     try:
         from dfd import cluster
@@ -169,10 +179,33 @@ def run(
     detector = Detector.load(folder, torch.device("cpu"))
     detector = detector if threshold_fpr is None else detector.at_fpr(threshold_fpr)
     checkpoints = {name: (folder / name).read_bytes() for name in CHECKPOINTS.values()}
-    inputs, parts, outcome = inputs.checked(), Parts(job.out), Outcome()
+    inputs, parts = inputs.checked(), Parts(job.out)
     job = replace(job, out=parts.address, threshold=detector.threshold)  # workers have another working directory
-    parts.begin(_record(folder, checkpoints, inputs, job), SAME)
-    names = parts.names()
+    with parts.alone():
+        parts.begin(_record(folder, checkpoints, inputs, job), SAME)
+        outcome, names, is_done = _before(parts, inputs, job, retry)
+        if is_done:
+            return outcome
+        told = 0
+        with (
+            cluster.joined(address, workers, gpus, job.threads) as pool,
+            tqdm(unit="image", initial=outcome.before, leave=False, disable=None) as bar,
+        ):
+            refusals = outcome.refused
+            for images, refused in cluster.scored(pool, inputs, finished(names), checkpoints, job):
+                told, refusals = told + images, refusals + refused
+                bar.update(images)
+                bar.set_postfix(refused=refusals, refresh=False)
+        for name in parts.names():
+            if name.startswith(MARK):  # of a worker that died just after it had finished
+                parts.remove(name)
+        images, refused = _written(parts, names, told)
+        return Outcome(outcome.before + images, outcome.refused + refused, outcome.before)
+
+
+def _before(parts: Parts, inputs: Inputs, job: Job, retry: bool) -> tuple[Outcome, set[str], bool]:
+    """What there is of an earlier run, the names of its files, and whether nothing is left to do."""
+    names, outcome, is_done = parts.names(), Outcome(), False
     if known := begun(names):
         is_done = _same_images(inputs, known, finished(names), job)
         for name, images, refused in list(parts.counts(one for one in names if one.startswith("part-"))):
@@ -183,20 +216,24 @@ def run(
             else:
                 outcome.before, outcome.refused = outcome.before + images, outcome.refused + refused
         outcome.images = outcome.before
-        if is_done:
-            return outcome
-    with (
-        cluster.joined(address, workers, gpus, job.threads) as pool,
-        tqdm(unit="image", initial=outcome.before, leave=False, disable=None) as bar,
-    ):
-        for images, refused in cluster.scored(pool, inputs, finished(names), checkpoints, job):
-            outcome.images, outcome.refused = outcome.images + images, outcome.refused + refused
-            bar.update(images)
-            bar.set_postfix(refused=outcome.refused, refresh=False)
-    for name in parts.names():
-        if name.startswith(MARK):  # of a worker that died just after it had finished
-            parts.remove(name)
-    return outcome
+    return outcome, names, is_done
+
+
+def _written(parts: Parts, before: set[str], told: int) -> tuple[int, int]:
+    """Images and refusals in the new parts, those of workers too that died before they could tell of them.
+
+    Raises:
+        OSError: there are fewer than the workers told of.
+    """
+    late = time.monotonic() + STALE
+    while True:
+        counts = list(parts.counts(one for one in parts.names() - before if one.startswith("part-")))
+        images, refused = (sum(one[column] for one in counts) for column in (1, 2))
+        if images >= told:
+            return images, refused
+        if time.monotonic() > late:
+            raise OSError(f"{parts.address} has {images} of the {told} images that were scored just now; {SHARED}")
+        time.sleep(1)
 
 
 def part_size_of(out: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dfd import interruption
 from dfd.options import shown
 
 
@@ -49,7 +50,8 @@ def sweep(
     With --ray, each run asks Ray for cores divided by --jobs, and for a GPU where there is one. All machines need the
     same files at the same place: this checkout, its environment, the data and --out.
 
-    Ends with 0 if every run finished, 1 if one failed, 2 if nothing could start, 130 if interrupted.
+    Ends with 0 if every run finished, 1 if one failed, 2 if nothing could start, 130 after Ctrl-C and 143 after
+    SIGTERM.
 
     \b
     python -m dfd sweep grid.yaml --dry-run
@@ -59,6 +61,13 @@ def sweep(
     """
     if address and not ray:
         raise click.UsageError("--address needs --ray")
+    with interruption.terminable():
+        _sweep(grid, out, jobs, limit, dry_run, ray, address)
+
+
+def _sweep(
+    grid: str, out: str | None, jobs: int | None, limit: int | None, dry_run: bool, ray: bool, address: str | None
+) -> None:
     from dfd import parameter_grid, parameter_sweep
 
     asked = parameter_grid.read(grid, limit)

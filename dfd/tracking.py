@@ -162,9 +162,10 @@ class MLflow:
 
     def end(self, status: str) -> None:
         """Give the run its status."""
-        if self.run is None:  # killed between its last epoch and its end
+        if self.run is None:  # killed between its last epoch and its end, or stopped before its first row
             found = self._find()
-            self.run = found and found.info.run_id
+            if found and (status == "finished" or found.info.status == "RUNNING"):  # not one that had ended before
+                self.run = found.info.run_id
         if self.run:
             self.client.set_terminated(self.run, STATUS[status])
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -19,7 +21,7 @@ from score_tables import noisy_table
 
 import dfd
 from dfd import __main__ as cli
-from dfd import config, parameter_grid, parameter_sweep, parameter_sweep_report, record
+from dfd import config, parameter_grid, parameter_sweep, parameter_sweep_report, ray_runs, record
 from dfd.parameter_grid import SweepError
 from dfd.parameter_sweep import LOG, RECORD
 
@@ -219,6 +221,26 @@ def test_a_metric_of_which_less_is_better_is_sorted_so():
     assert parameter_sweep_report.order(frame, "stage1.auc")["run"].tolist() == ["a", "c", "b"]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "counted"),
+    [
+        (("finished", "1"), ("finished", "2"), True),
+        (("finished", "3"), ("finished", "2"), False),  # interrupted, or failed, before its second notebook
+        (("failed", "1"), ("finished", "2"), False),
+        (("running", None), ("finished", "2"), False),
+        (("finished", "1"), ("failed", "2"), False),
+    ],
+)
+def test_a_notebook_counts_if_all_before_it_are_finished_and_ended_earlier(tmp_path, first, second, counted):
+    entries = {stem: {"status": status} for stem, (status, _) in zip(STEMS, (first, second), strict=False)}
+    for stem, (_, ended) in zip(STEMS, (first, second), strict=False):
+        entries[stem] |= {"ended": f"2026-11-25T03:0{ended}:00+00:00"} if ended else {}
+    record.write_json(tmp_path / "config.json", {"notebooks": entries})
+    record.write_json(tmp_path / "metrics.json", {"stage1": {"val": {"auc": {"value": 0.9}}}, "stage2": {"val": {}}})
+    found = parameter_sweep_report._measured(tmp_path)
+    assert found == ({"stage1": {"val": {"auc": {"value": 0.9}}}} if counted else {})
+
+
 def test_a_failed_run_is_told_with_its_last_lines_and_stops_no_other(case):
     with pytest.raises(SweepError) as stopped:
         case.write(MIXED.replace("highpass", "highpass\n  batch_size: 20").replace("highpass", "npr")).run(jobs=1)
@@ -300,7 +322,7 @@ def test_an_interrupted_sweep_ends_its_runs_and_goes_on(case, number):
     with started(case, MIXED, jobs=3) as (process, sleeping):
         process.send_signal(number)
         said = process.stdout.read()
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == 128 + number and "Traceback" not in said
     assert "Ending 1 run; once more ends at once." in said and "Interrupted. What is done is kept" in said
     with pytest.raises(ProcessLookupError):
         os.kill(sleeping, 0)
@@ -327,21 +349,50 @@ def test_a_run_that_does_not_end_is_ended_when_asked_again(case):
         os.kill(sleeping, 0)
 
 
+def gone(pid):
+    """Whether a process has ended; one that nobody has waited for counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a process with its parent")
+def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(case):
+    with started(case, MIXED, jobs=3) as (process, sleeping):
+        assert not gone(sleeping)
+        process.kill()
+        process.wait()
+        late = time.monotonic() + 20
+        while time.monotonic() < late and not gone(sleeping):
+            time.sleep(0.02)
+        assert gone(sleeping)
+    (case.script.parent / "mended").touch()
+    case.run()
+    assert case.statuses() == ["finished"] * 3 and case.said[0].startswith("1 of 3")
+
+
+def test_a_run_is_not_started_for_a_process_that_is_no_more(tmp_path):
+    words = [sys.executable, "-c", parameter_sweep.TIED, "0", sys.executable, "-c", "print('started')"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == ""
+
+
 def test_a_full_disk_leaves_no_run_behind_and_the_record_whole(case, monkeypatch):
     case.write(PLAIN).run()
-    before = (case.out / RECORD).read_text()
+    before, sleeps = (case.out / RECORD).read_text(), case.script.parent / "sleeps"
 
     def full(*args):
+        late = time.monotonic() + 60
+        while time.monotonic() < late and not (sleeps.exists() and sleeps.read_text()):  # the run that was just started
+            time.sleep(0.02)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(record, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        case.write(MIXED).run(jobs=3)
+        case.write("runs:\n- representation: highpass\n- representation: rgb").run(jobs=2)
     assert (case.out / RECORD).read_text() == before
-    pids = [int(path.read_text().split()[2]) for path in case.script.parent.glob("*representation*.began")]
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(sleeps.read_text()), 0)
 
 
 def test_the_best_is_paired_with_the_others_on_the_test_images(case, monkeypatch):
@@ -383,6 +434,13 @@ def test_the_command_lists_runs_and_passes_everything_on(case, monkeypatch, tmp_
     assert "needs --ray" in call(cli.main, ["sweep", "rates.yaml", "--address", "auto"]).output
 
 
+def test_a_signal_before_the_first_run_ends_in_one_line(case, monkeypatch):
+    case.write(PLAIN)
+    monkeypatch.setattr(parameter_sweep, "run", lambda *args, **options: signal.raise_signal(signal.SIGTERM))
+    result = CliRunner().invoke(cli.main, ["sweep", str(case.grid)])
+    assert (result.exit_code, result.output) == (143, "dfd: Interrupted.\n")
+
+
 @pytest.mark.slow
 def test_ray_runs_the_same_and_ends_its_runs_when_interrupted(case):
     """On a cluster of one machine; three runs asked for at once, one of which sleeps until it is ended."""
@@ -398,6 +456,44 @@ def test_ray_runs_the_same_and_ends_its_runs_when_interrupted(case):
     (case.script.parent / "mended").touch()
     case.run()  # without Ray, and on
     assert case.said[0].startswith("1 of 3") and case.statuses() == ["finished"] * 3
+
+
+class Queue:
+    """In place of the package ray: a task waits half a second for its cores, then runs."""
+
+    def __init__(self):
+        self.ran = []
+
+    def remote(self, **options):
+        def task(function):
+            return SimpleNamespace(remote=lambda *args: (time.monotonic() + 0.5, function, args))
+
+        return task
+
+    def wait(self, references, timeout):
+        return [one for one in references if time.monotonic() > one[0]], []
+
+    def get(self, reference):
+        began = time.monotonic()
+        found = reference[1](*reference[2])
+        self.ran.append(time.monotonic() - began)
+        return found
+
+
+def test_the_wait_in_rays_queue_is_none_of_a_runs_seconds(case, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", queue := Queue())
+    case.write(PLAIN).run(jobs=3, launch=lambda command, log, threads: ray_runs.Task(command, log, threads, 0))
+    seconds = [entry["seconds"] for entry in record.read_json(case.out / RECORD)["runs"].values()]
+    assert len(queue.ran) == 3 and all(0 < s < ran + 0.1 for s, ran in zip(seconds, queue.ran, strict=True))
+
+
+def test_a_run_whose_seconds_nobody_knows_has_none(case):
+    class Lost(parameter_sweep.Process):
+        seconds = property(lambda self: None, lambda self, value: None)
+
+    page = case.write(PLAIN).run(launch=Lost)
+    assert pd.read_csv(case.out / "sweep.csv")["seconds"].isna().all() and page.exists()
+    assert any(line.endswith("01.batch_size-8  finished  Stage 1: AUC 0.080 on validation") for line in case.said)
 
 
 def test_without_ray_the_remedy_is_named(case, monkeypatch, tmp_path):

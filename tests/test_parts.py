@@ -102,6 +102,52 @@ def test_a_unit_goes_on_with_its_next_part(scorer, tmp_path):
     assert score(one, tmp_path / "in") == []
 
 
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda data: data[: len(data) // 3], "damaged after 2 images: unexpected end of data"),
+        (lambda data: data[:100], "not a tar archive, or damaged from the beginning: truncated header"),
+        (None, "ends earlier than it did before"),
+    ],
+)
+def test_a_unit_that_breaks_off_where_it_was_scored_before_says_so_in_a_row(end, reason, scorer, tmp_path):
+    from test_inputs import shard
+
+    (tmp_path / "in").mkdir()
+    members = [(f"{i}.png", bad_files.encoded(bad_files.picture(i, 60, 50), "PNG")) for i in range(7)]
+    archive, out = tmp_path / "in" / "s.tar", tmp_path / "out"
+    shard(archive, members)
+    whole, one = archive.read_bytes(), scorer(part_size=3)
+    score(one, tmp_path / "in")
+    next(out.glob("*-last.parquet")).unlink()  # as if killed after its second part
+    archive.write_bytes(end(whole)) if end else shard(archive, members[:3])
+    assert score(one, tmp_path / "in") == [(1, 1)] and finished(os.listdir(out)) == {0}
+    assert score(one, tmp_path / "in") == []
+    assert rows(out).error.dropna().to_dict() == {str(archive): reason} and len(rows(out)) == 7
+    next(out.glob("*-last.parquet")).unlink()  # what --retry removes
+    archive.write_bytes(whole)
+    assert score(one, tmp_path / "in") == [(1, 0)]
+    assert len(rows(out)) == 7 and rows(out).error.isna().all()
+
+
+def test_a_unit_that_breaks_off_before_a_part_that_was_removed_is_scored_in_the_end(scorer, tmp_path):
+    from test_inputs import shard
+
+    (tmp_path / "in").mkdir()
+    members = [(f"{i}.png", bad_files.encoded(bad_files.picture(i, 60, 50), "PNG")) for i in range(7)]
+    archive, out = tmp_path / "in" / "s.tar", tmp_path / "out"
+    shard(archive, members)
+    whole, one = archive.read_bytes(), scorer(part_size=3)
+    score(one, tmp_path / "in")
+    next(out.glob("*-0001.parquet")).unlink()
+    archive.write_bytes(whole[:100])
+    assert score(one, tmp_path / "in") == [(1, 1)] and finished(os.listdir(out)) == {0}
+    next(out.glob("*-0001-last.parquet")).unlink()
+    archive.write_bytes(whole)
+    assert score(one, tmp_path / "in") == [(3, 0)] and finished(os.listdir(out)) == {0}
+    assert len(rows(out)) == 7 and rows(out).error.isna().all()
+
+
 def test_a_unit_that_fits_its_parts_exactly_ends_with_the_last(scorer, tmp_path):
     assert score(scorer(part_size=3), fill(tmp_path / "in", 6)) == [(3, 0), (3, 0)]
     assert finished(os.listdir(tmp_path / "out")) == {0, 1}
@@ -136,6 +182,10 @@ def test_on_other_file_systems_it_is_one_put_or_a_draft_and_a_move(is_store, mon
     folder.put("a", b"1")
     folder.put("a", b"2")
     assert folder.read("a") == b"2" and folder.names() == {"a"}
+    folder.remove("a")
+    monkeypatch.setattr(parts.interruption, "alone", lambda path: pytest.fail("a lock on this machine's disk"))
+    with folder.alone():
+        assert folder.names() == set()
     assert all((path == "/scores/a") == is_store for path in written)
     fs.store.clear()
 
@@ -167,11 +217,26 @@ def test_a_folder_with_other_things_a_file_and_a_damaged_record_are_refused(tmp_
     (tmp_path / "mine.parquet").write_bytes(b"x")
     with pytest.raises(FileExistsError, match="holds files that `score` did not write"):
         Parts(str(tmp_path)).begin(RECORD, scoring.SAME)
+    with pytest.raises(FileExistsError, match="holds files that"), Parts(str(tmp_path)).alone():
+        pass
+    assert os.listdir(tmp_path) == ["mine.parquet"]  # no lock either
     with pytest.raises(ValueError, match="is a file; --out is a folder"):
         Parts(str(tmp_path / "mine.parquet")).begin(RECORD, scoring.SAME)
     (tmp_path / "_score.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         Parts(str(tmp_path)).begin(RECORD, scoring.SAME)
+
+
+def test_a_run_that_was_killed_in_its_first_write_goes_on(tmp_path, monkeypatch):
+    folder = Parts(str(tmp_path))
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink"):
+            patch.setattr(os, name, killed)
+        with pytest.raises(Killed):
+            folder.begin(RECORD, scoring.SAME)
+    assert [name[:13] for name in os.listdir(tmp_path)] == ["._score.json."]
+    folder.begin(RECORD, scoring.SAME)
+    assert folder.record() == RECORD
 
 
 def test_counts_come_from_the_footers(tmp_path):
@@ -186,6 +251,10 @@ def test_counts_come_from_the_footers(tmp_path):
 
 class Killed(BaseException):
     """The end of a process: nothing that runs after it leaves a trace."""
+
+
+def killed(*args):
+    raise Killed
 
 
 def test_an_image_that_kills_every_worker_becomes_a_row_and_the_others_are_scored(scorer, tmp_path, monkeypatch):

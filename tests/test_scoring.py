@@ -1,8 +1,10 @@
 """`python -m dfd score` through Ray, as a person calls it: S3, a killed worker, a killed run, and what is refused."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,12 +22,15 @@ from moto.server import ThreadedMotoServer
 from networks import checkpoint
 from pyarrow import parquet
 from test_inputs import shard
+from test_interruption import holding
 
 import dfd
 from dfd import __main__ as cli
-from dfd import cluster
+from dfd import cluster, scoring
 from dfd.checkpoints import save_checkpoint, update_checkpoint
 from dfd.inference import Detector
+from dfd.inputs import Inputs
+from dfd.scoring import Scorer
 from dfd.stage import CHECKPOINTS
 
 
@@ -246,7 +251,8 @@ def test_the_command_starts_ray_itself_and_says_two_lines(model, tmp_path):
 def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch):
     busy, tried = Exception("The current node timed out during startup. This could\nhappen"), []
 
-    def init(**options):
+    def init(address, **options):
+        assert address == "local"  # or a cluster that was started here would be taken, and refuse num_cpus
         tried.append(options["num_cpus"])
         raise busy
 
@@ -255,6 +261,91 @@ def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch):
     with pytest.raises(ConnectionError, match="^Ray does not start here: The current node timed out .* could$"):
         cluster._start(None, 3, 20)
     assert tried == [60, "shutdown"] * cluster.ATTEMPTS
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_in_one_line_though_ray_has_a_handler_of_its_own(number, code, score, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 1)
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda *args, **options: signal.signal(signal.SIGTERM, sys.exit))
+    monkeypatch.setattr(cluster.ray, "cluster_resources", dict)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "scored", lambda *args: iter([signal.raise_signal(number)]))
+    result = score("in", "--out", "out")
+    assert result.exit_code == code and result.stderr.splitlines()[1:] == [
+        "interrupted; the parts that are written stay, and the same command goes on"
+    ]
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(score, tmp_path):
+    fill(tmp_path / "in", 1)
+    with holding(tmp_path / "out") as process:
+        result = score("in", "--out", "out")
+        process.kill()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"out is in use by process {process.pid} on" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Gives what sets, in place of Ray's workers, a function of a Scorer and its units that gives what is told."""
+
+    def set_workers(work, **changes):
+        def scored(pool, inputs, done, checkpoints, job):
+            units = enumerate(inputs.units(job.part_size))
+            left = [one for one in units if one[0] not in done]
+            return work(Scorer(checkpoints, dataclasses.replace(job, **changes)), left)
+
+        monkeypatch.setattr(cluster, "joined", lambda *args: contextlib.nullcontext(cluster.Pool(1, 0.0)))
+        monkeypatch.setattr(cluster, "scored", scored)
+
+    return set_workers
+
+
+def test_what_a_worker_wrote_before_it_died_is_counted(score, without_ray, tmp_path):
+    fill(tmp_path / "in", 6)
+    (tmp_path / "in" / "000.png").write_bytes(b"<svg/>")
+
+    def work(scorer, units):
+        for number, unit in units:
+            told = list(scorer(number, unit))
+            if number:  # the first worker dies between the part and the telling
+                yield from told
+
+    without_ray(work)
+    result = score("in", "--out", "out", "--part-size", "2")
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1] == "6 images in out; 1 were refused"
+    for path in (tmp_path / "out").glob("part-000002-*"):
+        path.unlink()
+    again = score("in", "--out", "out", "--part-size", "2")
+    assert again.stderr.splitlines()[-1] == "6 images in out, 4 of them before; 1 were refused"
+
+
+def test_workers_that_write_to_a_disk_of_their_own_are_noticed(score, without_ray, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 2)
+    monkeypatch.setattr(scoring, "STALE", 0.0)
+    without_ray(lambda scorer, units: (told for one in units for told in scorer(*one)), out=str(tmp_path / "own"))
+    result = score("in", "--out", "out")
+    assert result.exit_code == 2 and len(parts(tmp_path / "own")) == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"dfd: {tmp_path}/out has 0 of the 2 images that were scored just now; "
+        "all machines must share the file system of --out, as they do s3://"
+    )
+
+
+def test_a_worker_that_does_not_see_the_folder_of_the_run_stops_it_at_once(model, tmp_path, monkeypatch):
+    contents = {name: (model / name).read_bytes() for name in CHECKPOINTS.values()}
+    monkeypatch.setattr(cluster.ray, "get", lambda reference: contents)
+    worker = cluster.Worker([None], scoring.Job(str(tmp_path / "out")), False, {})
+    (unit,) = Inputs((str(fill(tmp_path / "in", 1)),)).units(9)
+    batch = {"unit": [pickle.dumps((0, unit))]}
+    with pytest.raises(OSError, match=f"has a {tmp_path}/out of its own, or none; all machines must share"):
+        list(worker(batch))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_score.json").write_text("{}")
+    assert list(worker(batch)) == [{"images": [1], "refused": [0]}]
 
 
 def test_another_model_is_refused_before_anything_starts(score, model, tmp_path):

@@ -118,6 +118,20 @@ def test_a_resumed_training_goes_on_in_its_mlflow_run(mlflow, tmp_path):
     assert run.info.status == "FINISHED"
 
 
+def test_a_training_anew_that_is_stopped_before_its_first_row_leaves_the_finished_run_as_it_is(mlflow, tmp_path):
+    log("mlflow", tmp_path, ROWS, "finished")
+    begun("mlflow", tmp_path).end("stopped")
+    _, (run,) = runs(mlflow, tmp_path)
+    assert run.info.status == "FINISHED"
+
+
+def test_a_training_that_is_stopped_before_another_row_says_so_of_its_run(mlflow, tmp_path):
+    log("mlflow", tmp_path, ROWS[:1])  # killed
+    begun("mlflow", tmp_path).end("stopped")
+    _, (run,) = runs(mlflow, tmp_path)
+    assert run.info.status == "KILLED"
+
+
 @pytest.mark.parametrize("change", [{"key": "other"}, {"stage": "stage2"}, {}])
 def test_a_training_anew_is_another_mlflow_run(mlflow, tmp_path, change):
     log("mlflow", tmp_path, ROWS[:1], None if change else "finished")
