@@ -58,6 +58,7 @@ def score(root: Path, count: int) -> None:
 
 def alone(call: Callable[[], None]) -> tuple[float, float]:
     """Peak memory in GiB and seconds of a call in a fresh process."""
+    os.environ["TQDM_DISABLE"] = "1"
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(call, sender, torch.get_num_threads()))

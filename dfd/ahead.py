@@ -13,7 +13,12 @@ PATIENCE = 0.5  # seconds that a group is waited for; what is ready then is give
 
 
 def in_groups(
-    function: Callable[[Item], Result], items: Iterable[Item], size: int, threads: int = 1, patience: float = PATIENCE
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    size: int,
+    threads: int = 1,
+    patience: float = PATIENCE,
+    meanwhile: bool = True,
 ) -> Iterator[list[tuple[Item, Result]]]:
     """Call a function on each item in threads, and give the results in order, in groups that a network likes.
 
@@ -26,6 +31,8 @@ def in_groups(
         size: of the largest groups.
         threads: that call the function.
         patience: seconds that a group is waited for; what is ready then is given, or else the next result alone.
+        meanwhile: work on later groups while the consumer has one. Where both want all cores, turns are faster: torch
+            divides its work evenly, and a thread that takes a core for a while holds the others up.
 
     Yields:
         Lists of (item, result), none of them empty.
@@ -37,7 +44,7 @@ def in_groups(
     with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
-                room = max(2 * size - len(waiting), 0)
+                room = max((2 * size if meanwhile else wanted) - len(waiting), 0)
                 waiting.extend((item, pool.submit(function, item)) for item in islice(items, room))
                 if not waiting:
                     return

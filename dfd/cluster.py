@@ -25,6 +25,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from dfd.inputs import Inputs
+from dfd.machine import cores
 from dfd.parts import RECORD
 from dfd.places import ENVIRONMENT
 from dfd.scoring import SHARED, Job, Scorer
@@ -124,7 +125,7 @@ def _start(address: str | None, workers: int | None, threads: int) -> None:
                 f"no Ray cluster at {address}: {_line(error)}; `ray start --head` starts one"
             ) from error
         return
-    cpus = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
+    cpus = max(cores(), (workers or 1) * threads)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             ray.init("local", num_cpus=cpus, object_store_memory=STORE, include_dashboard=False, **quiet)

@@ -133,8 +133,9 @@ class Detector:
             return [stage.prepare(image, crops, mode) for stage in stages]
 
         per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
-        threads = 1 if self.stage1.device.type == "cpu" else min(8, os.cpu_count() or 1)  # a GPU is fed by several
-        with closing(in_groups(prepare, paths, max(1, 2 * (batch or BATCH) // per_image), threads)) as groups:
+        threads, size = min(8, os.cpu_count() or 1), max(1, 2 * (batch or BATCH) // per_image)
+        meanwhile = self.stage1.device.type != "cpu"
+        with closing(in_groups(prepare, paths, size, threads, meanwhile=meanwhile)) as groups:
             for group in groups:
                 ready = [found for _, found in group if not isinstance(found, str)]
                 each = (stage.score([one[i] for one in ready], batch) for i, stage in enumerate(stages))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dfd import interruption, parallel
 from dfd.datasets import Seeded
+from dfd.machine import cores
 
 MOST = 8  # loader processes, where none are asked for
 PATIENCE = 10.0  # seconds that a loader process stands aside for one step of the training
@@ -45,11 +45,6 @@ class InTurns(Dataset):
         if not self.may_load.wait(self.patience):
             self.patience = 0.0  # the step is a long one, or the training has gone: for the rest of the epoch
         return self.data[draw]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processes(asked: int) -> int:

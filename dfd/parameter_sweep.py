@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dfd import config, interruption, record
+from dfd.machine import cores
 from dfd.parameter_grid import Run, Sweep, SweepError
 from dfd.progress import NOT_TEXT, elapsed
 
@@ -94,11 +95,6 @@ class Process:
         """Its kernel ends by itself when it misses its parent."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_jobs() -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
-from dfd import config, interruption, kept, loading, manifest, memory, parallel, tracking
+from dfd import config, interruption, kept, loading, machine, manifest, parallel, tracking
 from dfd.checkpoints import build_model
 from dfd.datasets import balanced_sampler, seeds
 from dfd.decoded import Decoded
@@ -54,7 +54,7 @@ class Session:
             self.out.mkdir(parents=True, exist_ok=True)
         self.manifest_hash = manifest.digest(table)
         self.device = parallel.device()
-        memory.keep_freed()
+        machine.keep_freed()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
         self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in kept.NOT_LEARNT_FROM}

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from dfd import memory
+from dfd import machine
 from dfd.checkpoints import build_model, described
 from dfd.crops import MAX_CROPS, Corner, Plan, cut, plan
 from dfd.datasets import equalise
+from dfd.models import folded
 from dfd.neighbours import Neighbours
 from dfd.operators import jpeg_pixels
 
@@ -107,7 +109,7 @@ class Stage:
         self.model = build_model(self.stage, self.settings, len(self.classes))
         self.model.load_state_dict(content["weights"])
         self.model.eval().to(self.device)
-        memory.keep_freed()
+        machine.keep_freed()
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | None = None) -> Stage:
@@ -186,14 +188,19 @@ class Stage:
                 yield self._average(answers[:count], first)
                 answers = answers[count:]
 
+    @cached_property
+    def _quick(self) -> nn.Module:
+        """The network as it scores."""
+        return folded(self.model, self.crop_size) if self.device.type == "cpu" else self.model
+
     def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
         """Logits (classes,) and strangeness of each of (B, 3, S, S) equalised crops in [0, 1]."""
         batch, strange = batch.to(self.device), [None] * len(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
             if self.neighbours is None:
-                out = self.model(batch).float().cpu()
+                out = self._quick(batch).float().cpu()
             else:
-                out, features = (part.float().cpu() for part in self.model.describe(batch))
+                out, features = (part.float().cpu() for part in self._quick.describe(batch))
                 strange = self.neighbours.distance(features.numpy()).tolist()
         logits = torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
         return list(zip(logits, strange, strict=True))

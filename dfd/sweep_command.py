@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dfd import interruption
+from dfd.machine import cores
 from dfd.options import shown
 
 
@@ -79,7 +80,7 @@ def _sweep(
     if ray:
         from dfd import ray_runs
 
-        threads = max(1, parameter_sweep.cores() // (jobs or parameter_sweep.default_jobs()))
+        threads = max(1, cores() // (jobs or parameter_sweep.default_jobs()))
         with ray_runs.on_ray(address, threads) as launch:
             page = parameter_sweep.run(asked, folder, len(asked.runs), launch, threads, say=click.echo)
     else:

@@ -35,6 +35,14 @@ def test_no_more_than_two_groups_are_taken():
     assert len(taken) == 8 and threading.active_count() == before
 
 
+def test_nothing_is_worked_on_meanwhile_where_both_take_turns():
+    seen, taken = [], []
+    for group in in_groups(lambda item: taken.append(item), range(20), 8, threads=2, patience=60, meanwhile=False):
+        seen += [item for item, _ in group]
+        assert sorted(taken) == seen
+    assert seen == list(range(20))
+
+
 def test_an_error_is_raised_in_its_items_turn():
     seen = []
     with pytest.raises(ZeroDivisionError):

@@ -174,6 +174,8 @@ def test_a_large_image_becomes_float_only_by_its_crops(mode, monkeypatch):
     monkeypatch.setattr(crops, "to_tensor", lambda image: pixels.append(image.width * image.height) or whole(image))
     stage = Stage(content(quality=None), CPU)
     stage.model.register_forward_pre_hook(lambda model, given: batches.append(tuple(given[0].shape)))
+    stage(Image.new("RGB", (32, 32)))  # the first time it is tried on noise too
+    pixels.clear(), batches.clear()
     (scored,) = stage.stream([Image.new("RGB", (8000, 5000), (90, 120, 30))], 10_000, mode)
     assert not pixels
     assert scored.crops <= crops.MAX_CROPS == 256

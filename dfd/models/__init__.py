@@ -2,6 +2,7 @@
 
 from dfd.models.classifier import EncoderClassifier, RealFakeClassifier
 from dfd.models.discriminator import PatchDiscriminator
+from dfd.models.folding import folded
 from dfd.models.generator import Attribution, UNetRes, normalize_residual
 from dfd.models.perceptual import VGGPerceptual
 
@@ -12,5 +13,6 @@ __all__ = [
     "RealFakeClassifier",
     "UNetRes",
     "VGGPerceptual",
+    "folded",
     "normalize_residual",
 ]
