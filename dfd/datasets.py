@@ -216,3 +216,16 @@ def balanced_sampler(table: pd.DataFrame, draws: int, binary: bool, generator: t
     if binary:
         weight = weight.where(~table["is_fake"], weight / max(fakes, 1))
     return WeightedRandomSampler(weight.tolist(), draws, replacement=True, generator=generator)
+
+
+def spread(is_fake: np.ndarray) -> np.ndarray:
+    """An order of draws in which photos and fakes are spread evenly, each kind in its own order: (N,) bool to indices.
+
+    Batches then hold as many of each as the whole, give or take one, and the networks meet few sizes: for each new one
+    a CPU's kernels have to be made anew.
+    """
+    place = np.empty(len(is_fake))
+    for kind in (False, True):
+        where = np.flatnonzero(is_fake == kind)
+        place[where] = (np.arange(len(where)) + 0.5) / max(len(where), 1)
+    return np.argsort(place, kind="stable")

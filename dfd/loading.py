@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -42,8 +43,10 @@ class InTurns(Dataset):
         return len(self.data)
 
     def __getitem__(self, draw):
-        if not self.may_load.wait(self.patience):
-            self.patience = 0.0  # the step is a long one, or the training has gone: for the rest of the epoch
+        until = time.monotonic() + self.patience
+        while self.patience and not self.may_load.wait(max(until - time.monotonic(), 0)):  # woken for too short a turn?
+            if time.monotonic() >= until:
+                self.patience = 0.0  # the step is a long one, or the training has gone: for the rest of the epoch
         return self.data[draw]
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from dfd import config, interruption, kept, loading, machine, manifest, parallel, tracking
 from dfd.checkpoints import build_model
-from dfd.datasets import balanced_sampler, seeds
+from dfd.datasets import balanced_sampler, seeds, spread
 from dfd.decoded import Decoded
 from dfd.degrade import RandomDegrade
 from dfd.images import ImageError
@@ -230,7 +230,8 @@ class Session:
         cfg = self.cfg
         draws = max(cfg.images_per_epoch or len(table), cfg.batch_size)
         order, *each = seeds(draws + 1, cfg.seed, epoch + 1)
-        chosen = balanced_sampler(table, draws, binary, torch.Generator().manual_seed(order))
+        chosen = np.array(list(balanced_sampler(table, draws, binary, torch.Generator().manual_seed(order))))
+        chosen = chosen[spread(table["is_fake"].to_numpy()[chosen])].tolist()
         found = _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
         return [[(i + len(table) * bool(turn % every), seed) for i, seed in batch] for turn, batch in enumerate(found)]
 

@@ -121,6 +121,17 @@ def test_sampler_weighs_classes_alike(folder, binary, expected):
     assert shares == pytest.approx(expected, abs=0.03)
 
 
+def test_spread_draws_give_every_batch_its_share_and_keep_the_order_of_each_kind():
+    is_fake = np.random.default_rng(0).random(4000) < 0.3
+    order = datasets.spread(is_fake)
+    assert sorted(order) == list(range(4000))
+    for kind in (False, True):
+        assert (np.diff([place for place in order if is_fake[place] == kind]) > 0).all()
+    counts = is_fake[order].reshape(-1, 32).sum(1)
+    assert counts.max() - counts.min() <= 1 and abs(counts.mean() / 32 - is_fake.mean()) < 1e-9
+    assert datasets.spread(np.ones(5, dtype=bool)).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_seeded_item_hangs_on_its_draw_alone(folder):
     root, classes = folder.attrs["root"], ["BigGAN", "ProGAN"]
     rng = np.random.default_rng(0)

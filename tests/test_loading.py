@@ -71,3 +71,20 @@ def test_a_loader_waits_no_longer_than_its_patience_and_then_no_more():
         thread.start()
     thread.join(5)
     assert not thread.is_alive()
+
+
+class TooShort:
+    """A turn that is over before the loader looks, twice: multiprocessing's Event says so before the time is out."""
+
+    def __init__(self):
+        self.answers = [False, False, True]
+
+    def wait(self, seconds):
+        return self.answers.pop(0)
+
+
+def test_a_turn_that_is_over_at_once_does_not_end_the_patience_of_a_loader():
+    items = loading.InTurns(Numbers())
+    items.may_load = TooShort()
+    assert items[5][0] == 5
+    assert items.may_load.answers == [] and items.patience == loading.PATIENCE
