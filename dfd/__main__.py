@@ -166,7 +166,8 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     generators has the source unknown; names after "or" stay possible too (--json: candidates). What stage 2 makes of an
     image that stage 1 calls real is marked as such.
 
-    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 if interrupted.
+    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130
+    after Ctrl-C, 143 after SIGTERM.
 
     \b
     python -m dfd predict photo.jpg

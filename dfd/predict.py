@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from dfd import interruption
 from dfd.layouts import SUFFIXES
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def run(
         crops, crop_mode: as in `Stage.stream`.
 
     Returns:
-        0 if every image was answered, 1 if one was refused, 130 if interrupted.
+        0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         ValueError: a checkpoint that cannot be opened or lacks the threshold, or a journal of another model.
@@ -159,28 +160,30 @@ def run(
 
     if left and not as_json:
         click.echo(f"{'image':{width}}  {'verdict':7}  {'p(fake)':>7}  source")
-    interrupted = False
+    stop = interruption.Stop()
     try:
-        if report:
-            from dfd.page import page
-            from dfd.record import write_text
+        with interruption.deferred("stopping after this image; once more ends at once", tell=say) as stop:
+            if report:
+                from dfd.page import page
+                from dfd.record import write_text
 
-            seen = _until_interrupted(_examined(detector, left, crops, crop_mode, say, answer))
-            write_text(Path(report), page(seen, model=shown))
-            interrupted = answered < len(left)
-        else:
-            for verdict in detector.predict(left, crops, crop_mode, report=say):
-                answer(verdict)
-    except KeyboardInterrupt:
-        interrupted = True
+                seen = _until_stopped(_examined(detector, left, crops, crop_mode, say, answer), stop)
+                write_text(Path(report), page(seen, model=shown))
+            else:
+                for verdict in detector.predict(left, crops, crop_mode, report=say):
+                    answer(verdict)
+                    if stop.number:
+                        break
+    except KeyboardInterrupt as again:
+        stop.number = stop.number or getattr(again, "code", 130) - 128
     finally:
         progress.close()
         if journal:
             journal.close()
-    if interrupted:
+    if stop.number and answered < len(left):
         rest = "the same command with --resume goes on" if journal else "with --csv FILE a run can go on later"
         click.echo(f"interrupted after {answered} of {len(left)} images; {rest}", err=True)
-        return 130
+        return 128 + stop.number
     if failed and len(paths) > 1:
         click.echo(f"{failed} of {len(paths)} images were refused", err=True)
     return 1 if failed else 0
@@ -206,9 +209,12 @@ def _examined(detector: Detector, paths, crops, mode, say, answer) -> Iterator[E
         yield one if number < PICTURED else one.without_image()
 
 
-def _until_interrupted(examinations: Iterator[Examination]) -> Iterator[Examination]:
+def _until_stopped(examinations: Iterator[Examination], stop: interruption.Stop) -> Iterator[Examination]:
     try:
-        yield from examinations
+        for one in examinations:
+            yield one
+            if stop.number:
+                return
     except KeyboardInterrupt:
         return
 

@@ -42,7 +42,7 @@ if act == "highpass" and not (here / "mended").exists():
     if (here / "stubborn").exists():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (here / "sleeps").write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
 value = {"value": int(given["batch_size"]) / 100, "low": 0.1, "high": 0.99}
 time.sleep(float(os.environ.get("TAKES", 0)))
 numbers = {"val": {"auc": value}, "test": {"auc": value | {"value": 1 - value["value"]}}}

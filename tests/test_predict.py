@@ -127,7 +127,8 @@ def test_the_seeds_spelling_works(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_a_message_and_whole_lines(call, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_a_message_and_whole_lines(call, tmp_path, sent):
     (tmp_path / "many").mkdir()
     data = encoded(picture(1, 64, 64), "PNG")
     for number in range(3000):
@@ -138,9 +139,9 @@ def test_ctrl_c_ends_with_a_message_and_whole_lines(call, tmp_path):
             if os.path.exists(tmp_path / "out.csv") and len(rows(tmp_path / "out.csv")) > 20:
                 break
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode == 128 + sent and "Traceback" not in errors
     done = rows(tmp_path / "out.csv")
     assert f"interrupted after {len(done)} of 3000 images; the same command with --resume goes on" in errors
     assert all(row["threshold"] for row in done)
