@@ -19,6 +19,7 @@ import torch
 from dfd import config
 
 KEPT = config.ROOT / "benchmarks" / "history.jsonl"  # in git: runs on the project's own machine
+RATIOS = ("of bare", "of one")  # of what bounds the work; of the same with one worker
 HISTORY = config.ROOT / "reports" / "benchmarks.jsonl"  # not in git: everybody's own runs
 
 
@@ -29,7 +30,7 @@ class Row:
     what: str
     value: float  # ratio bound / product, or the quantity that `unit` names
     bar: float | None = None
-    unit: str = "of bare"  # "of bare": at least the bar; any other unit: at most the bar
+    unit: str = "of bare"  # of RATIOS: at least the bar; any other unit: at most the bar
     seconds: float | None = None
     bare_seconds: float | None = None
 
@@ -38,10 +39,10 @@ class Row:
         """Whether the bar is met; None without a bar."""
         if self.bar is None:
             return None
-        return self.value >= self.bar if self.unit == "of bare" else self.value <= self.bar
+        return self.value >= self.bar if self.unit in RATIOS else self.value <= self.bar
 
     def __str__(self) -> str:
-        bar = "-" if self.bar is None else f"{'>=' if self.unit == 'of bare' else '<='} {self.bar:g}"
+        bar = "-" if self.bar is None else f"{'>=' if self.unit in RATIOS else '<='} {self.bar:g}"
         met = {None: "", True: "met", False: "NOT MET"}[self.met]
         both = "" if self.bare_seconds is None else f"{self.seconds:.2f} s, bare {self.bare_seconds:.2f} s"
         return f"{self.what:72} {bar:>8} {self.value:10.2f} {self.unit:9} {met:8} {both}".rstrip()

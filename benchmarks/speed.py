@@ -14,7 +14,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks import gpu, measure, memory, networks, pictures, predicting, scanning, starting, sweeping, training
+from benchmarks import (
+    gpu,
+    measure,
+    memory,
+    networks,
+    pictures,
+    predicting,
+    scanning,
+    scoring,
+    starting,
+    sweeping,
+    training,
+)
 
 
 @click.command()
@@ -50,10 +62,11 @@ def _groups(folder: Path, repeats: int, long: bool) -> dict[str, Iterator[measur
         "pictures": pictures.fill(small, 400),
         "starting": starting.rows(folder, repeats),
         "networks": networks.rows(repeats),
-        "predicting": predicting.rows(small, 60, repeats),
+        "predicting": predicting.rows(small, 240, repeats),
         "scanning": scanning.rows(small, repeats),
         "sweeping": sweeping.rows(small, 16, repeats),
         "training": training.rows(small, repeats),
+        "scoring": scoring.rows(folder),
     }
     if long:
         groups |= {"long scanning": scanning.long_rows(folder), "long memory": memory.rows(folder)}
