@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from dfd.checkpoints import build_model, save_checkpoint, update_checkpoint
 from dfd.conformal import prediction_sets
 from dfd.crops import MAX_CROPS
 from dfd.images import ImageError, load_rgb
+from dfd.machine import cores
 from dfd.sources import Source, as_rgb, is_batch
 from dfd.stage import BATCH, CHECKPOINTS, UNKNOWN, Prepared, Scored, Stage
 
@@ -130,11 +130,11 @@ class Detector:
                 image = read(path)
             except ImageError as error:
                 return str(error).removeprefix(f"{path}: ")
-            return [stage.prepare(image, crops, mode) for stage in stages]
+            return self._prepared(image, crops, mode)
 
         per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
-        threads, size = min(8, os.cpu_count() or 1), max(1, 2 * (batch or BATCH) // per_image)
-        meanwhile = self.stage1.device.type != "cpu"
+        meanwhile, size = self.stage1.device.type != "cpu", max(1, 2 * (batch or BATCH) // per_image)
+        threads = min(8, cores() if meanwhile else torch.get_num_threads())  # no more than the networks have
         with closing(in_groups(prepare, paths, size, threads, meanwhile=meanwhile)) as groups:
             for group in groups:
                 ready = [found for _, found in group if not isinstance(found, str)]
@@ -151,8 +151,16 @@ class Detector:
 
     def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> tuple[Scored, Scored]:
         """What each stage says of one image; as in `Stage.stream`."""
-        one, two = (next(stage.stream([image], crops, mode)) for stage in (self.stage1, self.stage2))
+        stages = self.stage1, self.stage2
+        one, two = (next(s.score([ready])) for s, ready in zip(stages, self._prepared(image, crops, mode), strict=True))
         return one, two
+
+    def _prepared(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> list[Prepared]:
+        """One image as each stage takes it, cut once where both take the same."""
+        one = self.stage1.prepare(image, crops, mode)
+        if self.stage1.cutting == self.stage2.cutting:
+            return [one, one]
+        return [one, self.stage2.prepare(image, crops, mode)]
 
     def judge(self, path: str | None, one: Scored, two: Scored) -> Verdict:
         """Put what both stages say of an image into one Verdict."""

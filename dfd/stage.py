@@ -154,6 +154,11 @@ class Stage:
         """
         return self.score(self.prepare(image, crops, mode) for image in images)
 
+    @property
+    def cutting(self) -> tuple:
+        """What `prepare` depends on beside its arguments."""
+        return self.crop_size, self.equalise_quality, self.crops, self.crop_mode
+
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         if crops is None:

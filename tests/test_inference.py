@@ -1,9 +1,11 @@
 """Inference: crops without resizing, averaged logits, checkpoints, and one Verdict per path."""
 
+import contextlib
 import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +231,54 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
         assert verdict.error and verdict.p_fake is None and verdict.source is None
     expected = {"path", "is_fake", "p_fake", "source", "p_source", "candidates", "crops", "crop_std", "error"}
     assert set(json.loads(json.dumps(first.asdict()))) == expected
+
+
+@pytest.mark.parametrize(
+    "changes, times",
+    [
+        ({}, 1),
+        ({"crop_size": 48}, 2),
+        ({"quality": 60}, 2),
+        ({"quality": None}, 2),
+        ({"crops": 3}, 2),
+        ({"crop_mode": "random"}, 2),
+    ],
+)
+def test_an_image_is_cut_once_where_both_stages_take_the_same(changes, times, tmp_path, monkeypatch):
+    """Both answers are those of the stage alone, by `predict` and by a call."""
+    one, two = Stage(content(), CPU), Stage(content("stage2", **changes), CPU)
+    path, cut = tmp_path / "x.png", []
+    noise(130, 100).save(path)
+    alone = [stage(Image.open(path)) for stage in (one, two)]
+    prepare = Stage.prepare
+    monkeypatch.setattr(Stage, "prepare", lambda self, *given: cut.append(self.stage) or prepare(self, *given))
+    detector = Detector(one, two)
+    for answer in (detector, lambda path: next(detector.predict([path]))):
+        verdict = answer(path)
+        assert len(cut) == times
+        cut.clear()
+        assert verdict.p_fake == pytest.approx(one.probabilities(alone[0])[1].item(), abs=1e-6)
+        assert list(verdict.p_source.values()) == pytest.approx(two.probabilities(alone[1]).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_on_a_cpu_no_more_threads_read_than_compute(given, tmp_path):
+    """A worker of `score` that is given one thread must not take the cores of the others."""
+    readers, together = set(), threading.Barrier(2)
+
+    def read(path):
+        readers.add(threading.get_ident())
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.2)  # time for another thread to take the next one
+        return noise(40, 40)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(given)
+    try:
+        list(Detector(Stage(content(), CPU), Stage(content("stage2"), CPU)).predict(range(8), read=read))
+    finally:
+        torch.set_num_threads(before)
+    assert len(readers) == given
 
 
 def test_unknown_and_candidates_come_from_the_checkpoints_thresholds(run, tmp_path):
