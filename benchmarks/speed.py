@@ -31,7 +31,7 @@ from benchmarks import (
 
 @click.command()
 @click.option(
-    "--long", is_flag=True, help="Also scan 10,000 pictures and 200,000 small files, and score 20,000: ½ hour."
+    "--long", is_flag=True, help="Also scan 10,000 pictures and 200,000 small files, score 20,000, compile: ½ hour."
 )
 @click.option(
     "--gpu", "on_gpu", is_flag=True, help="Images a second and the share of the matrix rate, on the GPU alone."
@@ -69,7 +69,11 @@ def _groups(folder: Path, repeats: int, long: bool) -> dict[str, Iterator[measur
         "scoring": scoring.rows(folder),
     }
     if long:
-        groups |= {"long scanning": scanning.long_rows(folder), "long memory": memory.rows(folder)}
+        groups |= {
+            "long scanning": scanning.long_rows(folder),
+            "long memory": memory.rows(folder),
+            "long networks": networks.long_rows(repeats),
+        }
     return groups
 
 

@@ -8,7 +8,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu, measure, memory, pictures, predicting, scanning, scoring, speed, sweeping, training
+from benchmarks import (
+    gpu,
+    measure,
+    memory,
+    networks,
+    pictures,
+    predicting,
+    scanning,
+    scoring,
+    speed,
+    sweeping,
+    training,
+)
 from dfd import manifest
 
 TINY = {"pretrained": False, "batch_size": 4, "crop_size": 32, "num_epochs": 1, "workers": 0}
@@ -99,6 +111,24 @@ def test_rows_of_scanning_and_sweeping_run(folder, tmp_path, monkeypatch):
     assert 0 < row.value < 1.5 and "8 images x 3" in row.what
     (row,) = predicting.rows(folder, 4, 1)
     assert row.bar == 0.90 and row.seconds > 0
+
+
+def test_rows_of_the_networks_compare_what_they_name(monkeypatch):
+    seen = []
+    monkeypatch.setattr(networks, "SHAPE", (2, 3, 32, 32))
+    monkeypatch.setattr(networks, "step", lambda model, images, bfloat16: seen.append((model, images, bfloat16)))
+    monkeypatch.setattr(torch, "compile", lambda model: ("compiled", model))
+    assert len(list(networks.rows(1))) == 5
+    sides = seen[0:20:4], seen[1:20:4]  # of each row; every side runs twice
+    assert [(one[2], other[2]) for one, other in zip(*sides, strict=True)][:3] == [(False, True)] * 3
+    for one, other in list(zip(*sides, strict=True))[3:]:
+        assert one[2] == other[2]
+        for (model, images, _), layout in ((one, torch.channels_last), (other, torch.contiguous_format)):
+            assert images.is_contiguous(memory_format=layout)
+            assert all(w.is_contiguous(memory_format=layout) for w in model.parameters() if w.ndim == 4)
+    seen.clear()
+    assert len(list(networks.long_rows(1))) == 3
+    assert all(other[0] == ("compiled", one[0]) for one, other in zip(seen[::2], seen[1::2], strict=True))
 
 
 @pytest.mark.slow
