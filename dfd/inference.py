@@ -20,7 +20,7 @@ from dfd.crops import MAX_CROPS
 from dfd.images import ImageError, load_rgb
 from dfd.machine import cores
 from dfd.sources import Source, as_rgb, is_batch
-from dfd.stage import BATCH, CHECKPOINTS, UNKNOWN, Prepared, Scored, Stage
+from dfd.stage import BATCH, CHECKPOINTS, UNKNOWN, Prepared, Scored, Stage, prepared
 
 __all__ = [  # what notebooks and users need of the stages stands here too
     "Detector", "Verdict", "Stage", "Scored", "CHECKPOINTS", "UNKNOWN", "build_model", "save_checkpoint",
@@ -130,7 +130,7 @@ class Detector:
                 image = read(path)
             except ImageError as error:
                 return str(error).removeprefix(f"{path}: ")
-            return self._prepared(image, crops, mode)
+            return prepared(stages, image, crops, mode)
 
         per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
         meanwhile, size = self.stage1.device.type != "cpu", max(1, 2 * (batch or BATCH) // per_image)
@@ -152,15 +152,9 @@ class Detector:
     def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> tuple[Scored, Scored]:
         """What each stage says of one image; as in `Stage.stream`."""
         stages = self.stage1, self.stage2
-        one, two = (next(s.score([ready])) for s, ready in zip(stages, self._prepared(image, crops, mode), strict=True))
+        ready = prepared(stages, image, crops, mode)
+        one, two = (next(stage.score([cut])) for stage, cut in zip(stages, ready, strict=True))
         return one, two
-
-    def _prepared(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> list[Prepared]:
-        """One image as each stage takes it, cut once where both take the same."""
-        one = self.stage1.prepare(image, crops, mode)
-        if self.stage1.cutting == self.stage2.cutting:
-            return [one, one]
-        return [one, self.stage2.prepare(image, crops, mode)]
 
     def judge(self, path: str | None, one: Scored, two: Scored) -> Verdict:
         """Put what both stages say of an image into one Verdict."""

@@ -70,10 +70,8 @@ def table(sweep: Sweep, kept: Mapping[str, dict], out: Path) -> pd.DataFrame:
     """
     rows = []
     for one in sweep.runs:
-        entry, measured = (
-            kept[one.name],
-            _measured(out / one.name) if kept[one.name]["status"] in ("finished", *UNFINISHED) else {},
-        )
+        entry = kept[one.name]
+        measured = _measured(out / one.name) if entry["status"] in ("finished", *UNFINISHED) else {}
         seconds = entry.get("seconds")
         row = {"run": one.name, "status": entry["status"], "seconds": np.nan if seconds is None else seconds}
         row |= {name: one.varying.get(name, "") for name in sweep.varying}

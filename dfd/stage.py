@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,17 @@ class Prepared:
 
     windows: Tensor  # (N, 3, S, S), equalised: uint8, or float in [0, 1] where a tensor meets no equalising JPEG
     plan: Plan
+
+
+def prepared(
+    stages: Sequence[Stage], image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None
+) -> list[Prepared]:
+    """One image as each stage takes it, cut once for those that take the same; arguments as in `Stage.stream`."""
+    found: dict[tuple, Prepared] = {}
+    for stage in stages:
+        if stage.cutting not in found:
+            found[stage.cutting] = stage.prepare(image, crops, mode)
+    return [found[stage.cutting] for stage in stages]
 
 
 def _equal_pixels(image: Image.Image, plan: Plan, size: int, quality: int | None) -> Tensor:

@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from dfd.grid import Condition
 from dfd.images import load_rgb
 from dfd.progress import bar
 from dfd.scores import predictions
-from dfd.stage import Stage
+from dfd.stage import Prepared, Stage, prepared
 
 HELD = 1 << 30  # bytes of decoded images that are held at a time; a larger set is swept in blocks
 CHUNK = 8 << 20  # pixels that are degraded at a time
@@ -96,23 +97,27 @@ def _sweep(
     seed: int,
 ) -> None:
     """Decode a block, then score and write its unfinished cells one after another."""
-    root = Path(block.attrs["root"])
+    root, files = Path(block.attrs["root"]), block["path"].tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reading = pool.map(lambda path: load_rgb(root / path), block["path"])
+        reading = pool.map(lambda path: load_rgb(root / path), files)
         images = list(bar(reading, total=len(block), desc="decoding", unit="image"))
+
+        def cut(i: int, condition: Condition, names: list[str]) -> dict[str, Prepared]:
+            """The crops of one image under a condition, for each of the stages that are to see it."""
+            degraded = _degrade(images[i], condition, files[i], seed)
+            return dict(zip(names, prepared([stages[name] for name in names], degraded, crops), strict=True))
+
         with bar(None, total=len(block) * len(todo), unit="image") as shown:
             for condition, paths in todo.items():
                 shown.set_description(condition.name)
                 found: dict[str, list] = {name: [] for name in paths}
                 for chunk in _chunks(images):
-                    chosen = block.iloc[chunk]
-                    work = [(images[i], condition, block["path"].iloc[i], seed) for i in chunk]
-                    degraded = list(pool.map(_degrade, *zip(*work, strict=True)))
+                    names = [[name for name in paths if block.index[i] in members[name]] for i in chunk]
+                    ready = list(pool.map(cut, chunk, repeat(condition), names))
                     for name in paths:
-                        given = chosen.index.isin(members[name])
-                        kept = [one for one, wanted in zip(degraded, given, strict=True) if wanted]
-                        scored = stages[name].stream(kept, crops)
-                        found[name] += zip(chosen["path"][given], scored, strict=True)
+                        kept = [i for i, one in zip(chunk, names, strict=True) if name in one]
+                        scored = stages[name].score(one[name] for one in ready if name in one)
+                        found[name] += zip((files[i] for i in kept), scored, strict=True)
                     shown.update(len(chunk))
                 for name, path in paths.items():
                     _write(found[name], stages[name].classes, path)
