@@ -19,8 +19,8 @@ import torch
 from dfd import config
 
 KEPT = config.ROOT / "benchmarks" / "history.jsonl"  # in git: runs on the project's own machine
-RATIOS = ("of bare", "of one")  # of what bounds the work; of the same with one worker
 HISTORY = config.ROOT / "reports" / "benchmarks.jsonl"  # not in git: everybody's own runs
+RATIOS = ("of bare", "of one")  # units: of what bounds the work; of the same with one worker
 
 
 @dataclass(frozen=True)

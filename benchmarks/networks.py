@@ -27,13 +27,11 @@ def rows(repeats: int) -> Iterator[Row]:
         slow, fast = (partial(step, model, images, bfloat16) for bfloat16 in (False, True))
         yield against(f"{type(model).__name__}: a step in float32, bare: in bfloat16", slow, fast, repeats)
     for name, model, bfloat16 in _backbones():
-        last, first = (
-            partial(step, model.to(memory_format=layout), images.contiguous(memory_format=layout), bfloat16)
-            for model, layout in zip(
-                (copy.deepcopy(model), model), (torch.channels_last, torch.contiguous_format), strict=True
-            )
-        )
-        yield against(f"{name}: a step in channels_last, bare: contiguous", last, first, repeats)
+        sides = [
+            partial(step, copy.deepcopy(model).to(memory_format=one), images.contiguous(memory_format=one), bfloat16)
+            for one in (torch.channels_last, torch.contiguous_format)
+        ]
+        yield against(f"{name}: a step in channels_last, bare: contiguous", *sides, repeats)
 
 
 def long_rows(repeats: int) -> Iterator[Row]:

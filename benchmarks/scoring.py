@@ -13,6 +13,8 @@ from benchmarks import pictures
 from benchmarks.measure import Row
 from benchmarks.predicting import contents
 from dfd.inputs import Inputs
+from dfd.parts import RECORD, Parts
+from dfd.scoring import Job
 from dfd.stage import CHECKPOINTS
 
 IMAGES, PART, TURNS = 720, 24, 2
@@ -42,8 +44,6 @@ def rows(root: Path) -> Iterator[Row]:
 def scored(images: Path, out: Path, networks: dict[str, bytes], workers: int) -> tuple[float, float]:
     """Images/s of one run: steady, and whole."""
     from dfd import cluster
-    from dfd.parts import RECORD, Parts
-    from dfd.scoring import Job
 
     job, pool = Job(str(out), part_size=PART, threshold=0.5), cluster.Pool(workers, 0)
     Parts(job.out).put(RECORD, b"{}")  # workers look for it

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import Row, in_turns
-from dfd import config, disentangling, manifest, training
-from dfd.session import MODEL, Session
+from dfd import config, disentangling, manifest, profiles, training
+from dfd.learners import MODEL
+from dfd.session import Session
 
 WARM, TIMED = 8, 16  # batches: one cycle of the adversaries to warm up, two that count
 
@@ -81,7 +82,7 @@ def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "
     }[stage]
     fit = {"stage1": training.fit_stage1, "stage2": training.fit_stage2}[stage]
     with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
-        given = {**config.profile(profile, stem), "data": table.attrs["root"], "out": out, **settings}
+        given = {**profiles.profile(profile, stem), "data": table.attrs["root"], "out": out, **settings}
         size = given.get("batch_size", cls.batch_size)
         cfg = cls(**{**given, "images_per_epoch": (WARM + TIMED + 4) * size})  # 4: the last ones are not loaded ahead
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dfd import __version__, config
+from dfd import __version__, config, profiles
 from dfd.options import find_model, judging_options, shown
 from dfd.score_command import score
 from dfd.sweep_command import sweep
@@ -58,7 +58,7 @@ def main(debug: bool) -> None:
 data_option = click.option("--data", help="Folder with the images.  [default: the run folder's, else data/sample]")
 profile_option = click.option(
     "--profile",
-    type=click.Choice(list(config.PROFILES)),
+    type=click.Choice(list(profiles.PROFILES)),
     help="How much work.  [default: the run folder's, else demo]",
 )
 setting_option = click.option(
@@ -166,8 +166,8 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     generators has the source unknown; names after "or" stay possible too (--json: candidates). What stage 2 makes of an
     image that stage 1 calls real is marked as such.
 
-    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130
-    after Ctrl-C, 143 after SIGTERM.
+    Ends with 0 if every image was answered, 1 if one was refused, 2 if nothing could start, 130 after Ctrl-C and 143
+    after SIGTERM.
 
     \b
     python -m dfd predict photo.jpg

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dfd import calibration, config, evaluation, manifest, provenance
+from dfd import calibration, config, evaluation, manifest, profiles, provenance
 from dfd.record import PROVENANCE, read_json, write_text
 from dfd.splits import SPLITS
 from dfd.stage import CHECKPOINTS
@@ -209,13 +209,13 @@ def test_sizes(out: Path, stage: str) -> dict[str, int] | None:
 
 def remake(record: Mapping[str, Any], stem: str) -> str:
     """The command that runs the notebooks up to this one again with the recorded parameters; empty without a record."""
-    if not {"data", "out", "profile"} <= set(record) or record["profile"] not in config.PROFILES:
+    if not {"data", "out", "profile"} <= set(record) or record["profile"] not in profiles.PROFILES:
         return ""
     words = ["python", "-m", "dfd", "run", "--data", record["data"], "--out", record["out"]]
     words += ["--profile", record["profile"]]
     stems = [one for one in sorted({"00_eda", stem}) if _parameters(record, one)]
     for one in stems:
-        usual = config.NOTEBOOKS[one](**config.profile(record["profile"], one))
+        usual = config.NOTEBOOKS[one](**profiles.profile(record["profile"], one))
         usual = json.loads(json.dumps(dataclasses.asdict(usual)))
         for name, value in _parameters(record, one).items():
             if name not in ("data", "out") and value != usual.get(name):

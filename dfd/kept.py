@@ -98,6 +98,6 @@ def key(stage: str, manifest_hash: str, settings: dict[str, Any]) -> str:
 def _sources() -> list[str]:
     """The code that a training follows from: when it changes, an old state is not gone on from."""
     here = Path(__file__).parent
-    names = "checkpoints datasets decoded degrade disentangling evaluation images kept laundering losses operators"
-    files = [here / f"{name}.py" for name in f"{names} parallel session stage training".split()]
+    names = "checkpoints datasets decoded degrade disentangling evaluation images kept laundering learners losses"
+    files = [here / f"{name}.py" for name in f"{names} operators parallel session stage training".split()]
     return [path.read_text("utf-8") for path in (*files, *sorted(here.glob("models/*.py")))]

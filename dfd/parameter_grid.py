@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dfd import config, report
+from dfd import config, profiles, report
 
 KEYS = ("data", "profile", "notebooks", "parameters", "seeds", "runs", "sort_by")
 DEFAULTS = {"data": "data/sample", "profile": "demo", "notebooks": ["00", "01", "02"]}
@@ -121,7 +121,7 @@ def _read(given: dict[str, Any], name: str, limit: int, folder: Path, configs: r
     for key in ("data", "profile"):
         if not isinstance(given[key], str):
             raise SweepError(f"{key} must be a word, got {given[key]!r}")
-    config.profile(given["profile"], "")
+    profiles.profile(given["profile"], "")
     if not config.resolve(given["data"]).is_dir():
         raise FileNotFoundError(f"no data folder {given['data']}; `python -m dfd sample` makes one, data: names yours")
     names = [f"{one:02}" if type(one) is int else str(one) for one in _listed("notebooks", given["notebooks"])]

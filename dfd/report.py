@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from dfd import config, interruption, record
+from dfd import config, interruption, profiles, record
 from dfd.progress import Progress, elapsed
 
 START = 120  # seconds that a kernel has to start
@@ -48,7 +48,7 @@ def run(
     Args:
         data: folder with the images.
         out: run folder, made if missing; running again into the same one goes on where it stopped.
-        profile: a key of config.PROFILES.
+        profile: a key of profiles.PROFILES.
         parameters: what differs from the profile, `{"num_epochs": "3"}`; text is parsed to the field's type. A name
             goes to every notebook that has it, `{"02.backbone": ...}` only to that one.
         notebooks: only these, by number, stem or path; all when empty.
@@ -196,7 +196,7 @@ def plan(
         ConfigError: a name that no notebook has, a value of the wrong type or out of range.
     """
     kinds = {stem: get_type_hints(configs.get(stem, config.Shared)) for stem in stems}
-    given = {stem: dict(shared) | config.profile(profile, stem) for stem in stems}
+    given = {stem: dict(shared) | profiles.profile(profile, stem) for stem in stems}
     known = {name for hints in kinds.values() for name in hints}
     for name, value in parameters.items():
         number, _, field = name.rpartition(".")

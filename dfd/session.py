@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dfd import config, interruption, kept, loading, machine, manifest, parallel, tracking
@@ -28,15 +27,14 @@ from dfd.datasets import balanced_sampler, seeds, spread
 from dfd.decoded import Decoded
 from dfd.degrade import RandomDegrade
 from dfd.images import ImageError
+from dfd.learners import MODEL, Learners
 from dfd.plots import plot_history
 from dfd.progress import Live, bar
-from dfd.stage import uses_bfloat16
 
 CURVES = "Training: losses and validation metrics over the epochs"
-MODEL = "model"  # the network that the checkpoint is about; others are added by name
 
 
-class Session:
+class Session(Learners):
     """What a training run keeps: networks, optimisers, averaged weights, history, best epoch.
 
     Args:
@@ -48,12 +46,12 @@ class Session:
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
         parallel.join()
-        self.stage, self.cfg, self.classes = stage, cfg, classes
+        super().__init__(stage, cfg, parallel.device())
+        self.classes = classes
         self.out = Path(cfg.out)
         if parallel.is_main():
             self.out.mkdir(parents=True, exist_ok=True)
         self.manifest_hash = manifest.digest(table)
-        self.device = parallel.device()
         machine.keep_freed()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
@@ -65,12 +63,9 @@ class Session:
         self.read = Decoded(seen, self.root, cfg.decoded_gb * 1e9 / parallel.count())
         self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
-        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
+        self.steps, self.spent = 0, 0.0  # of the epoch that is not finished
         self.stop, self.started = interruption.Stop(), time.monotonic()
         self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
-        self.networks: dict[str, nn.Module] = {}
-        self.parts = {MODEL}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.curves = Live(CURVES)
         self.done = self.out_of_time = False
         if cfg.batch_size < parallel.count():
@@ -83,34 +78,12 @@ class Session:
             return
         seed_everything(cfg.seed)
         self.add(MODEL, build_model(stage, self.settings, len(classes), pretrained=cfg.pretrained))
-        self.averaged = AveragedModel(self.model, multi_avg_fn=_moving_average(cfg.ema), use_buffers=True)
+        self.begin_average()
 
     @property
     def best_path(self) -> Path:
         """The checkpoint of the best epoch."""
         return self.files.best_path
-
-    @property
-    def model(self) -> nn.Module:
-        """The network that is trained for use."""
-        return self.networks[MODEL]
-
-    def add(self, name: str, network: nn.Module, rate: float | None = None, part: bool = False) -> nn.Module:
-        """Train one more network beside the model, with an optimiser of its own; before the first epoch.
-
-        Args:
-            name: of its loss in the history.
-            rate: learning rate at its highest; none takes lr_gc.
-            part: the network is a part of the model; its loss counts as the model's, and the average follows it.
-        """
-        self.parts |= {name} if part else set()
-        self.networks[name] = network = parallel.together(network.to(self.device))
-        parallel.same(network)
-        rate, decay = rate or self.cfg.lr_gc, self.cfg.weight_decay
-        self.optimizers[name] = torch.optim.AdamW(
-            [{"params": network.parameters(), "highest": rate}], rate, weight_decay=decay, fused=True
-        )
-        return network
 
     def epochs(self) -> Iterator[int]:
         """Epochs still to run; stops early when the validation score has stopped rising or the time is up.
@@ -235,36 +208,6 @@ class Session:
         found = _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
         return [[(i + len(table) * bool(turn % every), seed) for i, seed in batch] for turn, batch in enumerate(found)]
 
-    def set_learning_rate(self, progress: float) -> None:
-        """Warm up linearly over the first 5 % of the training, then fall to 1 % along a cosine."""
-        scale = progress / 0.05 if progress < 0.05 else 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["highest"] * max(scale, 0.01)
-
-    def step(self, loss: Tensor, name: str = MODEL) -> None:
-        """Walk the loss back into one network alone, clip the gradient's norm to 1, and update.
-
-        Args:
-            loss: of the whole batch, in every process.
-            name: of the network.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
-        if not torch.isfinite(loss):
-            raise ValueError(f"{self.stage}: the loss of {name} became {loss.item()}; lower lr_gc and run again")
-        parameters = list(self.networks[name].parameters())
-        self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)
-        parallel.add_up(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizers[name].step()
-        is_model = name in self.parts
-        self.losses[MODEL if is_model else name].append(loss.item())
-        if is_model:
-            self.averaged.update_parameters(self.model)
-
     @torch.inference_mode()
     def validate(self, data: Dataset) -> tuple[Tensor, Tensor]:
         """Logits of the averaged weights, and targets, for one fixed crop per image, the same in every epoch."""
@@ -318,9 +261,7 @@ class Session:
         if not parallel.is_main():
             return
         state = {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "averaged": self.averaged.state_dict(),
+            **self.learnt(),
             "history": self.history,
             "best": self.best,
             "steps": self.steps,
@@ -340,10 +281,6 @@ class Session:
             self.files.finish(self.history)
         self.done = parallel.agreed(self.done or not self.out_of_time)
         return pd.DataFrame(self.history)
-
-    def precision(self):
-        """Mixed precision where the hardware has bfloat16; full precision elsewhere."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device))
 
     def _draw(self) -> None:
         if parallel.count() > 1:
@@ -381,10 +318,7 @@ class Session:
         state = parallel.agreed(self.files.state() if parallel.is_main() else None)
         if state is None:
             return
-        for name, network in self.networks.items():
-            network.load_state_dict(state["networks"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
-        self.averaged.load_state_dict(state["averaged"])
+        self.take_up(state)
         self.history, self.best = state["history"], state["best"]
         self.steps, self.spent = state["steps"], state["spent"]
         self.losses = defaultdict(list, state["losses"])
@@ -397,21 +331,6 @@ class Session:
         if isinstance(batch, dict):
             return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         return [value.to(self.device, non_blocking=True) for value in batch]
-
-
-def _moving_average(decay: float):
-    """Exponential moving average, fast while the weights are young; counters are copied."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        count = int(count)
-        weight = 1 - min(decay, (1 + count) / (10 + count))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:
-            torch._foreach_copy_(averaged, current)
-
-    return update
 
 
 def _batches(draws: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from dfd import config, evaluation, parallel
+from dfd import config, evaluation, launching, parallel
 from dfd.datasets import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade import RandomDegrade
 from dfd.disentangling import Disentangler, fingerprinted
 from dfd.fingerprint import remember
 from dfd.laundering import Launderer
+from dfd.learners import MODEL
 from dfd.losses import consistency_loss, focal_loss, real_fake_loss, source_loss
 from dfd.parallel import gathered
 from dfd.plots import plot_history
 from dfd.progress import Live
-from dfd.session import CURVES, MODEL, Session
+from dfd.session import CURVES, Session
 from dfd.stage import Stage
 
 DETECTION = {"bce": real_fake_loss, "focal": focal_loss}
@@ -37,10 +38,10 @@ def fit(table: pd.DataFrame, cfg: config.Stage1 | config.Stage2, processes: int 
         What the stage's own function does.
     """
     train = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2
-    processes = processes or parallel.gpus()
+    processes = processes or launching.gpus()
     if processes < 2:
         return train(table, cfg)
-    history = parallel.launch(train, table, cfg, processes=processes)
+    history = launching.launch(train, table, cfg, processes=processes)
     Live(CURVES).show(lambda: plot_history(history))
     return history
 

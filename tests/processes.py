@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from dfd import config, parallel, training
+from dfd import config, launching, parallel, training
 from dfd.images import ImageError
 
 FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
@@ -112,25 +112,25 @@ DISTURBED = (stopped, interrupted, unreadable, not_finite)
 if __name__ == "__main__":
     import pandas as pd
 
-    import dfd.session
+    import dfd.learners
 
-    dfd.session.uses_bfloat16 = lambda device: False
+    dfd.learners.uses_bfloat16 = lambda device: False
     table = pd.read_parquet(sys.argv[1])
     out = sys.argv[2]
     found = {}
-    before = [signal.getsignal(number) for number in parallel.LAUNCHER_HANDLES]
+    before = [signal.getsignal(number) for number in launching.LAUNCHER_HANDLES]
     for stage in FITS:
         found[stage, 1] = first_steps(stage, table, f"{out}/{stage} 1")
     assert "accelerate" not in sys.modules, "a training in one process needs no accelerate"
     for stage in FITS:
         for count in (2, 3):
-            found[stage, count] = parallel.launch(first_steps, stage, table, f"{out}/{stage} {count}", processes=count)
+            found[stage, count] = launching.launch(first_steps, stage, table, f"{out}/{stage} {count}", processes=count)
     calls = [(failing, ()), *((function, ("stage1", table, f"{out}/{function.__name__}")) for function in DISTURBED)]
     for function, given in calls:
         try:
-            parallel.launch(function, *given, processes=2)
+            launching.launch(function, *given, processes=2)
         except (ValueError, KeyboardInterrupt) as error:
             found[function.__name__] = error
-    found["handlers"] = before == [signal.getsignal(number) for number in parallel.LAUNCHER_HANDLES]
-    found["gone on"] = parallel.launch(first_steps, "stage1", table, f"{out}/stopped", processes=3)
+    found["handlers"] = before == [signal.getsignal(number) for number in launching.LAUNCHER_HANDLES]
+    found["gone on"] = launching.launch(first_steps, "stage1", table, f"{out}/stopped", processes=3)
     torch.save(found, f"{out}/found.pt")

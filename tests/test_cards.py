@@ -10,7 +10,7 @@ import torch
 from nbconvert.filters import markdown2html
 from score_tables import noisy_table
 
-from dfd import cards, config, html, manifest, report
+from dfd import cards, config, html, manifest, profiles, report
 
 STEMS = {"00_eda": config.Eda, "01_stage1_real_fake": config.Stage1}
 
@@ -47,7 +47,7 @@ def run(tmp_path):
     metrics |= {"audit": {"stage1": audit}, "notes": ["The fakes are *simulated*."]}
     (out / "metrics.json").write_text(json.dumps(metrics))
     parameters = {
-        stem: json.loads(json.dumps(vars(cls(**{"data": "d", "out": "o"} | config.profile("quick", stem)))))
+        stem: json.loads(json.dumps(vars(cls(**{"data": "d", "out": "o"} | profiles.profile("quick", stem)))))
         for stem, cls in STEMS.items()
     }
     parameters["00_eda"] |= {"group_by": "source", "hold_out": ["it's, one", "two"]}

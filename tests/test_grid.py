@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfd import config, degrade, grid
+from dfd import config, degrade, grid, profiles
 
 
 def test_a_chain_is_read_step_by_step():
@@ -80,7 +80,7 @@ def test_the_default_grid_is_large_and_a_table_row_tells_its_condition():
     assert len(conditions) > 40
     assert [grid.name(one.degradation, one.level) for one in conditions] == [one.name for one in conditions]
     assert len({(one.degradation, one.level) for one in conditions}) == len(conditions)
-    demo = config.profile("demo", "03_robustness")["conditions"]
+    demo = profiles.profile("demo", "03_robustness")["conditions"]
     assert {grid.last_operator(grid.parse(one).degradation) for one in demo} == set(grid.RULES)
 
 

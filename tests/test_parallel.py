@@ -17,7 +17,7 @@ import pytest
 import torch
 from processes import FITS
 
-from dfd import config, manifest, parallel, session
+from dfd import config, learners, manifest, parallel, session
 from dfd.images import ImageError
 from dfd.stage import CHECKPOINTS
 
@@ -82,7 +82,7 @@ class Launched:
         table = manifest.load(self.out)
         fit, cls = FITS[self.stage]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session, "uses_bfloat16", lambda device: False)
+            patch.setattr(learners, "uses_bfloat16", lambda device: False)
             return fit(table, cls(**self.checkpoint()["config"], data=str(self.data), out=str(out)))
 
     def checkpoint(self, out=None):

@@ -105,7 +105,9 @@ def test_a_finished_training_leaves_the_state_of_another_alone(tmp_path, capsys)
     assert one.finished(1, "five") and not one.state_path.exists()
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "decoded", "evaluation", "images", "stage", "training", "perceptual"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "decoded", "evaluation", "images", "learners", "stage", "training", "perceptual"]
+)
 def test_a_training_goes_on_only_with_the_code_that_it_began_with(name, monkeypatch):
     before, read = kept.key("stage1", "a", {}), Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, *given: read(path, *given) + "#" * (path.stem == name))
