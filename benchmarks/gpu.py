@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import pictures, training
 from benchmarks.measure import Row
 from benchmarks.predicting import networks_alone, untrained
-from dfd import manifest
+from dfd.data import manifest
 
 SIDE = 8192  # of the matrices
 

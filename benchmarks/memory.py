@@ -17,7 +17,8 @@ from PIL import Image
 from benchmarks import pictures
 from benchmarks.measure import Row
 from benchmarks.predicting import untrained
-from dfd import manifest, scores
+from dfd.data import manifest
+from dfd.evaluate import scores
 
 FILES, SCORED = 200_000, 20_000
 GIB = 2.0

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Row, against
-from dfd import machine
-from dfd.models import EncoderClassifier, RealFakeClassifier, UNetRes
+from dfd.core import runs
+from dfd.models.classifiers import EncoderClassifier, RealFakeClassifier, UNetRes
 
 SHAPE = (32, 3, 96, 96)  # of the images: a batch of profile quick
 
@@ -21,7 +21,7 @@ def rows(repeats: int) -> Iterator[Row]:
 
     Then in channels_last, as all networks are, against contiguous, each backbone in its better precision.
     """
-    machine.keep_freed()  # as training does
+    runs.keep_freed()  # as training does
     images = torch.rand(SHAPE)
     for model in (RealFakeClassifier(), UNetRes(), EncoderClassifier().backbone):
         slow, fast = (partial(step, model, images, bfloat16) for bfloat16 in (False, True))
@@ -36,7 +36,7 @@ def rows(repeats: int) -> Iterator[Row]:
 
 def long_rows(repeats: int) -> Iterator[Row]:
     """A training step as it is against torch.compile's, which needs a C++ compiler and half a minute a network."""
-    machine.keep_freed()
+    runs.keep_freed()
     images = torch.rand(SHAPE).contiguous(memory_format=torch.channels_last)
     for name, model, bfloat16 in (*_backbones(), ("UNetRes", UNetRes(), True)):
         plain, compiled = (partial(step, one, images, bfloat16) for one in (model, torch.compile(model)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dfd.sample import PHOTOS
+from dfd.data.sample import PHOTOS
 
 LABELS = ("RealPhotos", "ProGAN", "StyleGAN2", "BigGAN")
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, against
-from dfd.checkpoints import build_model
-from dfd.images import load_rgb
-from dfd.inference import Detector
-from dfd.stage import BATCH, Stage, uses_bfloat16
+from dfd.core.images import load_rgb
+from dfd.inference.detector import Detector
+from dfd.inference.stage import BATCH, Stage, build_model, uses_bfloat16
 
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}
 SIDES = {"stage1": 96, "stage2": 96}  # crop sizes of profile quick

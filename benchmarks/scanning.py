@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import pictures
 from benchmarks.measure import Row, against, in_turns
-from dfd import manifest
+from dfd.data import manifest
 
 MANY = 10_000
 

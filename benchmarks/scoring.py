@@ -12,10 +12,10 @@ import torch
 from benchmarks import pictures
 from benchmarks.measure import Row
 from benchmarks.predicting import contents
-from dfd.inputs import Inputs
-from dfd.parts import RECORD, Parts
-from dfd.scoring import Job
-from dfd.stage import CHECKPOINTS
+from dfd.inference.stage import CHECKPOINTS
+from dfd.scale.inputs import Inputs
+from dfd.scale.parts import RECORD, Parts
+from dfd.scale.scoring import Job
 
 IMAGES, PART, TURNS = 720, 24, 2
 SIDE = 256  # pixels
@@ -28,7 +28,7 @@ def rows(root: Path) -> Iterator[Row]:
     The steady rate counts from when each worker has its networks and has written a part, until the first has nothing
     left; the whole run has the start of the workers and the end too. Ray itself is started before.
     """
-    from dfd import cluster  # here: Ray is an extra
+    from dfd.scale import cluster  # here: Ray is an extra
 
     images, networks = pictures.folder(root / "scored", IMAGES, SIDE), checkpoints()
     with cluster.joined(None, 2, None, 1):
@@ -43,7 +43,7 @@ def rows(root: Path) -> Iterator[Row]:
 
 def scored(images: Path, out: Path, networks: dict[str, bytes], workers: int) -> tuple[float, float]:
     """Images/s of one run: steady, and whole."""
-    from dfd import cluster
+    from dfd.scale import cluster
 
     job, pool = Job(str(out), part_size=PART, threshold=0.5), cluster.Pool(workers, 0)
     Parts(job.out).put(RECORD, b"{}")  # workers look for it

@@ -14,8 +14,7 @@ from PIL import Image
 from benchmarks.measure import Row, against
 from benchmarks.predicting import contents
 from dfd import config
-from dfd.checkpoints import save_checkpoint
-from dfd.stage import CHECKPOINTS
+from dfd.inference.stage import CHECKPOINTS, save_checkpoint
 
 LIBRARIES = "import torch, timm, numpy, PIL.Image, scipy.sparse"
 CELL = "from dfd import config, manifest, training"  # what notebook 01 begins with

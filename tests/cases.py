@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dfd import config, report
+from dfd import config
+from dfd.reports import runner
 
 PARAMETERS = 'data = "data/sample"\nout = "reports/demo"\nseed = 0\nepochs = 1\n'
 
@@ -40,7 +41,7 @@ class Case:
 
     def run(self, **options):
         configs = {path.stem: Tiny for path in self.folder.glob("*.ipynb")}
-        return report.run(str(self.data), str(self.out), folder=self.folder, configs=configs, **options)
+        return runner.run(str(self.data), str(self.out), folder=self.folder, configs=configs, **options)
 
     def record(self):
         return json.loads((self.out / "config.json").read_text())["notebooks"]

@@ -16,8 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from dfd.checkpoints import save_checkpoint
-from dfd.stage import CHECKPOINTS
+from dfd.inference.stage import CHECKPOINTS, save_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import zlib
 
 from bad_files import picture
 
-from dfd import manifest
+from dfd.data import manifest
 
 
 def fill(folder, count=6, start=0):

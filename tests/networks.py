@@ -2,7 +2,7 @@
 
 import torch
 
-from dfd import inference
+from dfd.inference import stage as stage_module
 
 SETTINGS = {
     "stage1": {"backbone": "test_efficientnet.r160_in1k", "representation": "rgb", "stem_stride": 0},
@@ -12,7 +12,7 @@ SETTINGS = {
 
 def untrained(stage, seed=0, crop_size=64, **settings):
     """A Stage with random weights: stage 1, or stage 2 with the classes BigGAN and ProGAN."""
-    return inference.Stage(checkpoint(stage, seed, crop_size, **settings))
+    return stage_module.Stage(checkpoint(stage, seed, crop_size, **settings))
 
 
 def checkpoint(stage, seed=0, crop_size=64, **settings):
@@ -23,5 +23,5 @@ def checkpoint(stage, seed=0, crop_size=64, **settings):
     return {
         "stage": stage, "classes": classes, "config": settings, "crops": 1, "threshold": 0.5,
         "preprocessing": {"crop_size": crop_size, "equalise_quality": None}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "key": "k", "weights": inference.build_model(stage, settings, 2).state_dict(),
+        "manifest_hash": "x", "key": "k", "weights": stage_module.build_model(stage, settings, 2).state_dict(),
     }  # fmt: skip

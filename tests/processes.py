@@ -13,10 +13,12 @@ from unittest import mock
 import torch
 from torch import nn
 
-from dfd import config, launching, parallel, training
-from dfd.images import ImageError
+from dfd import config
+from dfd.core import parallel
+from dfd.core.images import ImageError
+from dfd.train import launching, loop, stage2
 
-FITS = {"stage1": (training.fit_stage1, config.Stage1), "stage2": (training.fit_stage2, config.Stage2)}
+FITS = {"stage1": (stage2.fit_stage1, config.Stage1), "stage2": (stage2.fit_stage2, config.Stage2)}
 RATE = 1e-9  # Adam's first step is as long where a gradient is rounding alone, as that of a last bias under a hinge
 SMALL = {"backbone": "test_efficientnet.r160_in1k", "pretrained": False, "crop_size": 32, "workers": 0, "num_epochs": 1}
 OF_STAGE = {
@@ -27,7 +29,7 @@ OF_STAGE = {
 
 def first_steps(stage, table, out):
     """Loss and gradient of each step of one epoch, three batches of 5: (network, loss, gradient)."""
-    steps, step, clip = [], training.Session.step, nn.utils.clip_grad_norm_
+    steps, step, clip = [], loop.Session.step, nn.utils.clip_grad_norm_
 
     def watched(self, loss, name="model"):
         steps.append([name, loss.item()])
@@ -40,14 +42,14 @@ def first_steps(stage, table, out):
     fit, cls = FITS[stage]
     settings = {**SMALL, **OF_STAGE[stage], "batch_size": 5, "images_per_epoch": 15, "lr_gc": RATE, "lr_d": RATE}
     cfg = cls(data=table.attrs["root"], out=out, **settings)
-    with mock.patch.object(training.Session, "step", watched), mock.patch.object(nn.utils, "clip_grad_norm_", seen):
+    with mock.patch.object(loop.Session, "step", watched), mock.patch.object(nn.utils, "clip_grad_norm_", seen):
         history = fit(table, cfg)
     return steps, history.drop(columns="seconds").iloc[0].to_dict()
 
 
 def stopped(stage, table, out):
     """The same, but for a signal that the second process gets in the middle of the second batch."""
-    calls, step = [], training.Session.step
+    calls, step = [], loop.Session.step
 
     def signalled(self, loss, name="model"):
         calls.append(name)
@@ -55,13 +57,13 @@ def stopped(stage, table, out):
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, loss, name)
 
-    with mock.patch.object(training.Session, "step", signalled):
+    with mock.patch.object(loop.Session, "step", signalled):
         return first_steps(stage, table, out)
 
 
 def interrupted(stage, table, out):
     """The same, but for a Stop of Jupyter's, a SIGINT to the whole kernel, that comes during the validation."""
-    validate = training.Session.validate
+    validate = loop.Session.validate
 
     def stop_button(self, data):
         if parallel.rank() == 1:
@@ -72,7 +74,7 @@ def interrupted(stage, table, out):
             time.sleep(0.5)  # for a second one
         return validate(self, data)
 
-    with mock.patch.object(training.Session, "validate", stop_button):
+    with mock.patch.object(loop.Session, "validate", stop_button):
         return first_steps(stage, table, out)
 
 
@@ -91,13 +93,13 @@ def not_finite(stage, table, out):
 
 
 def spoilt(number, spoil, stage, table, out):
-    loader = training.Session._loader
+    loader = loop.Session._loader
 
     def spoiling(self, *given):
         for place, (images, is_fake) in enumerate(loader(self, *given)):
             yield spoil(images) if parallel.rank() == 1 and place == number else images, is_fake
 
-    with mock.patch.object(training.Session, "_loader", spoiling):
+    with mock.patch.object(loop.Session, "_loader", spoiling):
         return first_steps(stage, table, out)
 
 
@@ -110,11 +112,10 @@ def failing():
 DISTURBED = (stopped, interrupted, unreadable, not_finite)
 
 if __name__ == "__main__":
+    import dfd.learners
     import pandas as pd
 
-    import dfd.learners
-
-    dfd.learners.uses_bfloat16 = lambda device: False
+    dfd.train.learners.uses_bfloat16 = lambda device: False
     table = pd.read_parquet(sys.argv[1])
     out = sys.argv[2]
     found = {}

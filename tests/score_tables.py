@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dfd import openset
+from dfd.inference import openset
 
 CLASSES = ["BigGAN", "ProGAN", "StyleGAN2"]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from score_tables import noisy_table, stage2_table
 
-from dfd import parameter_grid, parameter_sweep_report
+from dfd.reports import parameter_grid, parameter_sweep_report
 
 GRID = """
 data: {data}

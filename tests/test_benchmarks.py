@@ -21,7 +21,7 @@ from benchmarks import (
     sweeping,
     training,
 )
-from dfd import manifest
+from dfd.data import manifest
 
 TINY = {"pretrained": False, "batch_size": 4, "crop_size": 32, "num_epochs": 1, "workers": 0}
 STAGES = {

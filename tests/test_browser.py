@@ -18,7 +18,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from sweeps import fabricate
 
-from dfd import config, html, parameter_sweep_report, plots
+from dfd import config
+from dfd.plots import results
+from dfd.reports import html, parameter_sweep_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PRINTABLE = (680, 1009)  # A4 less margins of 15 mm, in CSS pixels
@@ -27,8 +29,8 @@ SWEEP = "sweep/index"  # a parameter sweep's page, in a folder of its own
 WHOLE = ("index", SWEEP)  # without contents of their own
 PAGES = [*STEMS, *WHOLE]
 FIGURES = {
-    "plots.plot_spectra(spectra)": lambda: plots.plot_spectra(dict.fromkeys("abcd", np.eye(8))),  # wide
-    "plots.plot_examples(rows)": lambda: plots.plot_examples({f"{i}": [np.ones((8, 8, 3))] * 3 for i in range(14)}),
+    "plots.plot_spectra(spectra)": lambda: results.plot_spectra(dict.fromkeys("abcd", np.eye(8))),  # wide
+    "plots.plot_examples(rows)": lambda: results.plot_examples({f"{i}": [np.ones((8, 8, 3))] * 3 for i in range(14)}),
 }
 FAULTS = (Path(__file__).parent / "page.js").read_text("utf-8")
 

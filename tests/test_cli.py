@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from dfd import __main__ as cli
-from dfd import config, report
-from dfd.images import ImageError
+from dfd import cli, config
+from dfd.core.images import ImageError
+from dfd.reports import runner
 
 HEAVY = ("torch", "pandas", "numpy", "sklearn", "papermill", "nbconvert", "matplotlib", "PIL")
 
@@ -31,7 +31,7 @@ def every_command(group=cli.main, path=()):
 
 
 def test_help_imports_nothing_heavy():
-    script = f"import sys, dfd.__main__; print([name for name in {HEAVY} if name in sys.modules])"
+    script = f"import sys, dfd.cli; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -44,7 +44,7 @@ def test_every_command_teaches_with_an_example(words, call):
 
 def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr(report, "run", lambda *args: given.append(args) or tmp_path / "r" / "index.html")
+    monkeypatch.setattr(runner, "run", lambda *args: given.append(args) or tmp_path / "r" / "index.html")
     words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
     result = call(*words)
     assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
@@ -57,15 +57,15 @@ def test_run_passes_everything_on(call, monkeypatch, tmp_path):
         (config.ConfigError("unknown parameter 'x'"), 2),
         (ImageError("a.png: empty"), 2),
         (FileNotFoundError("no data folder"), 2),
-        (report.RunError("01 failed", 1), 1),
-        (report.RunError("Interrupted", 130), 130),
+        (runner.RunError("01 failed", 1), 1),
+        (runner.RunError("Interrupted", 130), 130),
     ],
 )
 def test_expected_errors_are_one_line(error, code, call, monkeypatch):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(report, "run", fail)
+    monkeypatch.setattr(runner, "run", fail)
     result = call("run")
     assert (result.exit_code, result.output) == (code, f"dfd: {error}\n")
     assert "Traceback" in call("--debug", "run").output
@@ -77,7 +77,7 @@ def test_other_errors_keep_their_traceback(call, monkeypatch):
     def fail(*args):
         raise AttributeError("a mistake of ours")
 
-    monkeypatch.setattr(report, "run", fail)
+    monkeypatch.setattr(runner, "run", fail)
     assert isinstance(call("run").exception, AttributeError)
 
 
@@ -98,7 +98,7 @@ def test_predict_without_a_model_says_how_to_get_one(call, tmp_path):
 @pytest.fixture
 def verdicts(monkeypatch, tmp_path):
     """A trained run folder, and a detector that finds names with an f fake; gives the calls it got."""
-    from dfd import inference
+    from dfd.inference import detector as inference
 
     calls = []
 
@@ -172,7 +172,8 @@ def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
-    from dfd import manifest, training
+    from dfd.data import manifest
+    from dfd.train import stage2 as training
 
     given, scans = [], []
 
@@ -191,7 +192,10 @@ def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
 
 
 def test_all_machines_train_with_the_config_of_the_first(call, monkeypatch, tmp_path):
-    from dfd import config, manifest, parallel, training
+    from dfd import config
+    from dfd.core import parallel
+    from dfd.data import manifest
+    from dfd.train import stage2 as training
 
     first, given = config.Stage1(data="d", out=str(tmp_path / "o"), num_epochs=7), []
     monkeypatch.setattr(parallel, "agreed", lambda value: first if isinstance(value, config.Stage1) else value)
@@ -204,7 +208,8 @@ def test_all_machines_train_with_the_config_of_the_first(call, monkeypatch, tmp_
 def test_sample_and_scan_and_simulators_pass_their_options_on(call, monkeypatch):
     import pandas as pd
 
-    from dfd import manifest, sample, simulators_training
+    from dfd import simulators_training
+    from dfd.data import manifest, sample
 
     given = []
     monkeypatch.setattr(sample, "build", lambda *args: given.append(args) or "there")
@@ -218,7 +223,8 @@ def test_sample_and_scan_and_simulators_pass_their_options_on(call, monkeypatch)
 
 
 def test_run_takes_data_and_profile_from_the_run_folder(call, monkeypatch, tmp_path):
-    from dfd import record, report
+    from dfd.core import runs as record
+    from dfd.reports import runner as report
 
     (tmp_path / "mine").mkdir()
     record.write_json(tmp_path / "mine" / "config.json", {"data": "my/images", "profile": "quick"})
@@ -245,7 +251,8 @@ def test_predict_names_images_that_are_too_large_for_all_crops_on_stderr(options
 
 
 def test_predict_knows_the_crop_modes_and_the_cap(call):
-    from dfd import crops, options
+    from dfd import cli as options
+    from dfd.data import crops
 
     assert options.CROP_MODES == crops.MODES
     result = call("predict", "--crop-mode", "everywhere", "a.png")
@@ -257,7 +264,7 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     from bad_files import picture, png_header
     from test_inference import content
 
-    from dfd import inference
+    from dfd.inference import detector as inference
 
     for stage, name in inference.CHECKPOINTS.items():
         inference.save_checkpoint(content(stage), tmp_path / name)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dfd import config, profiles
+from dfd import config
 
 
 @pytest.mark.parametrize("cls", config.NOTEBOOKS.values())
@@ -73,15 +73,15 @@ def test_the_cell_can_be_run_again_after_others_have_left_their_names():
         config.from_notebook(config.Stage1, names | {"In": [*names["In"][:-1], "num_epoch = 9", "cfg"]})
 
 
-@pytest.mark.parametrize("name", profiles.PROFILES)
+@pytest.mark.parametrize("name", config.PROFILES)
 @pytest.mark.parametrize("stem", config.NOTEBOOKS)
 def test_profiles_set_only_known_valid_parameters(name, stem):
-    config.NOTEBOOKS[stem](**profiles.profile(name, stem))
+    config.NOTEBOOKS[stem](**config.profile(name, stem))
 
 
 def test_unknown_profile_lists_the_known():
     with pytest.raises(config.ConfigError, match="demo, quick, full"):
-        profiles.profile("slow", "00_eda")
+        config.profile("slow", "00_eda")
 
 
 def test_paths_are_taken_from_the_project_when_a_notebook_runs_in_place(monkeypatch, tmp_path):

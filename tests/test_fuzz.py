@@ -10,7 +10,7 @@ from bad_files import encoded, picture
 from PIL import Image
 from test_inference import content
 
-from dfd import inference
+from dfd.inference import stage as stage_module
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 FILES = 1000
@@ -93,8 +93,8 @@ def test_mutations_are_seeded_and_reach_header_and_body():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_thousand_damaged_files_are_answered_or_refused(tmp_path):
-    for stage, name in inference.CHECKPOINTS.items():
-        inference.save_checkpoint(content(stage), tmp_path / name)
+    for stage, name in stage_module.CHECKPOINTS.items():
+        stage_module.save_checkpoint(content(stage), tmp_path / name)
     folder, rng, sources = tmp_path / "files", np.random.default_rng(SEED), originals()
     folder.mkdir()
     picture(1).save(folder / "good.png")

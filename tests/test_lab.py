@@ -1,6 +1,5 @@
 """The probe as a person meets it: notebook 05 in JupyterLab and in Voilà, driven with Chromium."""
 
-import base64
 import importlib.util
 import os
 import re
@@ -19,8 +18,7 @@ import pytest
 from test_inference import content, noise
 
 from dfd import config
-from dfd.checkpoints import save_checkpoint
-from dfd.stage import CHECKPOINTS
+from dfd.inference.stage import CHECKPOINTS, save_checkpoint
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 60_000  # milliseconds; on a busy machine a kernel alone takes half of it
@@ -104,26 +102,6 @@ def give(page, path):
     chooser.value.set_files(path)
 
 
-PASTE = """async (data) => {
-  const blob = await (await fetch(data)).blob();
-  await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
-}"""
-
-
-def paste(page, path):
-    """Paste text, which is refused; then an image, with the keys and with the button."""
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    button, entries = page.get_by_role("button", name="Paste image"), page.locator(".dfd-probe option")
-    page.evaluate("navigator.clipboard.writeText('words')")
-    button.press("ControlOrMeta+v")
-    page.locator(".dfd-probe .status.failed", has_text="there is no image in the clipboard").wait_for()
-    page.evaluate(PASTE, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
-    for act in (lambda: button.press("ControlOrMeta+v"), button.click):
-        before = entries.count()
-        act()
-        entries.nth(before).wait_for(state="attached")
-
-
 def use(page, place):
     """Upload, read the verdict, move the JPEG slider, see the curve change, save, open what was saved."""
     page.wait_for_selector(".dfd-probe .status")
@@ -157,8 +135,6 @@ def use(page, place):
     assert page.evaluate("window.hurt") is None
     wide = "document.querySelector('.dfd-probe').scrollWidth <= document.querySelector('.dfd-probe').clientWidth"
     assert page.evaluate(wide)
-
-    paste(page, place / "given.png")
 
     page.goto(f"file://{written}")
     assert page.locator("article").count() == 2 and page.locator("article img").count() >= 8

@@ -9,7 +9,8 @@ from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
 from dfd import losses
-from dfd.models import PatchDiscriminator, UNetRes
+from dfd.models.adversarial import PatchDiscriminator
+from dfd.models.classifiers import UNetRes
 
 LOGITS = torch.tensor([-3.0, -0.4, 0.0, 0.7, 5.0])
 IS_FAKE = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])

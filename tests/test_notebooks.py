@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from dfd import config, inference, report
+from dfd import config
+from dfd.inference import detector
+from dfd.reports import runner
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 OUTPUTS = (
@@ -60,7 +62,7 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
         "num_epochs": 1, "crop_size": 32, "crops": 2, "unet_width": 4, "workers": 0, "batch_size": 8,
         "conditions": ["jpeg 90", "jpeg 50", "blur 1 + jpeg 75"], "worst": 3, "uncertain": 1, "examples": 2,
     }  # fmt: skip
-    index = report.run(data=str(tiny_data), out=str(tmp_path / "run"), profile="demo", parameters=small)
+    index = runner.run(data=str(tiny_data), out=str(tmp_path / "run"), profile="demo", parameters=small)
     out = index.parent
     assert [name for name in OUTPUTS if not (out / name).exists()] == []
     assert all((out / f"{path.stem}.html").exists() for path in NOTEBOOKS)
@@ -82,6 +84,6 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     assert found["condition"].unique().tolist() == ["as it is", "jpeg 90", "jpeg 50", "blur 1 + jpeg 75"]
     assert metrics["robustness"]["conditions"] == 4 and isinstance(metrics["robustness"]["named"], list)
 
-    verdict = next(inference.Detector.load(out).predict([tiny_data / table["path"][0]]))
+    verdict = next(detector.Detector.load(out).predict([tiny_data / table["path"][0]]))
     assert verdict.error is None and set(verdict.p_source) == {"BigGAN", "ProGAN"}
     assert torch.load(out / "best_gfd2_model.pt", weights_only=True)["temperature"] != 1.0

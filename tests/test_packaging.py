@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
 UNIMPORTED = {  # declared for what they do, not for an import
     "jupyterlab",  # make lab
     "nbdime",  # make diff-setup
-    "ipykernel",  # started by dfd.kernel
+    "ipykernel",  # started by dfd.reports.runner
     "scikit-image",  # its photos
     "seaborn",
     "ipywidgets",

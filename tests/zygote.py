@@ -14,7 +14,8 @@ import time
 import torch
 from test_training import FITS, configured
 
-from dfd import checkpoints, manifest
+from dfd.data import manifest
+from dfd.inference import stage
 
 
 def die():
@@ -40,7 +41,7 @@ def kill_in_writing(where, count):
         if left[0] == 0 and where == "renamed":
             die()
 
-    checkpoints.torch.save, os.replace = counted_save, counted_replace
+    stage.torch.save, os.replace = counted_save, counted_replace
 
 
 def train(order):

@@ -1,0 +1,283 @@
+"""Is stage 2's residual a fingerprint? Mean residuals, correlation and embedding; dfd/transfer.py carries it to photos.
+
+Everything here is taken at the centre crop: a mean over images, and a correlation with it, only mean something where
+pixels lie at the same place of the generator's grid. That holds for images of one size; where a generator's images
+differ in size its mean fades, and its spectrum does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import cdist
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from dfd.core.io import whole
+from dfd.data.crops import equalise
+from dfd.evaluate.metrics import balanced_accuracy, interval, intervals
+from dfd.inference.stage import BATCH, Stage, centres, choose, crops_of
+
+SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
+CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """What the residuals of one generator's images have in common."""
+
+    mean: np.ndarray  # (S, S, 3) mean residual, in units of the [0, 1] range
+    spectrum: np.ndarray  # (S, S) log10 of the mean power, the zero frequency in the middle
+    images: int
+
+
+@torch.inference_mode()
+def residuals(stage: Stage, crops: Tensor) -> Tensor:
+    """G(x) of (N, 3, S, S) equalised crops: (N, 3, S, S) on the CPU, in units of the [0, 1] range."""
+    return torch.cat([stage.model.generator(chunk.to(stage.device)).float().cpu() for chunk in crops.split(BATCH)])
+
+
+def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> dict[str, Fingerprint]:
+    """Mean residual of each generator's training images, and the mean of their spectra.
+
+    After Marra et al. 2019, arXiv:1812.11842, with the UNet's residual in place of a denoiser's. The mean over spectra
+    is given, not the spectrum of the mean: it does not need aligned images and is not speckled. What the images show at
+    one place, aligned faces for instance, stays in the mean beside the generator's traces.
+
+    Args:
+        stage: a stage 2.
+        table: the manifest, with its root in attrs; fakes of the training split are used.
+        limit, seed: of the choice of images, for each generator.
+
+    Raises:
+        ValueError: the training split has no fake.
+    """
+    train, found = table[table["is_fake"] & (table["split"] == "train")], {}
+    if train.empty:
+        raise ValueError("the training split has no fake to take a fingerprint from")
+    for label, rows in train.groupby("label"):
+        crops, _ = crops_of(stage, rows, limit, seed)
+        own = residuals(stage, crops)
+        mean = own.mean(0, dtype=torch.float64).permute(1, 2, 0).numpy()
+        found[label] = Fingerprint(mean, power_spectrum(own), len(own))
+    return found
+
+
+def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
+    """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
+    with whole(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **{name: one.spectrum.astype(np.float32) for name, one in prints.items()})
+
+
+def power_spectrum(residual: Tensor) -> np.ndarray:
+    """Log10 of the mean power of residuals, Hann-windowed, the zero frequency in the middle.
+
+    Args:
+        residual: (N, 3, S, S).
+
+    Returns:
+        (S, S); white noise of deviation d has 2 log10 d everywhere, but for the zero frequency.
+    """
+    side = torch.hann_window(residual.shape[-1], periodic=False)
+    window, total = torch.outer(side, side), 0.0
+    for chunk in residual.split(BATCH):
+        centred = chunk - chunk.mean(dim=(2, 3), keepdim=True)
+        total = total + torch.fft.fft2(centred * window).abs().square().mean(1).sum(0, dtype=torch.float64)
+    power = total / len(residual) / window.square().sum()
+    return torch.fft.fftshift(torch.log10(power + 1e-16)).numpy()
+
+
+def correlations(
+    stage: Stage, prints: dict[str, Fingerprint], table: pd.DataFrame, limit: int, seed: int = 0
+) -> pd.DataFrame:
+    """Normalised cross-correlation of each test image's residual with each mean residual, at no shift.
+
+    Photos are correlated too: they are the control. As in Marra et al. 2019, arXiv:1812.11842, the largest names the
+    generator.
+
+    Args:
+        stage: the one that gave the fingerprints.
+        prints: what `fingerprints` gave.
+        table: the whole manifest, with its root in attrs; the test split is used.
+        limit, seed: of the choice of images, for each label.
+
+    Returns:
+        One row per image: path, label, group, prediction, and corr_<generator> in [-1, 1]; 0 where a residual is flat.
+    """
+    crops, rows = crops_of(stage, table[table["split"] == "test"], limit, seed)
+    means = np.stack([one.mean.transpose(2, 0, 1).ravel() for one in prints.values()])
+    parts = [cdist(residuals(stage, chunk).flatten(1).numpy(), means, "correlation") for chunk in crops.split(BATCH)]
+    values = np.nan_to_num(1 - np.concatenate(parts))  # (N, generators)
+    found = rows[["path", "label", "group"]].reset_index(drop=True)
+    found["prediction"] = np.array(list(prints))[values.argmax(1)]
+    return pd.concat([found, pd.DataFrame(values, columns=[CORRELATION + name for name in prints])], axis=1)
+
+
+def mean_correlations(found: pd.DataFrame) -> pd.DataFrame:
+    """Mean correlation, one row per true label (photos last) and one column per generator's fingerprint."""
+    means = found.groupby("label")[_generators(found)].mean().rename_axis(index="true", columns="fingerprint")
+    means = means.rename(columns=lambda name: name.removeprefix(CORRELATION))
+    return means.reindex([*means.index.intersection(means.columns), *means.index.difference(means.columns)])
+
+
+def correlation_accuracy(found: pd.DataFrame, seed: int = 0) -> dict[str, float | None]:
+    """Balanced accuracy of naming the generator by the largest correlation: value, and the 95 % interval over groups.
+
+    Args:
+        found: what `correlations` gave; labels without a fingerprint are left out.
+        seed: of the bootstrap.
+    """
+    rows = found[(CORRELATION + found["label"]).isin(_generators(found))]
+    return interval(rows[["group", "label", "prediction"]], lambda t: balanced_accuracy(t.label, t.prediction), seed)
+
+
+def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Features on a plane, neighbours kept: t-SNE, van der Maaten and Hinton 2008, started from the first components.
+
+    Distances between clusters, and their sizes, say nothing.
+
+    Args:
+        values: (N, D), what `features` gave.
+        rows: the N rows of the manifest.
+        seed: of the t-SNE.
+
+    Returns:
+        On the rows' index: x, y, label, and source; where the manifest has none, source is the split.
+
+    Raises:
+        ValueError: fewer than four images.
+    """
+    if len(values) < 4:
+        raise ValueError(f"an embedding needs at least four images, got {len(values)}")
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    x, y = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values).T
+    source = rows["source"] if "source" in rows else rows["split"] + " split"
+    return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
+
+
+def _generators(found: pd.DataFrame) -> list[str]:
+    return [name for name in found if name.startswith(CORRELATION)]
+
+
+CARRIER_ALONE = "carrier alone"  # the control's row in a confusion
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """Fingerprints on photos, (N, 3, S, S) each: c and its sum with r in [0, 1], r as the UNet gives it."""
+
+    carriers: Tensor
+    residuals: Tensor
+    sums: Tensor
+
+
+def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
+    """Put residuals of fakes on photos of the same split: which generator does stage 2 name then?
+
+    c is the photo's centre crop, r = G(x) the residual of a fake's; c + r is clipped to [0, 1]. c and c + r then pass
+    the same codec on their way into the network. PSNR and SSIM compare them before that, so the codec's loss is not
+    counted.
+
+    Args:
+        stage: a stage 2.
+        table: the whole manifest, with its root in attrs.
+        limit, seed: of the choice of fakes, for each generator that the stage knows, and of carriers.
+        split: whose fakes and photos are used.
+
+    Returns:
+        One row per pair: path, label and group of the fake; carrier and carrier_group; alone and named, what stage 2
+        says of c and of c + r; psnr in dB, infinite where c + r is c; ssim.
+
+    Raises:
+        ValueError: the split has no such fake, or no photo outside a fake's group.
+    """
+    pairs = pairs_of(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, split, seed)
+    parts = []
+    for start in range(0, len(pairs), BATCH):
+        carried = put_on(stage, table.attrs["root"], pairs.iloc[start : start + BATCH])
+        both = zip(carried.carriers.numpy(), carried.sums.numpy(), strict=True)
+        psnr, ssim = zip(*[_likeness(*two) for two in both], strict=True)
+        alone, named = _named(stage, carried.carriers), _named(stage, carried.sums)
+        parts.append(pd.DataFrame({"alone": alone, "named": named, "psnr": psnr, "ssim": ssim}))
+    return pd.concat([pairs, pd.concat(parts, ignore_index=True)], axis=1)
+
+
+def pairs_of(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
+    """A photo of another group for each fake: path, label, group, carrier, carrier_group; see `carry`."""
+    rows = table[table["split"] == split]
+    fakes, photos = choose(rows[rows["is_fake"]], limit, seed), rows[~rows["is_fake"]]
+    if fakes.empty:
+        raise ValueError(f"split {split!r} has no fake of a known generator")
+    random, groups, drawn = np.random.default_rng(seed), photos["group"].to_numpy(), []
+    for group in fakes["group"]:
+        others = np.flatnonzero(groups != group)
+        if not len(others):
+            raise ValueError(f"split {split!r} has no photo outside group {group} to carry its fingerprint")
+        drawn.append(random.choice(others))
+    carriers = photos.iloc[drawn]
+    pairs = fakes[["path", "label", "group"]].reset_index(drop=True)
+    return pairs.assign(carrier=carriers["path"].to_numpy(), carrier_group=carriers["group"].to_numpy())
+
+
+def put_on(stage: Stage, root: str, pairs: pd.DataFrame) -> Carried:
+    """Carriers, residuals and their clipped sums of some pairs, before the last codec."""
+    carriers = centres(stage, root, pairs["carrier"])
+    fakes = equalise(centres(stage, root, pairs["path"]), stage.equalise_quality)
+    own = residuals(stage, fakes)
+    return Carried(carriers, own, (carriers + own).clamp(0, 1))
+
+
+def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Shares of the named generator, one row per source of the fingerprint; the last row is the carriers alone."""
+    rows = pd.crosstab(pairs["label"], pairs["named"], normalize="index")
+    rows.loc[CARRIER_ALONE] = pairs["alone"].value_counts(normalize=True)
+    return rows.reindex(columns=classes).fillna(0.0).rename_axis(index="fingerprint of", columns="named")
+
+
+def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | None]]:
+    """What a transfer shows, each with its 95 % interval over the fakes' groups.
+
+    Args:
+        pairs: what `carry` gave.
+        seed: of the bootstrap.
+
+    Returns:
+        name -> value, low, high. Means over generators: `carried`, share named as the fingerprint's source;
+        `carrier_alone`, the same without the fingerprint; `carried_anew`, as `carried`, of the carriers that are named
+        otherwise alone. Means over pairs: `psnr` in dB, without infinite ones, and `ssim`.
+    """
+    metrics = {
+        "carried": lambda t: balanced_accuracy(t.label, t.named),
+        "carrier_alone": lambda t: balanced_accuracy(t.label, t.alone),
+        "carried_anew": lambda t: _anew(t.label, t.alone, t.named),
+        "psnr": lambda t: _finite_mean(t.psnr),
+        "ssim": lambda t: _finite_mean(t.ssim),
+    }
+    return intervals(pairs, metrics, seed)
+
+
+def _anew(label: np.ndarray, alone: np.ndarray, named: np.ndarray) -> float:
+    other = alone != label
+    return balanced_accuracy(label[other], named[other]) if other.any() else float("nan")
+
+
+def _finite_mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def _named(stage: Stage, images: Tensor) -> list[str]:
+    return [stage.classes[int(one.logits.argmax())] for one in stage.stream(images.split(1), 1, "five")]
+
+
+def _likeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """PSNR in dB and SSIM, Wang et al. 2004, of (3, S, S) images in [0, 1]."""
+    with np.errstate(divide="ignore"):  # equal images: infinite
+        psnr = peak_signal_noise_ratio(one, other, data_range=1)
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(psnr), float(structural_similarity(one, other, data_range=1, channel_axis=0, **window))

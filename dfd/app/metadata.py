@@ -1,0 +1,254 @@
+"""Content credentials (C2PA): what a file says of its own origin, signed, and whether the signature holds.
+
+They say nothing about pixels, and the networks say nothing about them: a page shows the two apart. Only what is
+embedded in the file is read, and nothing is asked of a network: no remote manifests, no revocation lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from dfd.core.images import FORMATS, jpeg_quality, open_file, subsampling
+
+MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: the label of its JUMBF box)
+TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificates that may vouch for a signer
+MIME = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "TIFF": "image/tiff"}
+MIME |= {"GIF": "image/gif"}
+STATES = ("none", "verified", "not verified", "not checked")
+LONGEST = 200  # characters of a text that comes from a file
+KINDS = {  # digital source types of the IPTC, the last part of their address -> what they mean
+    "trainedAlgorithmicMedia": "made by a trained model",
+    "compositeWithTrainedAlgorithmicMedia": "partly made by a trained model",
+    "algorithmicMedia": "made by an algorithm",
+    "digitalCapture": "taken by a camera",
+    "computationalCapture": "taken by a camera, with computation",
+    "negativeFilm": "scanned from film",
+    "digitalCreation": "drawn by a person with digital tools",
+    "humanEdits": "edited by a person",
+    "composite": "a composite",
+}
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What the credentials of one file say, and how far that can be relied on."""
+
+    state: str  # one of STATES
+    reason: str  # one sentence: what was checked, or what failed
+    signer: str | None = None  # as the certificate names itself
+    made_with: str | None = None  # the software that wrote the claim
+    says: tuple[str, ...] = ()  # what the claim says was done, in order
+    signed_at: str | None = None
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+NONE = Credentials("none", "The file carries no content credentials. Most files do not, so that says nothing.")
+
+
+def read_credentials(data: bytes, format: str | None, trust: str | Path | None = None) -> Credentials:
+    """Read the credentials in an image file, and verify signature, signer and content.
+
+    Args:
+        data: the whole file.
+        format: Pillow's name of its format; none where it is unknown.
+        trust: PEM file with the certificates that may vouch for a signer; none takes $DFD_C2PA_TRUST. Without one no
+            file can be verified: anybody can sign, under any name.
+
+    Returns:
+        Credentials, whatever is in the file.
+
+    Raises:
+        OSError: the trust file cannot be read.
+    """
+    if MARK not in data or format not in MIME:
+        return NONE
+    trust = trust or os.environ.get(TRUST)
+    anchors = Path(trust).read_text("utf-8") if trust else None
+    try:
+        import c2pa
+    except ImportError:
+        return Credentials("not checked", "The file seems to carry credentials; `pip install c2pa-python` reads them.")
+    settings: dict[str, Any] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}}
+    if anchors:
+        settings["trust"] = {"trust_anchors": anchors}
+    try:
+        context = c2pa.Context.from_dict(settings)
+        with c2pa.Reader(MIME[format], io.BytesIO(data), context=context) as reader:
+            state, manifest = reader.get_validation_state(), reader.get_active_manifest() or {}
+            results = reader.get_validation_results() or {}
+    except Exception as error:  # a native parser's errors on foreign data, of many kinds
+        if type(error).__name__.endswith("ManifestNotFound"):
+            return NONE
+        return Credentials("not verified", f"The credentials cannot be read: {plain(error)}")
+    found, reason = _judged(state, results, anchors is not None)
+    with contextlib.suppress(AttributeError, TypeError, KeyError, ValueError):  # a signed manifest may hold any JSON
+        signed = manifest.get("signature_info") or {}
+        names = (signed.get("common_name"), signed.get("issuer"))
+        signer = ", ".join(dict.fromkeys(plain(one) for one in names if one)) or None
+        when = plain(signed["time"]) if signed.get("time") else None
+        return Credentials(found, reason, signer, _software(manifest), _actions(manifest), when)
+    return Credentials(found, reason)
+
+
+def plain(value: Any, longest: int = LONGEST) -> str:
+    """A foreign value as one line of printable text, of bounded length; direction marks and controls are dropped."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)[: 4 * longest]).split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _judged(state: str | None, results: dict, has_anchors: bool) -> tuple[str, str]:
+    if state == "Trusted":
+        return "verified", "The signature holds, the file is unchanged since, and a trusted certificate vouches for it."
+    failures = results.get("activeManifest", {}).get("failure", [])
+    other = [one for one in failures if one.get("code") != "signingCredential.untrusted"]
+    if state == "Valid" and not other:
+        who = "no certificate in the trust list" if has_anchors else f"no trust list is set ({TRUST}), so nobody"
+        return "not verified", f"The signature holds and the file is unchanged since, but {who} vouches for the signer."
+    why = "; ".join(plain(one.get("explanation") or one.get("code")) for one in other[:3]) or "no reason given"
+    if any(one.get("code", "").startswith("assertion.dataHash") for one in other):
+        why = f"the file was changed after it was signed ({why})"
+    return "not verified", f"The credentials do not hold: {why}."
+
+
+def _software(manifest: dict) -> str | None:
+    entries = manifest.get("claim_generator_info") or []
+    names = [plain(f"{one.get('name', '')} {one.get('version', '')}") for one in entries[:3]]
+    return ", ".join(name for name in names if name) or (plain(manifest.get("claim_generator") or "") or None)
+
+
+def _actions(manifest: dict) -> tuple[str, ...]:
+    said = []
+    for assertion in manifest.get("assertions") or []:
+        if str(assertion.get("label", "")).startswith("c2pa.actions"):
+            for action in assertion["data"].get("actions", []):
+                kind = str(action.get("digitalSourceType", "")).rsplit("/", 1)[-1]
+                what = plain(str(action.get("action", "")).removeprefix("c2pa."))
+                said.append(f"{what}: {KINDS.get(kind, plain(kind))}" if kind else what)
+    return tuple(said[:20])
+
+
+MOST = 60  # tags of a file that are listed
+SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
+SUB_TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+NO_FILE = Credentials("none", "There is no file to look into: the image came as pixels.")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one file; None where it does not apply or cannot be told. All text is one printable line."""
+
+    width: int | None = None  # as stored, before EXIF turns it
+    height: int | None = None
+    mode: str | None = None  # Pillow's: RGB, L, CMYK …
+    format: str | None = None  # by content
+    bytes: int | None = None
+    sha256: str | None = None
+    frames: int | None = None  # of an animation or of pages; the first one is judged
+    jpeg_quality: int | None = None  # nearest quality of libjpeg
+    jpeg_tables: dict[str, list[int]] = field(default_factory=dict)  # 64 entries each, row by row
+    subsampling: str | None = None
+    exif: dict[str, str] = field(default_factory=dict)
+    text: dict[str, str] = field(default_factory=dict)  # comments, and texts that PNG keeps
+    note: str | None = None  # what of it could not be read
+    credentials: Credentials = NO_FILE
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def read_facts(source: str | Path | bytes | Any) -> Facts:
+    """Gather the facts of a file; nothing is decoded for it but the header.
+
+    Args:
+        source: a path or a file's bytes; of a PIL image, an array or a tensor the size is all that can be told.
+
+    Returns:
+        Facts; those of a file that is no image hold its bytes and hash.
+
+    Raises:
+        ImageError: a path that cannot be read, or a file above the limit on bytes.
+        OSError: the trust file of the credentials cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return Facts(source.width, source.height, source.mode)
+    if not isinstance(source, str | Path | bytes):
+        shape = source.shape[-2:] if source.shape[0] in (1, 3) and source.ndim > 2 else source.shape[:2]
+        return Facts(int(shape[-1]), int(shape[-2]), "RGB")
+    with open_file(source) as file:
+        data = file.read()
+        basic = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        file.seek(0)
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                image = Image.open(file, formats=FORMATS)
+            except Exception:  # damaged headers raise nearly anything
+                return Facts(**basic, note="no image that can be opened", credentials=NONE)
+            return Facts(**basic, **_header(image), credentials=read_credentials(data, image.format))
+
+
+def _header(image: Image.Image) -> dict[str, Any]:
+    is_jpeg, notes = image.format in ("JPEG", "MPO"), []
+    found: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode}
+    found["format"] = "JPEG" if is_jpeg else image.format
+    if is_jpeg:
+        names = {0: "luminance", 1: "chrominance"}
+        tables = {names.get(key, f"table {key}"): list(map(int, one)) for key, one in image.quantization.items()}
+        found |= {"jpeg_tables": tables, "jpeg_quality": jpeg_quality(image.quantization)}
+        found["subsampling"] = _attempt("subsampling", notes, lambda: subsampling(image))
+    found["frames"] = _attempt("frames", notes, lambda: int(getattr(image, "n_frames", 1)))
+    found["exif"] = _attempt("EXIF", notes, lambda: _exif(image)) or {}
+    texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+    if isinstance(comment := image.info.get("comment"), bytes):
+        texts["comment"] = comment.decode("utf-8", "replace")
+    found["text"] = _tidy(texts.items())
+    return found | {"note": "; ".join(notes) or None}
+
+
+def _attempt(what: str, notes: list[str], get):
+    try:
+        return get()
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged metadata
+        notes.append(f"{what} cannot be read: {plain(error)}")
+        return None
+
+
+def _exif(image: Image.Image) -> dict[str, str]:
+    """Tags by name, those of the sub-tables after those of the main one."""
+    exif = image.getexif()
+    found = [(ExifTags.TAGS.get(tag, f"tag {tag}"), value) for tag, value in exif.items() if tag not in SUB_TABLES]
+    for table in SUB_TABLES:
+        names = ExifTags.GPSTAGS if table is ExifTags.IFD.GPSInfo else ExifTags.TAGS
+        found += [(names.get(tag, f"tag {tag}"), value) for tag, value in exif.get_ifd(table).items()]
+    return _tidy(found)
+
+
+def _tidy(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    return {plain(name, 60): _value(value) for name, value in list(pairs)[:MOST] if name not in SKIPPED}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bytes):
+        text = value.rstrip(b"\0")
+        return plain(text.decode("ascii")) if text.isascii() and text.isalnum() else f"{len(value)} bytes"
+    if isinstance(value, Mapping):
+        return f"{len(value)} entries"
+    if isinstance(value, tuple) and len(value) > 8:
+        return f"{len(value)} values"
+    try:
+        return plain(value)
+    except Exception:  # a rational number over zero, for instance
+        return "not readable"

@@ -1,0 +1,96 @@
+"""Files that are whole or not there: written under another name, put on disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PART = ".part"  # what a file's name ends in while it is being written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota used up, larger than the limit for a file
+NO_SPACE = "disk full; free some space and run again, what is done is kept"
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Write a file so that a kill, a full disk or a power cut leaves the one before it whole.
+
+    What is left of a killed run under the temporary name is overwritten.
+
+    Args:
+        path: the file.
+        sync: wait until it is on disk; without, a power cut may leave it empty.
+
+    Yields:
+        The name to write to; the file takes its own when the block ends without an error.
+
+    Raises:
+        OSError: the disk is full, or the folder is read-only or gone; the text says what to do.
+    """
+    path = Path(path)
+    draft = path.with_name(path.name + PART)
+    try:
+        yield draft
+        if sync:
+            _to_disk(draft)
+        os.replace(draft, path)
+        if sync and os.name == "posix":
+            _to_disk(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise explained(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder is gone, or read-only; the error above says so
+            draft.unlink(missing_ok=True)
+
+
+def explained(error: OSError, path: Path) -> OSError:
+    """The error with the file's name and a remedy, where it is a full disk or a folder that cannot be written."""
+    if error.filename not in (None, str(path), str(path) + PART, str(path.parent)):
+        return error  # of another file
+    if error.errno in FULL:
+        return OSError(errno.ENOSPC, NO_SPACE, str(path))
+    if error.errno in CLOSED:
+        text = "The folder cannot be written; make it writable or choose another, and run the command again"
+        return OSError(error.errno, text, str(path))
+    if error.errno == errno.ENOENT and not path.parent.is_dir():
+        return OSError(errno.ENOENT, "The folder is gone; bring it back and run the same command again", str(path))
+    return error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left half-written in a folder; for the only one that writes there."""
+    for draft in folder.glob(f"*{PART}"):
+        draft.unlink()
+
+
+def _to_disk(path: Path, flags: int = os.O_RDWR) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty when there is none."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON; see write_text."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole or not at all; see atomic.whole."""
+    with whole(path) as draft:
+        draft.write_text(text, "utf-8")
+    return path

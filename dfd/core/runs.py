@@ -1,0 +1,360 @@
+"""What is kept of a run beside its reports: what it was made from and what it was made with."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import ctypes
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from dfd.core import io as io_module
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.data.provenance
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
+    found, seen = [], set()
+    with contextlib.suppress(OSError):  # there is none
+        status = os.stat(folder.parent / PROVENANCE)
+        found.append(("..", status.st_size, status.st_mtime_ns))
+    for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
+        seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)
+        for name in names:
+            with contextlib.suppress(OSError):  # a broken link
+                status = os.stat(os.path.join(base, name))
+                found.append((os.path.relpath(os.path.join(base, name), folder), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 60.0  # seconds that a notebook's kernel has to finish its step and to save
+LINGER = 15  # seconds that its loader processes stay for
+LOCK, HOLDER = ".lock", ".running.json"
+_held: set[Path] = set()  # folders that this process works in
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work ended by a signal; `code` is the exit status for the shell, 130 or 143."""
+
+    def __init__(self, text: str = "Interrupted.", number: int = signal.SIGINT):
+        super().__init__(text)
+        self.code = 128 + number
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows in place of a traceback."""
+        return [str(self)]
+
+
+class InUse(RuntimeError):
+    """Another run works in the folder."""
+
+
+class Stop:
+    """Whether a signal asked to end, and which; 0 is none."""
+
+    number: int = 0
+
+
+@contextlib.contextmanager
+def deferred(
+    say: str,
+    pass_on: Callable[[], bool] | None = None,
+    grace: float = 0.0,
+    tell: Callable[[str], None] = click.echo,
+) -> Iterator[Stop]:
+    """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
+
+    Only the main thread gets signals; elsewhere nothing is changed. Processes forked within stay for LINGER.
+
+    Args:
+        say: told at the first signal.
+        pass_on: called at the first signal; where it gives False nothing can finish, and the signal ends at once.
+        grace: seconds after which the first signal ends too; 0 waits as long as it takes.
+        tell: shows a line.
+    """
+    stop, owner, timers = Stop(), os.getpid(), []
+
+    def handle(number: int, frame: object) -> None:
+        if os.getpid() != owner:
+            return _later(number, frame)
+        first = not stop.number
+        stop.number = stop.number or number
+        if not first or (pass_on and not pass_on()):
+            raise Interrupted(number=stop.number)
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
+            tell(say)
+        if grace:
+            timers.append(threading.Timer(grace, _thread.interrupt_main))
+            timers[0].daemon = True
+            timers[0].start()
+
+    with _handling(handle):
+        try:
+            yield stop
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let a SIGTERM end the block as Ctrl-C does, with an exit status of its own."""
+
+    def handle(number: int, frame: object) -> None:
+        raise Interrupted(number=number)
+
+    with _handling(handle):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def left_to_the_parent(_: int) -> None:
+    """Let a loader process outlive a SIGINT or SIGTERM to all of a training, which may want another batch."""
+    for number in SIGNALS:
+        signal.signal(number, _later)
+
+
+def _later(number: int, frame: object) -> None:
+    if number == signal.SIGTERM:  # may be the training's own, to a process that it has done with
+        signal.alarm(LINGER)
+
+
+@contextlib.contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Work in a run folder that nobody else writes to meanwhile; it is made where it is missing.
+
+    The system's lock on `.lock` goes with the process, however it ends. A kernel of `run` works under the lock of its
+    run, the other processes of a training under that of the first, and a folder inside a held one under that one.
+
+    Raises:
+        InUse: another run works there; the text names its process and machine.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder).resolve()
+    covered = HEADLESS in os.environ or os.environ.get("RANK", "0") != "0"
+    if covered or not _held.isdisjoint((folder, *folder.parents)):
+        yield
+        return
+    with contextlib.ExitStack() as lock:
+        _lock(folder, lock)
+        _held.add(folder)
+        lock.callback(_held.discard, folder)
+        io_module.sweep(folder)
+        yield
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
+    from filelock import FileLock, Timeout
+
+    path, holder = folder / LOCK, folder / HOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(path, timeout=0, fallback_to_soft=False))
+    except Timeout:
+        raise InUse(f"{folder} is in use by {_named(holder)}; wait for it, end it, or choose another --out") from None
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise io_module.explained(error, path) from error
+        print(f"The file system of {folder} has no locks: see to it that no other run works there.")
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+    }
+    with io_module.whole(holder) as draft:
+        draft.write_text(json.dumps(about), "utf-8")
+    stack.callback(holder.unlink, missing_ok=True)
+
+
+def _named(holder: Path) -> str:
+    try:
+        about = json.loads(holder.read_text("utf-8"))
+        return f"process {about['pid']} on {about['host']} since {about['since']} ({about['command']})"
+    except (OSError, ValueError, KeyError):  # it began a moment ago
+        return "another process"
+
+
+NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
+HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
+
+
+def bar(iterable: Iterable, **options: Any):
+    """A tqdm bar that goes when it is done; takes tqdm's options.
+
+    On stderr, where `run` picks it up; in JupyterLab on stdout, where it leaves no red strip behind.
+    """
+    from tqdm import tqdm
+
+    by_hand = "ipykernel" in sys.modules and HEADLESS not in os.environ
+    return tqdm(iterable, leave=False, file=sys.stdout if by_hand else sys.stderr, **options)
+
+
+class Live:
+    """One picture in a notebook's output, drawn anew in place; in JupyterLab, and headless too. Nothing elsewhere.
+
+    Args:
+        alt: what it shows, for those who cannot see it; kept in the output's metadata.
+    """
+
+    def __init__(self, alt: str):
+        self.handle, self.metadata = None, {"alt": alt}
+
+    def show(self, draw: Callable[[], Figure]) -> None:
+        """Draw and show; the figure is closed afterwards, so that the cell does not show it again."""
+        if "ipykernel" not in sys.modules:
+            return
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        figure = draw()
+        if self.handle is None:
+            self.handle = display(figure, display_id=True, metadata=self.metadata)
+        else:
+            self.handle.update(figure, metadata=self.metadata)
+        plt.close(figure)
+
+
+class Progress:
+    """Shows notebook, cell, section and elapsed time: rewritten in place on a terminal, a line a section elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream or sys.stdout
+        self.terminal = self.stream.isatty()
+        self.stem = self.last = ""
+        self.lock = threading.RLock()
+        self.printed, self.bars = _Lines(self.line), _Lines(self.tail)  # where papermill sends stdout and stderr
+
+    def start(self, stem: str, cells: int) -> None:
+        self.stem, self.cells, self.number, self.section, self.began = stem, cells, 0, "", time.monotonic()
+        self.line(f"{stem}  starting")
+        if self.terminal:
+            threading.Thread(target=self._tick, daemon=True).start()
+
+    def cell(self, cell: dict, cell_index: int) -> None:
+        """Show the cell about to run; nbclient's `on_cell_start`."""
+        self.number = cell_index + 1
+        heading = first_heading(cell.source) if cell.cell_type == "markdown" else ""
+        if heading and heading != self.section:
+            self.section = heading
+            if not self.terminal:
+                self.line(self.status())
+        self.tail("")
+
+    def status(self) -> str:
+        where = f"{self.stem}  cell {self.number}/{self.cells}"
+        return "  ".join(part for part in (where, self.section, elapsed(time.monotonic() - self.began)) if part)
+
+    def tail(self, text: str) -> None:
+        """Show the status with the last words of a progress bar; on a terminal only."""
+        with self.lock:
+            self.last = text.strip()
+            if self.terminal and self.stem:
+                width = shutil.get_terminal_size().columns - 1
+                self.stream.write(f"\r\x1b[K{(self.status() + '  ' + self.last)[:width]}")
+                self.stream.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        with self.lock:
+            self.stream.write(("\r\x1b[K" if self.terminal else "") + text + "\n")
+            self.stream.flush()
+            self.tail("")
+
+    def done(self, text: str) -> None:
+        stem, self.stem = self.stem, ""
+        self.line(f"{stem}  {text}")
+
+    def _tick(self) -> None:
+        """Keep the clock of a long cell going."""
+        stem = self.stem
+        while self.stem == stem:
+            time.sleep(1)
+            self.tail(self.last)
+
+
+class _Lines(io.TextIOBase):
+    """A file that hands on each whole line, without control codes; a carriage return ends one too."""
+
+    def __init__(self, show):
+        self.show, self.rest = show, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).replace("\r", "\n").split("\n")
+        for line in lines:
+            if clean := NOT_TEXT.sub("", line).rstrip():
+                self.show("  " + clean)
+        return len(text)
+
+
+def first_heading(markdown: str) -> str:
+    """The first heading's words, or an empty string."""
+    found = re.search(r"^#+\s+(.+?)\s*#*$", markdown, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def elapsed(seconds: float) -> str:
+    """75 -> '1:15'; 3675 -> '1:01:15'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 900 B, 12 kB, 3.4 MB."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed() -> bool:
+    """Let the C library keep freed blocks up to 1 GiB, where it is glibc; say whether it will.
+
+    It would give large ones back to the kernel at once and get them anew, page by page and zeroed, in each step:
+    6 to 8 % of a training step on two cores (PERFORMANCE.md), for about a tenth more memory at the peak.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))

@@ -1,0 +1,392 @@
+"""Decoded images in memory that loader processes share, for a training reads every file once an epoch."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, multiprocessing
+from torch.utils.data import Dataset, WeightedRandomSampler
+from torchvision.transforms.v2 import functional as TF
+
+from dfd.core.images import load_rgb
+from dfd.degrade.operators import as_float, jpeg
+from dfd.degrade.registry import to_tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_pixels(path: str | Path) -> Tensor:
+    """Decode a file to (3, H, W) uint8, RGB.
+
+    Raises:
+        ImageError: as in `load_rgb`.
+    """
+    return TF.pil_to_tensor(load_rgb(path))
+
+
+class Decoded:
+    """Reads files as `read_pixels` does, and keeps the pixels of as many as fit, for all processes forked later.
+
+    Processes that are spawned, as on macOS and Windows, share no memory and decode each time.
+
+    Args:
+        table: rows of the manifest; `path`, `width` and `height` are read.
+        root: the folder that the paths are relative to.
+        limit: bytes; which images are kept is chosen at random, so that no class is kept before another.
+    """
+
+    def __init__(self, table: pd.DataFrame, root: str | Path, limit: float):
+        rows = table.drop_duplicates("path").sample(frac=1, random_state=0)
+        sizes = 3 * rows["width"].astype(int) * rows["height"].astype(int)
+        ends = sizes.cumsum()
+        kept = (ends <= limit).to_numpy()
+        paths = [Path(root) / path for path in rows["path"][kept]]
+        columns = [rows["height"][kept], rows["width"][kept], (ends - sizes)[kept]]
+        self.places = dict(zip(paths, zip(*columns, strict=True), strict=True))  # path -> height, width, first byte
+        self.numbers = {path: number for number, path in enumerate(paths)}
+        self.memory = mmap.mmap(-1, max(int(sizes[kept].sum()) + len(paths), 1))  # the last: one byte an image, if kept
+        self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self.lock = multiprocessing.get_context().Lock()  # also a barrier: pixels before the byte that tells of them
+
+    def __getstate__(self) -> dict:
+        return {}  # nothing to share with a process that is not forked
+
+    def __call__(self, path: Path) -> Tensor:
+        """Pixels of a file, (3, H, W) uint8; they may be shared, so nobody writes to them."""
+        places = getattr(self, "places", {})
+        if path not in places:
+            return read_pixels(path)
+        height, width, first = places[path]
+        pixels = self.bytes[first : first + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
+        flag = len(self.bytes) - len(places) + self.numbers[path]
+        with self.lock:
+            is_there = self.memory[flag]
+        if not is_there:
+            found = read_pixels(path)
+            if found.shape != pixels.shape:  # changed since the scan
+                return found
+            pixels.copy_(found)
+            with self.lock:
+                self.memory[flag] = 1
+        return pixels
+
+
+MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
+
+
+def pad_to(images: Tensor, size: int) -> Tensor:
+    """Reflect-pad (B, 3, H, W) to at least size on both sides, as often as it takes for tiny images."""
+    if min(images.shape[-2:]) == 1:
+        images = F.pad(images, (0, 1, 0, 1), mode="replicate")  # one pixel has nothing to reflect
+    while min(images.shape[-2:]) < size:
+        height, width = images.shape[-2:]
+        down, right = min(max(size - height, 0), height - 1), min(max(size - width, 0), width - 1)
+        images = F.pad(images, (0, right, 0, down), mode="reflect")
+    return images
+
+
+def random_crop(images: Tensor, size: int) -> Tensor:
+    """Cut one random window of size x size from (B, 3, H, W), padding where the image is smaller (then it is float)."""
+    if min(images.shape[-2:]) < size:
+        images = pad_to(as_float(images), size)
+    top, left = (int(torch.randint(side - size + 1, ())) for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+def equalise(crops: Tensor, quality: int | None) -> Tensor:
+    """Give crops of every class the same last codec: one JPEG round trip, 4:2:0, aligned with the crop.
+
+    Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608).
+
+    Args:
+        crops: (B, 3, S, S) in [0, 1], or uint8, which stays so.
+        quality: Pillow quality; none leaves the crops as they are.
+    """
+    return crops if quality is None else jpeg(crops, quality)
+
+
+class _Crops(Dataset):
+    """One random view of one image of the table: cut, degrade, cut, equalise."""
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root: str | Path,
+        crop_size: int,
+        degrade: Callable[[Tensor], Tensor] | None,
+        equalise_quality: int | None,
+        read: Callable[[Path], Tensor] = read_pixels,
+    ):
+        if table.empty:
+            raise ValueError("the table has no image for this data set")
+        self.paths = [Path(root) / path for path in table["path"]]
+        self.crop_size, self.degrade, self.equalise_quality, self.read = crop_size, degrade, equalise_quality, read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def view(self, window: Tensor) -> Tensor:
+        """Degrade and cut a (1, 3, H, W) window, float or uint8, to (3, S, S) float."""
+        window = self.degrade(window) if self.degrade else window
+        return as_float(equalise(random_crop(window, self.crop_size), self.equalise_quality))[0]
+
+    def window(self, index: int) -> Tensor:
+        """A (1, 3, S + margin, S + margin) cut of the image, large enough for a rescaling to half the size.
+
+        uint8, for as many steps as can do with it: JPEG needs 8 bits anyway. float where the image has to be padded.
+        """
+        image = self.read(self.paths[index])[None]
+        height, width = image.shape[-2:]
+        size = 2 * self.crop_size if self.degrade else self.crop_size
+        window = random_crop(image, min(size + MARGIN, max(min(height, width), self.crop_size)))
+        return window.flip(-1) if torch.rand(()) < 0.5 else window
+
+
+class RealFakeDataset(_Crops):
+    """Stage 1: (crop, is_fake) with the crop (3, S, S) in [0, 1], RGB, and is_fake 0.0 or 1.0.
+
+    Draws come from torch's global generator: seed it, or wrap the set in `Seeded`, to repeat them.
+
+    Args:
+        table: rows of the manifest; `path` and `is_fake` are read.
+        root: the folder that the paths are relative to.
+        crop_size: S, pixels.
+        degrade: takes and gives (B, 3, H, W) in [0, 1]; none trains on untouched crops.
+        equalise_quality: JPEG quality that every crop passes; none leaves formats as they are.
+        read: gives a file's pixels, (3, H, W) uint8; `decoded.Decoded` keeps them.
+
+    Raises:
+        ValueError: an empty table.
+        ImageError: a file that cannot be read, by name.
+    """
+
+    def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90, read=read_pixels):
+        super().__init__(table, root, crop_size, degrade, equalise_quality, read)
+        self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.view(self.window(index)), self.is_fake[index]
+
+
+class GFDTwoViewDataset(_Crops):
+    """Stage 2: two independently degraded views, cut from one window of a fake, and its source.
+
+    After GFD-Net, arXiv:2106.08749. Items are dicts: `view1`, `view2` (3, S, S) in [0, 1], RGB; `source`, the index
+    of the generator in classes; and `carrier` (3, S, S), a real photo's crop, where carriers are given.
+
+    Args:
+        table: rows of the manifest; rows that are not fake are refused.
+        root: the folder that the paths are relative to.
+        classes: generator names, in the order of the logits.
+        crop_size, degrade, equalise_quality, read: as in RealFakeDataset.
+        carriers: draws the carrier; none leaves the key out.
+
+    Raises:
+        ValueError: an empty table, real photos in it, or a label that classes does not name.
+    """
+
+    def __init__(
+        self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None, read=read_pixels
+    ):
+        super().__init__(table, root, crop_size, degrade, equalise_quality, read)
+        strangers = sorted(set(table["label"]) - set(classes))
+        if strangers or not table["is_fake"].all():
+            raise ValueError(f"stage 2 takes fakes of {list(classes)} only; the table also has {strangers or 'photos'}")
+        self.source = [list(classes).index(label) for label in table["label"]]
+        self.carriers = carriers
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        window = self.window(index)
+        item = {"view1": self.view(window), "view2": self.view(window), "source": torch.tensor(self.source[index])}
+        if self.carriers is not None:
+            item["carrier"] = self.carriers()
+        return item
+
+
+class CarrierBuilder(_Crops):
+    """Draws real photos of one split as carriers, cut and degraded like the fakes.
+
+    Args:
+        table: the whole manifest; real photos of `split` are used, and never those of another split.
+        root: the folder that the paths are relative to.
+        split: train, val or test.
+
+    Raises:
+        ValueError: the split has no real photo.
+    """
+
+    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90, read=read_pixels):
+        photos = table[~table["is_fake"] & (table["split"] == split)]
+        if photos.empty:
+            raise ValueError(f"no real photo in split {split!r} to carry a fingerprint")
+        super().__init__(photos, root, crop_size, degrade, equalise_quality, read)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.view(self.window(index))
+
+    def __call__(self) -> Tensor:
+        """One carrier, (3, S, S) in [0, 1], drawn at random."""
+        return self[int(torch.randint(len(self), ()))]
+
+
+class Seeded(Dataset):
+    """Another data set, whose items hang on the index and a seed alone: not on what was drawn before, nor by whom.
+
+    It takes draws, (index, seed), in place of an index. torch's global generator is left as it was found.
+    """
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, draw: tuple[int, int]):
+        index, seed = draw
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU too
+            return self.data[index]
+
+
+def seeds(count: int, *key: int) -> list[int]:
+    """As many seeds of 32 bits; each follows from the key and its own place alone, whatever the count."""
+    return np.random.SeedSequence(key).generate_state(count).tolist()
+
+
+def balanced_sampler(table: pd.DataFrame, draws: int, binary: bool, generator: torch.Generator | None = None):
+    """Draw images so that classes weigh the same: real and fake halves, and generators alike within the fakes.
+
+    Args:
+        table: rows of the manifest, in the data set's order.
+        draws: images per epoch; drawn with replacement.
+        binary: stage 1 (real photos weigh as much as all fakes) or stage 2 (generators only).
+        generator: makes the order repeatable.
+    """
+    counts = table["label"].value_counts()
+    fakes = table.loc[table["is_fake"], "label"].nunique()
+    weight = 1 / table["label"].map(counts).astype(float)
+    if binary:
+        weight = weight.where(~table["is_fake"], weight / max(fakes, 1))
+    return WeightedRandomSampler(weight.tolist(), draws, replacement=True, generator=generator)
+
+
+def spread(is_fake: np.ndarray) -> np.ndarray:
+    """An order of draws in which photos and fakes are spread evenly, each kind in its own order: (N,) bool to indices.
+
+    Batches then hold as many of each as the whole, give or take one, and the networks meet few sizes: for each new one
+    a CPU's kernels have to be made anew.
+    """
+    place = np.empty(len(is_fake))
+    for kind in (False, True):
+        where = np.flatnonzero(is_fake == kind)
+        place[where] = (np.arange(len(where)) + 0.5) / max(len(where), 1)
+    return np.argsort(place, kind="stable")
+
+
+MODES = ("five", "grid", "random")
+MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
+Corner = tuple[int, int]  # (top, left) of a window, pixels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The windows of one image, all different, and how many its mode would take if nothing limited them."""
+
+    corners: list[Corner]
+    needed: int  # a grid's windows to cover the image, else the number asked for; above len(corners) when limited
+
+
+def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> Plan:
+    """Choose the windows of an image.
+
+    Args:
+        height, width: of the image, pixels; a side below size is padded to it when the window is cut.
+        size: side of the square window, pixels.
+        crops: windows at most; never more than MAX_CROPS, and fewer where the image holds fewer different ones.
+        mode: five, the centre, then the four corners, then ever finer grids; grid, rows and columns that cover every
+            pixel, spread evenly over the image when they may not; random, drawn under a seed made from the image's
+            height and width, so that an image always gets the same ones.
+
+    Raises:
+        ValueError: an image without pixels, crops below 1, or an unknown mode.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"an image of {width} x {height} pixels has nothing to cut")
+    if crops < 1:
+        raise ValueError(f"crops must be at least 1, got {crops}")
+    if mode not in MODES:
+        raise ValueError(f"crop mode must be one of {', '.join(MODES)}, got {mode!r}")
+    down, right = max(height - size, 0), max(width - size, 0)  # the last window's top and left
+    limit = min(crops, MAX_CROPS)
+    if mode == "grid":
+        rows, columns = math.ceil(height / size), math.ceil(width / size)
+        return Plan(_grid(down, right, *_at_most(limit, rows, columns)), rows * columns)
+    places = (down + 1) * (right + 1)
+    if mode == "random":
+        drawn = random.Random(f"{height} x {width}").sample(range(places), min(limit, places))
+        corners = [divmod(place, right + 1) for place in drawn]
+    else:
+        corners = _five(down, right, size, limit)
+    return Plan(corners, min(crops, places) if len(corners) == MAX_CROPS else len(corners))
+
+
+def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
+    """Cut one window; only its own pixels become float.
+
+    Args:
+        image: a PIL image, or (1, 3, H, W) in [0, 1], RGB.
+        corner: top and left, pixels.
+        size: side S, pixels.
+
+    Returns:
+        (1, 3, S, S) in [0, 1], RGB; reflect-padded at the bottom and right where the image is smaller.
+    """
+    top, left = corner
+    if isinstance(image, Image.Image):
+        box = (left, top, min(left + size, image.width), min(top + size, image.height))
+        window = to_tensor(image.crop(box).convert("RGB"))
+    else:
+        window = image[..., top : top + size, left : left + size]
+    return pad_to(window, size)[..., :size, :size]
+
+
+def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
+    corners = dict.fromkeys([(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)])
+    side = 2
+    while len(corners) < limit and side * size < 2 * max(down, right) + 3 * size:  # until neighbours overlap by half
+        side += 1
+        new = [corner for corner in _grid(down, right, side, side) if corner not in corners]
+        chosen = _spread(len(new) - 1, min(limit - len(corners), len(new)))  # evenly, not the topmost ones
+        corners |= dict.fromkeys(new[i] for i in chosen)
+    return list(corners)[:limit]
+
+
+def _at_most(limit: int, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the same proportions whose product is at most the limit."""
+    if rows * columns > limit:
+        rows = min(max(math.isqrt(limit * rows // columns), 1), limit)
+        columns = min(columns, limit // rows)
+    return rows, columns
+
+
+def _grid(down: int, right: int, rows: int, columns: int) -> list[Corner]:
+    lefts = _spread(right, columns)
+    return [(top, left) for top in _spread(down, rows) for left in lefts]
+
+
+def _spread(last: int, count: int) -> list[int]:
+    """Different places from 0 to last, as even as whole pixels allow; a single one in the middle."""
+    if count == 1:
+        return [last // 2]
+    return list(dict.fromkeys(round(i * last / (count - 1)) for i in range(count)))

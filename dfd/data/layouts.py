@@ -1,0 +1,168 @@
+"""Finding the files of a data folder, and reading label and split off their folders."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+REAL = "RealPhotos"
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
+    "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
+    "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
+}
+# Starts of names that may lie beside the class folders.
+ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+EXPECTED = """expected one of
+  RealPhotos/ and one folder per generator (ProGAN/, StyleGAN2/, ...)
+  <generator>/[<class>/]0_real/ and 1_fake/       (CNNDetection, ForenSynths)
+  <generator>/train/ and val/, each with nature/ and ai/       (GenImage)
+or any of them below train/, val/ and test/"""
+Place = Callable[[tuple[str, ...]], tuple[str, str | None] | None]
+
+
+class ManifestError(ValueError):
+    """A data folder that cannot be used; the text says why and what would be right."""
+
+
+@dataclass
+class Found:
+    """What lies in a data folder, before any file is opened."""
+
+    layout: str  # one line for people
+    files: list[tuple[str, str, str | None]]  # path, label, split that the folders give
+    labels: list[str]  # every class folder, empty ones included
+    rejected: list[dict[str, str]]  # path and reason
+    stamps: dict[str, tuple[int, int]]  # size and time (ns) by path: a file that has changed is known by them
+
+
+def find(root: Path) -> Found:
+    """List a data folder and recognise its layout.
+
+    Links are followed, unless they lead back up. Names that are not UTF-8 are rejected, for neither a table nor a
+    report can hold them.
+
+    Raises:
+        ManifestError: missing, empty, unreadable, or none of the layouts.
+    """
+    if not root.is_dir():
+        raise ManifestError(f"{root} is {'no folder' if root.exists() else 'missing'}; {EXPECTED}")
+    files, folders, rejected = _walk(root)
+    if rejected and rejected[0]["path"] == ".":
+        raise ManifestError(f"{root}: {rejected[0]['reason']}")
+    if not files and not folders:
+        raise ManifestError(f"{root} is empty; {EXPECTED}")
+    layout, place = _recognise(root, folders)
+    placed = []
+    for path in files:
+        *parts, name = path.split("/")
+        position = place(tuple(parts))
+        if position:
+            placed.append((path, *position))
+        elif parts or not name.lower().startswith(ASIDE):
+            rejected.append({"path": path, "reason": "outside every class folder"})
+    labels = sorted({position[0] for parts in folders if (position := place(parts))})
+    return Found(layout, sorted(placed), labels, rejected, files)
+
+
+def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, ...]], list[dict[str, str]]]:
+    """List every file, with its stamp, and every folder below root; what cannot be entered becomes a row."""
+    files, folders, rejected = {}, [], []
+
+    def reject(parts: tuple[str, ...], reason: str) -> None:
+        rejected.append({"path": printable("/".join(parts)) or ".", "reason": reason})
+
+    stack = [((), root, (_identity(root.stat()),))]
+    while stack:
+        parts, folder, above = stack.pop()
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            reject(parts, f"unreadable folder: {error.strerror}")
+            continue
+        for entry in entries:
+            here = (*parts, entry.name)
+            try:
+                info = entry.stat()
+            except OSError as error:
+                link = "broken link" if entry.is_symlink() else "cannot be read"
+                reject(here, f"{link}: {error.strerror}")
+                continue
+            if printable(entry.name) != entry.name:
+                reject(here, "name is not valid UTF-8")
+            elif not stat.S_ISDIR(info.st_mode):
+                files["/".join(here)] = info.st_size, info.st_mtime_ns
+            elif _identity(info) in above:
+                reject(here, "link back to a folder above it")
+            elif entry.name.startswith(".") or entry.name == "__MACOSX":
+                reject(here, "hidden folder, not entered")
+            elif Path(entry.name).suffix.lower() in SUFFIXES:
+                reject(here, "a folder with an image's name, not entered")
+            elif parts or not entry.name.lower().startswith(ASIDE):
+                folders.append(here)
+                stack.append((here, Path(entry.path), (*above, _identity(info))))
+    return files, folders, rejected
+
+
+def _recognise(root: Path, folders: list[tuple[str, ...]]) -> tuple[str, Place]:
+    """Name the layout and give the function from a file's folders to its label and split."""
+    tops = {parts[0] for parts in folders}
+    above = {top for top in tops if top.lower() in SPLITS}
+    if above and above != tops:
+        beside = ", ".join(sorted(tops - above))
+        raise ManifestError(
+            f"{root} has split folders ({', '.join(sorted(above))}) beside others ({beside}); {EXPECTED}"
+        )
+    depth = 1 if above else 0
+    suffix = f", below {', '.join(sorted(tops))}" if depth else ""
+    inner = [parts[depth:] for parts in folders if len(parts) > depth]
+
+    def split_of(parts: tuple[str, ...]) -> str | None:
+        return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), None)
+
+    def by_class(parts: tuple[str, ...]) -> tuple[str, str | None] | None:
+        if len(parts) <= depth:
+            return None
+        label = REAL if parts[depth].lower() == REAL.lower() else parts[depth]
+        return label, split_of(parts[:depth])
+
+    def by_marker(real: str, fake: str) -> Place:
+        def place(parts: tuple[str, ...]) -> tuple[str, str | None] | None:
+            rest = parts[depth:]
+            at = next((i for i, part in enumerate(rest) if part in (real, fake)), None)
+            if at is None:
+                return None
+            generator = rest[0] if at else root.name
+            return REAL if rest[at] == real else generator, split_of(parts[:depth] or rest[1:at])
+
+        return place
+
+    if any(parts[0].lower() == REAL.lower() for parts in inner):
+        return f"{REAL} and one folder per generator{suffix}", by_class
+    for name, markers in MARKERS.items():
+        if {part for parts in inner for part in parts} >= set(markers):
+            return name + suffix, by_marker(*markers)
+    seen = ", ".join(sorted(tops)) or "files without folders"
+    raise ManifestError(f"{root} has no known layout (no {REAL}); {EXPECTED}\nfound: {seen}")
+
+
+def printable(name: str) -> str:
+    """Write bytes that are not UTF-8 as escapes, so that any text file can hold the name."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino

@@ -1,0 +1,202 @@
+"""Where the images come from: a provenance table, and test splits that hold out whole sources."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dfd.core.runs import PROVENANCE
+from dfd.data import splits
+from dfd.data.layouts import ManifestError
+
+
+def read(root: Path, column: str) -> pd.Series:
+    """Read one column of provenance.csv in the data folder, or in the folder above it.
+
+    Args:
+        root: the data folder.
+        column: the wanted column; the table also has a column file or path, relative to the data folder.
+
+    Returns:
+        Values by path; empty ones are left out.
+
+    Raises:
+        ManifestError: no table, no such column, or two values for one file; the text names the file and the remedy.
+    """
+    path = next((folder / PROVENANCE for folder in (root, root.parent) if (folder / PROVENANCE).exists()), None)
+    if path is None:
+        raise ManifestError(
+            f"group_by {column} needs {PROVENANCE} in {root} or {root.parent}: a table with the columns file "
+            f"(relative to the data folder) and {column}; write one, or leave group_by empty"
+        )
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise ManifestError(f"{path} must be a CSV file with the columns file and {column} ({error})") from error
+    key = next((name for name in ("file", "path") if name in table), None)
+    if key is None or column not in table:
+        what = f"no column {column}" if key else "neither a column file nor a column path"
+        raise ManifestError(f"{path} has {what}; its columns are {', '.join(table)}")
+    rows = table[[key, column]].drop_duplicates()
+    twice = rows[key][rows[key].duplicated()]
+    if len(twice):
+        raise ManifestError(f"{path} gives {twice.iloc[0]} more than one {column}; keep one row for each file")
+    return rows[rows[column] != ""].set_index(key)[column].rename_axis(str(path))
+
+
+def match(paths: pd.Series, values: pd.Series) -> pd.Series:
+    """Look up the source of each image.
+
+    Args:
+        paths: relative to the data folder.
+        values: what `read` gave.
+
+    Raises:
+        ManifestError: images without a source; the text says how many and names the first.
+    """
+    found = paths.map(values)
+    lost = paths[found.isna()]
+    if len(lost):
+        raise ManifestError(
+            f"{values.index.name} has no {values.name} for {len(lost)} of {len(paths)} images, the first is "
+            f"{lost.iloc[0]}; add a row for each, with its path relative to the data folder"
+        )
+    return found
+
+
+def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction: float) -> pd.Series:
+    """Say which images must be test, and which must not, because of their source; print it for each label.
+
+    Args:
+        table: columns label, source, and given, the split that the folders give or None.
+        hold_out: sources that make the test split; chosen by `choose` if empty.
+        seed, test_fraction: of that choice.
+
+    Returns:
+        "test" for the held-out sources, "train" (not in test) for the other images of their labels, None for labels
+        of which nothing is held out: their test images are drawn by group.
+
+    Raises:
+        ManifestError: the folders give splits already, no image has such a source, or a label would have only test
+            images.
+    """
+    if table.given.notna().any():
+        raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
+    known = sorted(table.source.unique())
+    for name in hold_out:
+        if name not in known:
+            nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
+            raise ManifestError(f"hold_out names {name!r}, from which no image comes; the nearest sources: {nearest}")
+    chosen = list(hold_out) or choose(table, seed, test_fraction)
+    held = table.source.isin(chosen)
+    for label, out in held.groupby(table.label):
+        names = sorted(table.source[out.index].unique())
+        if out.all():
+            raise ManifestError(f"hold_out takes every image of {label} ({', '.join(names)}); leave it one source")
+        if out.any():
+            taken = ", ".join(name for name in names if name in chosen)
+            print(f"{label}: {taken} held out for test, {out.sum()} of {len(out)} images")
+        else:
+            why = f"has only the source {names[0]}" if len(names) == 1 else "has no held-out source"
+            print(f"{label}: {why}, so its test images are drawn by group, from sources it is trained on")
+    given = pd.Series(None, table.index, dtype=object).mask(held.groupby(table.label).transform("any"), "train")
+    return given.mask(held, "test")
+
+
+def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:
+    """Choose sources for test, so that of each label about test_fraction is held out.
+
+    The largest source of every label stays in training; of the others the sum nearest to the fraction is taken, at
+    least one. Of equally good choices the seed takes one. A label without another source is left out.
+
+    Args:
+        table: columns label and source.
+
+    Returns:
+        The chosen sources.
+    """
+    counts = _counts(table)
+    largest = set(counts.idxmax())
+    order = counts.drop(index=largest).sample(frac=1, random_state=seed)
+    chosen: list[str] = []
+    for label in order:
+        sizes = order.loc[order[label] > 0, label]
+        before = [name for name in chosen if name in sizes]  # a source may have images of several labels
+        target = test_fraction * counts[label].sum() - sizes[before].sum()
+        chosen += _nearest(sizes.drop(before).to_dict(), target, bool(before))
+    return chosen
+
+
+def assign(
+    table: pd.DataFrame, given: pd.Series, fixed: pd.Series, seed: int, val_fraction: float, test_fraction: float
+) -> pd.Series:
+    """Draw the splits that `give` leaves open; validation images come from training sources.
+
+    Groups without an image from `give` are drawn as always. Of the rest what is not held out is divided into train
+    and val, in the proportion that the fractions ask for.
+
+    Args:
+        As in `splits.assign`; given is from `give`.
+
+    Returns:
+        Splits, "train", "val" or "test", equal within a group.
+    """
+    bound = table.group.isin(table.group[given.notna()])
+    parts = []
+    if not bound.all():
+        parts.append(splits.assign(table[~bound], given[~bound], fixed[~bound], seed, val_fraction, test_fraction))
+    if bound.any():
+        rows = table[bound]
+        share = 1 - rows.group.isin(table.group[given == "test"]).mean()  # not held out
+        val = share * val_fraction / (1 - test_fraction)
+        parts.append(splits.assign(rows, given[bound], fixed[bound], seed, val, test_fraction))
+    return pd.concat(parts).reindex(table.index)
+
+
+def sources(table: pd.DataFrame) -> pd.DataFrame:
+    """Count the images of each label and source, in all and in each split.
+
+    Args:
+        table: a manifest that was made with group_by.
+    """
+    _counts(table)
+    counts = pd.crosstab([table.label, table.source], table.split).reindex(columns=list(splits.SPLITS), fill_value=0)
+    counts.insert(0, "images", counts.sum(axis=1))
+    return counts.rename_axis(columns=None)
+
+
+def leave_one_source_out(table: pd.DataFrame) -> Iterator[tuple[str]]:
+    """Yield one hold_out for each source that can be held out: every label keeps another source.
+
+    Args:
+        table: a manifest that was made with group_by.
+    """
+    counts = _counts(table) > 0
+    for name, has in counts.iterrows():
+        if (counts.sum()[has] > 1).all():
+            yield (name,)
+
+
+def _counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Count images, one row per source and one column per label."""
+    if "source" not in table:
+        raise ManifestError("the manifest has no column source; scan with group_by")
+    return pd.crosstab(table.source, table.label)
+
+
+def _nearest(sizes: Mapping[str, int], target: float, may_be_none: bool) -> list[str]:
+    """Take the names whose sizes add up nearest to the target; of equal sums the one found first."""
+    reached: dict[int, tuple[int, str] | None] = {0: None}  # sum -> the sum before its last name, and that name
+    for name, size in sizes.items():
+        for total in list(reached):
+            if total < target:
+                reached.setdefault(total + size, (total, name))
+    total = min((one for one in reached if one or may_be_none), key=lambda one: abs(one - target), default=0)
+    taken = []
+    while reached[total]:
+        total, name = reached[total]
+        taken.append(name)
+    return taken

@@ -1,0 +1,198 @@
+"""PatchGAN discriminator: says for every patch of an image whether it looks like a photograph."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.models import VGG16_Weights, vgg16
+
+from dfd.core.parallel import everybody, gathered
+from dfd.models.classifiers import _hub_answers
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN with spectral normalisation; three strided layers see patches of 70 x 70 pixels.
+
+    Isola et al. 2017, arXiv:1611.07004; the normalisation that keeps it stable is Miyato et al. 2018, arXiv:1802.05957.
+
+    Args:
+        in_channels: channels of the input image.
+        width: channels after the first layer, doubled by every strided layer up to eight times.
+        layers: strided layers; 2 see 34 x 34 pixels, 3 see 70 x 70.
+        gain: of the logits. Spectral normalisation holds a logit's change to about the image's, so without a gain a
+            residual of a few hundredths could never be told apart by the margin of 1 that a hinge loss asks for.
+    """
+
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, gain: float = 1.0):
+        super().__init__()
+        self.gain = gain
+        channels = [in_channels] + [width * min(2**i, 8) for i in range(layers + 1)]
+        steps: list[nn.Module] = []
+        for i in range(layers + 1):
+            stride = 2 if i < layers else 1
+            steps.append(spectral_norm(nn.Conv2d(channels[i], channels[i + 1], 4, stride, 1)))
+            steps.append(nn.LeakyReLU(0.2))
+        self.net = nn.Sequential(*steps, spectral_norm(nn.Conv2d(channels[-1], 1, 4, 1, 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give one logit per patch, high where the patch looks like a photograph.
+
+        Args:
+            images: (B, in_channels, H, W), both sides at least 2 ** (layers + 2).
+
+        Returns:
+            (B, 1, h, w) logits.
+        """
+        return self.gain * self.net(images)
+
+
+ADDRESS = VGG16_Weights.IMAGENET1K_V1.url
+
+
+class VGGPerceptual(nn.Module):
+    """Perceptual distance of two batches in VGG16's features, after Johnson et al. 2016, arXiv:1603.08155.
+
+    The default layers are the first three of the four that the paper reads. Their units see 5, 14 and 40 pixels, so
+    that a small residual shows at full resolution and content shows too; relu4_3 would add half as much work again.
+
+    A layer's mean squared difference is divided by the mean square of the reference's features, over the whole batch.
+    So no layer outweighs the others because its features are large, and the distance has no unit, whichever weights
+    there are. Scaling every pixel's feature vector to unit length would hide contrast and blow up noise in flat areas.
+
+    Without ImageNet weights it has Kaiming-normal ones drawn from `seed`. Such a distance still grows with the change,
+    at every scale that the layers see, but it has learnt nothing of what people notice; Zhang et al. 2018,
+    arXiv:1801.03924, measure random and trained networks against people's judgement.
+
+    The network never learns, stays in eval mode, and works in float32 under autocast too: bfloat16's rounding is as
+    large as the distance of a change of 1/1000. `weights` says what it has: "ImageNet", or "random, seed 0".
+
+    Args:
+        pretrained: ImageNet weights from torch's hub cache (528 MB), else from the network where it answers quickly.
+        layers: names such as relu3_3, block and number within the block; what lies deeper is not built.
+        seed: of the random weights.
+
+    Raises:
+        ValueError: a layer that VGG16 does not have, or a cached file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        pretrained: bool = True,
+        layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3"),
+        seed: int = 0,
+    ):
+        super().__init__()
+        with torch.device("meta"):  # names and shapes alone: takes no memory, and nothing from the random generator
+            features = vgg16().features
+        places = _relu_places(features)
+        unknown = [layer for layer in layers if layer not in places]
+        if unknown or not layers:
+            raise ValueError(f"layers must name some of {', '.join(places)}; got {', '.join(unknown) or 'none'}")
+        self.places = sorted({places[layer] for layer in layers})
+        self.features = features[: self.places[-1] + 1].to_empty(device="cpu")
+        path, source = _imagenet_file() if pretrained else (None, "not asked for ImageNet weights")
+        if path:
+            _load(self.features, path)
+        else:
+            _randomise(self.features, seed)
+        self.weights = "ImageNet" if path else f"random, seed {seed}"
+        print(f"VGG16: {self.weights} weights ({source}).")
+        preprocessing = VGG16_Weights.IMAGENET1K_V1.transforms()
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> VGGPerceptual:
+        """Stay in eval mode, whatever the mode of the model around it."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, reference: Tensor) -> Tensor:
+        """Distance of the images from the reference: the mean over the layers, and over the batch; () in float32.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], RGB; the gradient goes here.
+            reference: like images; no gradient goes here.
+
+        Returns:
+            0 where the two are equal, about 1 where they differ by as much as the reference's features are large.
+
+        Raises:
+            ValueError: two shapes, or images too small for the deepest layer.
+        """
+        if images.shape != reference.shape:
+            raise ValueError(f"images and reference differ in shape: {tuple(images.shape)}, {tuple(reference.shape)}")
+        least = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features)
+        if min(images.shape[2:]) < least:
+            raise ValueError(f"images must be at least {least} pixels wide and high, got {tuple(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._layers(reference)
+            pairs = zip(self._layers(images), wanted, strict=True)
+            count = everybody(len(images))
+            return torch.stack([_relative_gap(a, b, count * a.shape[1:].numel()) for a, b in pairs]).mean()
+
+    def _layers(self, images: Tensor) -> list[Tensor]:
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        found = []
+        for place, layer in enumerate(self.features):
+            x = layer(x)
+            if place in self.places:
+                found.append(x)
+        return found
+
+
+def _relative_gap(features: Tensor, reference: Tensor, values: int) -> Tensor:
+    """Mean squared difference over the reference's mean square, over all processes, which have so many values."""
+    gap, size = F.mse_loss(features, reference, reduction="sum"), reference.square().sum()
+    gap, size = (gathered(one[None]).sum() / values for one in (gap, size))
+    return gap / (size + 1e-6)
+
+
+def _relu_places(features: nn.Sequential) -> dict[str, int]:
+    """Where each rectified layer stands: {"relu1_1": 1, "relu1_2": 3, "relu2_1": 6, ...}."""
+    places, block, number = {}, 1, 0
+    for place, layer in enumerate(features):
+        if isinstance(layer, nn.MaxPool2d):
+            block, number = block + 1, 0
+        elif isinstance(layer, nn.ReLU):
+            number += 1
+            places[f"relu{block}_{number}"] = place
+    return places
+
+
+def _imagenet_file() -> tuple[Path | None, str]:
+    """Where the ImageNet weights lie now, or None; and the reason in words."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(ADDRESS).name
+    if path.exists():
+        return path, "from the local hub cache"
+    if not _hub_answers(ADDRESS):
+        return None, "no ImageNet weights are cached or reachable"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(ADDRESS, str(path), hash_prefix=path.stem.split("-")[1])
+    except (OSError, RuntimeError) as error:  # RuntimeError: the file does not have its hash
+        return None, f"the download of ImageNet weights failed: {type(error).__name__}"
+    return path, "downloaded"
+
+
+def _load(features: nn.Sequential, path: Path) -> None:
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()})
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} does not hold VGG16's weights ({type(error).__name__}); delete it and run again"
+        ) from error
+
+
+def _randomise(features: nn.Sequential, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,359 @@
+"""Decoders made of the building blocks of ProGAN, StyleGAN2 and BigGAN, small enough to train on a laptop.
+
+Each takes the simulators' code (B, CODE, H / 4, W / 4) and gives an image (B, 3, H, W), nominally in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dfd.config import ROOT
+
+CODE = 24  # channels of the code, at a quarter of the photo's height and width
+WIDTHS = (96, 48, 24)  # channels at a quarter, a half and the whole of the photo's size
+PAIRS = ((WIDTHS[0], WIDTHS[1]), (WIDTHS[1], WIDTHS[2]))  # into and out of the two upsampling blocks
+
+
+class EqualConv2d(nn.Module):
+    """Convolution with equalised learning rate: N(0, 1) weights, scaled by He's constant at every use.
+
+    Karras et al. 2018 (ProGAN), arXiv:1710.10196, section 4.1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, gain: float = math.sqrt(2)):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale = gain / math.sqrt(inputs * kernel**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.weight.shape[-1] // 2)
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with equalised learning rate, as EqualConv2d with gain 1."""
+
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.full((outputs,), bias))
+        self.scale = 1 / math.sqrt(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+class PixelNorm(nn.Module):
+    """Scale the feature vector of each pixel to a mean square of one. ProGAN, arXiv:1710.10196, section 4.2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class ProGANDecoder(nn.Module):
+    """Nearest-neighbour upsampling, equalised convolutions, PixelNorm, a linear 1 x 1 toRGB.
+
+    Karras et al. 2018, arXiv:1710.10196, table 2.
+    """
+
+    def __init__(self):
+        super().__init__()
+        quarter, half, whole = WIDTHS
+        self.net = nn.Sequential(
+            *self._layers(CODE, quarter),
+            *self._layers(quarter, quarter),
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            *self._layers(quarter, half),
+            *self._layers(half, half),
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            *self._layers(half, whole),
+            *self._layers(whole, whole),
+            EqualConv2d(whole, 3, 1, gain=1.0),  # toRGB
+        )
+
+    @staticmethod
+    def _layers(inputs: int, outputs: int) -> list[nn.Module]:
+        return [EqualConv2d(inputs, outputs, 3), nn.LeakyReLU(0.2), PixelNorm()]
+
+    def forward(self, code: Tensor, seed: int) -> Tensor:
+        return self.net(code)  # (B, 3, H, W)
+
+
+def fir_kernel(gain: float) -> Tensor:
+    """The separable [1, 3, 3, 1] low-pass filter of StyleGAN2 as a (4, 4) tensor whose sum is the gain."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    kernel = torch.outer(taps, taps)
+    return kernel * (gain / kernel.sum())
+
+
+def fir_upsample(x: Tensor) -> Tensor:
+    """Double height and width: zeros in between, then the [1, 3, 3, 1] filter; borders are repeated.
+
+    Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, where the skip connections between RGB outputs use it.
+
+    Args:
+        x: (B, C, H, W).
+
+    Returns:
+        (B, C, 2 H, 2 W); a constant stays that constant.
+    """
+    channels = x.shape[1]
+    kernel = fir_kernel(gain=4.0).to(x).expand(channels, 1, 4, 4)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return F.conv_transpose2d(padded, kernel, stride=2, groups=channels)[..., 3:-3, 3:-3]
+
+
+class ModulatedConv2d(nn.Module):
+    """Convolution whose weights are scaled by a style per input channel, then to unit norm per output channel.
+
+    Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, section 2.2. Scaling the input by the style and the output by the
+    demodulation is the same as scaling the weights, and needs no convolution per image. Upsampling is their strided
+    transposed convolution followed by the [1, 3, 3, 1] filter.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, style: int, demodulate: bool = True, up: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.scale = 1 / math.sqrt(inputs * kernel**2)
+        self.style = EqualLinear(style, inputs, bias=1.0)
+        self.demodulate, self.up = demodulate, up
+
+    def demodulation(self, style: Tensor) -> Tensor:
+        """Give the factors that bring the modulated weights of each output channel to unit norm.
+
+        Args:
+            style: (B, inputs) scale per input channel.
+
+        Returns:
+            (B, outputs).
+        """
+        energy = (self.weight * self.scale).square().sum(dim=(2, 3))  # (outputs, inputs)
+        return torch.rsqrt(style.square() @ energy.T + 1e-8)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style = self.style(w)
+        weight = self.weight * self.scale
+        x = x * style[:, :, None, None]
+        if self.up:
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (B, outputs, 2 H + 1, 2 W + 1)
+            kernel = fir_kernel(gain=4.0).to(x).expand(x.shape[1], 1, 4, 4)
+            x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])  # (B, outputs, 2 H, 2 W)
+        else:
+            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return x * self.demodulation(style)[:, :, None, None] if self.demodulate else x
+
+
+class StyledConv(nn.Module):
+    """Modulated convolution, then noise times a learnt strength, bias and leaky ReLU. arXiv:1912.04958, figure 2c."""
+
+    def __init__(self, inputs: int, outputs: int, style: int, layer: int, up: bool = False):
+        super().__init__()
+        self.conv = ModulatedConv2d(inputs, outputs, 3, style, up=up)
+        self.strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
+        self.layer = layer
+
+    def noise(self, x: Tensor, seed: int) -> Tensor:
+        """Draw (B, 1, H, W) noise; image i of the batch gets what it would get alone with seed + i."""
+        shape = (1, *x.shape[2:])
+        seeds = [(seed + i) * 16 + self.layer for i in range(len(x))]
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(x)
+
+    def forward(self, x: Tensor, w: Tensor, seed: int) -> Tensor:
+        x = self.conv(x, w)
+        x = x + self.strength * self.noise(x, seed) + self.bias
+        return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+class StyleGAN2Decoder(nn.Module):
+    """Modulated and demodulated convolutions, filtered upsampling, noise, and RGB skip connections.
+
+    Karras et al. 2020, arXiv:1912.04958. The code takes the place of the learnt constant; its average over the photo,
+    through the mapping network, is the style.
+    """
+
+    def __init__(self, style: int = 64):
+        super().__init__()
+        quarter, half, whole = WIDTHS
+        self.mapping = nn.Sequential(
+            PixelNorm(), EqualLinear(CODE, style), nn.LeakyReLU(0.2), EqualLinear(style, style), nn.LeakyReLU(0.2)
+        )
+        self.first = StyledConv(CODE, quarter, style, layer=0)
+        self.up = nn.ModuleList([StyledConv(a, b, style, 1 + i, up=True) for i, (a, b) in enumerate(PAIRS)])
+        self.same = nn.ModuleList([StyledConv(b, b, style, 3 + i) for i, b in enumerate((half, whole))])
+        self.rgb = nn.ModuleList([ModulatedConv2d(n, 3, 1, style, demodulate=False) for n in WIDTHS])
+        self.bias = nn.Parameter(torch.zeros(3, 1, 1))
+
+    def forward(self, code: Tensor, seed: int) -> Tensor:
+        w = self.mapping(code.mean(dim=(2, 3)))  # (B, style)
+        x = self.first(code, w, seed)
+        image = self.rgb[0](x, w)
+        for up, same, rgb in zip(self.up, self.same, self.rgb[1:], strict=True):
+            x = same(up(x, w, seed), w, seed)
+            image = fir_upsample(image) + rgb(x, w)
+        return image + self.bias  # (B, 3, H, W)
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch norm whose gain and bias are linear in a condition. Brock et al. 2019 (BigGAN), arXiv:1809.11096."""
+
+    def __init__(self, channels: int, condition: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain = nn.Linear(condition, channels, bias=False)
+        self.bias = nn.Linear(condition, channels, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.norm(x) * (1 + self.gain(condition))[:, :, None, None] + self.bias(condition)[:, :, None, None]
+
+
+class SelfAttention(nn.Module):
+    """Every pixel looks at all others, added with a learnt weight that starts at zero.
+
+    Zhang et al. 2019 (SAGAN), arXiv:1805.08318, with the pooled keys and values of BigGAN. Memory grows with the square
+    of the number of pixels.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.key = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.value = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.out = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x).flatten(2).transpose(1, 2)  # (B, N, C / 8)
+        key = F.max_pool2d(self.key(x), 2).flatten(2)  # (B, C / 8, N / 4)
+        value = F.max_pool2d(self.value(x), 2).flatten(2)  # (B, C / 2, N / 4)
+        weights = torch.softmax(query @ key, dim=-1)
+        looked = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])  # (B, C / 2, H, W)
+        return x + self.gamma * self.out(looked)
+
+
+class BigGANBlock(nn.Module):
+    """Residual upsampling block: twice conditional batch norm, ReLU, 3 x 3. BigGAN, arXiv:1809.11096, figure 15b."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int):
+        super().__init__()
+        self.norm1, self.norm2 = (ConditionalBatchNorm2d(n, condition) for n in (inputs, outputs))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = F.interpolate(F.relu(self.norm1(x, condition)), scale_factor=2, mode="nearest")
+        h = F.relu(self.norm2(self.conv1(h), condition))
+        # a 1 x 1 convolution before nearest-neighbour upsampling gives the same as after it, at a quarter of the cost
+        return self.conv2(h) + F.interpolate(self.skip(x), scale_factor=2, mode="nearest")
+
+
+class BigGANDecoder(nn.Module):
+    """Residual blocks with conditional batch norm, nearest-neighbour upsampling, self-attention, tanh.
+
+    Brock et al. 2019, arXiv:1809.11096. The average of the code over the photo takes the place of the class embedding.
+    Spectral normalisation of the weights, which serves training only, is left out.
+    """
+
+    def __init__(self, condition: int = 32):
+        super().__init__()
+        self.embed = nn.Linear(CODE, condition)
+        self.first = nn.Conv2d(CODE, WIDTHS[0], 3, padding=1)
+        self.attention = SelfAttention(WIDTHS[0])
+        self.blocks = nn.ModuleList([BigGANBlock(a, b, condition) for a, b in PAIRS])
+        self.norm = nn.BatchNorm2d(WIDTHS[-1])
+        self.rgb = nn.Conv2d(WIDTHS[-1], 3, 3, padding=1)
+
+    def forward(self, code: Tensor, seed: int) -> Tensor:
+        condition = self.embed(code.mean(dim=(2, 3)))  # (B, condition)
+        x = self.attention(self.first(code))
+        for block in self.blocks:
+            x = block(x, condition)
+        return torch.tanh(self.rgb(F.relu(self.norm(x))))  # (B, 3, H, W)
+
+
+WEIGHTS = ROOT / "data" / "simulators"
+REMAKE = "python -m dfd train simulators --photos FOLDER --out data/simulators"
+
+
+class Encoder(nn.Module):
+    """Photo to bottleneck; the same design for all three, and nothing of any generator in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 48, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(48, 96, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(96, CODE, 3, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # (B, CODE, H / 4, W / 4)
+
+
+DECODERS = {"ProGAN": ProGANDecoder, "StyleGAN2": StyleGAN2Decoder, "BigGAN": BigGANDecoder}
+NAMES = tuple(DECODERS)
+
+
+class Simulator(nn.Module):
+    """Rebuild photos with the decoder of one architecture.
+
+    Args:
+        name: one of NAMES.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        if name not in DECODERS:
+            raise ValueError(f"no simulator for {name!r}; there are {', '.join(NAMES)}")
+        self.encoder = Encoder()
+        self.decoder = DECODERS[name]()
+
+    def forward(self, images: Tensor, seed: int = 0) -> Tensor:
+        """Reconstruct a batch.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], RGB; H and W multiples of 4.
+            seed: of StyleGAN2's noise; image i gets what it would get alone with seed + i. The others draw nothing.
+
+        Returns:
+            (B, 3, H, W) in [0, 1]; while training the range is left open, so that every pixel has a gradient.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 4 or images.shape[3] % 4:
+            raise ValueError(f"expected (B, 3, H, W) with H and W multiples of 4, got {tuple(images.shape)}")
+        rebuilt = (self.decoder(self.encoder(images * 2 - 1), seed) + 1) / 2
+        return rebuilt if self.training else rebuilt.clamp(0, 1)
+
+
+def load(name: str, folder: str | Path = WEIGHTS) -> Simulator:
+    """Open a trained simulator, ready for use.
+
+    Args:
+        name: one of NAMES.
+        folder: where <name>.safetensors lies.
+
+    Raises:
+        FileNotFoundError: no such file; the text says how to make it.
+        ValueError: another name.
+    """
+    simulator = Simulator(name)
+    path = Path(folder) / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights for the simulated {name} at {path}; make them with: {REMAKE}")
+    simulator.load_state_dict(load_file(path))
+    return simulator.eval()

@@ -1,0 +1,120 @@
+"""The ablation: which variants there are, and that each is trained, scored and kept."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dfd import config
+from dfd.analysis import ablation
+from dfd.data import manifest
+from dfd.evaluate import metrics
+from dfd.inference.stage import CHECKPOINTS, UNKNOWN, Scored, Stage
+
+RGB = "baseline: EfficientNet on rgb"
+
+
+def small(stage, data, folder, **changes):
+    """The config of a training that takes seconds, into folder / run."""
+    quick = {"pretrained": False, "crop_size": 32, "num_epochs": 1, "batch_size": 8, "images_per_epoch": 16}
+    return stage(data=str(data), out=str(folder / "run"), workers=0, **quick, **changes)
+
+
+def test_each_variant_changes_one_thing(tmp_path):
+    cfg = config.Stage1(out=str(tmp_path), representation="npr")
+    found = ablation.variants(cfg)
+    changed = {
+        name: {key for key in vars(cfg) if key != "out" and getattr(one, key) != getattr(cfg, key)}
+        for name, one in found.items()
+    }
+    assert changed == {
+        "as configured": set(),
+        "without adversarial part": {"adversarial"},
+        "without perceptual part": {"perceptual_weight"},
+        "without degradation": {"degrade"},
+        "rgb instead of npr": {"representation"},
+        "highpass instead of npr": {"representation"},
+    }
+    assert len({one.out for one in found.values()}) == len(found)
+
+
+def test_what_is_off_already_is_not_left_out_again():
+    found = ablation.variants(config.Stage1(adversarial=False, degrade=False))
+    assert not {"without adversarial part", "without perceptual part", "without degradation"} & set(found)
+
+
+def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
+    cfg = config.Stage2(out=str(tmp_path))
+    found = ablation.variants(cfg)
+    off = {
+        name: {k for k in vars(cfg) if k != "out" and getattr(one, k) != getattr(cfg, k)} for name, one in found.items()
+    }
+    weights = {f"{name}_weight" for name in ("carried", "adversarial", "perceptual", "consistency")}
+    assert off == {
+        "as configured": set(),
+        **{f"without {name.removesuffix('_weight')} loss": {name} for name in weights},
+        "source loss alone": weights,
+        "without degradation": {"degrade"},
+        "baseline: EfficientNet on highpass": {"extractor"},
+        "baseline: EfficientNet on rgb": {"extractor"},
+    }
+    assert found["baseline: EfficientNet on rgb"].extractor == "rgb"
+
+
+@pytest.mark.slow
+def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, monkeypatch):
+    table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
+    cfg = small(config.Stage2, tiny_data, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4)
+    monkeypatch.setattr(ablation, "QUALITIES", (50,))
+    some = {name: one for name, one in ablation.variants(cfg).items() if name in ("as configured", RGB)}
+    monkeypatch.setattr(ablation, "variants", lambda cfg: some)
+    found = ablation.run(table, cfg)
+    assert list(found["variant"].unique()) == ["as configured", RGB, ablation.SPECTRUM]
+    assert {"accuracy", "accuracy_low", "balanced_accuracy", "recall ProGAN", "recall BigGAN"} <= set(found)
+    assert found["accuracy"].between(0, 1).all()
+
+
+@pytest.mark.slow
+def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch):
+    table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
+    cfg = small(config.Stage1, tiny_data, tmp_path, backbone="test_resnet.r160_in1k", launderer_width=4)
+    monkeypatch.setattr(ablation, "QUALITIES", (50,))
+    first = ablation.run(table, cfg)
+    assert list(first["variant"].unique()) == list(ablation.variants(cfg))
+    assert set(first["degradation"]) == {"as it is", "JPEG 50"}
+    assert {"auc", "auc_low", "auc_high", "accuracy", "auc ProGAN", "auc BigGAN"} <= set(first)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "ablation_stage1.csv"), first)
+    settings = torch.load(
+        tmp_path / "run" / "ablation_stage1" / "rgb_instead_of_highpass" / CHECKPOINTS["stage1"], weights_only=True
+    )["config"]
+    assert settings["representation"] == "rgb"
+    monkeypatch.setattr(ablation.scores, "score", None)  # would fail if anything were scored again
+    pd.testing.assert_frame_equal(ablation.run(table, cfg), first)
+
+
+@pytest.mark.slow
+def test_each_generator_is_left_out_in_turn(three_generators, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "REPLICATES", 20)
+    table = manifest.scan(three_generators, tmp_path / "scan", progress=False)
+    cfg = small(
+        config.Stage2, three_generators, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4, crops=1
+    )
+    found = ablation.leave_out(table, cfg)
+    assert found.groupby("left_out").size().to_dict() == {"BigGAN": 5, "ProGAN": 5, "StyleGAN2": 5}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "left_out.csv"), found)
+    assert found["auroc"].between(0, 1).all() and found["auroc_val"].between(0, 1).all()
+    tested = (table["split"] == "test").groupby(table["label"]).sum()
+    images = found["accepted"] * found["left_out"].map(tested)
+    assert np.allclose(images, images.round())  # a share of the left-out generator's own test images
+    for name in ("BigGAN", "ProGAN", "StyleGAN2"):
+        stage = Stage.load(tmp_path / "run" / "left_out" / name / CHECKPOINTS["stage2"])
+        assert name not in stage.classes and len(stage.classes) == 2
+        sure = torch.tensor([1e6, 0.0])
+        far = Scored(sure, 1, 0.0, 1, strangeness=2.0)
+        assert stage.strange_above < 2 and stage.source(far) == UNKNOWN
+
+
+def test_two_generators_are_too_few_to_leave_one_out(tiny_data, tmp_path):
+    table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
+    with pytest.raises(ValueError, match="three generators, the data has BigGAN, ProGAN"):
+        ablation.leave_out(table, config.Stage2(data=str(tiny_data), out=str(tmp_path / "run")))

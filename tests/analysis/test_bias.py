@@ -1,0 +1,160 @@
+"""The bias probe: planted faults are found from the files on, honest detectors are not accused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from score_tables import noisy_table
+
+from dfd.analysis import audit
+from dfd.data import manifest
+from dfd.degrade import registry
+from dfd.evaluate import metrics, robustness
+from dfd.inference.stage import Stage
+
+SIDE = 64
+CONDITIONS = registry.parse_all(["jpeg 60", "jpeg 60 4:4:4 + webp 90", "blur 1", "resample 0.8 bilinear"])
+
+
+class Planted(Stage):
+    """A stage 1 whose network is a formula on the crop."""
+
+    def __init__(self, formula):
+        self.device, self.model, self.formula = torch.device("cpu"), torch.nn.Identity(), formula
+        self.stage, self.classes, self.crops, self.crop_mode = "stage1", ["real", "fake"], 1, "five"
+        self.crop_size, self.equalise_quality, self.threshold, self.temperature = SIDE, None, 0.5, 1.0
+        self.neighbours = None
+
+    def _answers(self, batch, equal=False):
+        return [(torch.stack([torch.zeros(()), one]), None) for one in self.formula(batch.mean(1))]
+
+
+def jpeg_is_real(grey):
+    """Blocks of 8 x 8, seen at their borders, are what this detector calls a photo."""
+    steps = grey.diff(dim=-1).abs().mean(1)  # (B, S - 1)
+    borders = steps[:, 7::8].mean(1) / steps[:, 3::8].mean(1)
+    return 8 * (1.2 - borders)
+
+
+def checkerboard_is_fake(grey):
+    """The trace of the planted generator, and nothing else."""
+    rows = torch.arange(SIDE)
+    sign = ((rows[:, None] + rows) % 2 * 2 - 1).float()
+    return 400 * ((grey * sign).mean((1, 2)) - 0.01)
+
+
+def folder(tmp_path, photos):
+    """Photos in the given format, fakes as BMP, whose size tells nothing, with a weak checkerboard; as a manifest."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    for label in ("RealPhotos", "ProGAN"):
+        (tmp_path / label).mkdir()
+        for number in range(40):
+            small = Image.fromarray(rng.integers(40, 216, (9, 9, 3), dtype=np.uint8))
+            pixels = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=float)
+            texture = 6.0 * ((rows + columns) % 2 * 2 - 1) * (label == "ProGAN")
+            image = Image.fromarray((pixels + texture[..., None]).clip(0, 255).astype(np.uint8))
+            is_jpeg = photos == "JPEG" and label == "RealPhotos"
+            image.save(
+                tmp_path / label / f"{number:02}.{'jpg' if is_jpeg else 'bmp'}", **({"quality": 60} if is_jpeg else {})
+            )
+    return manifest.scan(tmp_path, val_fraction=0.1, test_fraction=0.6, progress=False)
+
+
+def swept(formula, table, out):
+    test = table[table["split"] == "test"]
+    return robustness.run({"stage1": Planted(formula)}, test, CONDITIONS, out)["stage1"]
+
+
+@pytest.mark.parametrize("photos", ["BMP", "JPEG"])
+def test_a_detector_that_answers_by_file_format_is_exposed(tmp_path, photos):
+    """Where all files are alike JPEG moves it; where photos alone are JPEGs it is perfect until the blocks are gone."""
+    table = folder(tmp_path, photos)
+    found = audit.probe(swept(jpeg_is_real, table, tmp_path / "run"))
+    if photos == "BMP":
+        assert found.loc["jpeg 60", "named"] and found.loc["jpeg 60", "moved"] > 0.3
+        assert audit.verdict(found).startswith("Named: this detector answers by the codec. It moves with jpeg 60")
+    else:
+        assert found["clean"].iloc[0] > 0.99 and found["named"].sum() >= 2
+        assert found.loc[["blur 1", "resample 0.8 bilinear"], "named"].all()
+        assert "Named" in audit.verdict(found) and "resample 0.8 bilinear (AUC -" in audit.verdict(found)
+
+
+@pytest.mark.parametrize("photos", ["BMP", "JPEG"])
+def test_an_honest_detector_is_not_accused_though_its_traces_are_fragile(tmp_path, photos):
+    found = audit.probe(swept(checkerboard_is_fake, folder(tmp_path, photos), tmp_path / "run"))
+    assert found["clean"].iloc[0] > 0.99 and found.loc["blur 1", "fakes_only"] < 0.8
+    assert not found["named"].any() and audit.verdict(found).startswith("Not named: under none of the 4 conditions")
+
+
+def test_metadata_and_thumbnails_score_what_the_files_give_away(tmp_path):
+    expected = {"BMP": (0.3, 0.75), "JPEG": (0.99, 1.0)}
+    for photos, (low, high) in expected.items():
+        (tmp_path / photos).mkdir()
+        table = folder(tmp_path / photos, photos)
+        stage = Planted(checkerboard_is_fake)
+        clean = metrics.clean(swept(checkerboard_is_fake, table, tmp_path / photos / "run"), "test")
+        rows = audit.shortcuts(table, {"stage1": clean}, {"stage1": stage}).loc["stage1"]
+        assert list(rows.index) == ["the model", "metadata only", "resized to 8 × 8"]
+        assert rows.loc["the model", "value"] > 0.99
+        assert low <= rows.loc["metadata only", "value"] <= high
+        assert rows.loc["resized to 8 × 8", "value"] < 0.75
+        assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
+
+
+def test_content_alone_is_seen_at_8_by_8(tmp_path):
+    table = folder(tmp_path, "BMP")
+    for path in table.loc[table["is_fake"], "path"]:
+        pixels = np.asarray(Image.open(tmp_path / path)).copy()
+        pixels[:20] //= 3
+        Image.fromarray(pixels).save(tmp_path / path)
+    stage = Planted(checkerboard_is_fake)
+    clean = metrics.clean(swept(checkerboard_is_fake, table, tmp_path / "run"), "test")
+    rows = audit.shortcuts(table, {"stage1": clean}, {"stage1": stage})
+    assert rows.loc[("stage1", "resized to 8 × 8"), "value"] > 0.95
+
+
+def conditions(**shifts):
+    """Noisy scores as they are, and under jpeg 50 with a shift for photos and one for fakes."""
+    plain = noisy_table()
+    shift = plain["label"].eq("RealPhotos").map({True: shifts["photos"], False: shifts["fakes"]})
+    after = plain.assign(degradation="jpeg", level=50.0, logit_fake=plain["logit_fake"] + shift)
+    return pd.concat([plain, after], ignore_index=True)
+
+
+def test_the_four_areas_are_those_of_mixed_tables():
+    table = conditions(photos=-1.0, fakes=-0.5)
+    plain, after = (part for _, part in table.groupby("degradation", sort=False))
+    photos = plain["label"] == "RealPhotos"
+    mixes = {
+        "clean": plain,
+        "photos_only": pd.concat([after[photos.to_numpy()], plain[~photos]]),
+        "fakes_only": pd.concat([plain[photos], after[~photos.to_numpy()]]),
+        "both": after,
+    }
+    row = audit.probe(table).loc["jpeg 50"]
+    for name, mix in mixes.items():
+        assert row[name] == pytest.approx(metrics.auc(mix["label"] != "RealPhotos", mix["logit_fake"]))
+    moves = [row["photos_only"] - row["clean"], row["both"] - row["fakes_only"]]
+    assert row["moved"] == pytest.approx(max(moves, key=abs))
+
+
+@pytest.mark.parametrize(
+    ("photos", "fakes", "named"),
+    [(0.0, 0.0, False), (0.0, -2.0, False), (-2.0, -2.0, True), (2.0, 2.0, True), (2.0, 0.0, True), (0.2, 0.2, False)],
+)
+def test_only_what_moves_the_photos_is_named(photos, fakes, named):
+    row = audit.probe(conditions(photos=photos, fakes=fakes)).loc["jpeg 50"]
+    assert row["named"] == named and row["moved"] * -photos >= 0
+
+
+def test_the_verdict_names_codecs_first_and_counts_the_rest():
+    names = ["jpeg 50", "webp 50", "jpeg 30", "blur 1 + jpeg 75", "blur 2", "noise 0.02"]
+    moved = [0.2, -0.3, 0.25, 0.4, -0.6, 0.0]
+    table = pd.DataFrame({"moved": moved, "named": [True] * 5 + [False]}, index=names)
+    text = audit.verdict(table)
+    codecs = "blur 1 + jpeg 75 (AUC +0.40), webp 50 (AUC -0.30), jpeg 30 (AUC +0.25) and 1 more"
+    assert f"Named: this detector answers by the codec. It moves with {codecs}." in text
+    assert "It also moves with how an image was processed: blur 2 (AUC -0.60)." in text
+    assert audit.verdict(table.loc[["blur 2"]]).startswith("Named: this detector's answer moves with how")

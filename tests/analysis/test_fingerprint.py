@@ -1,0 +1,378 @@
+"""Is the residual a fingerprint? Planted patterns are found again, pairs keep groups apart, figures show numbers."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dfd.analysis import explain, fingerprint
+from dfd.inference import stage as stage_module
+from dfd.models import classifiers
+from dfd.plots import analysis
+
+LABELS = ["BigGAN", "ProGAN", "StyleGAN2"]
+SIZE, SIDE, EACH = 36, 32, 8  # of the images, of the crops, and images per label and split
+
+
+def patterns():
+    return dict(zip(LABELS, np.random.default_rng(1).normal(0, 1, (3, SIZE, SIZE, 3)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A manifest of noise; each generator adds a pattern of its own. Photo i and the fakes i are one group."""
+    root, rng, rows = tmp_path_factory.mktemp("planted"), np.random.default_rng(0), []
+    for label in [*LABELS, "RealPhotos"]:
+        (root / label).mkdir()
+        for number in range(2 * EACH):
+            split = "train" if number < EACH else "test"
+            base = 128 if label in LABELS else 240  # what is put on a bright photo is clipped
+            pixels = base + rng.normal(0, 10, (SIZE, SIZE, 3)) + 10 * patterns().get(label, 0)
+            path = f"{label}/{number:02}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / path)
+            rows.append((path, label, label != "RealPhotos", f"g{number:02}", split))
+    table = pd.DataFrame(rows, columns=["path", "label", "is_fake", "group", "split"])
+    table.attrs["root"] = str(root)
+    return table
+
+
+def tiny_stage(quality=None, stage="stage2"):
+    settings = {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.1}
+    settings["representation"] = "rgb"
+    torch.manual_seed(0)
+    model = stage_module.build_model(stage, settings, 3)
+    if stage == "stage2":
+        nn.init.normal_(model.classifier.backbone.get_classifier().weight)  # images shall differ
+    content = {
+        "stage": stage, "classes": LABELS, "config": settings, "crops": 1, "threshold": 0.5, "temperature": 1.0,
+        "preprocessing": {"crop_size": SIDE, "equalise_quality": quality}, "history": [], "manifest_hash": "x",
+        "key": "k", "weights": model.state_dict(),
+    }  # fmt: skip
+    return stage_module.Stage(content, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def stage():
+    return tiny_stage()
+
+
+@pytest.fixture(scope="module")
+def found(stage, table):
+    return fingerprint.correlations(stage, fingerprint.fingerprints(stage, table, EACH), table, EACH)
+
+
+pytestmark = pytest.mark.usefixtures("closed")
+
+
+def test_crops_are_the_middle_of_the_file_after_the_stages_codec(table, tmp_path):
+    names = ["small.png", "wide.png"]
+    for name, size in zip(names, [(20, 50), (51, 32)], strict=True):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
+    rows = pd.DataFrame({"path": names, "label": ["A", "B"]})
+    rows.attrs["root"] = str(tmp_path)
+    crops, used = stage_module.crops_of(tiny_stage(quality=80), rows, 5)
+    assert used["path"].tolist() == names
+    for crop, name in zip(crops, names, strict=True):
+        pixels = np.asarray(Image.open(tmp_path / name))
+        pixels = np.pad(pixels, ((0, max(32 - len(pixels), 0)), (0, 0), (0, 0)), "reflect")
+        top, left = (pixels.shape[0] - 32) // 2, (pixels.shape[1] - 32) // 2
+        window = Image.fromarray(pixels[top : top + 32, left : left + 32])
+        window.save(buffer := io.BytesIO(), "JPEG", quality=80, subsampling="4:2:0")
+        assert np.array_equal((crop * 255).round().permute(1, 2, 0), np.asarray(Image.open(buffer)))
+
+
+def test_choice_is_even_over_labels_and_repeats_under_its_seed(stage, table):
+    crops, rows = stage_module.crops_of(stage, table, 5, seed=3)
+    assert rows["label"].value_counts().tolist() == [5] * 4 and len(crops) == 20
+    assert rows.index.is_monotonic_increasing
+    again, other = (stage_module.choose(table, 5, seed).index.tolist() for seed in (3, 4))
+    assert rows.index.tolist() == again != other
+    short = table[(table["label"] != "ProGAN") | (table["path"] < "ProGAN/02")]
+    counts = stage_module.choose(short, 5)["label"].value_counts()
+    assert counts.to_dict() == {"BigGAN": 5, "ProGAN": 2, "StyleGAN2": 5, "RealPhotos": 5}
+    with pytest.raises(ValueError, match="no image"):
+        stage_module.crops_of(stage, table.iloc[:0], 5)
+
+
+def test_fingerprint_is_the_mean_residual_of_training_images_alone(stage, table):
+    prints = fingerprint.fingerprints(stage, table, limit=100)
+    assert list(prints) == LABELS
+    paths = [f"ProGAN/{number:02}.png" for number in range(EACH)]
+    expected = np.mean(explain.residuals(stage, explain.read_images(table, paths)), axis=0)
+    assert prints["ProGAN"].images == EACH
+    np.testing.assert_allclose(prints["ProGAN"].mean, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="no fake"):
+        fingerprint.fingerprints(stage, table[table["split"] == "test"], 5)
+
+
+def test_spectrum_of_white_noise_is_its_variance_and_of_stripes_a_point_whatever_their_phase():
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.normal(0.3, 0.01, (200, 3, 32, 32)))
+    ring = fingerprint.power_spectrum(noise.float())[:10]
+    assert np.median(ring) == pytest.approx(-4, abs=0.03) and np.abs(ring + 4).max() < 0.25
+    x = np.arange(32)
+    stripes = [np.broadcast_to(np.cos(np.pi / 2 * x + phase), (3, 32, 32)) for phase in (0, np.pi)]  # their mean is 0
+    spectrum = fingerprint.power_spectrum(torch.from_numpy(np.stack(stripes)).float())
+    assert sorted(np.argwhere(spectrum > spectrum.max() - 1e-3).tolist()) == [[16, 8], [16, 24]]
+
+
+def test_planted_patterns_correlate_most_with_their_own_class(found):
+    means = fingerprint.mean_correlations(found)
+    assert list(means.columns) == LABELS and list(means.index) == [*LABELS, "RealPhotos"]
+    own = np.diag(means.loc[LABELS])
+    assert own.min() > 0.3 and np.abs(means.to_numpy()[~np.eye(4, 3, dtype=bool)]).max() < 0.1
+    assert fingerprint.correlation_accuracy(found) == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_correlation_is_pearsons_over_all_pixels_of_test_images(stage, table):
+    prints = fingerprint.fingerprints(stage, table, EACH)
+    prints = {name: replace(one, mean=one.mean + 0.3) for name, one in prints.items()}  # an offset changes nothing
+    found = fingerprint.correlations(stage, prints, table, EACH)
+    assert found["path"].tolist() == table.loc[table["split"] == "test", "path"].tolist()
+    row = found.iloc[11]
+    (residual,) = explain.residuals(stage, explain.read_images(table, [row["path"]]))
+    for name, one in prints.items():
+        assert row[f"corr_{name}"] == pytest.approx(np.corrcoef(residual.ravel(), one.mean.ravel())[0, 1], abs=1e-5)
+    assert row["prediction"] == max(LABELS, key=lambda name: row[f"corr_{name}"])
+
+
+def test_shuffled_labels_are_named_at_chance_with_an_interval_around_it(found):
+    fakes = found[found["label"] != "RealPhotos"]
+    many = pd.concat([fakes.assign(group=fakes["group"] + f"-{copy}") for copy in range(20)], ignore_index=True)
+    many["label"] = np.random.default_rng(0).permutation(many["label"])
+    accuracy = fingerprint.correlation_accuracy(many)
+    assert accuracy["value"] == pytest.approx(1 / 3, abs=0.08)
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+
+
+def test_accuracy_weighs_generators_alike_and_leaves_photos_out():
+    labels, said = ["A"] * 8 + ["B"] * 2 + ["RealPhotos"] * 5, ["A"] * 8 + ["A", "B"] + ["A"] * 5
+    rows = pd.DataFrame({"label": labels, "prediction": said, "group": range(15), "corr_A": 0.0, "corr_B": 0.0})
+    assert fingerprint.correlation_accuracy(rows)["value"] == (1 + 0.5) / 2
+
+
+def test_flat_residual_correlates_with_nothing(stage, table, monkeypatch):
+    prints = fingerprint.fingerprints(stage, table, EACH)
+    monkeypatch.setattr(stage.model.generator, "forward", torch.zeros_like)
+    flat = fingerprint.correlations(stage, prints, table, 2)
+    assert flat[[f"corr_{name}" for name in LABELS]].abs().to_numpy().max() == 0
+
+
+def test_features_are_what_the_last_layer_makes_the_logits_from(stage, monkeypatch):
+    torch.manual_seed(0)
+    crops = torch.rand(7, 3, SIDE, SIDE)
+    values = stage_module.features(stage, crops)
+    head = stage.model.classifier.backbone.get_classifier()
+    assert values.shape == (7, head.in_features) and isinstance(values, np.ndarray)
+    with torch.no_grad():
+        logits = stage.model(crops).numpy()
+    assert logits.std(0).min() > 1e-3
+    made = values @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(made, logits, atol=1e-4)
+    monkeypatch.setattr(stage_module, "BATCH", 3)
+    np.testing.assert_allclose(stage_module.features(stage, crops), values, atol=1e-4)
+    with pytest.raises(ValueError, match="stage1"):
+        stage_module.features(tiny_stage(stage="stage1"), crops)
+
+
+def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path):
+    path, stage, fakes = tmp_path / "model.pt", tiny_stage(), table[table["is_fake"]]
+    stage_module.save_checkpoint({"other": 1}, path)
+    stage_module.remember(stage, fakes, path, limit=5)
+    bank = torch.load(path, weights_only=True)["bank"]
+    assert len(bank) == 5 * len(LABELS) == len(stage.neighbours.bank)
+    crops, rows = stage_module.crops_of(stage, fakes, 5)
+    found = stage_module.features(stage, crops)
+    assert np.allclose(bank.numpy(), found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-3)
+    (scored,) = stage.stream([Image.open(f"{table.attrs['root']}/{rows['path'].iloc[0]}")], 1)
+    assert scored.strangeness == pytest.approx(stage.neighbours.distance(found[:1])[0], abs=1e-3)
+
+
+def blobs(count):
+    """Features of two classes far apart, too many for an exact PCA, and rows that say which is which."""
+    label = np.arange(count) % 2
+    values = np.random.default_rng(0).normal(0, 1, (count, 1200)) + 20 * label[:, None]
+    return values, pd.DataFrame({"label": np.array(["A", "B"])[label], "split": "test"}, index=range(5, 5 + count))
+
+
+def test_embedding_keeps_neighbours_and_repeats_under_its_seed():
+    values, rows = blobs(40)
+    points = fingerprint.embed(values, rows, seed=1)
+    assert list(points) == ["x", "y", "label", "source"] and points.index.equals(rows.index)
+    xy = points[["x", "y"]].to_numpy()
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=2) + 1e9 * np.eye(40)
+    assert (points["label"].to_numpy()[distance.argmin(1)] == rows["label"]).all()
+    pd.testing.assert_frame_equal(points, fingerprint.embed(values, rows, seed=1))
+
+
+def test_embedding_of_few_images_and_its_sources():
+    values, rows = blobs(4)
+    assert fingerprint.embed(values, rows)["source"].tolist() == ["test split"] * 4
+    named = fingerprint.embed(values, rows.assign(source=["a", "b", "c", "d"]))
+    assert named["source"].tolist() == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="four"):
+        fingerprint.embed(values[:3], rows.iloc[:3])
+
+
+def test_carriers_are_photos_of_the_split_and_of_other_groups(table):
+    pairs = pd.concat([fingerprint.pairs_of(table, EACH, seed=seed) for seed in range(5)])
+    assert len(pairs) == 5 * 3 * EACH
+    merged = pairs.merge(table, left_on="carrier", right_on="path", suffixes=("", "_photo"))
+    assert (merged["group_photo"] != merged["group"]).all() and (merged["carrier_group"] == merged["group_photo"]).all()
+    assert (merged["label_photo"] == "RealPhotos").all() and (merged["split"] == "test").all()
+    assert merged["carrier"].nunique() == EACH
+    with pytest.raises(ValueError, match="no photo outside group"):
+        fingerprint.pairs_of(table[table["is_fake"] | (table["group"] == "g08")], EACH)
+    with pytest.raises(ValueError, match="no fake"):
+        fingerprint.pairs_of(table[~table["is_fake"]], EACH)
+
+
+def test_transfer_repeats_under_its_seed_and_leaves_strange_generators_out(stage, table):
+    one = fingerprint.carry(stage, table, 3, seed=1)
+    pd.testing.assert_frame_equal(one, fingerprint.carry(stage, table, 3, seed=1))
+    assert one["carrier"].tolist() != fingerprint.carry(stage, table, 3, seed=2)["carrier"].tolist()
+    strange = fingerprint.carry(stage, table.replace({"label": {"ProGAN": "New"}}), 3)
+    assert set(strange["label"]) == {"BigGAN", "StyleGAN2"}
+
+
+@pytest.mark.parametrize("quality", [None, 60])
+def test_psnr_is_that_of_the_clipped_sum_before_the_codec(table, quality, monkeypatch):
+    stage = tiny_stage(quality)
+    monkeypatch.setattr(stage_module, "BATCH", 4)
+    pairs = fingerprint.carry(stage, table, 2)
+    for row in pairs.iloc[[0, -1]].itertuples():
+        c, x = (np.asarray(Image.open(f"{table.attrs['root']}/{path}"))[2:-2, 2:-2] for path in (row.carrier, row.path))
+        if quality:
+            Image.fromarray(x).save(buffer := io.BytesIO(), "JPEG", quality=quality, subsampling="4:2:0")
+            x = np.asarray(Image.open(buffer))
+        with torch.no_grad():
+            r = stage.model.generator(torch.from_numpy(x / 255).permute(2, 0, 1)[None].float())
+        summed = np.clip(c / 255 + r[0].permute(1, 2, 0).numpy(), 0, 1)
+        assert row.psnr == pytest.approx(-10 * np.log10(np.mean((summed - c / 255) ** 2)), abs=1e-3)
+        assert 0 < row.ssim < 1
+
+
+def test_zero_residual_leaves_the_carrier_as_it_is(table, monkeypatch):
+    stage = tiny_stage(quality=60)
+    monkeypatch.setattr(stage.model.generator, "forward", torch.zeros_like)
+    pairs = fingerprint.carry(stage, table, 2)
+    assert np.isposinf(pairs["psnr"]).all() and (pairs["ssim"] == 1).all()
+    assert pairs["alone"].equals(pairs["named"])
+    metrics = fingerprint.summary(pairs)
+    assert metrics["psnr"] == {"value": None, "low": None, "high": None} and metrics["ssim"]["value"] == 1
+    carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
+    assert torch.equal(carried.sums, carried.carriers)
+
+
+class NearestPattern(nn.Module):
+    """A perfect classifier of the planted patterns, in place of a trained stage 2."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+        cut = np.stack(list(patterns().values()))[:, 2:-2, 2:-2].transpose(0, 3, 1, 2)
+        self.own = classifiers.high_pass(torch.from_numpy(cut).float()).flatten(1)  # (3, 3 * S * S)
+
+    def forward(self, images):
+        return self.generator(images).flatten(1) @ self.own.T
+
+
+def test_planted_patterns_are_carried_to_photos(table):
+    stage = tiny_stage()
+    stage.model = NearestPattern(stage.model.generator)
+    pairs = fingerprint.carry(stage, table, EACH)
+    metrics = fingerprint.summary(pairs)
+    assert metrics["carried"]["value"] == 1 and metrics["carrier_alone"]["value"] < 0.7
+    carriers = pairs.drop_duplicates("carrier")
+    crops, rows = stage_module.crops_of(stage, table[table["path"].isin(carriers["carrier"])], EACH)
+    with torch.no_grad():
+        expected = dict(zip(rows["path"], stage.model(crops).argmax(1).tolist(), strict=True))
+    assert [LABELS[expected[path]] for path in carriers["carrier"]] == carriers["alone"].tolist()
+
+
+TRANSFERRED = pd.DataFrame(
+    [
+        ("A", "A", "A", 30.0, 0.9),
+        ("A", "B", "A", 40.0, 0.8),
+        ("A", "B", "B", np.inf, 1.0),
+        ("A", "B", "A", 32.0, 0.7),
+        ("B", "B", "B", 34.0, 0.6),
+        ("B", "A", "A", 34.0, 0.8),
+    ],
+    columns=["label", "alone", "named", "psnr", "ssim"],
+).assign(group=list("uvwxyz"))
+
+
+def test_transfer_metrics_by_hand():
+    metrics = fingerprint.summary(TRANSFERRED)
+    values = {name: one["value"] for name, one in metrics.items()}
+    by_hand = {"carried": (3 / 4 + 1 / 2) / 2, "carrier_alone": (1 / 4 + 1 / 2) / 2, "carried_anew": (2 / 3 + 0) / 2}
+    assert values == pytest.approx(by_hand | {"psnr": 34.0, "ssim": 0.8})
+    assert all(one["low"] < one["value"] < one["high"] for one in metrics.values())
+    right = TRANSFERRED.assign(alone=TRANSFERRED["label"])
+    assert fingerprint.summary(right)["carried_anew"]["value"] is None
+
+
+def test_confusion_ends_with_the_carriers_alone():
+    shares = fingerprint.confusion(TRANSFERRED, ["A", "B", "C"])
+    assert list(shares.index) == ["A", "B", "carrier alone"] and list(shares.columns) == ["A", "B", "C"]
+    assert shares.to_numpy().ravel() == pytest.approx([3 / 4, 1 / 4, 0, 1 / 2, 1 / 2, 0, 2 / 6, 4 / 6, 0])
+
+
+def test_plot_of_fingerprints_has_a_column_per_generator(stage, table):
+    prints = fingerprint.fingerprints(stage, table, 5)
+    figure = analysis.plot_fingerprints(prints)
+    assert len(figure.axes) == 2 * 3 + 1 and figure.axes[-1].get_ylabel() == "log10 power"
+    for ax, below, (name, one) in zip(figure.axes[:3], figure.axes[3:6], prints.items(), strict=True):
+        assert ax.get_title() == f"{name}\n5 images, ±{3 * 255 * one.mean.std():.2f} of 255"
+        expected = np.clip(0.5 + one.mean / one.mean.std() / 6, 0, 1)
+        np.testing.assert_allclose(ax.images[0].get_array(), expected, atol=1e-6)
+        assert np.array_equal(below.images[0].get_array(), one.spectrum)
+        assert below.get_xlabel() == "cycles per pixel"
+    assert len({ax.images[0].get_clim() for ax in figure.axes[3:6]}) == 1
+
+
+def test_plot_of_correlations_writes_them_and_the_accuracy(found):
+    means = fingerprint.mean_correlations(found)
+    figure = analysis.plot_correlations(means, {"value": 0.9, "low": 0.85, "high": 0.95})
+    ax, bar = figure.axes
+    assert [text.get_text() for text in ax.texts] == [f"{one:.3f}" for one in means.to_numpy().ravel()]
+    assert ax.get_title() == "named by the largest: 0.90 right (0.85 to 0.95)"
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*LABELS, "RealPhotos"]
+    assert bar.get_ylabel() == "mean correlation"
+    alone = {"value": 0.9, "low": None, "high": None}
+    titles = [analysis.plot_correlations(means, one).axes[0].get_title() for one in (alone, None)]
+    assert titles == ["named by the largest: 0.90 right", ""]
+
+
+@pytest.mark.parametrize(("sources", "shapes"), [(1, 1), (10, 10), (14, 10)])
+def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sources, shapes):
+    count = 20 * sources
+    source = [f"s{i % sources:02}" for i in range(count)] + ["s00"]
+    points = pd.DataFrame({"x": 0.0, "y": np.arange(count + 1), "label": "A", "source": source})
+    points.loc[::3, "label"] = "B"
+    ax = analysis.plot_embedding(points).axes[0]
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    named = texts[texts.index("source") + 1 :]
+    assert texts[: texts.index("source")] == ["generator", "A", "B"]
+    assert len(named) == shapes and named[0] == "s00" and ("other" in named) == (sources > 10)
+    assert len(ax.collections[0].get_offsets()) == count + 1 and len(set(map(tuple, ax.collections[0].get_fc()))) == 2
+    assert len({path.vertices.tobytes() for path in ax.collections[0].get_paths()}) == shapes
+
+
+def test_plot_of_transfer_shows_the_three_pictures_of_each_pair(stage, table):
+    pairs = fingerprint.carry(stage, table, 1)
+    carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
+    figure = analysis.plot_transfer(pairs, carried, times=4)
+    assert len(figure.axes) == 3 * 3
+    assert [figure.axes[i].get_ylabel() for i in (0, 3, 6)] == ["carrier", "fingerprint × 4", "sum"]
+    first = pairs.iloc[0]
+    assert figure.axes[6].get_title() == f"named {first['named']}\n{first['psnr']:.1f} dB, SSIM {first['ssim']:.3f}"
+    assert [figure.axes[i].get_title() for i in (0, 3)] == [f"named {first['alone']}", f"of {first['label']}"]
+    grey = np.clip(0.5 + 4 * carried.residuals[0].numpy().transpose(1, 2, 0), 0, 1)
+    np.testing.assert_allclose(figure.axes[3].images[0].get_array(), grey, atol=1e-6)

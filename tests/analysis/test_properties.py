@@ -1,0 +1,107 @@
+"""Image properties: values that are known beforehand, measured once per content, and words for their bins."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+from skimage import data
+
+from dfd.analysis import slices
+from dfd.data import manifest
+
+
+@pytest.fixture
+def table(tiny_data, tmp_path):
+    return manifest.scan(tiny_data, tmp_path, progress=False)
+
+
+def test_properties_of_known_images():
+    grey = slices.describe(Image.new("RGB", (40, 30), (51, 51, 51)))
+    assert grey == pytest.approx(dict.fromkeys(slices.MEASURED, 0.0) | {"brightness": 0.2}, abs=1e-6)
+    assert slices.describe(Image.new("RGB", (40, 30), (255, 0, 0)))["saturation"] == 1
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    checks = slices.describe(Image.fromarray(board.astype(np.uint8)).convert("RGB"))
+    assert checks["brightness"] == checks["contrast"] == pytest.approx(0.5)
+    assert checks["texture"] == pytest.approx(4, rel=0.05)  # four neighbours, each one away; fewer at the border
+
+
+def test_sharpness_falls_with_blur_and_not_with_contrast():
+    photo = Image.fromarray(data.astronaut()).crop((0, 0, 200, 200))
+    pale = photo.point(lambda value: 64 + value // 2)
+    first, blurred, faint = (slices.describe(one) for one in (photo, photo.filter(ImageFilter.BoxBlur(2)), pale))
+    assert blurred["sharpness"] < 0.5 * first["sharpness"]
+    assert faint["sharpness"] == pytest.approx(first["sharpness"], rel=0.1)
+    assert faint["texture"] == pytest.approx(first["texture"] / 2, rel=0.1)
+
+
+def test_large_images_are_measured_in_the_middle():
+    image = Image.new("RGB", (slices.WINDOW + 200, slices.WINDOW + 200), "white")
+    image.paste("black", (100, 100, slices.WINDOW + 100, slices.WINDOW + 100))
+    assert slices.describe(image)["brightness"] == 0
+
+
+def test_a_face_is_found_and_measured_whatever_the_images_size():
+    photo = Image.fromarray(data.astronaut()).crop((100, 0, 356, 256))
+    small, large = slices.face_share(photo), slices.face_share(photo.resize((768, 768)))
+    assert 0.25 < small < 0.7 and large == pytest.approx(small, abs=0.1)
+    assert slices.face_share(Image.fromarray(data.brick()).convert("RGB")) == 0
+    assert slices.face_share(photo.resize((20, 20))) == 0
+
+
+def test_each_content_is_measured_once(table, tmp_path, monkeypatch):
+    looks = []
+    describe = slices.describe
+    monkeypatch.setattr(slices, "describe", lambda image: looks.append(1) or describe(image))
+    first = slices.measure(table.head(5), tmp_path)
+    whole = slices.measure(pd.concat([table, table.head(2).assign(path=["x", "y"])]), tmp_path)
+    assert len(looks) == len(table)
+    columns = list(slices.MEASURED)
+    assert np.array_equal(whole[columns].head(5), first[columns])
+    assert np.array_equal(whole[columns].tail(2), first[columns].head(2))
+    assert whole["size"].iloc[0] == table[["width", "height"]].iloc[0].min()
+    monkeypatch.setattr(slices, "VERSION", 99)
+    slices.measure(table.head(3), tmp_path)
+    assert len(looks) == len(table) + 3
+
+
+def test_sources_come_from_manifest_provenance_or_file_name(table, tiny_data):
+    assert slices.sources(table.assign(source="given")).eq("given").all()
+    assert slices.sources(table).eq("unknown").all()
+    named = table.assign(path=[f"ProGAN/walk_{i}.png" for i in range(len(table))])
+    assert slices.sources(named).eq("walk").all()
+    sheet = tiny_data.parent / "provenance.csv"
+    sheet.write_text("file,source\nProGAN/walk_0.png,lab\n")
+    try:
+        assert slices.sources(named).tolist()[:2] == ["lab", "walk"]
+    finally:
+        sheet.unlink()
+
+
+def test_bins_are_words_in_the_order_of_the_values():
+    rows = pd.DataFrame(
+        {
+            "label": ["b", "a"] * 6,
+            "format": "PNG",
+            "brightness": np.linspace(0, 1.1, 12),
+            "size": [64, 128] * 6,
+            "jpeg_quality": [np.nan] * 6 + [75.0] * 3 + [95.0] * 3,
+            "face": [0.0] * 4 + list(np.linspace(0.2, 0.9, 8)),
+        }
+    )
+    found = slices.binned(rows)
+    assert list(found) == ["label", "brightness", "face", "size", "jpeg_quality"]  # one format tells nothing
+    assert found["brightness"].cat.categories[1:].tolist() == ["0 to 0.3", "0.4 to 0.7", "0.8 to 1.1"]
+    assert found["brightness"].value_counts().drop("unknown").eq(4).all()
+    assert found["size"].tolist() == ["64", "128"] * 6
+    assert found["jpeg_quality"].tolist() == ["no JPEG"] * 6 + ["75"] * 3 + ["95"] * 3
+    assert found["face"].tolist() == ["none"] * 4 + ["0.2 to 0.5"] * 4 + ["0.6 to 0.9"] * 4
+
+
+def test_join_keeps_order_and_refuses_two_rows_for_one_image(table, tmp_path):
+    measured = slices.measure(table, tmp_path)
+    rows = table[["path", "label"]].sample(frac=1, random_state=0)
+    joined = slices.join(rows, measured)
+    assert joined["path"].tolist() == rows["path"].tolist() and list(joined)[:2] == ["path", "label"]
+    assert joined["texture"].tolist() == measured.loc[rows.index, "texture"].tolist()
+    with pytest.raises(pd.errors.MergeError):
+        slices.join(rows, pd.concat([measured, measured]))

@@ -1,0 +1,116 @@
+"""Neighbours and suspected labels: swapped labels come to the top, near-duplicates are named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from networks import untrained
+from PIL import Image
+
+from dfd.analysis import label_errors
+from dfd.data import manifest
+
+LABELS = ["RealPhotos", "ProGAN", "BigGAN", "StyleGAN2"]
+
+
+def clouds(seed=0, images=400, per_group=4, apart=5.0):
+    """A manifest and features: a Gaussian cloud for each label, images of a group near to one another."""
+    rng = np.random.default_rng(seed)
+    group = np.arange(images) // per_group
+    label = np.array(LABELS)[group % 4]
+    centres = rng.normal(0, 1, (4, 32))
+    centres *= apart / np.linalg.norm(centres, axis=1, keepdims=True)
+    values = (
+        centres[group % 4] + rng.normal(0, 0.7, (images // per_group, 32))[group] + rng.normal(0, 0.7, (images, 32))
+    )
+    split = np.where(group % 5 == 0, "test", "train")
+    path = [f"{name}/{i}.png" for i, name in enumerate(label)]
+    return pd.DataFrame({"path": path, "label": label, "group": group, "split": split}), values.astype(np.float32)
+
+
+def swap(table, count, seed=0):
+    """The table with `count` labels swapped for another, and their paths."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(table), count, replace=False)
+    names = sorted(table["label"].unique())
+    swapped = table.copy()
+    for row in rows:
+        swapped.loc[row, "label"] = rng.choice([name for name in names if name != table["label"][row]])
+    return swapped, set(table["path"][rows])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_twenty_swapped_labels_are_among_the_first_forty_suspects(seed):
+    table, values = clouds(seed)
+    swapped, planted = swap(table, 20, seed)
+    found = label_errors.suspected(values, swapped)
+    assert planted <= set(found["path"].head(40))
+    right = found[found["path"].isin(planted)].merge(table[["path", "label"]], on="path", suffixes=("", "_true"))
+    assert (right["suggested"] == right["label_true"]).mean() >= 0.9
+    assert len(found) == len(table) and found["suspected"].sum() < 60
+
+
+def test_good_labels_are_hardly_suspected():
+    table, values = clouds()
+    found = label_errors.suspected(values, table)
+    assert found["suspected"].sum() <= 4
+    assert found["suspected"].is_monotonic_decreasing and (found["p_label"] > found["p_suggested"]).mean() > 0.97
+
+
+def test_an_image_is_not_judged_by_its_own_group():
+    """Noise for features, but equal within a group: only a fold that cuts a group could name the labels."""
+    rng = np.random.default_rng(0)
+    table, _ = clouds(images=200, per_group=10)
+    values = rng.normal(0, 1, (20, 32))[table["group"]]
+    p = label_errors.held_out_probabilities(values, table["label"], table["group"])
+    assert (p.idxmax(axis=1) == table["label"]).mean() < 0.6
+    own = label_errors.held_out_probabilities(values, table["label"], pd.Series(range(200)))
+    assert (own.idxmax(axis=1) == table["label"]).mean() > 0.95
+    with pytest.raises(ValueError, match="at least two groups"):
+        label_errors.held_out_probabilities(values, table["label"], table["label"])
+
+
+def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
+    """From files to suspects: 180 pictures in three folders, 20 of them in the wrong one."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    textures = {"RealPhotos": 0 * rows, "ProGAN": (rows + columns) % 2 * 2 - 1, "BigGAN": columns // 2 % 2 * 2 - 1}
+    wrong = set(rng.choice(180, 20, replace=False).tolist())
+    planted = set()
+    for name in textures:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for i in range(180):
+        true = list(textures)[i % 3]
+        folder = list(textures)[(i + 1) % 3] if i in wrong else true
+        small = Image.fromarray(rng.integers(40, 216, (5, 5, 3), dtype=np.uint8))
+        pixels = np.asarray(small.resize((64, 64), Image.Resampling.BICUBIC), dtype=float)
+        pixels = pixels + 12 * textures[true][..., None] + rng.normal(0, 2, pixels.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / folder / f"{i}.png")
+        planted |= {f"{folder}/{i}.png"} if i in wrong else set()
+    table = manifest.scan(tmp_path / "data", progress=False)
+    values = label_errors.load(untrained("stage1", representation="highpass"), table, tmp_path)
+    found = label_errors.suspected(values, table)
+    assert planted <= set(found["path"].head(40))
+
+
+def test_neighbours_are_the_nearest_and_near_duplicates_are_named():
+    images = pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "phash": ["00ff", None]})
+    train = pd.DataFrame({"path": list("cde"), "label": ["x", "y", "y"], "phash": ["ff00", "00fe", "0000"]})
+    values, of_train = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 1.0], [5.0, 0.1], [-1.0, 1.0]])
+    found = label_errors.neighbours(images, train, values, of_train, count=2)
+    assert found["neighbour"].tolist() == ["d", "c", "c", "e"] and found["rank"].tolist() == [1, 2, 1, 2]
+    assert found["similarity"].tolist() == pytest.approx([0.9998, 0.7071, 0.7071, 0.7071], abs=1e-3)
+    assert found["bits"].tolist()[:2] == [1, 16] and found["bits"].isna().tolist() == [False, False, True, True]
+    assert found["twin"].tolist() == [True, True, False, False]
+    each = label_errors.agreement(found)
+    assert each.loc["a"].tolist() == ["x", "x", 0.5, 1] and each.loc["b", "own"] == 0.5
+    assert label_errors.neighbours(images.iloc[:0], train, values[:0], of_train).empty
+    with pytest.raises(ValueError, match="no training image"):
+        label_errors.neighbours(images, train.iloc[:0], values, of_train[:0])
+
+
+def test_far_hashes_are_no_twins():
+    far, near = f"{(1 << 61) - 1:064x}", f"{(1 << 60) - 1:064x}"
+    images = pd.DataFrame({"path": ["a"], "label": ["x"], "phash": ["0" * 64]})
+    train = pd.DataFrame({"path": ["b", "c"], "label": ["x", "x"], "phash": [far, near]})
+    found = label_errors.neighbours(images, train, np.ones((1, 2)), np.array([[1.0, 1.0], [1.0, 0.5]]))
+    assert found["bits"].tolist() == [61, 60] and found["twin"].tolist() == [False, True]

@@ -1,0 +1,103 @@
+"""Content credentials: signed here, with certificates made here, and broken in every way that must be told apart."""
+
+import datetime
+import io
+
+import pytest
+from bad_files import encoded, picture
+
+from dfd.app import metadata
+
+c2pa = pytest.importorskip("c2pa", reason="pip install c2pa-python")
+x509 = pytest.importorskip("cryptography.x509", reason="pip install cryptography")
+
+
+def certificate(subject, issuer, key, signer, is_root):
+    from cryptography.hazmat.primitives import hashes
+
+    def name(text):
+        kinds = (x509.oid.NameOID.COMMON_NAME, x509.oid.NameOID.ORGANIZATION_NAME)
+        return x509.Name([x509.NameAttribute(kind, text) for kind in kinds])
+
+    now = datetime.datetime.now(datetime.UTC)
+    uses = dict.fromkeys(
+        "content_commitment key_encipherment data_encipherment key_agreement encipher_only decipher_only".split(), False
+    ) | {"digital_signature": not is_root, "key_cert_sign": is_root, "crl_sign": is_root}
+    made = x509.CertificateBuilder().subject_name(name(subject)).issuer_name(name(issuer)).public_key(key.public_key())
+    made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+    made = made.not_valid_after(now + datetime.timedelta(days=30))
+    made = made.add_extension(x509.BasicConstraints(is_root, None), True).add_extension(x509.KeyUsage(**uses), True)
+    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+    made = made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+    if not is_root:
+        usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.EMAIL_PROTECTION])
+        made = made.add_extension(usage, False)
+    return made.sign(signer, hashes.SHA256())
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory):
+    """A signed JPEG's bytes, and the PEM file of the root that vouches for the signer."""
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    signer_name = "<b>Camera</b>\u202e Maker"
+    root = certificate("Root", "Root", root_key, root_key, True)
+    leaf = certificate(signer_name, "Root", key, root_key, False)
+    pems = [one.public_bytes(form.Encoding.PEM) for one in (leaf, root)]
+    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(pems), private, None))
+    kind = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    actions = {"label": "c2pa.actions", "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": kind}]}}
+    claim = {"claim_generator_info": [{"name": "Painter", "version": "2"}], "assertions": [actions]}
+    out = io.BytesIO()
+    c2pa.Builder(claim).sign(signer, "image/jpeg", io.BytesIO(encoded(picture(3), "JPEG")), out)
+    trust = tmp_path_factory.mktemp("trust") / "roots.pem"
+    trust.write_bytes(pems[1])
+    return out.getvalue(), trust
+
+
+def test_a_signature_that_nobody_vouches_for_is_not_verified(signed):
+    data, trust = signed
+    found = metadata.read_credentials(data, "JPEG")
+    assert found.state == "not verified" and metadata.TRUST in found.reason and "unchanged" in found.reason
+    assert metadata.read_credentials(data, "JPEG", trust).state == "verified"
+
+
+def test_the_trust_list_can_stand_in_the_environment(signed, monkeypatch):
+    data, trust = signed
+    monkeypatch.setenv(metadata.TRUST, str(trust))
+    found = metadata.read_facts(data).credentials
+    assert found.state == "verified"
+    assert found.signer == "<b>Camera</b> Maker"  # a direction mark is no letter; escaping is the page's business
+    assert found.made_with.startswith("Painter 2") and found.says == ("created: made by a trained model",)
+
+
+def test_a_file_that_was_changed_after_signing_is_told(signed):
+    data, trust = signed
+    changed = data[:-30] + bytes([data[-30] ^ 255]) + data[-29:]
+    found = metadata.read_credentials(changed, "JPEG", trust)
+    assert found.state == "not verified" and "changed after it was signed" in found.reason
+
+
+def test_damaged_credentials_are_no_error(signed):
+    data, trust = signed
+    start = data.index(metadata.MARK)
+    for offset in range(0, 4000, 97):
+        broken = data[: start + offset] + b"\xff" * 8 + data[start + offset + 8 :]
+        assert metadata.read_credentials(broken, "JPEG", trust).state in ("none", "not verified")
+
+
+def test_most_files_have_none_and_that_says_nothing():
+    plain = encoded(picture(3), "JPEG")
+    assert metadata.read_credentials(plain, "JPEG") == metadata.NONE
+    assert metadata.read_credentials(plain + b"c2pa", "JPEG") == metadata.NONE
+
+
+def test_without_the_library_nothing_is_claimed(signed, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    found = metadata.read_credentials(signed[0], "JPEG")
+    assert found.state == "not checked" and "pip install c2pa-python" in found.reason

@@ -1,0 +1,220 @@
+"""The examination of one image: its words follow from the checkpoints' numbers, its pictures from its crops."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from bad_files import encoded
+from PIL import Image
+from test_inference import noise
+
+from dfd.analysis import fingerprint
+from dfd.app import evidence, examine
+from dfd.core import images as images_module
+from dfd.inference.decide import threshold_at
+from dfd.inference.detector import Detector
+from dfd.inference.stage import CHECKPOINTS, update_checkpoint
+
+
+@pytest.fixture
+def image():
+    return noise(130, 100)
+
+
+def said(detector, image):
+    return " ".join(examine.examine(detector, image).sentences)
+
+
+def test_an_examination_holds_what_predict_says(run, image):
+    path = run / "x.png"
+    image.save(path)
+    detector = Detector.load(run)
+    one, (verdict,) = examine.examine(detector, path), detector.predict([path])
+    assert one.verdict.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and one.verdict.path == str(path)
+    assert (one.name, one.threshold, one.facts.format) == ("x.png", 0.5, "PNG")
+    odds = [np.log(crop.p_fake / (1 - crop.p_fake)) for crop in one.crops]
+    assert len(odds) == 5 and one.crops[0].top == (100 - 32) // 2 and one.crops[0].left == (130 - 32) // 2
+    assert 1 / (1 + np.exp(-np.mean(odds))) == pytest.approx(one.verdict.p_fake, abs=1e-3)
+    plain = json.loads(json.dumps(one.asdict()))
+    assert plain["by_crop"][0]["size"] == 32 and plain["facts"]["bytes"] == path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "pil", "array", "tensor"])
+def test_all_kinds_of_source_get_one_answer(kind, run, image):
+    path = run / "x.png"
+    image.save(path)
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels / 255).float().permute(2, 0, 1)
+    sources = {"path": path, "bytes": path.read_bytes(), "pil": image, "array": pixels, "tensor": tensor}
+    detector = Detector.load(run)
+    assert detector(sources[kind]).p_fake == detector(image).p_fake
+    assert examine.examine(detector, sources[kind]).verdict.p_fake == detector(image).p_fake
+    assert [one.p_fake for one in detector([sources[kind], path])] == [detector(image).p_fake] * 2
+
+
+def test_batches_of_arrays_and_tensors(run):
+    detector, pixels = Detector.load(run), np.stack([np.asarray(noise(40, 40, seed)) for seed in range(3)])
+    tensors = torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)
+    scores = [one.p_fake for one in detector(pixels)]
+    assert len(set(scores)) == 3 and [one.p_fake for one in detector(tensors)] == scores
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (np.zeros((20, 20, 3), np.float32), ValueError),
+        (np.zeros((20, 20, 4), np.uint8), ValueError),
+        (np.zeros((4, 20, 3), np.uint8), images_module.ImageError),
+        (torch.full((3, 20, 20), 1.5), ValueError),
+        (torch.full((3, 20, 20), float("nan")), ValueError),
+        (torch.zeros(20, 20, 3), ValueError),
+        (Image.new("F", (20, 20)), images_module.ImageError),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", images_module.ImageError),
+        ("nowhere.png", images_module.ImageError),
+        ("zero\0byte.png", images_module.ImageError),
+        (7, TypeError),
+    ],
+)
+def test_what_is_no_image_raises(bad, error, run):
+    with pytest.raises(error):
+        Detector.load(run)(bad)
+
+
+def test_words_for_the_threshold_come_from_the_validation_photos(run, image):
+    p = Detector.load(run)(image).p_fake
+    stage1 = run / CHECKPOINTS["stage1"]
+    photos = [p - 0.3] * 18 + [p - 0.1, p + 0.001]
+    update_checkpoint(stage1, validation={"photos": photos, "fakes": [p + 0.01]}, threshold=p - 0.2)
+    text = said(Detector.load(run), image)
+    assert f"held against {p - 0.2:.3f}, which it reaches" in text
+    assert "calls about 1 in 10 photos of the validation split (2 of 20) generated" in text
+    assert "About 1 in 20 photos of the validation split (1 of 20) scored this high" in text
+    update_checkpoint(stage1, validation={"photos": photos[:18], "fakes": []}, threshold=p + 0.2)
+    text = said(Detector.load(run), image)
+    assert "which it does not reach" in text and "None of the 18 photos of the validation split scored" in text
+
+
+def test_words_of_older_checkpoints_come_from_their_operating_points(run, image):
+    p = Detector.load(run)(image).p_fake
+    points = {"balanced": p - 0.2, "fpr_5": p - 0.1, "fpr_1": p + 0.01}
+    update_checkpoint(run / CHECKPOINTS["stage1"], operating_points=points, threshold=p - 0.2)
+    text = said(Detector.load(run), image)
+    assert "told photos and generated images of the validation split apart best" in text
+    assert "At most 1 in 20 photos of the validation split scored this high" in text
+    strict = Detector.load(run).at_fpr(0.01)
+    assert strict.threshold == points["fpr_1"] and not strict(image).is_fake
+    assert "calls at most 1 in 100 photos" in said(strict, image)
+    with pytest.raises(ValueError, match=r"rate of 0\.2; it has 0\.01 and 0\.05"):
+        Detector.load(run).at_fpr(0.2)
+
+
+def test_any_rate_works_with_validation_scores():
+    photos = list(np.linspace(0, 0.9, 10))
+    validation = {"photos": photos, "fakes": [0.85]}
+    assert threshold_at(0.1, validation, {}) == pytest.approx((0.8 + 0.85) / 2)
+    for fpr in (0, 0.05, 0.2, 0.55):
+        cut = threshold_at(fpr, validation, {})
+        assert sum(score >= cut for score in photos) == int(fpr * 10 + 1e-9)
+    with pytest.raises(ValueError, match="share"):
+        threshold_at(1.5, validation, {})
+
+
+def test_words_for_unknown_generators_and_candidates(run, image):
+    update_checkpoint(run / CHECKPOINTS["stage1"], threshold=0.0)
+    stage2 = run / CHECKPOINTS["stage2"]
+    assert "too few independent images" in said(Detector.load(run), image)
+    update_checkpoint(stage2, conformal_quantile=0.0, coverage=0.9)
+    detector = Detector.load(run)
+    verdict = detector(image)
+    text = said(detector, image)
+    assert f"looks most like {verdict.source}" in text
+    assert f"stay possible: {verdict.source}; such a list holds the right one 90% of the time" in text
+    width = detector.stage2.model.classifier.backbone.num_features
+    update_checkpoint(stage2, bank=torch.rand(12, width), strange_above=-1.0)
+    one = examine.examine(Detector.load(run), image)
+    assert one.headline == "Called generated, by an unknown generator" and "No training image" in " ".join(
+        one.sentences
+    )
+
+
+def test_crops_that_disagree_are_counted(run, image):
+    detector = Detector.load(run)
+    one = examine.examine(detector, image)
+    middle = float(np.median([crop.p_fake for crop in one.crops]))
+    update_checkpoint(run / CHECKPOINTS["stage1"], threshold=middle)
+    text = said(Detector.load(run), image)
+    agree = 3 if one.verdict.p_fake >= middle else 2
+    assert f"{agree} of its 5 crops agree with the answer" in text
+    assert "no second view" in " ".join(examine.examine(detector, image, crops=1).sentences)
+
+
+def test_the_curve_starts_at_the_answer_and_moves(run, image):
+    detector = Detector.load(run)
+    curve = examine.under_degradation(detector, image, "jpeg", [95, 40, 5])
+    assert list(curve.columns[:4]) == ["level", "p_fake", "is_fake", "source"] and list(curve.level) == [95, 40, 5]
+    assert curve.p_fake.nunique() == 3
+    (same,) = examine.degraded(detector, image, "none", [0])
+    assert same["p_fake"] == detector(image).p_fake
+    large = noise(300, 200)
+    (middle,) = examine.degraded(detector, large, "none", [0], side=100)
+    assert middle["p_fake"] == detector(large.crop((100, 50, 200, 150))).p_fake
+    with pytest.raises(ValueError, match="unknown"):
+        next(examine.degraded(detector, image, "melt", [1]))
+
+
+def test_evidence_is_drawn_kind_by_kind(run, image):
+    detector = Detector.load(run)
+    one = examine.examine(detector, image)
+    drawn = evidence.draw(detector, one)
+    assert next(drawn).kind == "crops" and list(one.pictures) == ["crops"]
+    assert [picture.kind for picture in drawn] == ["residual", "spectrum", "gradcam"] == list(one.pictures)[1:]
+    assert [label for label, _ in one.pictures["spectrum"].tiles] == ["this image"]
+    assert len(one.pictures["gradcam"].tiles) == 5
+    for picture in one.pictures.values():
+        assert picture.caption and all(tile.mode == "RGB" for _, tile in picture.tiles)
+    assert one.without_image().pictures == {} and one.pictures
+
+
+def test_the_map_colours_what_was_looked_at_and_nothing_else(run):
+    grey = Image.new("RGB", (800, 800), (128, 128, 128))
+    detector = Detector.load(run)
+    one = examine.examine(detector, grey, crops=1)
+    pixels = np.asarray(evidence.crop_map(detector, one).tiles[0][1]).astype(int)
+    assert pixels.shape == (768, 768, 3) and (pixels[10, 10] == 128).all()
+    assert np.ptp(pixels[384 - 12, 384 - 12]) > 10
+
+
+def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image):
+    prints = {name: fingerprint.Fingerprint(None, np.random.rand(32, 32), 3) for name in ("ProGAN", "BigGAN")}
+    fingerprint.save_spectra(prints, run)
+    detector = Detector.load(run)
+    picture = evidence.spectrum(detector, examine.examine(detector, image))
+    assert [label for label, _ in picture.tiles] == ["this image", "BigGAN", "ProGAN"]
+
+
+class Bright(torch.nn.Module):
+    """A network whose logit is the mean brightness of the lower right corner, for Grad-CAM to find."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Module()
+        self.backbone.feature_info = [{"module": "deep"}]
+        self.backbone.deep = torch.nn.AvgPool2d(4)
+
+    def forward(self, images):
+        return self.backbone.deep(images)[:, :, 4:, 4:].mean(dim=(1, 2, 3))
+
+
+def test_grad_cam_is_brightest_where_the_logit_comes_from():
+    crops = torch.zeros(2, 3, 32, 32)
+    crops[0, :, 20:28, 20:28] = 1
+    heat = evidence.grad_cam(Bright(), crops)
+    assert heat.shape == (2, 32, 32) and heat[0].max() == 1 and heat[1].max() == 0
+    row, column = divmod(int(heat[0].argmax()), 32)
+    assert 20 <= row < 28 and 20 <= column < 28
+
+
+def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
+    one = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
+    assert one.name == "../../etc/pass wd gnp.exe" and one.verdict.path is None

@@ -1,0 +1,81 @@
+"""What a file says of itself, however broken or hostile it is."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from bad_files import GOOD, encoded, make, picture
+from PIL import Image, PngImagePlugin
+
+from dfd.app import metadata
+from dfd.core import images
+
+
+def test_facts_of_a_jpeg(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Maker", "<script>alert(1)</script>\x07\nnext"
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(picture(0, 64, 48), "JPEG", quality=80, exif=exif, comment=b"made \xff here"))
+    found = metadata.read_facts(path)
+    assert (found.width, found.height, found.mode, found.format, found.frames) == (64, 48, "RGB", "JPEG", 1)
+    assert (found.jpeg_quality, found.subsampling) == (80, "4:2:0")
+    assert found.jpeg_tables.keys() == {"luminance", "chrominance"}
+    assert found.jpeg_tables["luminance"][0] == round(16 * 0.4)  # table K.1 at quality 80
+    assert found.exif == {"Make": "Maker", "Model": "<script>alert(1)</script> next"}
+    assert found.text["comment"] == "made \ufffd here"
+    assert found.bytes == path.stat().st_size and len(found.sha256) == 64
+    assert found == metadata.read_facts(path.read_bytes()) and found.note is None
+
+
+def test_text_of_a_png_is_shown_and_cut_short():
+    kept = PngImagePlugin.PngInfo()
+    kept.add_text("parameters", "a castle " * 500)
+    found = metadata.read_facts(encoded(picture(1), "PNG", pnginfo=kept))
+    assert found.text["parameters"].startswith("a castle") and len(found.text["parameters"]) == 200
+    assert found.jpeg_tables == {} and found.jpeg_quality is None
+
+
+def test_an_animation_counts_its_frames():
+    data = encoded(picture(1), "GIF", save_all=True, append_images=[picture(2), picture(3)])
+    assert metadata.read_facts(data).frames == 3
+
+
+def test_pixels_have_no_file():
+    for source in (picture(1, 30, 20), np.zeros((20, 30, 3), np.uint8), torch.zeros(3, 20, 30)):
+        found = metadata.read_facts(source)
+        assert (found.width, found.height, found.bytes) == (30, 20, None)
+
+
+@pytest.mark.parametrize("start", [6, 14, 22, 30, 60])
+def test_malformed_exif_is_a_note_and_no_error(start):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker" * 10
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    raw = bytearray(exif.tobytes())
+    raw[start : start + 8] = b"\xff" * 8
+    found = metadata.read_facts(encoded(picture(4), "JPEG", exif=bytes(raw)))
+    assert found.format == "JPEG" and all(text.isprintable() for text in found.exif.values())
+
+
+def test_every_kind_of_file_has_facts_or_a_reason(tmp_path):
+    for name, expected in make(tmp_path).items():
+        path = tmp_path / name
+        if not path.exists() or not path.is_file():
+            with pytest.raises(images.ImageError):
+                metadata.read_facts(path)
+            continue
+        found = metadata.read_facts(path)
+        json.dumps(found.asdict())
+        assert found.bytes is not None and (found.format is not None or expected is not GOOD)
+
+
+def test_a_file_above_the_limit_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(picture(5), "PNG"))
+    monkeypatch.setattr(images, "MAX_BYTES", path.stat().st_size - 1)
+    for read in (metadata.read_facts, images.load_rgb, images.inspect):
+        with pytest.raises(images.ImageError, match="oversized: 0 MB"):
+            read(path)
+    with pytest.raises(images.ImageError, match="oversized"):
+        images.load_rgb(path.read_bytes())

@@ -1,0 +1,146 @@
+"""predict as a person calls it: files, folders and patterns in; table, CSV and page out; interrupted and resumed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from bad_files import encoded, picture
+from click.testing import CliRunner
+from test_inference import content, noise
+
+from dfd import cli
+from dfd.app import predict
+from dfd.inference.stage import CHECKPOINTS, save_checkpoint, update_checkpoint
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run predict with tiny networks in a folder that holds three images and one that is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(content(stage), tmp_path / "run" / name)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b,\n.png", "deep/=c.jpg")):
+        (tmp_path / "in" / name).write_bytes(encoded(noise(70, 60, number), "PNG"))
+    (tmp_path / "in" / "not.png").write_bytes(b"<svg/>")
+    return lambda *words: CliRunner().invoke(cli.main, ["predict", "--model", "run", *words])
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_patterns_folders_and_files_stand_beside_each_other(call):
+    assert predict.find_images(["in/*.png"]) == ["in/a.png", "in/b,\n.png", "in/not.png"]
+    assert predict.find_images(["in/**/*.*g", "gone.png"])[-2:] == ["in/not.png", "gone.png"]
+    assert predict.find_images(["i[n]"]) == predict.find_images(["in"])
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        predict.find_images(["in/*.tiff"])
+
+
+def test_the_exit_code_says_whether_a_file_was_refused(call):
+    assert call("in/a.png").exit_code == 0
+    result = call("--json", "in")
+    assert result.exit_code == 1 and "1 of 4 images were refused" in result.stderr
+    assert [json.loads(line)["error"] is None for line in result.stdout.splitlines()] == [True, True, True, False]
+    assert call("--crops", "0", "in").exit_code == 2
+
+
+def test_csv_holds_what_json_says(call):
+    result = call("--json", "--csv", "out.csv", "in")
+    for row, line in zip(rows("out.csv"), result.stdout.splitlines(), strict=True):
+        one = json.loads(line)
+        assert row["path"] == one["path"] and row["error"] == (one["error"] or "")
+        if not one["error"]:
+            assert float(row["p_fake"]) == one["p_fake"] and row["is_fake"] == str(one["is_fake"])
+            assert float(row["p_ProGAN"]) == one["p_source"]["ProGAN"]
+            assert row["candidates"].split("|") == one["candidates"]
+
+
+def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path):
+    whole = call("--csv", "whole.csv", "in")
+    assert whole.exit_code == 1
+    assert call("--csv", "out.csv", "in/a.png", "in/not.png").exit_code == 1
+    again = call("--csv", "out.csv", "in")
+    assert again.exit_code == 2 and "--resume" in again.stderr and len(rows("out.csv")) == 2
+    with open("out.csv", "a") as file:
+        file.write('"in/b,')  # killed while it wrote
+    result = call("--csv", "out.csv", "--resume", "in")
+    assert "2 of 4 images are in out.csv already" in result.stderr
+    assert result.exit_code == 1  # for the file that the first run refused
+    assert len(result.stdout.splitlines()) == 1 + 2
+
+    def by_path(name):
+        return {row["path"]: row["p_fake"][:7] for row in rows(name)}
+
+    assert by_path("out.csv") == by_path("whole.csv") and len(rows("out.csv")) == 4
+    assert call("--resume", "in").exit_code == 2
+
+
+def test_a_journal_of_other_networks_or_another_threshold_is_not_gone_on_with(call, tmp_path):
+    assert call("--csv", "out.csv", "in/a.png").exit_code == 0
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], key="other")
+    result = call("--csv", "out.csv", "--resume", "in")
+    assert result.exit_code == 2 and "other networks" in result.stderr and len(rows("out.csv")) == 1
+    (tmp_path / "mine.csv").write_text("name,colour\nx,red\n")
+    result = call("--csv", "mine.csv", "--resume", "in")
+    assert result.exit_code == 2 and "was not written by" in result.stderr
+    assert (tmp_path / "mine.csv").read_text() == "name,colour\nx,red\n"
+
+
+def test_a_threshold_by_rate_changes_the_calls_and_not_the_scores(call, tmp_path):
+    p = json.loads(call("--json", "in/a.png").stdout)["p_fake"]
+    result = call("--threshold-fpr", "0.2", "in/a.png")
+    assert result.exit_code == 2 and "no threshold for a false positive rate of 0.2" in result.stderr
+    photos = [p - 0.01] * 5 + [p + 0.01] * 5
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], validation={"photos": photos, "fakes": []})
+    calls = {}
+    for share in ("0.5", "0.1"):
+        calls[share] = json.loads(call("--json", "--threshold-fpr", share, "in/a.png").stdout)
+    assert calls["0.5"]["is_fake"] and not calls["0.1"]["is_fake"]
+    assert calls["0.5"]["p_fake"] == calls["0.1"]["p_fake"] == p
+
+
+def test_report_is_the_page_with_every_file(call, tmp_path, monkeypatch):
+    result = call("--report", "page.html", "--csv", "out.csv", "in")
+    assert result.exit_code == 1 and len(rows("out.csv")) == 4
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert text.count("<article") == 4 and text.count("Grad-CAM</h3>") == 3 and "not an image: an SVG" in text
+    monkeypatch.setattr(predict, "PICTURED", 1)
+    call("--report", "page.html", "in")
+    assert (tmp_path / "page.html").read_text("utf-8").count("Grad-CAM</h3>") == 1
+
+
+def test_the_seeds_spelling_works(call, tmp_path):
+    command = [sys.executable, "-m", "dfd.inference.detector", "--model", "run", "--json", "--image", "in/a.png"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["path"] == "in/a.png"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_a_message_and_whole_lines(call, tmp_path, sent):
+    (tmp_path / "many").mkdir()
+    data = encoded(picture(1, 64, 64), "PNG")
+    for number in range(3000):
+        (tmp_path / "many" / f"{number:05}.png").write_bytes(data)
+    command = [sys.executable, "-m", "dfd", "predict", "--model", "run", "--csv", "out.csv", "many"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        for _ in range(1200):
+            if os.path.exists(tmp_path / "out.csv") and len(rows(tmp_path / "out.csv")) > 20:
+                break
+            time.sleep(0.05)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent and "Traceback" not in errors
+    done = rows(tmp_path / "out.csv")
+    assert f"interrupted after {len(done)} of 3000 images; the same command with --resume goes on" in errors
+    assert all(row["threshold"] for row in done)

@@ -1,0 +1,232 @@
+"""The probe without a browser: widgets are set as a browser would set them, and jobs run on their thread."""
+
+import io
+import json
+import threading
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from bad_files import png_header
+from PIL import Image
+from test_inference import content, noise
+
+from dfd import config
+from dfd.app import evidence, examine, probe
+from dfd.app import page as page_module
+from dfd.app.probe import SLOTS, TITLES, Jobs, Probe, probe
+from dfd.data import manifest, sample
+from dfd.inference.detector import Detector
+from dfd.inference.stage import CHECKPOINTS, save_checkpoint
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture
+def one(run):
+    one = Probe(Detector.load(run), [], run / "probe")
+    yield one
+    one.cancel()
+    assert one.jobs.wait(60)
+
+
+def file(image, format="PNG"):
+    image.save(buffer := io.BytesIO(), format)
+    return buffer.getvalue()
+
+
+def upload(one, *files):
+    now = datetime.now(UTC)
+    one.on.upload.value = tuple(
+        {"name": name, "type": "", "size": len(data), "content": memoryview(data), "last_modified": now}
+        for name, data in files
+    )
+
+
+def done(one):
+    assert one.jobs.wait(120)
+    return one.on.status.value
+
+
+def test_an_upload_gets_the_same_verdict_as_predict_in_words(one):
+    data = file(noise(130, 100))
+    assert "No image yet" in one.on.status.value and one.on.report.disabled
+    upload(one, ("photo.png", data))
+    assert "status done" in done(one)
+    verdict = Detector(one.detector.stage1, one.detector.stage2)(data)
+    assert f"is {verdict.p_fake:.3f}. It is held against 0.500" in one.on.answer.value
+    called = f"Called generated, by {verdict.source}" if verdict.is_fake else "Called a photograph"
+    assert f">{called}</p>" in one.on.answer.value
+    assert one.on.list.label == f"1. photo.png: {called} ({verdict.p_fake:.2f})"
+    assert one.on.evidence.value.count("<section>") == len(TITLES) == len(evidence.KINDS)
+    assert "130 × 100" in one.on.facts.value and one.on.upload.value == ()
+    assert not one.on.report.disabled and one.on.stop.disabled
+
+
+def test_a_refused_file_says_why_beside_the_others_answers(one):
+    upload(
+        one,
+        (HOSTILE, b"<svg onload='alert(1)'/>"),
+        ("huge.png", png_header(20_000, 20_000)),
+        ("ok.png", file(noise(64, 64))),
+    )
+    status = done(one)
+    assert "status failed" in status and "Examined 3 images" in status and "2 refused" in status
+    assert "an SVG drawing" in status and "oversized: " in status
+    assert [item.examination.verdict.error is None for item in one.items] == [False, False, True]
+    written = [one.on.status.value, one.on.answer.value, one.on.facts.value]
+    assert not any("<img src=x" in text for text in written) and "&lt;img src=x onerror=" in one.on.answer.value
+    one.on.list.index = 2
+    assert 'class="headline' in one.on.answer.value and done(one)
+    assert "<img" in one.on.curve.value
+
+
+def test_a_path_names_a_file_or_a_folder(one, tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    one.on.path.value = str(folder)
+    assert "holds no file" in one.on.status.value
+    noise(64, 64).save(folder / "a.png")
+    noise(64, 64, 1).save(folder / "b.png")
+    one.on.path.value = f'"{folder}"'
+    assert "Examined 2 images" in done(one) and one.on.path.value == ""
+    one.on.path.value = str(folder / "none.png")
+    assert "none.png: cannot be read" in done(one)
+
+
+def test_a_slider_degrades_the_image_and_the_latest_position_wins(one):
+    upload(one, ("photo.png", file(noise(130, 100))))
+    done(one)
+    before = one.on.curve.value, one.on.preview.value
+    for quality in (90.0, 60.0, 30.0):
+        one.on.sliders["jpeg"].value = quality
+    done(one)
+    assert one.on.said.value.count("After JPEG 30: score") == 1
+    levels, verdict = one.shown.trial.now
+    assert levels == {"jpeg": 30.0, "blur": 0.0, "rescale": 1.0}
+    noise(130, 100).save(buffer := io.BytesIO(), "JPEG", quality=30, subsampling="4:2:0")
+    assert verdict.p_fake == pytest.approx(one.detector(buffer.getvalue()).p_fake, abs=1e-3)
+    assert one.on.curve.value != before[0] and one.on.preview.value != before[1]
+    one.on.rest.click()
+    done(one)
+    assert "Sliders at rest" in one.on.said.value and one.on.sliders["jpeg"].value == 100
+
+
+def test_stop_drops_what_waits_and_keeps_what_is_done(one, monkeypatch):
+    reached, go = threading.Event(), threading.Event()
+
+    def slowly(*arguments):
+        reached.set()
+        assert go.wait(30)
+        raise AssertionError("never shown")
+
+    upload(one, *((f"{number}.png", file(noise(64, 64, number))) for number in range(2)))
+    assert "Examined 2 images" in done(one)
+    monkeypatch.setattr("dfd.probe.examine", slowly)
+    upload(one, ("late.png", file(noise(64, 64, 9))), ("later.png", file(noise(64, 64, 8))))
+    assert reached.wait(30) and not one.on.stop.disabled
+    one.on.stop.click()
+    go.set()
+    assert "status stopped" in done(one) and "2 of 4 images wait" in one.on.status.value
+    assert [item.examination is None for item in one.items] == [False, False, True, True]
+    assert one.on.stop.disabled
+    one.on.clear.click()
+    assert "No image yet" in one.on.status.value and one.items == [] and one.on.list.options == ()
+
+
+def test_saving_writes_a_page_and_json_of_all_images(one):
+    upload(one, ("../../evil.png", file(noise(130, 100))), (HOSTILE, file(noise(64, 64, 2))), ("bad.png", b"no image"))
+    done(one)
+    one.on.report.click()
+    assert "Saved" in done(one)
+    page, data = (next(one.folder.glob(f"probe-*.{suffix}")) for suffix in ("html", "json"))
+    assert len(list(one.folder.iterdir())) == 2  # upload names make no path
+    text, found = page.read_text(), json.loads(data.read_text())
+    assert text.count("<article") == 3 and "<script" not in text and "<img src=x" not in text
+    assert text.count("<h3>Spectrum</h3>") == 2 and text.count("<h3>Does the answer stand?</h3>") == 1
+    assert [image["p_fake"] is None for image in found["images"]] == [False, False, True]
+    curve = found["images"][0]["under_degradation"]["curve"]
+    assert [row["level"] for row in curve["jpeg"]] == [95, 85, 75, 65, 50, 30]
+    assert one.on.links.value.count("download=") == 2 and "data:text/html;base64," in one.on.links.value
+
+
+def test_a_failure_in_the_background_is_told(one, monkeypatch):
+    monkeypatch.setattr("dfd.app.page.write_text", lambda *given: (_ for _ in ()).throw(OSError("disk <full>")))
+    upload(one, ("photo.png", file(noise(64, 64))))
+    done(one)
+    one.on.report.click()
+    assert "Failed at saving: OSError: disk &lt;full&gt;" in done(one) and one.on.stop.disabled
+
+
+def test_large_images_are_degraded_in_the_middle():
+    image = Image.fromarray(np.arange(1200 * 1500 * 3, dtype=np.uint8).reshape(1200, 1500, 3))
+    trial = examine.trial(image, 0.5)
+    assert trial.is_cut and trial.image.size == (1024, 1024)
+    assert trial.image.getpixel((0, 0)) == image.getpixel((238, 88))
+    assert not examine.trial(image.crop((0, 0, 60, 50)), 0.5).is_cut
+
+
+def test_what_the_sliders_offer_begins_with_no_degradation():
+    for axis in examine.AXES:
+        offered = dict(examine.options(axis))
+        assert offered["none"] == axis.neutral and set(axis.levels) <= set(offered.values())
+    assert examine.chain(examine.rest()) == []
+    assert examine.chain({"jpeg": 50, "blur": 1.0, "rescale": 0.5}) == [("rescale", 0.5), ("blur", 1.0), ("jpeg", 50)]
+
+
+def test_the_gallery_holds_test_images_of_every_class_or_installed_photos(tiny_data, tmp_path):
+    cfg = config.Probe(data=str(tiny_data), out=str(tmp_path / "run"), examples=4)
+    assert [item.source for item in probe.gallery(cfg)] == [photo.path for photo in sample.PHOTOS[:4]]
+    table = manifest.scan(tiny_data, out=tmp_path / "run")
+    test = set(table.loc[table["split"] == "test", "path"])
+    names = [item.name for item in probe.gallery(cfg)]
+    assert set(names) <= test and [name.split("/")[0] for name in names[:3]] == ["RealPhotos", "BigGAN", "ProGAN"]
+
+
+@pytest.mark.parametrize("how", ["parameter", "headless"])
+def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeypatch):
+    if how == "headless":
+        monkeypatch.setenv("DFD_HEADLESS", "1")
+    cfg = config.Probe(data=str(tmp_path), out=str(run), examples=2, static=how == "parameter")
+    shown = probe(cfg).data
+    assert shown.count('class="headline') == 2 and shown.count("<h4>Does the answer stand?</h4>") == 2
+    assert "Grad-CAM" in shown and "What the file says of itself" in shown and "<script" not in shown
+
+
+def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
+    save_checkpoint(content(operating_points={"fpr_5": 0.75}), run / CHECKPOINTS["stage1"])
+    cfg = config.Probe(data=str(tmp_path), out=str(run), examples=1, static=True, fpr=0.05)
+    assert "held against 0.750" in probe(cfg).data
+
+
+def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced():
+    seen, errors, begun, gate = [], [], threading.Event(), threading.Event()
+    jobs = Jobs(("first", "second"), lambda slot, error: errors.append((slot, str(error))), lambda: seen.append("idle"))
+
+    def steps(name, count, wait=False):
+        for number in range(count):
+            if wait and number == 0:
+                begun.set()
+                gate.wait(30)
+            seen.append(f"{name}{number}")
+            yield
+        if name == "bad":
+            raise ValueError("broken")
+
+    jobs.start("second", steps("slow", 3, wait=True))
+    assert begun.wait(30)
+    jobs.start("second", steps("new", 2))
+    jobs.start("first", steps("bad", 1))
+    gate.set()
+    assert jobs.wait(30)
+    assert [name for name in seen if name != "slow0"] == ["bad0", "new0", "new1", "idle"]
+    assert errors == [("first", "broken")] and not jobs.has("first", "second")
+    with pytest.raises(ValueError, match="no slot 'third'"):
+        jobs.start("third", steps("x", 1))
+
+
+def test_titles_of_evidence_that_is_awaited_are_those_it_gets(one):
+    upload(one, ("photo.png", file(noise(64, 64))))
+    done(one)
+    assert {kind: picture.title for kind, picture in one.shown.examination.pictures.items()} == TITLES
+    assert SLOTS[0] == "live" and "being drawn" in page_module.evidence(one.shown.examination, ["Spectrum"])

@@ -1,0 +1,113 @@
+"""Files are whole or not there: after a full disk, a read-only folder, and one that vanished.
+
+A full disk is /dev/full, linked to under the temporary name: every write to it fails as on a full disk, also those of
+compiled libraries, and nobody needs to be root for it.
+"""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from score_tables import stage1_table
+
+from dfd.analysis import fingerprint, label_errors
+from dfd.core import io
+from dfd.data import manifest
+from dfd.evaluate import scores
+from dfd.inference import stage
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.is_symlink()}
+
+
+def fill(path):
+    """Let the disk be full for this file, once."""
+    path.with_name(path.name + io.PART).symlink_to("/dev/full")
+
+
+WRITERS = {
+    "text": ("a.txt", lambda folder, n: io.write_text(folder / "a.txt", f"{n}")),
+    "long text": ("a.txt", lambda folder, n: io.write_text(folder / "a.txt", f"{n}" * 100_000)),
+    "checkpoint": ("a.pt", lambda folder, n: stage.save_checkpoint({"n": n}, folder / "a.pt")),
+    "large checkpoint": ("a.pt", lambda folder, n: stage.save_checkpoint(_large(n), folder / "a.pt")),
+    "scores": (
+        "scores_stage1.parquet",
+        lambda folder, n: scores.save_scores(stage1_table([n], ["ProGAN"]), folder, "stage1"),
+    ),
+    "manifest": ("manifest.parquet", lambda folder, n: manifest.write(_manifest(n), folder)),
+    "features": ("f.npz", lambda folder, n: label_errors._write(folder / "f.npz", f"{n}", {"a": np.zeros(3)})),
+    "spectra": (fingerprint.SPECTRA, lambda folder, n: fingerprint.save_spectra(_prints(n), folder)),
+}
+
+
+def _large(n):
+    return {"weights": torch.full((1_000_000,), float(n))}
+
+
+def _manifest(n):
+    table = pd.DataFrame({"path": [f"{n}.png"]})
+    table.attrs = {"rejected": [], "root": "/"}
+    return table
+
+
+def _prints(n):
+    return {"ProGAN": fingerprint.Fingerprint(np.zeros((8, 8, 3)), np.full((8, 8), float(n)), 1)}
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_a_full_disk_leaves_the_file_before_it_whole_and_says_what_to_do(what, tmp_path):
+    name, write = WRITERS[what]
+    write(tmp_path, 1)
+    before = contents(tmp_path)
+    fill(tmp_path / name)
+    with pytest.raises(OSError, match="disk full; free some space.*what is done is kept.*" + name) as caught:
+        write(tmp_path, 2)
+    assert caught.value.errno == errno.ENOSPC
+    assert contents(tmp_path) == before
+    assert not (tmp_path / (name + io.PART)).exists()
+    write(tmp_path, 2)  # with space again
+    assert contents(tmp_path)[name] != before[name]
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises(OSError, match=r"cannot be written; make it writable or choose another.*/sys/a.txt"):
+        io.write_text(Path("/sys/a.txt"), "x")  # nobody can write there, root neither
+
+
+def test_a_folder_that_vanished_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder is gone; bring it back.*gone/a.txt"):
+        io.write_text(tmp_path / "gone" / "a.txt", "x")
+
+
+def test_an_error_about_another_file_keeps_its_words(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file.*other.png"), io.whole(tmp_path / "a") as draft:
+        draft.write_text("half")
+        (tmp_path / "other.png").read_bytes()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def watched(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("renamed"), replace(*names)))
+    io.write_text(tmp_path / "a.txt", "x")
+    assert done == [str(tmp_path / "a.txt.part"), "renamed", str(tmp_path)]
+
+
+def test_what_a_killed_run_left_is_overwritten_or_swept(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / (name + io.PART)).write_text("left by a run that was killed, and longer")
+    io.write_text(tmp_path / "a.txt", "x")
+    io.sweep(tmp_path)
+    assert contents(tmp_path) == {"a.txt": b"x"}

@@ -1,0 +1,177 @@
+"""Reading image files."""
+
+import hashlib
+import os
+
+import imagehash
+import numpy as np
+import pytest
+from bad_files import GOOD, encoded, make, picture, png_header
+from PIL import Image, ImageFile
+
+from dfd.core import images
+from dfd.data import splits
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write an image or bytes under a name, and give the path."""
+
+    def write(name, content, **options):
+        path = tmp_path / name
+        content.save(path, **options) if isinstance(content, Image.Image) else path.write_bytes(content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("format", images.FORMATS)
+def test_format_comes_from_the_content(save, format):
+    assert images.inspect(save("photo.xyz", encoded(picture(0), format)))["format"] == format
+
+
+def test_inspect_describes_the_file(save):
+    path = save("photo.png", picture(0, 64, 48))
+    found = images.inspect(path)
+    assert (found["width"], found["height"]) == (64, 48)
+    assert found["bytes"] == len(path.read_bytes())
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found["jpeg_quality"], found["subsampling"]) == (None, None)
+
+
+@pytest.mark.parametrize("quality", [1, 10, 30, 49, 50, 51, 75, 85, 90, 95, 99, 100])
+def test_jpeg_quality_is_what_pillow_saved(save, quality):
+    found = images.inspect(save("photo.jpg", picture(0), quality=quality))
+    assert abs(found["jpeg_quality"] - quality) <= (1 if quality < 10 else 0)  # at 1 the tables are all clipped at 255
+
+
+def test_jpeg_quality_of_other_tables_is_near(save):
+    tables = [[2] * 64, [3] * 64]
+    assert 90 < images.inspect(save("photo.jpg", picture(0), qtables=tables))["jpeg_quality"] <= 100
+
+
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_subsampling_is_what_pillow_saved(save, sampling):
+    assert images.inspect(save("photo.jpg", picture(0), subsampling=sampling))["subsampling"] == sampling
+
+
+def test_photo_of_several_pictures_is_a_jpeg(save):
+    path = save("photo.jpg", encoded(picture(0), "MPO", save_all=True, append_images=[picture(1)], quality=80))
+    found = images.inspect(path)
+    assert (found["format"], found["jpeg_quality"], found["width"]) == ("JPEG", 80, 64)
+
+
+def test_grey_jpeg_has_no_subsampling(save):
+    assert images.inspect(save("photo.jpg", picture(0).convert("L")))["subsampling"] is None
+
+
+def test_near_duplicates_hash_alike_and_others_do_not():
+    photo, other = picture(0, 256, 256), picture(1, 256, 256)
+    small = photo.resize((128, 128), Image.Resampling.BICUBIC)
+
+    def bits(one, two):
+        return imagehash.hex_to_hash(images.perceptual_hash(one)) - imagehash.hex_to_hash(images.perceptual_hash(two))
+
+    assert bits(photo, small) <= splits.NEAR < bits(photo, other)
+
+
+def test_flat_image_has_no_perceptual_hash():
+    assert images.perceptual_hash(Image.new("RGB", (64, 64), (90, 120, 200))) is None
+
+
+def test_exif_orientation_is_applied(save):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    wide = Image.new("RGB", (64, 32), "black")
+    wide.paste("white", (0, 0, 32, 32))
+    path = save("photo.png", wide, exif=exif)
+    found, pixels = images.inspect(path), np.asarray(images.load_rgb(path))
+    assert (found["width"], found["height"]) == (32, 64)
+    assert pixels.shape == (64, 32, 3)
+    assert pixels[:32].min() == 255 and pixels[32:].max() == 0  # the left half has become the upper one
+
+
+def test_alpha_is_composited_over_white(save):
+    image = Image.new("RGBA", (16, 16), (200, 100, 0, 255))
+    image.paste((200, 100, 0, 0), (0, 0, 8, 16))
+    image.paste((200, 100, 0, 51), (0, 8, 8, 16))  # a fifth opaque
+    rgb = images.load_rgb(save("photo.png", image))
+    assert rgb.mode == "RGB"
+    assert rgb.getpixel((12, 4)) == (200, 100, 0)
+    assert rgb.getpixel((4, 4)) == (255, 255, 255)
+    assert rgb.getpixel((4, 12)) == (244, 224, 204)  # 255 + (colour - 255) / 5
+
+
+def test_palette_transparency_is_composited_over_white(save):
+    image = Image.new("P", (16, 16), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.paste(1, (8, 0, 16, 16))
+    rgb = images.load_rgb(save("photo.png", image, transparency=0))
+    assert rgb.getpixel((0, 0)) == (255, 255, 255)
+    assert rgb.getpixel((15, 0)) == (40, 50, 60)
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.tiff"])
+def test_sixteen_bit_keeps_the_high_byte(save, name):
+    pixels = np.full((16, 16), 0x12FF, dtype=np.uint16)
+    pixels[:, 8:] = 0xFFFF
+    rgb = images.load_rgb(save(name, Image.fromarray(pixels)))
+    assert rgb.getpixel((0, 0)) == (0x12,) * 3
+    assert rgb.getpixel((15, 0)) == (255,) * 3
+
+
+def test_cmyk_becomes_rgb(save):
+    rgb = images.load_rgb(save("photo.tiff", Image.new("CMYK", (16, 16), (255, 0, 0, 0))))
+    assert rgb.getpixel((3, 3)) == (0, 255, 255)
+
+
+def test_first_frame_counts(save):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    rgb = images.load_rgb(save("photo.gif", frames[0], save_all=True, append_images=frames[1:]))
+    assert rgb.getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_error_names_file_and_reason(save):
+    path = save("photo.jpg", b"<html>404</html>")
+    with pytest.raises(images.ImageError, match=r"photo\.jpg: not an image: an HTML page"):
+        images.load_rgb(path)
+    with pytest.raises(images.ImageError, match=r"missing\.jpg: cannot be read: No such file"):
+        images.load_rgb(path.with_name("missing.jpg"))
+
+
+@pytest.mark.timeout(10)
+def test_pipe_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(images.ImageError, match="not a regular file"):
+        images.inspect(tmp_path / "pipe.png")
+
+
+def test_truncated_file_is_an_error_even_if_a_library_allows_it(save, monkeypatch):
+    data = encoded(picture(0, 256, 256), "JPEG")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(images.ImageError, match="truncated"):
+        images.load_rgb(save("photo.jpg", data[: len(data) // 2]))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pixel_limit_is_checked_before_decoding(save, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(images.ImageError, match="oversized: 12000 x 11000"):
+        images.inspect(save("photo.png", png_header(12_000, 11_000)))
+
+
+def test_a_40_megapixel_photo_passes(save):
+    path = save("photo.png", Image.new("L", (8000, 5000)), compress_level=1)
+    assert images.inspect(path)["width"] == 8000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_load_rgb_takes_exactly_what_inspect_takes(tmp_path):
+    for name, expected in make(tmp_path).items():
+        path = tmp_path / name
+        for read in (images.inspect, images.load_rgb):
+            if expected is GOOD:
+                read(path)
+            elif path.exists() and path.is_file():
+                with pytest.raises(images.ImageError, match=f"(?i){expected}"):
+                    read(path)

@@ -1,0 +1,128 @@
+"""What a scan remembers of earlier ones."""
+
+import errno
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from bad_files import picture
+from folders import classes, fill, scan
+
+from dfd.core import images
+from dfd.data import manifest, splits
+from dfd.data.manifest import ScanCache
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths that were decoded, in any order."""
+    seen, original = [], images.inspect
+
+    def inspect(path):
+        seen.append(Path(path).name)
+        return original(path)
+
+    monkeypatch.setattr(images, "inspect", inspect)
+    return seen
+
+
+def test_second_scan_decodes_only_what_changed(data, decoded):
+    classes(data)
+    (data / "ProGAN" / "bad.jpg").write_bytes(b"no image")
+    first = scan(data)
+    assert len(decoded) == 19
+    decoded.clear()
+    pd.testing.assert_frame_equal(scan(data), first)
+    assert decoded == []
+    picture(1234).save(data / "ProGAN" / "3.png")
+    fill(data / "BigGAN", 1, start=6)
+    scan(data)
+    assert sorted(decoded) == ["3.png", "6.png"]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, MemoryError])
+def test_stopped_scan_keeps_what_it_has(data, monkeypatch, decoded, interrupt):
+    classes(data)
+    original = images.inspect
+
+    def inspect(path):
+        if len(decoded) == 11:  # in the middle of a thread's part
+            raise interrupt
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "inspect", inspect)
+        with pytest.raises(interrupt):
+            scan(data, workers=1)
+    decoded.clear()
+    scan(data)
+    assert len(decoded) == 7
+
+
+def test_broken_or_unwritable_cache_does_not_stop_a_scan(data, tmp_path, monkeypatch, capsys):
+    classes(data)
+    with ScanCache(data) as cache:
+        path = cache.path
+    path.write_bytes(b"no database" * 1000)
+    assert len(scan(data)) == 18
+    assert f"cache {path} cannot be used" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DFD_CACHE", str(tmp_path / "file"))
+    assert len(scan(data)) == 18
+
+
+def test_full_disk_is_named(data, tmp_path, monkeypatch):
+    with ScanCache(data) as cache:
+        cache.connection.execute("PRAGMA max_page_count = 6")
+        with pytest.raises(OSError, match="disk full") as caught:
+            cache.keep_files({"a": (1, 1, {"text": "x" * 100_000})})
+        assert caught.value.errno == errno.ENOSPC
+    classes(data)
+    table = scan(data, tmp_path / "out")
+    before = (tmp_path / "out" / "manifest.parquet").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(OSError, match="disk full; free some space"):
+        manifest.write(table, tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.parquet").read_bytes() == before
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_cache_holds_whole_batches(data):
+    with ScanCache(data) as cache:
+        cache.keep_files({"a": (1, 2, {"width": 3})})
+        with pytest.raises(sqlite3.Error):
+            cache.keep_files({"b": (1, 2, {}), "c": ([], 2, {})})
+        with sqlite3.connect(cache.path) as other:  # what another process sees, or what a kill would leave
+            assert other.execute("SELECT path FROM files").fetchall() == [("a",)]
+        other.close()
+        assert cache.files({"a": (1, 2), "c": (1, 2)}) == {"a": {"width": 3}}
+        assert cache.files({"a": (1, 3)}) == {}
+
+
+@pytest.mark.parametrize(("module", "name"), [(images, "inspect"), (splits, "separate")])
+def test_a_second_scan_of_the_folder_may_come_and_go_during_the_first(module, name, data, monkeypatch, capsys):
+    classes(data)
+    original, connect, calls = getattr(module, name), sqlite3.connect, []
+
+    def watched(*given):
+        calls.append(name)
+        if len(calls) == {"inspect": 12, "separate": 1}[name]:
+            assert len(scan(data, seed=1, workers=1)) == 18
+        return original(*given)
+
+    monkeypatch.setattr(module, name, watched)
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.5))
+    assert len(scan(data, workers=1)) == 18 and len(calls) > 1
+    assert "cannot be used" not in capsys.readouterr().out
+    with ScanCache(data) as cache:
+        assert [len(cache.splits(f"seed {seed}, val 0.2, test 0.2")) for seed in (0, 1)] == [18, 18]

@@ -1,0 +1,101 @@
+"""Recognising the layout of a data folder."""
+
+import pytest
+from bad_files import encoded, picture
+from folders import classes, fill, reasons, scan
+
+from dfd.data import layouts
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
+
+
+def test_layout_forensynths(data, capsys):
+    for generator in ("progan/cat", "progan/dog", "stylegan"):
+        fill(data / generator / "0_real", 3)
+        fill(data / generator / "1_fake", 3)
+    (data / "progan" / "stray.png").write_bytes(encoded(picture(0), "PNG"))
+    table = scan(data)
+    assert table.label.value_counts().to_dict() == {"RealPhotos": 9, "progan": 6, "stylegan": 3}
+    assert reasons(table) == {"progan/stray.png": "outside every class folder"}
+    assert "layout: CNNDetection / ForenSynths" in capsys.readouterr().out
+
+
+def test_layout_genimage_keeps_its_split_and_carves_the_missing_one(data, capsys):
+    for generator in ("ADM", "Midjourney/imagenet_midjourney"):
+        for split, count in (("train", 20), ("val", 5)):
+            fill(data / generator / split / "nature", count)
+            fill(data / generator / split / "ai", count)
+    table = scan(data)
+    assert set(table.label) == {"RealPhotos", "ADM", "Midjourney"}
+    in_val = table.path.str.contains("/val/")
+    assert (table.split[in_val] == "val").all()
+    assert set(table.split[~in_val]) == {"train", "test"}
+    assert (table.split == "test").sum() == 20  # a fifth of 100
+    assert "layout: GenImage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("valid", ["val", "valid", "validation"])
+def test_split_folders_are_kept(data, valid, capsys):
+    for split in ("train", valid, "testing"):
+        classes(data / split, 3)
+    table = scan(data)
+    assert set(table.label) == {"RealPhotos", "ProGAN", "BigGAN"}
+    folder = table.path.str.split("/").str[0].map({"train": "train", valid: "val", "testing": "test"})
+    assert (table.split == folder).all()
+    assert f"below testing, train, {valid}" in capsys.readouterr().out
+
+
+def test_split_folders_hold_other_layouts_too(data):
+    for split in ("train", "test"):
+        fill(data / split / "progan" / "0_real", 10)
+        fill(data / split / "progan" / "1_fake", 10)
+    table = scan(data)
+    assert table.groupby("label").split.value_counts().unstack().loc["progan"].to_dict() == {
+        "test": 10,
+        "train": 6,
+        "val": 4,
+    }
+
+
+def test_files_beside_the_class_folders(data):
+    classes(data)
+    (data / "LICENCES").mkdir()
+    for name in ("README.md", "LICENSE", "provenance.csv", "LICENCES/photos.txt", "todo.txt"):
+        (data / name).write_text("text")
+    assert reasons(scan(data)) == {"todo.txt": "outside every class folder"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "text"),
+    [
+        ([], "is empty"),
+        (["cats", "dogs"], r"no known layout (?s:.*)RealPhotos/ and one folder per generator(?s:.*)found: cats, dogs"),
+        (["RealPhotos"], "no generator"),
+        (["progan/1_fake", "stylegan/1_fake"], "no known layout"),
+        (["train/RealPhotos", "train/ProGAN", "more/ProGAN"], r"split folders \(train\) beside others \(more\)"),
+    ],
+)
+def test_folder_that_is_no_layout_says_what_is_expected(data, folders, text):
+    data.mkdir()
+    for folder in folders:
+        fill(data / folder, 2)
+    with pytest.raises(layouts.ManifestError, match=text):
+        scan(data)
+
+
+def test_missing_folder(data):
+    with pytest.raises(layouts.ManifestError, match="data is missing; expected one of"):
+        scan(data)
+
+
+def test_class_without_a_readable_image_stops_with_the_first_reasons(data):
+    classes(data)
+    (data / "StyleGAN2").mkdir()
+    with pytest.raises(layouts.ManifestError, match=r"class StyleGAN2 has no readable image \(it is empty\)"):
+        scan(data)
+    (data / "StyleGAN2" / "a.jpg").write_bytes(b"")
+    with pytest.raises(layouts.ManifestError, match=r"class StyleGAN2 .*\n  StyleGAN2/a.jpg: empty file"):
+        scan(data)

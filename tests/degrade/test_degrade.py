@@ -1,0 +1,218 @@
+"""Degradations by name, in chains and at random: the same way under one seed, each at its rate."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+from dfd.degrade import operators, registry
+
+LEVELS = {
+    "jpeg": 50,
+    "double_jpeg": 50,
+    "webp": 50,
+    "blur": 1.0,
+    "rescale": 0.75,
+    "noise": 0.05,
+    "gamma": 0.7,
+    "crop": 0.8,
+    "social": 70,
+}
+STEPS = [field.name for field in dataclasses.fields(registry.RandomDegrade) if field.name.startswith("p_")]
+OFF = dict.fromkeys(STEPS, 0.0)
+
+
+@pytest.fixture
+def images():
+    pixels = torch.from_numpy(data.astronaut()[:96, 160:288].copy()).permute(2, 0, 1).float() / 255
+    return torch.stack([pixels, pixels.flip(-1)])  # (2, 3, 96, 128)
+
+
+@pytest.mark.parametrize("name", registry.OPERATORS)
+def test_every_operator_stays_in_range_and_does_something(images, name):
+    out = registry.at_level(images, name, LEVELS[name])
+    assert 0 <= out.min() and out.max() <= 1
+    assert out.shape != images.shape or (out - images).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
+@pytest.mark.parametrize("name", registry.OPERATORS)
+def test_tiny_images_survive(name, size):
+    torch.manual_seed(0)
+    out = registry.at_level(torch.rand(2, 3, *size), name, LEVELS[name])
+    assert out.shape[:2] == (2, 3) and min(out.shape[2:]) >= 1
+    assert 0 <= out.min() and out.max() <= 1
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", sorted(set(registry.OPERATORS) - {"noise"}))
+def test_a_constant_image_stays_constant(name, grey):
+    out = registry.at_level(torch.full((1, 3, 20, 24), grey), name, LEVELS[name])
+    expected = grey**0.7 if name == "gamma" else grey
+    assert (out - expected).abs().max() < 2.5 / 255  # codecs may end one or two grey levels off
+
+
+def test_none_gives_the_images_back(images):
+    assert registry.at_level(images, "none", 0) is images
+
+
+def test_levels_mean_what_they_are_said_to_mean(images):
+    """What at_level promises about the arguments that one number does not set."""
+    shrunk = operators.rescale(images, 0.7, "bicubic")
+    assert torch.equal(registry.at_level(images, "social", 60.0), operators.jpeg(shrunk, 60, "4:2:0"))
+    double = operators.double_jpeg(images, 60, first=90, shift=4)
+    assert torch.equal(registry.at_level(images, "double_jpeg", 60.0), double)
+    assert torch.equal(registry.at_level(images, "crop", 0.5), images[..., 24:72, 32:96])
+    assert torch.equal(registry.at_level(images, "gamma", 2.0), images * images)
+    assert not torch.equal(registry.at_level(images, "jpeg", 60, subsampling="4:4:4"), operators.jpeg(images, 60))
+
+
+def test_social_preset_limits_the_longest_side_and_never_enlarges(images):
+    wide = torch.nn.functional.interpolate(images[:1], size=(240, 1280), mode="bilinear")  # feed takes 1080
+    by_hand = torch.nn.functional.interpolate(wide, size=(202, 1080), mode="bicubic", antialias=True)
+    assert torch.equal(registry.social_preset(wide, "feed"), operators.jpeg(by_hand.clamp(0, 1), 75))
+    assert torch.equal(registry.social_preset(images, "feed"), operators.jpeg(images, 75))
+    for preset, (longest, quality) in registry.SOCIAL_PRESETS.items():
+        tall = torch.rand(1, 3, 2 * longest, 8)
+        assert registry.social_preset(tall, preset).shape == (1, 3, longest, 4)
+        assert torch.equal(registry.social_preset(images, preset), operators.jpeg(images, quality)) or longest < 128
+
+
+def test_compose_is_one_operator_after_another(images):
+    chain = [("rescale", 0.5, {"kernel": "lanczos"}), ("none", 0), ("blur", 0.8), ("jpeg", 70, {})]
+    by_hand = operators.jpeg(operators.gaussian_blur(operators.rescale(images, 0.5, "lanczos"), 0.8), 70)
+    assert torch.equal(registry.compose(images, chain), by_hand)
+    assert registry.compose(images, []) is images
+
+
+def test_describe_says_what_was_done():
+    chain = [
+        ("jpeg", 85, {"subsampling": "4:2:0"}),
+        ("rescale", 0.7123, {"kernel": "bicubic"}),
+        ("jpeg", 62, {"subsampling": "4:4:4"}),
+    ]
+    assert registry.describe(chain) == "JPEG 85 · rescale 0.71 bicubic · JPEG 62 4:4:4"
+    chain = [("crop", 0.9, {"position": (0.1, 0.2)}), ("rescale", 2), ("noise", 0.0123), ("double_jpeg", 60)]
+    assert registry.describe(chain) == "crop 0.90 · rescale 2.00 bicubic · noise 0.012 · JPEG 90, shift 4, JPEG 60"
+    chain = [("blur", 0.8), ("gamma", 1.2), ("webp", 50), ("social", 75, {"factor": 0.5})]
+    assert registry.describe(chain) == "blur 0.80 px · gamma 1.20 · WebP 50 · social 0.50, JPEG 75"
+    assert registry.describe([]) == registry.describe([("none", 0)]) == "unchanged"
+
+
+def test_describe_has_words_for_every_operator_that_can_be_drawn():
+    torch.manual_seed(0)
+    draw = registry.RandomDegrade(**OFF | dict.fromkeys(["p_crop", "p_rescale", "p_gamma"], 1) | {"p_codec": 0.5}).draw
+    assert all(registry.describe(draw()).startswith("crop ") for _ in range(20))
+    assert all(registry.describe([(name, level)]) for name, level in LEVELS.items())
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda x: registry.at_level(x, "fog", 1), "unknown degradation 'fog'; choose one of none, jpeg"),
+        (lambda x: registry.compose(x, [("jpeg", 90), ("fog", 1, {})]), "unknown degradation 'fog'"),
+        (lambda x: registry.describe([("fog", 1)]), "unknown degradation 'fog'"),
+        (lambda x: registry.social(x, 75, factor=1.5), "social only shrinks"),
+        (lambda x: registry.social(x, 101), "JPEG quality"),
+        (lambda x: registry.social_preset(x, "myspace"), "unknown social preset 'myspace'; choose one of large"),
+        (lambda x: registry.RandomDegrade(p_blur=1.5), "p_blur must be a probability"),
+        (lambda x: registry.RandomDegrade(qualities=(40, 100)), "qualities must be .* within 1 to 95"),
+        (lambda x: registry.RandomDegrade(factors=(1.5, 0.5)), "factors must be"),
+        (lambda x: registry.RandomDegrade(social_factors=(0.5, 2)), "social_factors must be"),
+        (lambda x: registry.RandomDegrade(kernels=("cubic",)), "kernels must be some of nearest"),
+    ],
+)
+def test_wrong_input_is_named(images, call, text):
+    with pytest.raises(ValueError, match=text):
+        call(images)
+
+
+def test_random_degrade_repeats_under_a_seed_and_varies_without(images):
+    everything = registry.RandomDegrade(**dict.fromkeys(STEPS, 0.7))
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return [everything(images) for _ in range(12)]
+
+    same = [torch.equal(a, b) for a, b in zip(run(1), run(1), strict=True)]
+    other = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(run(1), run(2), strict=True)]
+    assert all(same) and not all(other)
+
+
+def test_random_degrade_applies_the_chain_that_it_draws(images):
+    everything = registry.RandomDegrade(**dict.fromkeys(STEPS, 0.7) | {"p_noise": 0.0})  # noise draws when applied
+    for seed in range(8):
+        torch.manual_seed(seed)
+        by_hand = images
+        for name, level, options in everything.draw():
+            by_hand = registry.OPERATORS[name](by_hand, level, **options)
+        torch.manual_seed(seed)
+        assert torch.equal(everything(images), by_hand)
+
+
+def test_random_degrade_draws_every_step_at_its_rate():
+    torch.manual_seed(0)
+    steps = {"p_crop": 0.1, "p_rescale": 0.3, "p_blur": 0.15, "p_gamma": 0.1, "p_noise": 0.1, "p_social": 0.1}
+    degraded = registry.RandomDegrade(**steps, p_history=0, p_codec=0.7, p_double=0.15, p_webp=0.2)
+    draws = [[name for name, _, _ in degraded.draw()] for _ in range(2000)]
+    rate = {name: np.mean([name in chain for chain in draws]) for name in registry.OPERATORS}
+    single = 0.9 * 0.7 * 0.85  # no social chain, but a codec, and that once
+    expected = {name.removeprefix("p_"): rate for name, rate in steps.items()}
+    expected |= {"double_jpeg": 0.9 * 0.7 * 0.15, "webp": single * 0.2, "jpeg": single * 0.8}
+    assert rate == pytest.approx(expected, abs=0.03)
+
+
+def test_random_degrade_draws_the_history_at_its_rate_and_first():
+    torch.manual_seed(0)
+    draws = [registry.RandomDegrade(p_history=0.3, p_codec=0).draw() for _ in range(2000)]
+    first = [chain[0] for chain in draws if "jpeg" in [name for name, _, _ in chain]]
+    assert len(first) / 2000 == pytest.approx(0.3, abs=0.03)
+    assert all(name == "jpeg" and 60 <= level <= 95 for name, level, _ in first)
+    assert np.mean([options["subsampling"] == "4:4:4" for _, _, options in first]) == pytest.approx(0.3, abs=0.06)
+
+
+def test_steps_come_in_order_and_one_codec_last():
+    torch.manual_seed(0)
+    everything = registry.RandomDegrade(**dict.fromkeys(STEPS, 1.0) | {"p_social": 0.3, "p_double": 0.5, "p_webp": 0.5})
+    endings = set()
+    for _ in range(200):
+        names = [name for name, _, _ in everything.draw()]
+        assert names[:-1] == ["jpeg", "crop", "rescale", "blur", "gamma", "noise"]
+        endings.add(names[-1])
+    assert endings == {"social", "double_jpeg", "webp", "jpeg"}
+
+
+def test_random_degrade_off_changes_nothing(images):
+    assert torch.equal(registry.RandomDegrade(**OFF)(images), images)
+
+
+def test_random_degrade_stops_at_the_smallest_side():
+    degraded = registry.RandomDegrade(p_rescale=1, p_crop=1, p_social=1, factors=(0.5, 0.6), smallest=48)
+    torch.manual_seed(0)
+    sides = [min(degraded(torch.rand(1, 3, 64, 80)).shape[-2:]) for _ in range(20)]
+    assert min(sides) == 48
+    assert min(degraded(torch.rand(1, 3, 32, 32)).shape[-2:]) == 32
+
+
+def test_what_is_cut_before_a_chain_leaves_enough_for_all_its_steps(monkeypatch):
+    """No step is held back, though only a part of the image goes through the chain; without a chain that is little."""
+    seen = []
+    compose = registry.compose
+    monkeypatch.setattr(
+        registry, "compose", lambda images, chain: seen.append((images.shape, chain)) or compose(images, chain)
+    )
+    image = torch.rand(1, 3, 1000, 1200)
+    everything = registry.RandomDegrade(**dict.fromkeys(STEPS, 0.7), smallest=160)
+    for seed in range(30):
+        seen.clear()
+        torch.manual_seed(seed)
+        drawn = everything.draw()
+        torch.manual_seed(seed)
+        left = everything(image)
+        assert [(name, level) for _, [(name, level, _)] in seen] == [(name, level) for name, level, _ in drawn]
+        assert 160 <= min(left.shape[-2:]) and all(max(shape[-2:]) < 1000 for shape, _ in seen)
+    assert registry.RandomDegrade(**OFF, smallest=160)(image).shape == (1, 3, 176, 176)
+    corners = {float(registry.RandomDegrade(**OFF, smallest=160)(image)[0, 0, 0, 0]) for _ in range(30)}
+    assert len(corners) > 25

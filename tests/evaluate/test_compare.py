@@ -1,0 +1,251 @@
+"""Runs beside one another: paired intervals, changed verdicts, what differs, and folders that cannot be compared."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from score_tables import noisy_table, stage1_table, stage2_table
+
+from dfd import cli
+from dfd.evaluate import compare
+from dfd.evaluate import metrics as metrics_module
+from dfd.reports import html, summary
+
+
+def stage2(seed=0):
+    return stage2_table(seed, images=30).assign(path=lambda rows: [f"{i}.png" for i in range(len(rows))])
+
+
+def write(folder, stage1=None, stage2=None, hashes=None, config=None, environment=None):
+    """A run folder of fabricated tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, table in (("stage1", stage1), ("stage2", stage2)):
+        if table is not None:
+            table.to_parquet(folder / f"scores_{stage}.parquet", index=False)
+    if hashes is not None:
+        pd.DataFrame({"path": list(hashes), "sha256": list(hashes.values())}).to_parquet(folder / "manifest.parquet")
+    for name, content in (("config", config), ("environment", environment)):
+        if content is not None:
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def worse(table, shift=1.0, seed=1):
+    """The same images by a detector whose logits are off by some noise of its own."""
+    logits = table["logit_fake"] + np.random.default_rng(seed).normal(0, shift, len(table))
+    return table.assign(logit_fake=logits, prediction=np.where(logits > 0, "fake", "real"))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    table = noisy_table()
+    return write(tmp_path / "a", table, stage2()), write(tmp_path / "b", worse(table), stage2(1))
+
+
+def test_the_metrics_are_those_of_each_runs_own_metrics(runs):
+    (found,) = compare.compare(runs)
+    for stage, name, own in (
+        ("stage1", "a", metrics_module.stage1_metrics),
+        ("stage2", "b", metrics_module.stage2_metrics),
+    ):
+        expected = own(pd.read_parquet(runs[name == "b"] / f"scores_{stage}.parquet"), 1.0)
+        metrics = found.stages[stage].metrics
+        assert list(metrics.index) == list(compare.METRICS[stage])
+        for metric, value in metrics["base" if name == "a" else "other"].items():
+            assert value == pytest.approx(expected[metric]["value"])
+        assert np.allclose(metrics["other"] - metrics["base"], metrics["difference"])
+
+
+def test_the_paired_interval_is_narrower_than_the_unpaired_one_on_scores_that_go_together(tmp_path):
+    table = noisy_table()
+    slight = worse(table, shift=0.3)
+    (found,) = compare.compare([write(tmp_path / "a", table), write(tmp_path / "b", slight)])
+    auc = found.stages["stage1"].metrics.loc["auc"]
+    alone = [metrics_module.stage1_metrics(one, 1.0, only=["auc"])["auc"] for one in (table, slight)]
+    unpaired = np.hypot(*(one["high"] - one["low"] for one in alone))
+    assert 0 < auc["high"] - auc["low"] < 0.5 * unpaired
+
+
+def test_the_interval_is_that_of_accuracy_differences_over_groups():
+    """Of equal groups the mean difference has the standard error of the groups' own mean differences."""
+    first, second = noisy_table(images=900), worse(noisy_table(images=900))
+    true = np.where(first["label"] == "RealPhotos", "real", "fake")
+    gain = (second["prediction"] == true).astype(int) - (first["prediction"] == true).astype(int)
+    error = gain.groupby(first["group"]).mean().sem()
+    both = {"true": true, "group": first["group"], "called_base": first["prediction"]}
+    rows = pd.DataFrame({**both, "called_other": second["prediction"], "logit_base": 0.0, "logit_other": 0.0})
+    row = compare.differences(rows, "stage1", only=["accuracy_at_threshold"]).loc["accuracy_at_threshold"]
+    assert row["difference"] == pytest.approx(gain.mean())
+    assert (row["high"] - row["low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.12)
+
+
+def test_changed_verdicts_are_found_and_named(tmp_path):
+    logits = [2, 2, -2, -2, 2, -2]
+    labels = ["ProGAN", "RealPhotos", "ProGAN", "RealPhotos", "BigGAN", "BigGAN"]
+    first, second = stage1_table(logits, labels), stage1_table([2, -2, 2, 2, 2, -2], labels)
+    (found,) = compare.compare([write(tmp_path / "a", first), write(tmp_path / "b", second)])
+    assert found.stages["stage1"].changed.to_dict("records") == [
+        {"path": "RealPhotos/3.png", "label": "RealPhotos", "base": "real", "other": "fake", "change": "broken"},
+        {"path": "ProGAN/2.png", "label": "ProGAN", "base": "real", "other": "fake", "change": "mended"},
+        {"path": "RealPhotos/1.png", "label": "RealPhotos", "base": "fake", "other": "real", "change": "mended"},
+    ]
+    assert summary.change_text(found.stages["stage1"]) == "3 verdicts of 6 changed: 2 mended, 1 broken."
+
+
+def test_two_wrong_names_are_neither_mended_nor_broken(tmp_path):
+    tables = [stage2().assign(label="ProGAN", prediction=name) for name in ("BigGAN", "StyleGAN2")]
+    (found,) = compare.compare([write(tmp_path / str(i), stage2=table) for i, table in enumerate(tables)])
+    assert found.stages["stage2"].changes == {"wrong in both": 30}
+    assert found.missing == {"stage1": "no score table in 0 and 1"}
+
+
+def test_only_images_that_both_tested_as_they_are_count_and_the_others_are_counted(tmp_path):
+    table = noisy_table(60)
+    extra = table.assign(degradation="jpeg", level=50.0, logit_fake=-table["logit_fake"])
+    table = pd.concat([table, extra, table.assign(split="val", path="v" + table["path"])], ignore_index=True)
+    clean = table["degradation"].eq("none") & table["split"].eq("test")
+    names = table["path"][clean].to_list()
+    hashes = dict(zip(names, names, strict=True))
+    other = table.drop(index=table.index[clean][:7])
+    other.loc[other.index[-1], "label"] = "BigGAN"
+    other.loc[clean & (table["path"] == names[20]), "label"] = "Other"
+    one = write(tmp_path / "a", table, hashes=hashes)
+    two = write(tmp_path / "b", other, hashes=hashes | {names[30]: "changed", names[31]: "changed"})
+    (found,) = compare.compare([one, two])
+    stage1 = found.stages["stage1"]
+    assert stage1.images == 60 - 7 - 3
+    assert stage1.unshared == {"only in a": 7, "of the same name, but with other content or another label": 3}
+    assert stage1.changed.empty and stage1.metrics["difference"].eq(0).all()
+    text = summary.basis(stage1)
+    assert "50 test images" in text and "7 only in a" in text and "leave the intervals rough" in text
+
+
+def test_images_that_either_run_ties_together_are_drawn_together(tmp_path):
+    first = noisy_table(60).assign(group=np.arange(60) // 2)
+    second = first.assign(group=[f"g{(i + 1) // 2 if i < 20 else i}" for i in range(60)])
+    (found,) = compare.compare([write(tmp_path / "a", first), write(tmp_path / "b", second)])
+    assert found.stages["stage1"].groups == 1 + 20  # a chain of 0 … 19, with 20 hanging on; then pairs
+    same = compare._tied(first["group"], first["group"])
+    assert pd.Series(same).groupby(first["group"].to_numpy()).nunique().eq(1).all() and len(set(same)) == 30
+
+
+def test_what_differs_in_settings_data_and_versions_is_listed(tmp_path):
+    def record(epochs, code, out):
+        entry = {"parameters": {"num_epochs": epochs, "data": "d", "out": out, "seed": 0}, "code": code}
+        return {"data": "d", "out": out, "profile": "quick", "notebooks": {"01_stage1_real_fake": entry}}
+
+    def environment(torch, manifest, written):
+        return {"dfd": "1", "packages": {"torch": torch, "numpy": "2"}, "manifest": manifest, "written": written}
+
+    one = write(tmp_path / "a", noisy_table(), config=record(3, "x", "o1"), environment=environment("1", "m1", "t1"))
+    two = write(tmp_path / "b", noisy_table(), config=record(5, "y", "o2"), environment=environment("2", "m2", "t2"))
+    (found,) = compare.compare([one, two])
+    assert found.made.to_numpy().tolist() == [
+        ["setting", "01.num_epochs", "3", "5"],
+        ["data", "manifest", "m1", "m2"],
+        ["version", "torch", "1", "2"],
+        ["version", "code of 01_stage1_real_fake", "x", "y"],
+    ]
+    assert summary.made_text(found) == "1 setting, data, 2 versions differ"
+    (found,) = compare.compare([one, write(tmp_path / "c", noisy_table())])
+    assert ["setting", "01.num_epochs", "3", "–"] in found.made.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["a"], "two run folders or more"),
+        (["a", "a/../a"], "named twice"),
+        (["a", "nowhere"], "no folder .*nowhere"),
+        (["a", "empty"], "empty is no finished run.*scores_stage1.parquet"),
+        (["a", "strangers"], "a and strangers cannot be compared.*no test image in common"),
+        (["a", "broken"], "the tables of .*broken cannot be read"),
+        (["a", "bad json"], "config.json or environment.json of .* cannot be read"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(folders, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = noisy_table(30)
+    for name in ("a", "bad json"):
+        write(tmp_path / name, table)
+    (tmp_path / "bad json" / "config.json").write_text("{")
+    write(tmp_path / "strangers", table.assign(path="x" + table["path"]))
+    write(tmp_path / "empty")
+    write(tmp_path / "broken").joinpath("scores_stage1.parquet").write_bytes(b"no table")
+    result = CliRunner().invoke(cli.main, ["compare", *folders])
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+    assert re.search(message, result.output)
+
+
+def test_the_command_prints_and_writes_what_it_found(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = "--csv d.csv --changed c.csv --out page.html".split()
+    third = write(tmp_path / "c", worse(noisy_table(), seed=2).assign(label=lambda rows: rows["label"]))
+    result = CliRunner().invoke(cli.main, ["compare", "a", "b", "c", *files])
+    assert result.exit_code == 0, result.output
+    first, second = compare.compare([*runs, third])
+    assert "b beside a" in result.output and "c beside a" in result.output
+    assert "Stage 2, which generator: not compared, no score table in c" in result.output
+    auc = first.stages["stage1"].metrics.loc["auc"]
+    assert re.search(rf"AUC +{auc['base']:.3f} +{auc['other']:.3f} +{auc['difference']:+.3f} \[", result.output)
+    sizes = [len(stage.changed) for one in (first, second) for stage in one.stages.values()]
+    assert max(sizes) > summary.SHOWN >= 1
+    assert result.output.count("… and ") == sum(size > summary.SHOWN for size in sizes)
+    table, changed = pd.read_csv("d.csv"), pd.read_csv("c.csv")
+    assert len(table) == 5 + 3 + 5 and table["difference"][0] == pytest.approx(auc["difference"])
+    stages = [*first.stages.values(), *second.stages.values()]
+    assert len(changed) == sum(len(one.changed) for one in stages)
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page and "default-src 'none'" in page and f"{auc['difference']:+.3f}" in page
+    assert first.stages["stage1"].changed["path"][0] in page
+
+
+def test_an_undefined_metric_is_a_dash(tmp_path):
+    photos = noisy_table(30).assign(label="RealPhotos")
+    (found,) = compare.compare([write(tmp_path / name, photos) for name in "ab"])
+    row = found.stages["stage1"].metrics.loc["auc"]
+    assert np.isnan(row["difference"]) and summary.difference(row) == "–" and not summary.clear(row)
+    summary.write_page([found], tmp_path / "page.html")
+
+
+def test_the_index_compares_with_the_runs_beside_it_whatever_is_wrong_with_some(runs, tmp_path):
+    write(tmp_path / "strangers", noisy_table(30).assign(path=lambda rows: "x" + rows["path"]))
+    write(tmp_path / "repeated", pd.concat([noisy_table(30)] * 2))
+    write(tmp_path / "broken").joinpath("scores_stage1.parquet").write_bytes(b"no table")
+    write(tmp_path / "odd", noisy_table(), config=["no record"])
+    write(tmp_path / "unfinished")
+    (tmp_path / "file").write_text("")
+    page = html.write_index(runs[0]).read_text()
+    (found,) = compare.compare([runs[1], runs[0]])
+    assert "Beside other runs" in page and 'scope="row">b</th>' in page
+    row = found.stages["stage1"].metrics.loc["auc"]
+    assert f"<td>{row['other']:.3f}</td><td>{row['base']:.3f}</td>" in page and f"{row['difference']:+.3f} [" in page
+    assert found.stages["stage1"].metrics.loc["auc", "low"] > 0 and f"<b>{row['difference']:+.3f} [" in page
+    assert "Not compared with broken" in page and "Not compared with odd" in page
+    assert "Not compared with repeated" in page and "names an image twice" in page
+    assert "strangers" not in page and "unfinished" not in page
+
+
+def test_the_index_compares_with_few_runs_and_draws_little(runs, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        metrics_module,
+        "band",
+        lambda rows, curve, seed, replicates: drawn.append(replicates) or metrics_module.band(rows, curve),
+    )
+    for i in range(summary.BESIDE):
+        write(tmp_path / f"more{i}", noisy_table(30).assign(prediction="fake"))
+    assert len(summary.section(runs[0])["beside"]) == summary.BESIDE
+    assert max(drawn) <= summary.DRAWS
+    monkeypatch.setattr(summary, "WORK", 30 * 300)
+    summary.section(runs[0])
+    assert drawn[-1] == 30
+
+
+def test_a_run_without_scores_says_nothing_of_others(runs, tmp_path):
+    assert "other runs" not in html.write_index(write(tmp_path / "new")).read_text()
+    (runs[0] / "scores_stage1.parquet").write_bytes(b"no table")
+    assert "Not compared with a: the tables of" in html.write_index(runs[0]).read_text()

@@ -1,0 +1,125 @@
+"""Temperature, thresholds and calibration error: planted models whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from score_tables import noisy_table, planted, stage1_table
+
+from dfd.evaluate import metrics
+from dfd.inference import decide
+
+
+@pytest.fixture
+def noisy():
+    return noisy_table()
+
+
+def test_calibration_error_of_a_known_case():
+    confidence = np.r_[np.full(50, 0.9), np.full(50, 0.6)]
+    correct = np.r_[np.ones(40), np.zeros(10), np.ones(30), np.zeros(20)].astype(bool)
+    assert decide.expected_calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
+
+
+def test_reliability_of_a_known_case():
+    confidence = np.r_[np.full(50, 0.9), np.full(30, 0.6), np.full(20, 1.0)]
+    correct = np.r_[np.ones(40), np.zeros(10), np.ones(15), np.zeros(15), np.ones(20)].astype(bool)
+    found = decide.reliability(confidence, correct)
+    assert found["confidence"].tolist() == pytest.approx([0.6, 0.9, 1.0])
+    assert found["accuracy"].tolist() == pytest.approx([0.5, 0.8, 1.0])
+    assert found["images"].tolist() == [30, 50, 20]
+
+
+def test_reliability_rows_make_up_the_calibration_error(noisy):
+    confidence, right = decide.confidences(noisy, 0.7)
+    rows = decide.reliability(confidence, right)
+    gaps = (rows["accuracy"] - rows["confidence"]).abs()
+    assert len(rows) == 8  # the likelier of two classes has at least 0.5
+    expected = np.average(gaps, weights=rows["images"])
+    assert decide.expected_calibration_error(confidence, right) == pytest.approx(expected)
+
+
+def test_confidence_is_of_the_likeliest_class():
+    rows = stage1_table([-np.log(3), np.log(9), np.log(9)], ["RealPhotos", "RealPhotos", "ProGAN"])
+    confidence, right = decide.confidences(rows, 1.0)
+    assert confidence.tolist() == pytest.approx([0.75, 0.9, 0.9]) and right.tolist() == [True, False, True]
+    three = pd.DataFrame({"label": ["A", "B"], "prediction": ["A", "A"], "logit_A": np.log(2), "logit_B": 0.0})
+    confidence, right = decide.confidences(three.assign(logit_C=0.0), 1.0)
+    assert confidence.tolist() == pytest.approx([0.5, 0.5]) and right.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_temperature_recovers_a_known_scale(factor):
+    assert decide.fit_temperature(planted(factor, 20000)) == pytest.approx(factor, rel=0.08)
+
+
+def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
+    cut = decide.fit_threshold(noisy, 1.0)
+    p, fake = decide.p_fake(noisy, 1.0), (noisy["label"] != "RealPhotos").to_numpy()
+
+    def gain(at):
+        return metrics.balanced_accuracy(fake, p >= at)
+
+    assert gain(cut) == pytest.approx(max(gain(at) for at in p))
+    moved = noisy.assign(logit_fake=noisy["logit_fake"] + 3)
+    odds = np.log(cut / (1 - cut)) + 3
+    assert decide.fit_threshold(moved, 1.0) == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.01)
+    separable = stage1_table([-2.0, -1.0, 1.0, 2.0], ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN"])
+    assert 0.27 < decide.fit_threshold(separable, 1.0) < 0.73
+
+
+@pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.29, 0.5])
+@pytest.mark.parametrize("digits", [0, 1, 8])
+def test_threshold_at_a_rate_is_the_lowest_that_keeps_it(fpr, digits, noisy):
+    """Rounded logits make ties; 100 photos make 0.29 of them a whole number."""
+    tied = noisy.assign(logit_fake=noisy["logit_fake"].round(digits))
+    cut = decide.fit_threshold(tied, 1.0, fpr)
+    p = decide.p_fake(tied, 1.0)
+    photos = p[tied["label"] == "RealPhotos"]
+    assert (photos >= cut).mean() <= fpr
+    assert (photos >= p[p < cut].max()).mean() > fpr
+
+
+def test_no_photo_is_called_fake_where_all_are_sure():
+    rows = stage1_table([800.0, 800.0, 800.0], ["RealPhotos", "RealPhotos", "ProGAN"])
+    cut = decide.fit_threshold(rows, 1.0, 0.05)
+    assert cut > 1 and np.float32(cut) > 1  # single precision keeps it apart too
+
+
+def test_thresholds_refuse_what_they_cannot_be_fitted_on(noisy):
+    with pytest.raises(ValueError, match="photos and fakes"):
+        decide.fit_threshold(noisy[noisy["label"] != "RealPhotos"], 1.0)
+    with pytest.raises(ValueError, match="photos and fakes"):
+        decide.operating_points(noisy[noisy["label"] == "RealPhotos"], 1.0)
+    with pytest.raises(ValueError, match="share of photos"):
+        decide.fit_threshold(noisy, 1.0, 5)
+
+
+def test_operating_points_are_three_thresholds(noisy):
+    points = decide.operating_points(noisy, 2.0)
+    shares = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}
+    assert points == {name: decide.fit_threshold(noisy, 2.0, fpr) for name, fpr in shares.items()}
+    assert points["balanced"] < points["fpr_5"] < points["fpr_1"]
+
+
+def test_points_are_counted_on_the_rows_that_are_given(noisy):
+    points = {"low": 0.2, "high": 0.6}
+    found = metrics.at_operating_points(noisy, points, 2.0)
+    p, fake = 1 / (1 + np.exp(-noisy["logit_fake"] / 2)), noisy["label"] != "RealPhotos"
+    for name, cut in points.items():
+        row = found.loc[name]
+        assert row["threshold"] == cut
+        assert row["fpr"] == pytest.approx((p[~fake] >= cut).mean())
+        assert row["tpr"] == pytest.approx((p[fake] >= cut).mean())
+        assert row["accuracy"] == pytest.approx(((p >= cut) == fake).mean())
+        assert all(row[f"{rate}_low"] < row[rate] < row[f"{rate}_high"] for rate in ("fpr", "tpr", "accuracy"))
+    shown = metrics.readable(found, ["fpr"])
+    row = found.loc["low"]
+    assert shown.loc["low", "fpr"] == f"{row['fpr']:.3f} [{row['fpr_low']:.3f}, {row['fpr_high']:.3f}]"
+
+
+def test_points_on_fakes_alone_or_one_group_leave_gaps(noisy):
+    fakes = metrics.at_operating_points(noisy[noisy["label"] != "RealPhotos"], {"cut": 0.5}, 1.0).loc["cut"]
+    assert fakes[["fpr", "fpr_low", "fpr_high"]].isna().all() and fakes["tpr"] == fakes["accuracy"]
+    alone = metrics.at_operating_points(noisy.assign(group="one"), {"cut": 0.5}, 1.0)
+    assert alone[["fpr_low", "tpr_high"]].isna().all(axis=None)
+    assert metrics.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"

@@ -1,0 +1,117 @@
+"""Sets of names: planted cases, and the promise kept over repetitions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from score_tables import CLASSES, stage2_table
+
+from dfd.evaluate import metrics
+from dfd.inference import decide
+
+
+def calibrated(rng, images, classes=5):
+    """Probabilities, and classes that are drawn from them."""
+    p = rng.dirichlet(np.full(classes, 0.5), images)
+    true = (rng.random((images, 1)) > p.cumsum(1)[:, :-1]).sum(1)
+    return p, true
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+@pytest.mark.parametrize("images", [19, 200])
+def test_sets_cover_as_promised_over_repetitions(coverage, images):
+    rng = np.random.default_rng(0)
+    held, without_top = [], []
+    for _ in range(200):
+        quantile = decide.fit_conformal(*calibrated(rng, images), coverage)
+        p, true = calibrated(rng, 500)
+        sets = decide.prediction_sets(p, quantile)
+        held.append(sets[np.arange(500), true].mean())
+        without_top.append((1 - p[np.arange(500), true] <= quantile).mean())
+    assert np.mean(held) == pytest.approx(coverage, abs=0.02)
+    assert coverage - 0.01 < np.mean(without_top) < coverage + 1 / images  # the bounds of the theory
+
+
+def test_groups_keep_the_promise_for_a_new_group():
+    """Half of the groups are hard and small; counting images alone would cover a new group too seldom."""
+    rng = np.random.default_rng(1)
+    covered = {True: [], False: []}
+    for _ in range(300):
+        hard = rng.random(41) < 0.5
+        sizes = np.where(hard, 1, 20)
+        group = np.repeat(np.arange(41), sizes)
+        right = np.where(hard[group], rng.uniform(0, 0.5, len(group)), rng.uniform(0.5, 1, len(group)))
+        p, fit = np.c_[right, 1 - right], group < 40
+        for grouped, rates in covered.items():
+            groups = group[fit] if grouped else None
+            quantile = decide.fit_conformal(p[fit], np.zeros(fit.sum(), int), 0.8, groups)
+            rates.append((1 - right[~fit] <= quantile).mean())
+    assert np.mean(covered[True]) == pytest.approx(0.8, abs=0.05) and np.mean(covered[False]) < 0.6
+
+
+def test_quantile_of_a_known_case():
+    right = np.array([0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+    p, true = np.c_[right, 1 - right], np.zeros(9, int)
+    assert decide.fit_conformal(p, true, 0.9) == pytest.approx(0.8)  # the ninth of nine: 0.9 of ten
+    assert decide.fit_conformal(p, true, 0.5) == pytest.approx(0.4)
+    assert decide.fit_conformal(p[:8], true[:8], 0.9) == 1
+    assert decide.fit_conformal(p, true, 0.9, groups=np.arange(9)[::-1]) == decide.fit_conformal(p, true, 0.9)
+    assert decide.fit_conformal(p, true, 0.9, groups=["one"] * 9) == 1
+    pairs = ["a", "a", "b", "b", "c", "c", "d", "d", "d"]  # 0.2 each: half of it, or a third
+    assert decide.fit_conformal(p, true, 0.6, groups=pairs) == pytest.approx(0.5)
+    assert decide.fit_conformal(p, true, 0.65, groups=pairs) == pytest.approx(0.6)
+    assert decide.prediction_sets(p, 1.0).all()
+
+
+def test_sets_hold_the_probable_names_and_never_none():
+    p = [[0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]]
+    assert decide.prediction_sets(p, 0.7).astype(int).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert decide.prediction_sets(p, 0.3).astype(int).tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "p, true, coverage, reason",
+    [
+        (np.zeros((0, 3)), np.zeros(0, int), 0.9, "got 0 images"),
+        ([[0.5, 0.5]], [2], 0.9, "one class in 0..1"),
+        ([[0.5, 0.5]], [-1], 0.9, "one class in 0..1"),
+        ([[0.5, 0.5]], [0, 1], 0.9, "one class in 0..1"),
+        ([[0.5, 0.5]], [0], 90, "share in"),
+        ([[0.5, 0.5]], [0], 1.0, "share in"),
+        ([[2.0, -1.0]], [0], 0.9, "each row sums to 1"),
+        ([[2.0, 1.0]], [0], 0.9, "each row sums to 1"),
+        ([[np.nan, 1.0]], [0], 0.9, "each row sums to 1"),
+    ],
+)
+def test_conformal_refuses_what_it_cannot_be_fitted_on(p, true, coverage, reason):
+    with pytest.raises(ValueError, match=reason):
+        decide.fit_conformal(p, true, coverage)
+    if "row" in reason:
+        with pytest.raises(ValueError, match=reason):
+            decide.prediction_sets(p, 0.9)
+
+
+def test_coverage_is_counted_for_each_degradation():
+    degraded = [
+        stage2_table(seed=1, push=0.5, degradation="jpeg", level=30.0),
+        stage2_table(seed=2, degradation="blur", level=1),
+    ]
+    parts = [stage2_table(), *degraded]
+    scores = pd.concat(parts, ignore_index=True)
+    found = metrics.coverage_table(scores, 0.7, 1.3)
+    assert found[["degradation", "level"]].values.tolist() == [["none", 0.0], ["jpeg", 30.0], ["blur", 1.0]]
+    for part, (_, row) in zip(parts, found.iterrows(), strict=True):
+        held, sizes = [], []
+        for _, image in part.iterrows():
+            odds = {name: np.exp(image[f"logit_{name}"] / 1.3) for name in CLASSES}
+            top = max(odds, key=odds.get)
+            names = {name for name in CLASSES if odds[name] / sum(odds.values()) >= 0.3} | {top}
+            held.append(image["label"] in names)
+            sizes.append(len(names))
+        expected = [300, np.mean(held), np.mean(sizes), np.mean(np.array(sizes) == 1)]
+        assert row[["images", "coverage", "names", "single"]].tolist() == pytest.approx(expected)
+        assert all(row[f"{name}_low"] < row[name] < row[f"{name}_high"] for name in ("coverage", "names", "single"))
+    assert found.loc[1, "coverage_high"] < found.loc[0, "coverage_low"]
+    assert metrics.coverage_table(scores, 0.7, 1.3).equals(found)
+    assert not metrics.coverage_table(scores, 0.7, 1.3, seed=1).equals(found)
+    with pytest.raises(ValueError, match="no such class: GigaGAN"):
+        metrics.coverage_table(stage2_table(labels=["GigaGAN"]), 0.7, 1.0)

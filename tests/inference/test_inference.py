@@ -1,0 +1,378 @@
+"""Inference: crops without resizing, averaged logits, checkpoints, and one Verdict per path."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bad_files import png_header
+from PIL import Image
+
+from dfd.data import crops
+from dfd.degrade import registry
+from dfd.inference import stage as stage_module
+from dfd.inference.detector import Detector
+from dfd.inference.stage import Stage
+
+
+def content(stage="stage1", crop_size=32, quality=90, **changes):
+    settings = {"backbone": "test_resnet.r160_in1k", "representation": "rgb", "unet_width": 4, "residual_bound": 0.1}
+    classes = ["real", "fake"] if stage == "stage1" else ["BigGAN", "ProGAN", "StyleGAN2"]
+    torch.manual_seed(1)
+    model = stage_module.build_model(stage, settings, len(classes))
+    head = (model if stage == "stage1" else model.classifier).backbone.get_classifier()
+    torch.nn.init.normal_(head.weight)  # crops of one image shall differ
+    basic = {"stage": stage, "classes": classes, "config": settings, "weights": model.state_dict()}
+    preprocessing = {"preprocessing": {"crop_size": crop_size, "equalise_quality": quality}, "crops": 5}
+    rest = {"threshold": 0.5, "temperature": 1.0, "history": [], "manifest_hash": "x", "key": "k"}
+    return {**basic, **preprocessing, **rest, **changes}
+
+
+CPU = torch.device("cpu")
+
+
+def noise(width, height, seed=0):
+    """A picture whose windows differ: noise whose strength grows to the right and downwards."""
+    strength = np.linspace(0, 60, height)[:, None, None] + np.linspace(0, 60, width)[None, :, None]
+    pixels = 128 + strength * np.random.default_rng(seed).uniform(-1, 1, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def by_hand(mode):
+    """Corners (left, top) in a 130 x 100 image with windows of 32, for nine crops, or all of the grid."""
+    if mode == "grid":
+        return [(left, top) for top in (0, 23, 45, 68) for left in (0, 24, 49, 74, 98)]
+    if mode == "five":
+        edges = [(49, 0), (0, 34), (98, 34), (49, 68)]
+        return [(49, 34), (0, 0), (98, 0), (0, 68), (98, 68), *edges]
+    return [(left, top) for top, left in crops.plan(100, 130, 32, 9, "random").corners]
+
+
+@pytest.mark.parametrize("quality", [None, 90])
+@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
+def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
+    monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
+    image = noise(130, 100)
+    stage = Stage(content(quality=quality), CPU)
+    alone = []
+    for left, top in by_hand(mode):
+        crop = image.crop((left, top, left + 32, top + 32))
+        if quality:
+            crop.save(buffer := io.BytesIO(), "JPEG", quality=quality, subsampling="4:2:0")
+            crop = Image.open(buffer)
+        with torch.inference_mode():
+            alone.append(stage.model(torch.from_numpy(np.array(crop) / 255).float().permute(2, 0, 1)[None]).item())
+    given = torch.from_numpy(np.array(image) / 255).float().permute(2, 0, 1)[None] if as_tensor else image
+    (scored,) = stage.stream([given], None if mode == "grid" else 9, mode)
+    assert np.std(alone) > 0.01  # otherwise any window would do
+    assert scored.crops == scored.needed == len(alone)
+    assert scored.logits.tolist() == pytest.approx([0, np.mean(alone)], abs=1e-3)
+    assert scored.spread == pytest.approx(np.std(alone), abs=1e-3)
+    if not as_tensor:
+        assert stage(image, None if mode == "grid" else 9, mode).tolist() == scored.logits.tolist()
+
+
+def test_batching_images_of_many_sizes_changes_nothing(monkeypatch):
+    monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
+    stage = Stage(content(quality=None), CPU)
+    images = [torch.rand(1, 3, *size) for size in ((32, 32), (20, 90), (64, 64), (5, 7), (100, 40), (90, 200))]
+    images[2] = noise(64, 64)
+    together = list(stage.stream(images, 30))
+    assert len({scored.crops for scored in together}) == 3
+    for batch in (1, 7):
+        monkeypatch.setattr(stage_module, "BATCH", batch)
+        again = list(stage.stream(iter(images), 30))
+        assert [scored.crops for scored in again] == [scored.crops for scored in together]
+        one, other = (torch.stack([scored.logits for scored in some]) for some in (again, together))
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_images_are_read_when_their_turn_comes_and_not_before():
+    read = []
+    images = (read.append(i) or noise(64, 64, i) for i in range(40))
+    stream = Stage(content(), CPU).stream(images, 5)
+    next(stream)
+    assert len(read) <= stage_module.BATCH // 5 + 1
+    assert len(list(stream)) == 39
+
+
+def test_the_mode_is_the_checkpoints_unless_a_call_names_one(monkeypatch):
+    image = noise(130, 100)
+    old, new = (Stage(content(**changes), CPU) for changes in ({}, {"crop_mode": "grid", "crops": 4}))
+    assert (old.crop_mode, new.crop_mode) == ("five", "grid")
+
+    def counts(stage, *options):
+        (scored,) = stage.stream([image], *options)
+        return scored.crops, scored.needed
+
+    assert counts(old) == (5, 5) and counts(old, 3) == (3, 3)
+    assert counts(old, None, "grid") == (20, 20) and counts(old, 9, "grid") == (8, 20)
+    assert counts(new) == (4, 20) and counts(new, None, "random") == (4, 4)
+    with pytest.raises(ValueError, match="five, grid, random"):
+        counts(old, None, "everywhere")
+    with pytest.raises(ValueError, match="at least 1"):
+        counts(old, 0)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("mode", crops.MODES)
+def test_a_constant_colour_gets_a_finite_answer_without_spread(stage, mode):
+    (scored,) = Stage(content(stage), CPU).stream([Image.new("RGB", (100, 80), (90, 120, 30))], mode=mode)
+    assert torch.isfinite(scored.logits).all()
+    assert scored.crops > 1 and scored.spread == pytest.approx(0, abs=1e-2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 20)])
+def test_small_pil_images_and_tensors_are_padded_alike(size):
+    stage, image = Stage(content(quality=None), CPU), noise(*size)
+    tensor = torch.from_numpy(np.array(image) / 255).float().permute(2, 0, 1)[None]
+    for mode in crops.MODES:
+        one, other = stage.stream([image, tensor], 5, mode)
+        torch.testing.assert_close(one.logits, other.logits, atol=1e-3, rtol=1e-3)
+        assert torch.isfinite(one.logits).all()
+
+
+def test_predict_refuses_by_name_and_answers_the_rest(run, tmp_path):
+    paths = [tmp_path / name for name in ("one_pixel.png", "first.png", "huge.png", "flat.png")]
+    noise(1, 1).save(paths[0])
+    noise(90, 70).save(paths[1])
+    paths[2].write_bytes(png_header(20_000, 20_000))
+    Image.new("RGB", (64, 64), (255, 0, 0)).save(paths[3])
+    one_pixel, first, huge, flat = Detector.load(run).predict(paths)
+    assert one_pixel.error.startswith("too small: 1 x 1 pixels") and huge.error.startswith("oversized: ")
+    for verdict in (one_pixel, huge):
+        assert verdict.p_fake is verdict.source is verdict.crops is None
+    for verdict in (first, flat):
+        assert verdict.error is None and 0 <= verdict.p_fake <= 1 and verdict.crops == 5
+
+
+def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(crops, "MAX_CROPS", 12)
+    monkeypatch.setattr(crops, "MAX_CROPS", 12)
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    noise(96, 64).save(small)
+    noise(160, 128).save(large)
+    detector, lines = Detector.load(run), []
+    first, second = detector.predict([small, large], mode="grid", report=lines.append)
+    assert (first.crops, second.crops) == (6, 12)
+    assert lines == [f"{large}: scored on 12 of 20 crops, the limit for one image"]
+    (verdict,) = detector.predict([large], crops=15)
+    assert verdict.crops == 12 and "large.png: scored on 12 of 15 crops" in capsys.readouterr().out
+    list(detector.predict([large]))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("mode", crops.MODES)
+def test_a_large_image_becomes_float_only_by_its_crops(mode, monkeypatch):
+    """Its pixels stay 8 bits until a batch of crops is made of them."""
+    pixels, batches = [], []
+    whole = registry.to_tensor
+    monkeypatch.setattr(registry, "to_tensor", lambda image: pixels.append(image.width * image.height) or whole(image))
+    stage = Stage(content(quality=None), CPU)
+    stage.model.register_forward_pre_hook(lambda model, given: batches.append(tuple(given[0].shape)))
+    stage(Image.new("RGB", (32, 32)))  # the first time it is tried on noise too
+    pixels.clear(), batches.clear()
+    (scored,) = stage.stream([Image.new("RGB", (8000, 5000), (90, 120, 30))], 10_000, mode)
+    assert not pixels
+    assert scored.crops <= crops.MAX_CROPS == 256
+    assert max(batches) <= (stage_module.BATCH, 3, 32, 32) and len(batches) <= 4
+    assert scored.needed == (250 * 157 if mode == "grid" else 10_000)
+    assert torch.isfinite(scored.logits).all()
+
+
+MEASURED = """
+import sys, time
+from dfd.inference import Detector
+
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) // 1024
+
+run, small, large = sys.argv[1:]
+detector = Detector.load(run)
+list(detector.predict([small]))
+before = memory("VmRSS")
+(verdict,) = detector.predict([large], mode="grid", report=print)
+print(verdict.crops, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from Linux' /proc")
+def test_a_40_megapixel_file_takes_less_than_400_megabytes(run, tmp_path):
+    small, large = tmp_path / "small.png", tmp_path / "large.jpg"
+    noise(64, 64).save(small)
+    Image.effect_noise((8000, 5000), 40).convert("RGB").save(large)
+    call = [sys.executable, "-W", "error", "-c", MEASURED, run, small, large]
+    report, result = subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()
+    used, megabytes = map(int, result.split())
+    assert report == f"{large}: scored on {used} of {250 * 157} crops, the limit for one image"
+    assert 200 < used <= 256
+    assert megabytes < 400
+
+
+def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(good)
+    bad.write_bytes(b"no image")
+    first, second, third = Detector.load(run).predict([good, bad, tmp_path / "missing.png"])
+    assert first.error is None and 0 <= first.p_fake <= 1 and first.crops == 5
+    assert sum(first.p_source.values()) == pytest.approx(1)
+    named = max(first.p_source, key=first.p_source.get)
+    assert first.source == (named if first.is_fake else "RealPhotos")
+    assert first.is_fake == (first.p_fake >= 0.5)
+    for verdict in (second, third):
+        assert verdict.error and verdict.p_fake is None and verdict.source is None
+    expected = {"path", "is_fake", "p_fake", "source", "p_source", "candidates", "crops", "crop_std", "error"}
+    assert set(json.loads(json.dumps(first.asdict()))) == expected
+
+
+@pytest.mark.parametrize(
+    "changes, times",
+    [
+        ({}, 1),
+        ({"crop_size": 48}, 2),
+        ({"quality": 60}, 2),
+        ({"quality": None}, 2),
+        ({"crops": 3}, 2),
+        ({"crop_mode": "random"}, 2),
+    ],
+)
+def test_an_image_is_cut_once_where_both_stages_take_the_same(changes, times, tmp_path, monkeypatch):
+    """Both answers are those of the stage alone, by `predict` and by a call."""
+    one, two = Stage(content(), CPU), Stage(content("stage2", **changes), CPU)
+    path, cut = tmp_path / "x.png", []
+    noise(130, 100).save(path)
+    alone = [stage(Image.open(path)) for stage in (one, two)]
+    prepare = Stage.prepare
+    monkeypatch.setattr(Stage, "prepare", lambda self, *given: cut.append(self.stage) or prepare(self, *given))
+    detector = Detector(one, two)
+    for answer in (detector, lambda path: next(detector.predict([path]))):
+        verdict = answer(path)
+        assert len(cut) == times
+        cut.clear()
+        assert verdict.p_fake == pytest.approx(one.probabilities(alone[0])[1].item(), abs=1e-6)
+        assert list(verdict.p_source.values()) == pytest.approx(two.probabilities(alone[1]).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_on_a_cpu_no_more_threads_read_than_compute(given):
+    """A worker of `score` that is given one thread must not take the cores of the others."""
+    readers = set()
+
+    def read(path):
+        readers.add(threading.get_ident())
+        time.sleep(0.1)  # for another thread to take the next one
+        return noise(40, 40)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(given)
+    try:
+        list(Detector(Stage(content(), CPU), Stage(content("stage2"), CPU)).predict(range(8), read=read))
+    finally:
+        torch.set_num_threads(before)
+    assert len(readers) == given
+
+
+def test_unknown_and_candidates_come_from_the_checkpoints_thresholds(run, tmp_path):
+    path = tmp_path / "x.png"
+    noise(64, 64).save(path)
+    stage_module.update_checkpoint(run / stage_module.CHECKPOINTS["stage1"], threshold=0.0)
+    stage2 = run / stage_module.CHECKPOINTS["stage2"]
+    plain = next(Detector.load(run).predict([path]))
+    order = sorted(plain.p_source, key=plain.p_source.get, reverse=True)
+    assert plain.source == order[0] and plain.candidates == tuple(Stage.load(stage2).classes)
+    (alone,) = Stage.load(stage2).stream([noise(64, 64)])
+    assert alone.strangeness is None
+    stage_module.update_checkpoint(
+        stage2, bank=torch.rand(12, Stage.load(stage2).model.classifier.backbone.num_features)
+    )
+    (near,) = Stage.load(stage2).stream([noise(64, 64)])
+    assert near.logits.tolist() == pytest.approx(alone.logits.tolist(), abs=1e-5)
+    rest = {"conformal_quantile": 1 - plain.p_source[order[1]] + 1e-6}
+    stage_module.update_checkpoint(stage2, strange_above=near.strangeness + 1e-3, **rest)
+    known = next(Detector.load(run).predict([path]))
+    assert known.source == order[0] and set(known.candidates) == set(order[:2])
+    stage_module.update_checkpoint(stage2, strange_above=near.strangeness - 1e-3, conformal_quantile=0.0)
+    strange = next(Detector.load(run).predict([path]))
+    assert strange.source == "unknown" and strange.candidates == (order[0],)
+    assert strange.p_source == plain.p_source
+
+
+def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (64, 64), (90, 120, 30)).save(path)
+    before = next(Detector.load(run).predict([path]))
+    stage1 = run / stage_module.CHECKPOINTS["stage1"]
+    stage_module.update_checkpoint(stage1, threshold=before.p_fake + 1e-3)
+    assert not next(Detector.load(run).predict([path])).is_fake
+    stage_module.update_checkpoint(stage1, threshold=before.p_fake - 1e-3, temperature=2.0)
+    warm = next(Detector.load(run).predict([path])).p_fake
+    odds = np.log(before.p_fake / (1 - before.p_fake))
+    assert warm == pytest.approx(1 / (1 + np.exp(-odds / 2)), abs=1e-5)
+
+
+def test_a_stage_takes_a_pil_image(run):
+    logits = Stage.load(run / stage_module.CHECKPOINTS["stage2"])(Image.new("L", (40, 300)))
+    assert logits.shape == (3,) and torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("bad", [b"", b"not a checkpoint at all", b"PK\x03\x04 broken zip"])
+def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
+    path = tmp_path / "model.pt"
+    path.write_bytes(bad)
+    with pytest.raises(ValueError, match="not a dfd checkpoint"):
+        Stage.load(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (torch.zeros(3), "holds a Tensor"),
+        ({"conv1.weight": torch.zeros(3)}, "lacks stage, classes"),
+        ({"key": "k", "networks": {}}, "training that goes on"),
+        ({"stage": "stage3"}, "stage 'stage3'"),
+        ({"crops": 0}, "crops cannot be right"),
+        ({"preprocessing": {"crop_size": 10**6, "equalise_quality": 90}}, "crop_size cannot be right"),
+        ({"temperature": float("nan")}, "temperature cannot be right"),
+        ({"classes": ["a", "b", "c", "d"], "stage": "stage2"}, "weights do not fit"),
+        ({"weights": {}}, "weights do not fit"),
+    ],
+)
+def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_path):
+    path, whole = tmp_path / "model.pt", isinstance(given, torch.Tensor) or given.keys() & {"conv1.weight", "networks"}
+    stage_module.save_checkpoint(given if whole else {**content(given.get("stage", "stage1")), **given}, path)
+    with pytest.raises(ValueError, match=f"not a dfd checkpoint: .*{reason}"):
+        Stage.load(path)
+
+
+def test_checkpoints_under_each_others_names_are_told(run):
+    one, two = (run / name for name in stage_module.CHECKPOINTS.values())
+    one.rename(run / "kept")
+    two.rename(one)
+    (run / "kept").rename(two)
+    with pytest.raises(ValueError, match="holds a stage2, where stage1 belongs"):
+        Detector.load(run)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"stage": Evil()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="not a dfd checkpoint"):
+        Stage.load(tmp_path / "model.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_without_a_model_the_error_says_how_to_get_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make demo"):
+        Detector.load(tmp_path)

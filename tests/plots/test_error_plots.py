@@ -1,0 +1,145 @@
+"""Figures of the error analysis: the right numbers are drawn, and the pictures are what they say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from networks import untrained
+from score_tables import stage1_table, stage2_table
+
+from dfd.analysis import explain
+from dfd.data import manifest
+from dfd.evaluate import metrics
+from dfd.plots import analysis
+
+pytestmark = pytest.mark.usefixtures("closed")
+
+
+@pytest.fixture
+def table(tiny_data, tmp_path):
+    return manifest.scan(tiny_data, tmp_path, progress=False)
+
+
+def written(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_confusions_count_each_class_above_its_shares():
+    one = stage1_table([-1, -1, -1, 1, -1.0], ["RealPhotos", "RealPhotos", "BigGAN", "BigGAN", "ProGAN"])
+    figure = analysis.plot_confusions({"stage 1": one, "stage 2": stage2_table(push=50.0)})
+    counts, stage2_counts, shares, stage2_shares = figure.axes
+    assert written(counts) == ["2", "0", "1", "1", "1", "0"]
+    assert written(shares) == ["100%", "0%", "50%", "50%", "100%", "0%"]
+    assert [tick.get_text() for tick in shares.get_yticklabels()] == ["RealPhotos", "BigGAN", "ProGAN"]
+    assert written(stage2_counts)[::4] == ["100"] * 3 and written(stage2_shares)[::4] == ["100%"] * 3
+    assert counts.get_title() == "stage 1, images" and shares.get_xlabel() == "predicted"
+
+
+def test_errors_stand_in_their_bins_beside_the_average():
+    rows = {"property": ["size", "size"], "bin": ["64", "128"], "images": [10, 30], "groups": [5, 5]}
+    one = pd.DataFrame(rows | {"errors": [5, 3], "error": [0.5, 0.1], "low": [0.2, 0.0], "high": [0.8, 0.3]})
+    two = one.iloc[1:].assign(errors=30, error=1.0)
+    figure = analysis.plot_errors({"stage1": one, "stage2": two})
+    (ax,) = figure.axes
+    points, average, other = ax.lines[0], ax.lines[2], ax.lines[1]
+    assert points.get_xdata().tolist() == [50, 10] and np.round(points.get_ydata()).tolist() == [0, 1]
+    assert other.get_xdata().tolist() == [100] and np.round(other.get_ydata()).tolist() == [1]
+    assert average.get_xdata()[0] == 20  # 8 of 40
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["64", "128"]
+    assert ax.get_title() == "size: shorter side (pixels)" and ax.get_xlabel() == "images wrong (%)"
+    assert ax.collections[0].get_segments()[0][:, 0].tolist() == [20, 80]
+
+
+def test_slices_within_others_are_not_drawn():
+    row = {"images": 20, "groups": 9, "errors": 10, "error": 0.5, "average": 0.1, "z": 5.0, "p": 0.001}
+    found = pd.DataFrame([row | {"slice": name, "within": w} for name, w in (("a", ""), ("b", "a"), ("c", ""))])
+    ax = analysis.plot_slices(found, "stage 1")
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "c"]
+    assert ax.lines[0].get_xdata().tolist() == [50, 50] and ax.lines[1].get_xdata()[0] == 10
+    assert written(ax) == ["10 of 20 wrong, 9 groups"] * 2 and ax.get_title() == "stage 1"
+
+
+def test_captions_say_truth_verdict_and_how_probable_it_was():
+    rows = stage1_table([-2.0, -2.0], ["RealPhotos", "ProGAN"])
+    rows = rows.join(metrics.certainty(rows, 1.0))
+    expected = ["RealPhotos, rightly called real, p 0.88", "ProGAN, wrongly called real, p 0.88"]
+    assert analysis.captions(rows) == expected
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_dossiers_show_image_residual_spectrum_and_cam(name, table):
+    stage = untrained(name)
+    rows = table[table["label"] == "ProGAN"].head(3).assign(prediction=stage.classes[1])
+    found = explain.dossiers(stage, table, rows)
+    first = found[0]
+    height, width = table.loc[rows.index[0], ["height", "width"]]
+    assert first["image"].shape == (height, width, 3)
+    assert first["box"] == ((width - 64) // 2, (height - 64) // 2, 64, 64)
+    left, top, _, _ = first["box"]
+    assert np.allclose(first["crop"], first["image"][top : top + 64, left : left + 64], atol=1e-6)
+    assert first["residual"].shape == (64, 64, 3) and first["cam"].shape == first["spectrum"].shape == (64, 64)
+    figure = analysis.plot_dossiers(found, ["one", "two", "three"])
+    assert len(figure.axes) == 12
+    assert [ax.get_xlabel() for ax in figure.axes[:4]] == list(analysis.PARTS.values())
+    assert figure.subfigs[2].get_suptitle() == "3: three"
+
+
+def test_a_checkerboard_shows_in_the_corner_of_its_spectrum(table):
+    rows = table[table["label"] == "ProGAN"].head(1).assign(prediction="fake")
+    spectrum = explain.dossiers(untrained("stage1"), table, rows)[0]["spectrum"]
+    assert spectrum[0, 0] > np.median(spectrum) + 1
+
+
+def test_grad_cam_points_at_what_moves_the_logit():
+    """A network that answers the mean of its input, of which only the upper left quarter is bright."""
+    stage = untrained("stage1")
+
+    class Mean(torch.nn.Module):
+        feature_info = [{"module": "early"}, {"module": "late"}]
+
+        def __init__(self):
+            super().__init__()
+            self.early, self.late = torch.nn.Identity(), torch.nn.AvgPool2d(8)
+
+        def forward(self, images):
+            return self.late(self.early(images)).mean((1, 2, 3))
+
+    stage.model = Mean()
+    object.__setattr__(stage.model, "backbone", stage.model)
+    crop = torch.zeros(1, 3, 64, 64)
+    crop[..., :32, :32] = 1
+    cam = explain.grad_cam(stage, crop, "fake")
+    assert cam.shape == (64, 64) and cam[:24, :24].min() == 1 and cam[40:, 40:].max() == 0
+    assert explain.grad_cam(stage, crop, "real").max() == 0  # nothing speaks for it
+    with pytest.raises(ValueError, match="no class 'ProGAN'"):
+        explain.grad_cam(stage, crop, "ProGAN")
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_grad_cam_of_real_networks_differs_between_classes(name):
+    stage, crop = untrained(name), torch.rand(1, 3, 64, 64)
+    maps = [explain.grad_cam(stage, crop, target) for target in stage.classes]
+    assert all(one.max() == pytest.approx(1) and one.min() >= 0 for one in maps)
+    assert not np.allclose(*maps, atol=0.1)
+    assert all(parameter.grad is None for parameter in stage.model.parameters())
+
+
+def test_neighbours_are_framed_by_whether_their_label_agrees(table):
+    first, same, other = table[table["label"] == "ProGAN"]["path"].iloc[:2].tolist() + [table["path"].iloc[0]]
+    near = pd.DataFrame(
+        {
+            "path": first, "label": "ProGAN", "neighbour": [same, other], "neighbour_label": ["ProGAN", "BigGAN"],
+            "similarity": [0.9, 0.8], "bits": [12.0, np.nan], "twin": [True, False],
+        }
+    )  # fmt: skip
+    pictures = explain.beside(table, near)
+    assert list(pictures) == [first] and len(pictures[first]) == 3
+    _, agrees, differs = analysis.plot_neighbours(pictures, near).axes
+    assert agrees.get_title() == "ProGAN\n0.90, 12 bits, TWIN" and differs.get_title() == "BigGAN\n0.80"
+    assert agrees.spines["top"].get_linestyle() == "-" and differs.spines["top"].get_linestyle() == "--"
+
+
+def test_captioned_pictures_come_in_rows(table):
+    pictures, captions = explain.captioned(table, table.head(5), list("abcde"), columns=3)
+    assert {name: len(row) for name, row in pictures.items()} == {"1 to 3": 3, "4 to 5": 2}
+    assert captions == {"1 to 3": ["a", "b", "c"], "4 to 5": ["d", "e"]}

@@ -1,0 +1,90 @@
+"""The robustness figures: the right numbers are drawn at the right places, with their intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection, PolyCollection
+
+from dfd.degrade import registry
+from dfd.evaluate import robustness
+from dfd.plots import analysis
+
+LEVELS = {"none": [0.0], "jpeg": [90.0, 50.0, 75.0], "blur": [1.0, 2.0], "noise": [0.02]}
+
+
+pytestmark = pytest.mark.usefixtures("closed")
+
+
+@pytest.fixture
+def found():
+    rows, rng = [], np.random.default_rng(0)
+    for stage, metric in robustness.ACCURACY.items():
+        for degradation, levels in LEVELS.items():
+            for level in levels:
+                row = {"stage": stage, "degradation": degradation, "level": level}
+                row |= {"condition": registry.name(degradation, level), "images": 9}
+                for label, one in (("all", metric), ("ProGAN", "recall"), ("RealPhotos", "recall")):
+                    value = rng.uniform(0.3, 0.9)
+                    three = {"value": value, "low": value - 0.1, "high": value + 0.05}
+                    rows.append(row | {"label": label, "metric": one, **three})
+    return pd.DataFrame(rows)
+
+
+def test_conditions_stand_under_each_other_with_their_intervals(found):
+    metric = robustness.ACCURACY["stage1"]
+    table = robustness.wide(found, "stage1", [metric])
+    ax = analysis.plot_conditions(table, {metric: "words"}, "share")
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(table.index) and ax.yaxis_inverted()
+    assert ax.lines[0].get_xdata().tolist() == table[metric].tolist()
+    (bars,) = [one for one in ax.collections if isinstance(one, LineCollection)]
+    ends = np.array([segment[:, 0] for segment in bars.get_segments()])
+    assert np.allclose(ends, table[[f"{metric}_low", f"{metric}_high"]])
+    assert ax.lines[1].get_xdata()[0] == table.loc["as it is", metric] and ax.get_legend() is None
+    assert ax.get_xlabel() == "share"
+
+
+def test_two_metrics_have_a_legend_and_differences_a_line_at_0():
+    columns = {f"{name}{end}": [0.1, -0.2] for name in ("a", "b") for end in ("", "_low", "_high")}
+    table = pd.DataFrame(columns, index=["as it is", "jpeg 50"])
+    ax = analysis.plot_conditions(table, {"a": "first", "b": "second"}, "x")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first", "second"]
+    assert ax.lines[-1].get_xdata() == [0, 0]
+    assert ax.lines[0].get_ydata()[0] < ax.lines[1].get_ydata()[0]
+
+
+def test_series_have_a_panel_each_from_mild_to_severe(found):
+    figure = analysis.plot_series(found, 0.7)
+    jpeg, blur = [ax for ax in figure.axes if ax.axison]
+    assert [jpeg.get_title(), blur.get_title()] == ["jpeg", "blur"]
+    assert jpeg.get_xlabel() == "JPEG quality (Pillow)" and blur.get_xlabel() == "sigma of the blur, pixels"
+    assert jpeg.xaxis_inverted() and not blur.xaxis_inverted()
+    part = robustness.series(found, "stage1", robustness.ACCURACY["stage1"])["jpeg"]
+    assert jpeg.lines[0].get_xdata().tolist() == [90, 75, 50]
+    assert jpeg.lines[0].get_ydata().tolist() == part["value"].tolist()
+    band = next(one for one in jpeg.collections if isinstance(one, PolyCollection)).get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(part["low"].min()) and band.max() == pytest.approx(part["high"].max())
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words[0] == "stage 1: real or fake" and words[-1] == "0.7"
+
+
+def test_a_grid_of_single_levels_says_that_there_is_no_curve(found):
+    single = found[found["degradation"].isin(["none", "noise"])]
+    assert "no curve" in analysis.plot_series(single, 0.7).texts[0].get_text()
+
+
+def test_heat_map_has_a_column_per_label_and_a_row_per_condition(found):
+    table = robustness.recalls(found, "stage1")
+    ax = analysis.plot_recalls(table, "Stage 1")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["RealPhotos", "ProGAN"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(table.columns)
+    assert ax.texts[1].get_text() == f"{table.loc['ProGAN', 'as it is']:.2f}"
+    assert ax.collections[0].get_clim() == (0, 1)
+
+
+def test_probe_marks_what_is_named():
+    areas = {"clean": 0.9, "photos_only": [0.5, 0.9], "fakes_only": [0.8, 0.7], "both": [0.6, 0.7]}
+    table = pd.DataFrame({**areas, "named": [True, False]}, index=["jpeg 50", "blur 1"])
+    ax = analysis.plot_probe(table)
+    assert [line.get_xdata().tolist() for line in ax.lines[:3]] == [[0.5, 0.9], [0.8, 0.7], [0.6, 0.7]]
+    assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal"]
+    assert ax.lines[3].get_xdata() == [0.9, 0.9]

@@ -1,0 +1,124 @@
+"""The pages: self-contained, tidy, escaped; and the index over them."""
+
+import base64
+import io
+import json
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from dfd.reports import html
+
+
+def png(width, height):
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture
+def executed(tmp_path):
+    """An executed notebook with what cells may show, written by hand."""
+    bars = "\repoch:   0%|          | 0/9\repoch: 100%|##| 9/9 [00:01<00:00, 9.00it/s]\x1b[A\n"
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "0%| | 0/9"}
+    cells = [
+        new_markdown_cell("# 00 · Is it <safe>?\n\nAnd **how**\nmuch?\n\n![far](https://example.org/far.png)"),
+        new_code_cell(
+            "secret = 'code'",
+            outputs=[
+                new_output("stream", name="stdout", text="epoch 1\n"),
+                new_output("stream", name="stderr", text=bars),
+                new_output("stream", name="stdout", text="epoch 2 <b>\n"),
+                new_output("display_data", data=widget),
+                new_output("display_data", data={"image/png": png(4, 4)}),
+                new_output("display_data", data={"application/javascript": "alert(1)"}),
+                new_output("execute_result", data={"text/html": "<table class='dataframe'><td>7</td></table>"}),
+            ],
+        ),
+    ]
+    path = tmp_path / "00_safe.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def test_a_page_loads_nothing_and_runs_nothing(executed):
+    page = html.export(executed).read_text()
+    assert "<script" not in page and "alert(1)" not in page
+    assert not re.findall(
+        r"""<link\b|@import|url\(|(?:src|srcset|data)\s*=\s*["']?(?:https?:)?//(?!example\.org/far)""", page
+    )
+    assert "default-src 'none'; img-src data:" in page  # so that the browser does not load the far picture either
+    assert f"data:image/png;base64,{png(4, 4)}" in page
+    assert "<td>7</td>" in page
+
+
+def test_a_page_shows_what_was_printed_without_progress_bars(executed):
+    page = html.export(executed).read_text()
+    assert re.search(r"<pre[^>]*>epoch 1\nepoch 2 &lt;b&gt;\n</pre>", page)
+    assert "0/9" not in page and "it/s" not in page
+
+
+def test_code_is_there_but_folded_and_the_title_is_escaped(executed):
+    page = html.export(executed, {"cell": 2, "text": "Traceback\nValueError: <bad>"}).read_text()
+    assert "<title>00 · Is it &lt;safe&gt;?</title>" in page
+    assert re.search(r'<div class="code">.*secret', page) and ".code { display: none;" in page
+    assert (
+        re.search(r'<input id="show-code" type="checkbox"/?>', page)
+        and "body:has(#show-code:checked) .code { display: block; }" in page
+    )
+    assert "ValueError: &lt;bad&gt;" in page
+
+
+def test_papermill_error_marks_are_left_out(tmp_path):
+    mark = new_markdown_cell("An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]})
+    nbformat.write(new_notebook(cells=[mark, new_markdown_cell("# Own title")]), tmp_path / "00_x.ipynb")
+    page = html.export(tmp_path / "00_x.ipynb").read_text()
+    assert "An Exception" not in page and "<title>Own title</title>" in page
+
+
+def test_the_index_of_an_empty_folder_is_a_page(tmp_path):
+    assert "<h2>Notebooks</h2>" in html.write_index(tmp_path).read_text()
+
+
+def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path):
+    metrics = {
+        "stage1": {
+            "test": {
+                "auc": {"value": 0.9312, "low": 0.9, "high": float("nan")},
+                "by_generator": {"ProGAN": {"auc": {"value": 0.75, "low": 0.7, "high": 0.8}}},
+            },
+        },
+        "stage2": {"test": {"by_generator": {"BigGAN": {"recall": {"value": 0.5, "low": 0.4, "high": 0.6}}}}},
+        "audit": {"stage1": {"auc": {"value": 0.97, "low": 0.95, "high": 0.98}, "warning": "files give <it> away"}},
+        "notes": ["The fakes are simulated."],
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "rejected.csv").write_text("path,reason\na.png,empty\n")
+    entry = {"status": "finished", "seconds": 75.2, "ended": "", "error": None}
+    (tmp_path / "config.json").write_text(json.dumps({"data": "d", "profile": "demo", "notebooks": {"00_safe": entry}}))
+    html.export(executed)
+    page = re.sub(r"\s+", " ", html.write_index(tmp_path).read_text())
+    for text in (
+        '<div class="value">0.931</div><div class="interval">95 % interval 0.900 to –</div>',
+        '<th scope="row">ProGAN</th><td>0.750</td><td>–</td>',
+        '<th scope="row">BigGAN</th><td>–</td><td>0.500</td>',
+        "files give &lt;it&gt; away",
+        "The fakes are simulated.",
+        "1 file was left out; rejected.csv names its reason.",
+        '<a href="00_safe.html">00 · Is it &lt;safe&gt;?</a>',
+        "finished, 1:15",
+        "And how much?",
+        '<a href="rejected.csv">rejected.csv</a></th><td>24 B</td>',
+    ):
+        assert text in page
+    assert "Which generator: accuracy" not in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_only_wide_pictures_scroll_on_a_phone(tmp_path):
+    outputs = [new_output("display_data", data={"image/png": png(*size)}) for size in ((40, 10), (10, 10))]
+    nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "00_x.ipynb")
+    page = html.export(tmp_path / "00_x.ipynb").read_text()
+    assert re.findall(r'<figure class="([\w ]+)"', page) == ["output wide", "output"]

@@ -1,0 +1,249 @@
+"""Running notebooks: order, resuming, failing, parameters."""
+
+import errno
+import gc
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from cases import Tiny
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+from dfd import config
+from dfd.core import io
+from dfd.reports import runner
+
+LOG = 'import sys; print(epochs, sys.executable, file=open(out + "/log.txt", "a"))'
+
+
+def test_runs_in_order_by_this_interpreter_and_goes_on_where_it_stopped(case, capsys, monkeypatch, tmp_path):
+    misleading = tmp_path / "share" / "kernels" / "python3"
+    misleading.mkdir(parents=True)
+    (misleading / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    case.write("00_first", new_code_cell(LOG), new_code_cell("print('hello from a cell')"))
+    case.write(
+        "01_second", new_markdown_cell("## Opening"), new_code_cell('open(out + "/later.txt")'), new_code_cell(LOG)
+    )
+
+    with pytest.raises(runner.RunError) as stopped:
+        case.run(parameters={"epochs": "3"})
+    text = str(stopped.value)
+    assert stopped.value.code == 1
+    assert "01_second failed in cell 5 (In [3], under 'Opening')" in text
+    assert "FileNotFoundError: [Errno 2] No such file" in text and str(case.out / "01_second.ipynb") in text
+    assert {stem: entry["status"] for stem, entry in case.record().items()} == {
+        "00_first": "finished",
+        "01_second": "failed",
+    }
+    half = nbformat.read(case.out / "01_second.ipynb", as_version=4)
+    assert any(output.output_type == "error" for cell in half.cells for output in cell.get("outputs", []))
+    assert "01_second" in (case.out / "index.html").read_text() and "failed" in (case.out / "index.html").read_text()
+    assert "stopped in" in (case.out / "01_second.html").read_text()
+    assert "hello from a cell" in capsys.readouterr().out
+
+    (case.out / "later.txt").touch()
+    assert case.run(parameters={"epochs": "3"}) == case.out / "index.html"
+    assert "00_first  finished before" in capsys.readouterr().out
+    assert (case.out / "log.txt").read_text() == f"3 {sys.executable}\n" * 2  # each finished exactly once
+    assert "failed" not in (case.out / "index.html").read_text()
+
+    case.run(parameters={"epochs": "3"}, notebooks=["0"], fresh=True)
+    case.run(parameters={"epochs": "3"})  # the first ran after the second, so the second is stale
+    assert (case.out / "log.txt").read_text() == f"3 {sys.executable}\n" * 4
+
+
+def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monkeypatch):
+    ran = []
+    monkeypatch.setattr(runner, "execute", lambda path, out, *rest: ran.append(path.stem) or _pretend(out, path, *rest))
+    case.write("00_first")
+    case.write("01_second")
+    case.run()
+    case.run()
+    assert ran == ["00_first", "01_second"]
+    case.run(parameters={"01_second.epochs": 2})
+    assert ran[2:] == ["01_second"]
+    case.write("00_first", new_code_cell("1"))
+    case.run(notebooks=["00_first"])
+    assert ran[3:] == ["00_first"]
+    case.run(parameters={"01.epochs": 2})
+    assert ran[4:] == ["01_second"]
+    (case.data / "new.png").touch()
+    case.run(notebooks=["1"], parameters={"01.epochs": 2})
+    assert ran[5:] == ["01_second"]
+
+
+def _pretend(out, path, parameters, entry, progress, stop):
+    (out / path.name).write_text((path).read_text())
+    entry |= {"status": "finished", "seconds": 0.0, "ended": runner.datetime.now(runner.UTC).isoformat(), "error": None}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epoch": "3"}, "unknown parameter 'epoch'; did you mean 'epochs'?"),
+        ({"01.epochs": "3"}, "unknown parameter '01.epochs'"),
+        ({"epochs": "three"}, "epochs must be a whole number, got 'three'"),
+        ({"epochs": "0"}, "epochs must be positive, got 0"),
+        ({"rate": "fast"}, "rate must be a number, got 'fast'"),
+        ({"careful": "maybe"}, "careful must be true or false, got 'maybe'"),
+        ({"levels": "95;50"}, "levels must be numbers with commas between them, got '95;50'"),
+        ({"levels": "a,b"}, "levels must be numbers"),
+    ],
+)
+def test_a_bad_parameter_stops_before_anything_runs(case, parameters, message):
+    case.write("00_first")
+    with pytest.raises(config.ConfigError, match=re.escape(message)):
+        case.run(parameters=parameters)
+    assert not case.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("epochs", "3", 3),
+        ("rate", "2e-4", 0.0002),
+        ("rate", "1", 1.0),
+        ("name", "12", "12"),
+        ("careful", "No", False),
+        ("careful", "true", True),
+        ("levels", "95,50", (95, 50)),
+        ("levels", "[95, 50]", (95, 50)),
+        ("levels", "95", (95,)),
+    ],
+)
+def test_words_become_the_type_of_their_field(name, text, value):
+    parsed = runner.plan(["00_first"], {"00_first": Tiny}, {}, "demo", {name: text})["00_first"][name]
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
+    given = runner.plan(
+        ["00_a", "01_b", "02_c"], {"01_b": Tiny, "02_c": Tiny}, {}, "demo", {"rate": "1", "02.name": "z"}
+    )
+    assert given == {"00_a": {}, "01_b": {"rate": 1.0}, "02_c": {"rate": 1.0, "name": "z"}}
+
+
+def test_missing_data_and_unknown_notebooks_and_profiles_are_named(case):
+    case.write("00_first")
+    with pytest.raises(config.ConfigError, match="no notebook '7'; there are: 00_first"):
+        case.run(notebooks=["7"])
+    with pytest.raises(config.ConfigError, match="unknown profile"):
+        case.run(profile="huge")
+    case.data.rmdir()
+    with pytest.raises(FileNotFoundError, match="no data folder .*images"):
+        case.run()
+    assert not case.out.exists()
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(case, monkeypatch):
+    case.write("00_first")
+    case.write("01_second")
+    case.run(notebooks=["0"])
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(papermill, "execute_notebook", full)
+    with pytest.raises(runner.RunError, match="The disk is full.*kept") as stopped:
+        case.run()
+    assert stopped.value.code == 1 and "\n" not in str(stopped.value)
+    assert [entry["status"] for entry in case.record().values()] == ["finished", "interrupted"]
+    monkeypatch.setattr(io, "write_text", full)
+    with pytest.raises(runner.RunError, match="The disk is full"):  # not even the record can be written
+        case.run()
+
+
+@pytest.mark.parametrize(
+    ("dies", "how"),
+    [
+        ("os._exit(3)", "died with exit status 3"),
+        pytest.param("os.kill(os.getpid(), 9)", "was killed by SIGKILL; .*memory", marks=pytest.mark.slow),
+    ],
+)
+def test_a_dead_kernel_fails_the_run(case, dies, how):
+    case.write("00_first", new_code_cell(f"import os; {dies}"))
+    with pytest.raises(runner.RunError, match=f"failed in cell 4:\n.*the Python process {how}") as stopped:
+        case.run()
+    assert stopped.value.code == 1 and case.record()["00_first"]["status"] == "failed"
+
+
+def test_kernels_that_start_at_once_share_no_socket():
+    one, other = runner.ThisPython(), runner.ThisPython()
+    places = [Path(found.ip).parent for found in (one, other)]
+    assert places[0] != places[1] and all(place.stat().st_mode & 0o777 == 0o700 for place in places)
+    del one, other
+    gc.collect()
+    assert not any(place.exists() for place in places)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise SystemExit('no')", "Kernel died before replying"),
+        pytest.param("import time; time.sleep(60)", "Kernel didn't respond in 2 seconds", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kernel_that_does_not_start_fails_the_run(case, code, why, monkeypatch):
+    case.write("00_first", new_code_cell("1"))
+    argv = [sys.executable, "-c", code]
+    monkeypatch.setattr(runner.ThisPython, "kernel_spec", runner.KernelSpec(argv=argv, language="python"))
+    monkeypatch.setattr(runner, "START", 2)
+    with pytest.raises(runner.RunError, match=f"failed in its start:\n.*the Python process did not start: {why}"):
+        case.run()
+    assert case.record()["00_first"]["status"] == "failed"
+    assert runner.ThisPython.process.wait(5) is not None
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("!echo said; false\nprint('went', 'on')", r"CommandFailed: `echo said; false` ended with exit status 1"),
+        pytest.param("%nosuch", "UsageError: Line magic function `%nosuch` not found", marks=pytest.mark.slow),
+    ],
+)
+def test_a_shell_command_or_magic_that_fails_fails_its_cell(case, cell, why):
+    case.write("00_first", new_code_cell(cell), new_code_cell("open(out + '/after', 'w')"))
+    with pytest.raises(runner.RunError, match=f"failed in cell 4 .*\n *{why}"):
+        case.run()
+    half = nbformat.read(case.out / "00_first.ipynb", 4)
+    assert not (case.out / "after").exists()
+    assert "went on" not in str([cell.get("outputs") for cell in half.cells])
+
+
+def test_a_data_folder_that_vanished_is_named(case):
+    case.write("00_first", new_code_cell("import os; os.rmdir(data)"), new_code_cell("open(data + '/image.png')"))
+    with pytest.raises(runner.RunError, match="FileNotFoundError.*\nThe data folder .*images is gone; bring it back"):
+        case.run()
+
+
+def test_a_notebook_is_whole_at_any_moment(case, monkeypatch):
+    case.write("00_first", new_code_cell("1"))
+    seen, replace = [], os.replace
+
+    def watched(draft, path):
+        if str(path).endswith(".ipynb"):
+            seen.append(len(nbformat.read(draft, 4).cells))
+        replace(draft, path)
+
+    monkeypatch.setattr(os, "replace", watched)
+    case.run()
+    assert len(seen) > 4 and set(seen) == {4}
+
+
+@pytest.mark.parametrize("name", ["out", "data", "00.out"])
+def test_folders_are_set_by_their_own_options(name, tmp_path):
+    with pytest.raises(config.ConfigError, match="once for all notebooks"):
+        runner.plan(["00_eda"], config.NOTEBOOKS, {"data": "d", "out": "o"}, "demo", {name: "x"})
+
+
+def test_run_folder_inside_the_data_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(config.ConfigError, match="inside the data folder"):
+        runner.run(data=str(tmp_path / "data"), out=str(tmp_path / "data" / "run"))
+    assert not list((tmp_path / "data").iterdir())

@@ -1,0 +1,108 @@
+"""The box at the top of a page: the right numbers of the right files, and nothing made up where a file is missing."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from dfd import config
+from dfd.reports import summary
+
+
+def number(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.05}
+
+
+@pytest.fixture
+def box(tmp_path):
+    """Makes the summary of a notebook in a run folder."""
+    cells = [new_markdown_cell("# Title"), new_markdown_cell("- **Learnt:** a.\n- **Not shown:** `why` it fails.")]
+    nb = new_notebook(cells=cells)
+    nb.metadata["papermill"] = {"start_time": "2026-01-02T03:04:05+00:00", "duration": 75.2}
+    return lambda stem: summary.summary(tmp_path / f"{stem}.ipynb", nb)
+
+
+def manifest(out, groups):
+    rows = {"label": "ProGAN", "split": "test", "group": [f"g{i}" for i in range(groups)]}
+    train = pd.DataFrame({"label": ["RealPhotos"] * 3, "split": "train", "group": "t"})
+    pd.concat([pd.DataFrame(rows), train]).to_parquet(out / "manifest.parquet")
+
+
+def shown(found):
+    return {one["label"]: (one["text"] or one["value"], one["low"], one["high"]) for one in found["numbers"]}
+
+
+@pytest.mark.parametrize("stem", [*config.NOTEBOOKS, "07_own"])
+def test_an_empty_run_folder_gives_an_empty_box(box, stem):
+    found = box(stem)
+    assert found["numbers"] == found["caveats"] == [] and found["data"] == ""
+    assert found["run"] == "2026-01-02 03:04 UTC; took 1:15" and found["not_shown"] == "`why` it fails."
+
+
+def test_the_run_names_what_differs_from_the_defaults_and_the_data_its_splits(box, tmp_path):
+    parameters = {"data": "d", "out": "o", "seed": 0, "num_epochs": 3, "crops": 5}
+    record = {"data": "d", "profile": "quick", "notebooks": {"01_stage1_real_fake": {"parameters": parameters}}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    manifest(tmp_path, 2)
+    found = box("01_stage1_real_fake")
+    assert found["run"].endswith("profile quick; with num_epochs = 3")
+    assert found["data"] == (
+        "d: 5 images (3 RealPhotos, 2 ProGAN) in 3 groups; 2 images in 2 groups are kept for the test"
+    )
+
+
+def test_few_test_groups_are_a_caveat_and_many_are_none(box, tmp_path):
+    manifest(tmp_path, 19)
+    assert box("01_stage1_real_fake")["caveats"][0].startswith("The test images are 19 independent groups")
+    manifest(tmp_path, 20)
+    assert box("01_stage1_real_fake")["caveats"] == []
+
+
+def test_each_stage_shows_its_test_numbers_and_the_worst_generator(box, tmp_path):
+    recalls = {name: {"recall": number(value)} for name, value in (("A", 0.9), ("B", 0.4), ("C", 0.6))}
+    stages = {
+        "stage1": {"val": {"auc": number(0.1)}, "test": {"auc": number(0.8), "real_accuracy": number(0.7)}},
+        "stage2": {"test": {"accuracy": number(0.6), "by_generator": recalls}},
+        "audit": {"stage1": {"auc": number(0.5)}},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(stages))
+    first = shown(box("01_stage1_real_fake"))
+    assert [value for value, _, _ in first.values()] == [0.8, 0.7]
+    assert first["AUC on the test images"][1:] == (pytest.approx(0.7), pytest.approx(0.85))
+    assert shown(box("02_stage2_attribution"))["Share named right of the worst generator, B"][0] == 0.4
+    assert [value for value, _, _ in shown(box("00_eda")).values()] == [0.5]
+
+
+def test_an_interval_of_no_width_is_not_shown_as_certainty(box, tmp_path):
+    all_right = {"value": 1.0, "low": 1.0, "high": 1.0}
+    (tmp_path / "metrics.json").write_text(json.dumps({"stage1": {"test": {"real_accuracy": all_right}}}))
+    assert list(shown(box("01_stage1_real_fake")).values()) == [(1.0, None, None)]
+
+
+def test_robustness_names_the_worst_level_and_the_worst_condition(box, tmp_path):
+    sweep = pd.DataFrame({"quality": [np.nan, 90, 50, 30], "auc": [0.1, 0.9, 0.7, np.nan]})
+    sweep.assign(auc_low=0.6, auc_high=0.95).to_csv(tmp_path / "sweep_jpeg_stage1.csv", index=False)
+    found = box("03_robustness")
+    assert shown(found) == {"Stage 1, worst JPEG (quality 50): AUC": (0.7, 0.6, 0.95)}
+    assert found["caveats"] == [summary.WORST]
+    rates = pd.DataFrame({"condition": ["as it is", "blur 2", "noise 1"], "value": [0.1, 0.5, 0.3], "label": "all"})
+    rates = rates.assign(stage="stage1", metric="false_positive_rate", low=0.05, high=0.6)
+    other = rates.assign(label="ProGAN", value=0.9)
+    pd.concat([rates, other]).to_csv(tmp_path / "robustness.csv", index=False)
+    assert shown(box("03_robustness"))["Stage 1, worst condition (blur 2): Photos called fake"] == (0.5, 0.05, 0.6)
+
+
+def test_mistakes_are_counted_and_their_interval_is_the_accuracy_turned_round(box, tmp_path):
+    labels = ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN", "ProGAN"]
+    table = pd.DataFrame({"path": list("abcde"), "label": labels, "split": "test", "degradation": "none", "level": 0.0})
+    table = table.assign(logit_real=0.0, logit_fake=0.0, prediction=["fake", "real", "fake", "real", "fake"])
+    degraded = table.assign(degradation="jpeg", level=50.0, prediction="real")
+    pd.concat([table, degraded]).to_parquet(tmp_path / "scores_stage1.parquet")
+    test = {"accuracy_at_threshold": {"value": 0.6, "low": 0.2, "high": 0.9}, "real_accuracy": number(0.8)}
+    (tmp_path / "metrics.json").write_text(json.dumps({"stage1": {"test": test}}))
+    found = shown(box("04_error_analysis"))
+    assert found["Stage 1: images wrong, 2 of 5"] == (0.4, pytest.approx(0.1), pytest.approx(0.8))
+    assert found["Stage 1: photos called fake, 1 of 2"] == (0.5, None, None)  # 0.8 is about other images
+    assert found["Stage 1: fakes called photos, 1 of 3"][0] == pytest.approx(1 / 3)

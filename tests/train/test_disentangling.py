@@ -1,0 +1,163 @@
+"""The fingerprinted carrier of stage 2: every loss reaches the extractor, D's labels are the right way round."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfd import config
+from dfd.degrade.operators import jpeg
+from dfd.losses import consistency_loss, source_loss
+from dfd.models.classifiers import Attribution
+from dfd.train.stage2 import Disentangler, attribution_losses, fingerprinted
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Attribution("test_efficientnet.r160_in1k", 3, unet_width=4, residual_bound=0.1)
+
+
+@pytest.fixture
+def disentangler():
+    torch.manual_seed(1)
+    return Disentangler(width=4, layers=2, pretrained=False, quality=90)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(2)
+    views = {name: torch.rand(4, 3, 32, 32) for name in ("view1", "view2", "carrier")}
+    return views | {"source": torch.tensor([0, 1, 2, 1])}
+
+
+class Still:
+    """A session that lets no network learn, and remembers what it was asked to."""
+
+    def __init__(self, model):
+        self.model, self.steps = model, []
+
+    def precision(self):
+        return torch.autocast("cpu", enabled=False)
+
+    def step(self, loss, name):
+        self.steps.append(name)
+
+
+def reached(module):
+    return any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+
+
+def losses(model, disentangler, batch):
+    session = Still(model)
+    return attribution_losses(session, disentangler, batch, config.Stage2()), session.steps
+
+
+def test_every_weight_of_the_config_has_its_loss(model, disentangler, batch):
+    found, steps = losses(model, disentangler, batch)
+    assert set(found) == {"source", "carried", "adversarial", "perceptual", "consistency"}
+    assert steps == ["discriminator"]
+    assert set(losses(model, None, batch)[0]) == {"source", "consistency"}
+
+
+@pytest.mark.parametrize("name", ["source", "carried", "adversarial", "perceptual", "consistency"])
+def test_each_loss_gives_the_extractor_a_gradient(name, model, disentangler, batch):
+    losses(model, disentangler, batch)[0][name].backward()
+    assert reached(model.generator)
+    assert reached(model.classifier) == (name in ("source", "carried", "consistency"))
+    assert reached(disentangler.discriminator) == (name == "adversarial")  # Session.step leaves it where it is
+    assert not reached(disentangler.perceptual)
+
+
+def test_a_weight_of_zero_leaves_its_loss_out(model, batch):
+    disentangler = Disentangler(width=4, layers=2, adversarial=False, perceptual=False)
+    cfg = config.Stage2(carried_weight=0.0, consistency_weight=0.0)
+    session = Still(model)
+    assert set(attribution_losses(session, disentangler, batch, cfg)) == {"source"}
+    assert session.steps == []
+
+
+def test_one_backward_walks_the_whole_graph_once(model, disentangler, batch):
+    found, _ = losses(model, disentangler, batch)
+    total = sum(found.values())
+    total.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+
+
+def test_the_discriminator_learns_that_carriers_are_photos(disentangler):
+    torch.manual_seed(3)
+    carriers = torch.rand(8, 3, 32, 32)
+    carried = (carriers + 0.2 * torch.tensor([1.0, -1.0]).repeat(16)).clamp(0, 1)
+    optimizer = torch.optim.Adam(disentangler.discriminator.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        disentangler.discriminator_loss(carriers, carried).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert disentangler.discriminator(carriers).mean() > disentangler.discriminator(carried).mean() + 0.5
+
+
+def test_the_discriminators_loss_leaves_the_extractor_alone(model, disentangler, batch):
+    carried = fingerprinted(batch["carrier"], model.generator(batch["view1"]))
+    disentangler.discriminator_loss(batch["carrier"], carried).backward()
+    assert reached(disentangler.discriminator) and not reached(model.generator)
+
+
+def test_the_extractor_is_asked_to_look_like_a_photo(model, disentangler, batch):
+    """One step against the adversarial loss must raise D's opinion of the fingerprinted carriers."""
+    disentangler.eval()  # spectral norm would go on iterating
+    batch["carrier"] = 0.3 + 0.4 * batch["carrier"]  # nothing to clip
+    before = disentangler.discriminator(fingerprinted(batch["carrier"], model.generator(batch["view1"]))).mean()
+    losses(model, disentangler, batch)[0]["adversarial"].backward()
+    with torch.no_grad():
+        for p in model.generator.parameters():
+            p -= 0.05 * p.grad if p.grad is not None else 0
+    after = disentangler.discriminator(fingerprinted(batch["carrier"], model.generator(batch["view1"]))).mean()
+    assert after > before
+
+
+def test_a_fingerprinted_carrier_is_the_clipped_sum_with_an_open_gradient():
+    carriers, residual = torch.full((1, 3, 8, 8), 0.95), torch.full((1, 3, 8, 8), 0.1, requires_grad=True)
+    put = fingerprinted(carriers, residual)
+    assert put.max().item() == pytest.approx(1.0)
+    put.sum().backward()
+    assert residual.grad.min() == 1
+
+
+def test_the_codec_is_passed_with_the_gradient_of_doing_nothing():
+    images = torch.rand(1, 3, 16, 16, requires_grad=True)
+    passed = Disentangler(adversarial=False, perceptual=False, quality=70).seen(images)
+    assert torch.allclose(passed, jpeg(images.detach(), 70), atol=1e-6)
+    (passed * torch.arange(16.0)).sum().backward()
+    assert torch.equal(images.grad, torch.arange(16.0).expand(1, 3, 16, 16))
+
+
+def test_consistency_is_the_jensen_shannon_divergence():
+    first, second = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[0.0, 1.0, 0.5]])
+    p, q = F.softmax(first, 1), F.softmax(second, 1)
+    middle = (p + q) / 2
+    expected = ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2
+    assert consistency_loss(first, second).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert consistency_loss(first, first).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_carried_is_the_cross_entropy_of_the_fingerprints_source(model, disentangler, batch):
+    model.eval()
+    found, _ = losses(model, disentangler, batch)
+    residual = model.generator(batch["view1"])
+    seen = jpeg((batch["carrier"] + residual.detach()).clamp(0, 1), 90)
+    expected = source_loss(model(seen), batch["source"], config.Stage2().label_smoothing)
+    assert found["carried"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_views_and_fingerprinted_carriers_share_one_batch_of_the_classifier(model, disentangler, batch):
+    """Apart, batch normalisation would tell them apart in training, and not when the model is used."""
+    sizes = []
+    model.classifier.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    losses(model, disentangler, batch)
+    assert sizes == [12]
+
+
+def test_an_unknown_extractor_is_refused():
+    with pytest.raises(ValueError, match="unet, highpass or rgb"):
+        Attribution("test_efficientnet.r160_in1k", 3, 4, 0.1, extractor="wavelet")

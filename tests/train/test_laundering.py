@@ -1,0 +1,113 @@
+"""The adversary of stage 1: every loss reaches the network it is for, and no other."""
+
+import pytest
+import torch
+from torch import nn
+
+from dfd.models.classifiers import RealFakeClassifier
+from dfd.train.stage1 import Launderer
+
+
+@pytest.fixture
+def adversary():
+    torch.manual_seed(0)
+    return Launderer(width=4, bound=0.05, layers=2, pretrained=False)
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    return torch.rand(2, 3, 48, 48), torch.rand(2, 3, 48, 48)
+
+
+def reached(module):
+    return any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("loss", ["adversarial", "evasion", "perceptual"])
+def test_each_loss_reaches_the_launderer(loss, adversary, batches):
+    classifier = RealFakeClassifier("test_resnet.r160_in1k")
+    if loss == "perceptual":  # at no change at all the distance is at its minimum, where the gradient is zero
+        with torch.no_grad():
+            adversary.generator.head.bias.fill_(0.1)
+    adversary.generator_losses(batches[1], classifier)[loss].backward()
+    assert reached(adversary.generator)
+    assert not reached(adversary.perceptual)
+    assert reached(adversary.discriminator) == (loss == "adversarial")  # Session.step leaves these where they are
+    assert reached(classifier) == (loss == "evasion")
+
+
+@pytest.mark.parametrize("r1_weight", [0.0, 10.0])
+def test_the_discriminators_loss_reaches_the_discriminator_alone(r1_weight, adversary, batches):
+    adversary.r1_weight = r1_weight
+    adversary.discriminator_loss(*batches).backward()
+    assert reached(adversary.discriminator) and not reached(adversary.generator)
+
+
+def test_r1_is_added_with_half_its_weight(adversary, batches):
+    adversary.discriminator = nn.Conv2d(3, 1, 1)
+    plain = adversary.discriminator_loss(*batches)
+    adversary.r1_weight = 4.0
+    weight = adversary.discriminator.weight.detach()
+    expected = weight.square().sum() * 48 * 48  # the gradient of the summed logits is the weight at every pixel
+    assert (adversary.discriminator_loss(*batches) - plain).item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_the_change_is_bounded_and_starts_small(adversary, batches):
+    fakes = batches[1]
+    assert (adversary(fakes) - fakes).abs().max() < 0.01
+    with torch.no_grad():
+        adversary.generator.head.bias.fill_(100.0)
+    change = (adversary(fakes) - fakes).detach()
+    assert adversary(fakes).max() <= 1 and change.max() == pytest.approx(0.05, abs=1e-6)
+
+
+def test_evasion_trains_the_detector_to_be_fooled_as_it_predicts(adversary, batches):
+    classifier = RealFakeClassifier("test_resnet.r160_in1k").train()
+    before = {name: value.clone() for name, value in classifier.named_buffers()}
+    loss = adversary.generator_losses(batches[1], classifier)["evasion"]
+    with torch.no_grad():
+        expected = nn.functional.softplus(classifier.eval()(adversary(batches[1]))).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in classifier.named_buffers())
+
+
+def test_without_a_perceptual_part_there_is_none(batches):
+    adversary = Launderer(width=4, layers=2, perceptual=False)
+    assert set(adversary.generator_losses(batches[1], RealFakeClassifier("test_resnet.r160_in1k"))) == {
+        "adversarial",
+        "evasion",
+    }
+
+
+def step(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_the_launderer_learns_to_pass_for_a_photo():
+    """Fakes carry a checkerboard, and a discriminator has learnt to see it: the launderer finds out and hides it."""
+    torch.manual_seed(0)
+    adversary = Launderer(width=4, bound=0.1, layers=2, perceptual=False)
+    board = 0.05 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1)
+    discriminator = torch.optim.Adam(adversary.discriminator.parameters(), 3e-3)
+    launderer = torch.optim.Adam(adversary.generator.parameters(), 5e-3)
+    harmless = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1), nn.Flatten(0)).requires_grad_(False)
+
+    def drawn():
+        photos, fakes = (0.3 + 0.4 * torch.rand(8, 3, 1, 1).expand(8, 3, 32, 32) for _ in range(2))
+        return photos, fakes + board
+
+    def opinion(images):
+        with torch.no_grad():
+            return adversary.discriminator(images).mean().item()
+
+    for _ in range(80):
+        step(discriminator, adversary.discriminator_loss(*drawn()))
+    photos, fakes = drawn()
+    seen_through = opinion(fakes)
+    assert opinion(photos) > seen_through + 1
+    for _ in range(60):
+        step(launderer, adversary.generator_losses(drawn()[1], harmless)["adversarial"])
+    assert opinion(adversary(fakes)) > (opinion(photos) + seen_through) / 2
