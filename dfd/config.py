@@ -12,7 +12,8 @@ from typing import Any, get_args, get_type_hints
 
 from dfd.degrade import registry
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE if (PACKAGE / "notebooks").exists() else PACKAGE.parent  # a wheel carries its notebooks inside
 
 
 class ConfigError(ValueError):
