@@ -20,7 +20,7 @@ from dfd import config
 from dfd.analysis.explain import centre, read_images
 from dfd.config import Stage1, Stage2
 from dfd.core import parallel
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import GFDTwoViewDataset, Seeded, equalise, seeds
 from dfd.degrade.registry import RandomDegrade, at_level
@@ -152,7 +152,7 @@ def _changes2(cfg: Stage2) -> dict[str, dict]:
 
 
 def _save(found: list[pd.DataFrame], path: Path) -> None:
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         pd.concat(found).to_csv(draft, index=False)
 
 
@@ -274,7 +274,7 @@ def _scored(table: pd.DataFrame, cfg: Stage1 | Stage2, path: Path) -> pd.DataFra
     scores.calibrate(trained, scores.score(trained, rows[rows["split"] == "val"]), cfg.out)
     swept = scores.jpeg_sweep(trained, rows[rows["split"] == "test"], QUALITIES).assign(key=trained.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         swept.to_parquet(draft, index=False)
     return swept
 

@@ -18,7 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.data.crops import equalise
 from dfd.evaluate.metrics import balanced_accuracy, interval, intervals
 from dfd.inference.stage import BATCH, Stage, centres, choose, crops_of
@@ -70,7 +70,7 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
 
 def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
     """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
-    with whole(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
+    with atomic_write(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **{name: one.spectrum.astype(np.float32) for name, one in prints.items()})
 
 

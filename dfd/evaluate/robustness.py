@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dfd import __version__
 from dfd.core.images import load_rgb
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.degrade import registry
 from dfd.degrade.registry import Condition, compose, to_tensor
@@ -171,7 +171,7 @@ def _write(found: list, classes: list[str], path: Path) -> None:
     columns |= {"crops": [one.crops for _, one in found], "crop_std": [one.spread for _, one in found]}
     if found and found[0][1].strangeness is not None:
         columns["neighbours"] = [one.strangeness for _, one in found]
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         pd.DataFrame(columns).to_parquet(draft, index=False)
 
 

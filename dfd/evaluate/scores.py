@@ -12,7 +12,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from dfd.core.images import load_rgb
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.degrade.registry import at_level, to_tensor
 from dfd.evaluate import metrics
@@ -163,7 +163,7 @@ def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | N
     if keep is not None:
         kept = load_scores(out, stage)
         scores = pd.concat([kept[kept["degradation"] == keep], scores[scores["degradation"] != keep]])
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         scores.to_parquet(draft, index=False)
 
 

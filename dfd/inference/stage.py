@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dfd.core import runs
 from dfd.core.images import load_rgb
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
 from dfd.degrade.operators import jpeg_pixels
 from dfd.inference import openset
@@ -45,12 +45,12 @@ def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: 
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all, so that a killed run leaves the previous file; see atomic.whole.
+    """Write a checkpoint whole or not at all, so that a killed run leaves the previous file; see atomic_write.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the previous file is untouched.
     """
-    with whole(path) as draft, draft.open("wb") as file:
+    with atomic_write(path) as draft, draft.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch reports half a write this way
@@ -91,7 +91,6 @@ def described(content: Any) -> dict[str, Any]:
     return content
 
 
-CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}
 BATCH = 64  # crops per forward pass
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
 

@@ -97,7 +97,7 @@ class Session(Learners):
         if self.done:
             return
         say = f"{self.stage}: stopping after this step; once more ends at once."
-        with runs.alone(self.out), runs.deferred(say) as self.stop:
+        with runs.run_lock(self.out), runs.deferred(say) as self.stop:
             yield from self._epochs()
 
     def _epochs(self) -> Iterator[int]:
