@@ -1,11 +1,11 @@
 # `make` lists the targets. Ready environments are used as they are: `make test PY=python`.
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lab app lint bench diff-setup clean
+.PHONY: help demo report test lab app lint docs bench diff-setup clean
 
 PYTHON  ?= python3
 PY      ?= $(if $(filter dfd,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
 ENV     := $(if $(filter .venv/bin/python,$(PY)),.venv/.ready)
-BIN     := $(if $(ENV),$(CURDIR)/.venv/bin/)
+BIN     := $(if $(findstring /,$(PY)),$(dir $(abspath $(PY))))
 DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
@@ -22,8 +22,8 @@ demo: $(ENV)  ## Make the built-in data, train both stages on it, write reports/
 report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
 	$(PY) -m dfd run --data '$(DATA)' --out '$(OUT)' --profile $(PROFILE) $(ARGS)
 
-test: $(ENV)  ## Run every test, the slow ones too, two at a time
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+test: $(ENV)  ## Run every test, the slow ones and the examples in docstrings too, two at a time
+	OMP_NUM_THREADS=1 $(PY) -m pytest --doctest-modules -n 2 --dist worksteal $(ARGS)
 
 lab: $(ENV)  ## Open the notebooks in JupyterLab
 	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb --LabApp.news_url=None \
@@ -33,9 +33,16 @@ app: $(ENV)  ## Open the probe alone, as an app without code (Voilà)
 	$(PY) -c 'import voila' 2>/dev/null || $(PY) -m pip install --quiet -e '.[app]'
 	$(PY) -m voila notebooks/05_probe.ipynb --Voila.tornado_settings='$(UPLOADS)' $(ARGS)
 
-lint: $(ENV)  ## Check code and notebooks: ruff, and no outputs committed
+lint: $(ENV)  ## Check style, notebooks without outputs, layers, types, and the bounds of the house
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
+	$(BIN)lint-imports --no-logo --no-cache
+	$(PY) scripts/house.py --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath "$$(command -v $(PY))"
+
+docs: $(ENV)  ## Build the documentation into site/
+	$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(PY) -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(ENV)  ## Measure speed on this machine, each row beside its bar (ARGS=--long, ARGS=--gpu)
 	$(PY) -m benchmarks.speed $(ARGS)
@@ -45,7 +52,7 @@ diff-setup: $(ENV)  ## Let `git diff` and `git merge` show notebooks cell by cel
 	git config merge.jupyternotebook.driver '"$(BIN)git-nbmergedriver" merge %O %A %B %L %P'
 
 clean:  ## Remove caches and reports; data and .venv stay
-	rm -rf .pytest_cache .ruff_cache build dist *.egg-info reports/*/
+	rm -rf .pytest_cache .ruff_cache build dist site *.egg-info reports/*/
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 .venv/.ready: pyproject.toml

@@ -1,3 +1,3 @@
 """dfd: a notebook-driven laboratory for GAN-image forensics."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

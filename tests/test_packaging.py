@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dfd import config
+from dfd import __version__, config
 
 PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
 UNIMPORTED = {  # declared for what they do, not for an import
@@ -33,19 +34,24 @@ def names(requirements):
 
 def imported(sources):
     """Top-level modules that some source code imports."""
-    found = set()
+    modules = set()
     for source in sources:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
+                modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names) - {"dfd", "tests", "benchmarks"}
+                modules.add(node.module.split(".")[0])
+    return modules - set(sys.stdlib_module_names) - {"dfd", "tests", "benchmarks"}
 
 
 def distributions(modules):
     known = packages_distributions()
     return {module: {name.lower().replace("_", "-") for name in known.get(module, [module])} for module in modules}
+
+
+def undeclared(modules, declared):
+    """The modules that come from none of the declared distributions."""
+    return {module for module, names in distributions(modules).items() if not names & declared}
 
 
 def cells(folder):
@@ -63,18 +69,19 @@ def test_every_import_of_the_package_and_the_notebooks_is_declared():
     modules = imported([*texts(config.ROOT / "dfd"), *cells(config.ROOT / "notebooks")])
     extras = PROJECT["optional-dependencies"]
     declared = names(PROJECT["dependencies"]).union(*(names(extras[name]) for name in extras if name != "dev"))
-    assert {module: found for module, found in distributions(modules).items() if not found & declared} == {}
+    assert undeclared(modules, declared) == set()
 
 
 def test_the_tests_have_what_the_extra_has():
     assert set(PROJECT["optional-dependencies"]["scale"]) <= set(PROJECT["optional-dependencies"]["dev"])
 
 
-def test_every_import_of_tests_and_benchmarks_is_declared():
-    siblings = {path.stem for path in (config.ROOT / "tests").glob("*.py")}
-    modules = imported([*texts(config.ROOT / "tests"), *texts(config.ROOT / "benchmarks")]) - siblings
+def test_every_import_of_tests_benchmarks_and_scripts_is_declared():
+    folders = [config.ROOT / name for name in ("tests", "benchmarks", "scripts")]
+    siblings = {path.stem for folder in folders for path in folder.rglob("*.py")} | {"helpers"}
+    modules = imported(text for folder in folders for text in texts(folder)) - siblings
     declared = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["dev"])
-    assert {module: found for module, found in distributions(modules).items() if not found & declared} == {}
+    assert undeclared(modules, declared) == set()
 
 
 def test_nothing_is_declared_in_vain():
@@ -90,7 +97,8 @@ def test_conda_adds_only_python_to_what_pyproject_says():
 
 
 def test_every_dependency_has_a_lower_bound_and_no_other():
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+    extras = PROJECT["optional-dependencies"].values()
+    for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
         assert re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", text)
 
 
@@ -112,3 +120,62 @@ def test_make_lists_every_target():
 def test_ci_runs_lint_and_test():
     script = config.ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK) and "make lint test" in script.read_text()
+
+
+def test_files_that_name_the_version_agree():
+    citation = yaml.safe_load((config.ROOT / "CITATION.cff").read_text())
+    latest = re.search(r"^## (\S+)", (config.ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1)
+    assert citation["version"] == latest == __version__
+
+
+def test_the_commit_hook_runs_what_make_lint_runs():
+    (repository,) = yaml.safe_load((config.ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [(hook["entry"], hook["language"]) for hook in repository["hooks"]] == [("make lint", "system")]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of this checkout, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, config.ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_a_wheel_carries_notebooks_profiles_templates_and_simulators_and_nothing_else(wheel):
+    inside = {name.removeprefix("dfd/") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dfd/")}
+    folders = {"notebooks": "*.ipynb", "configs": "*.yaml", "data/simulators": "*.safetensors"}
+    carried = [path for name, pattern in folders.items() for path in (config.ROOT / name).glob(pattern)]
+    expected = {str(path.relative_to(config.ROOT)) for path in carried}
+    package = config.ROOT / "dfd"
+    expected |= {
+        str(path.relative_to(package))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts
+    }
+    assert inside == expected
+    assert {"notebooks/00_eda.ipynb", "data/simulators/ProGAN.safetensors", "templates/style.css"} <= inside
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finds_what_it_carries(wheel, tmp_path):
+    target = tmp_path / "elsewhere"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    script = (
+        "from dfd import config\n"
+        "from dfd.models import simulators\n"
+        "assert all((config.ROOT / 'notebooks' / f'{stem}.ipynb').exists() for stem in config.NOTEBOOKS)\n"
+        "assert all((simulators.WEIGHTS / f'{name}.safetensors').exists() for name in simulators.NAMES)\n"
+        "print(config.__file__)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert Path(ran.stdout.strip()).is_relative_to(target)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dfd import config
 from dfd.analysis.explain import centre, read_images
-from dfd.config import Stage1, Stage2
+from dfd.config import CHECKPOINTS, Stage1, Stage2
 from dfd.core import parallel
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
@@ -29,7 +29,7 @@ from dfd.evaluate import scores
 from dfd.evaluate.metrics import REPLICATES
 from dfd.inference import openset
 from dfd.inference import stage as stage_module
-from dfd.inference.stage import CHECKPOINTS, Stage
+from dfd.inference.stage import Stage
 from dfd.train import loading
 from dfd.train.stage2 import fit_stage1, fit_stage2
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import pandas as pd
 
+from dfd.config import REAL
 from dfd.core import images, runs
 from dfd.core.io import NO_SPACE, atomic_write
 from dfd.core.runs import bar
 from dfd.data import layouts, provenance
 from dfd.data import splits as splits_module
-from dfd.data.layouts import REAL, Found, ManifestError
+from dfd.data.layouts import Found, ManifestError
 
 __all__ = ["ManifestError", "scan", "load", "summary", "digest", "REAL"]
 COLUMNS = (

@@ -11,13 +11,14 @@ from PIL import Image
 from scipy.special import softmax
 from torch import Tensor
 
+from dfd.config import CHECKPOINTS
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.degrade.registry import at_level, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide, openset
-from dfd.inference.stage import CHECKPOINTS, Stage, update_checkpoint
+from dfd.inference.stage import Stage, update_checkpoint
 
 # What is fitted on validation and stored beside the weights.
 FITTED = (

@@ -7,9 +7,10 @@ import torch
 
 from dfd import config
 from dfd.analysis import ablation
+from dfd.config import CHECKPOINTS
 from dfd.data import manifest
 from dfd.evaluate import metrics
-from dfd.inference.stage import CHECKPOINTS, UNKNOWN, Scored, Stage
+from dfd.inference.stage import UNKNOWN, Scored, Stage
 
 RGB = "baseline: EfficientNet on rgb"
 

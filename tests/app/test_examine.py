@@ -11,10 +11,11 @@ from test_inference import noise
 
 from dfd.analysis import fingerprint
 from dfd.app import evidence, examine
+from dfd.config import CHECKPOINTS
 from dfd.core import images as images_module
 from dfd.inference.decide import threshold_at
 from dfd.inference.detector import Detector
-from dfd.inference.stage import CHECKPOINTS, update_checkpoint
+from dfd.inference.stage import update_checkpoint
 
 
 @pytest.fixture

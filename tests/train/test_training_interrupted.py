@@ -20,11 +20,11 @@ from test_atomic import fill
 from test_training import FITS, configured
 
 from dfd import cli
+from dfd.config import CHECKPOINTS
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.core.io import PART
 from dfd.data import manifest
-from dfd.inference.stage import CHECKPOINTS
 from dfd.train.loop import Session
 
 KILLS = {"stage1": 13, "stage2": 12}
