@@ -12,7 +12,7 @@ import torch
 from benchmarks import pictures
 from benchmarks.measure import Row
 from benchmarks.predicting import contents
-from dfd.inference.stage import CHECKPOINTS
+from dfd.config import CHECKPOINTS
 from dfd.scale.inputs import Inputs
 from dfd.scale.parts import RECORD, Parts
 from dfd.scale.scoring import Job

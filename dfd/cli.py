@@ -12,11 +12,9 @@ from typing import Any
 import click
 
 from dfd import __version__, config
+from dfd.config import CHECKPOINTS, CROP_MODES
 from dfd.core import runs as runs_module
 from dfd.core.runs import cores
-
-CROP_MODES = ("five", "grid", "random")
-CHECKPOINTS = ("best_real_fake_model.pt", "best_gfd2_model.pt")
 
 
 def judging_options(command: Callable) -> Callable:
@@ -49,13 +47,13 @@ def find_model(model: str | None) -> Path:
         FileNotFoundError: there is none; the text says how to get one.
     """
     runs = [Path(model)] if model else list(config.resolve("reports").glob("*/"))
-    trained = [path for path in runs if all((path / name).exists() for name in CHECKPOINTS)]
+    trained = [path for path in runs if all((path / name).exists() for name in CHECKPOINTS.values())]
     if not trained:
         where = model or "reports/"
         raise FileNotFoundError(
             f"no trained model in {where}: `make demo` or `python -m dfd run --data FOLDER` makes one"
         )
-    return max(trained, key=lambda path: (path / CHECKPOINTS[-1]).stat().st_mtime)
+    return max(trained, key=lambda path: (path / CHECKPOINTS["stage2"]).stat().st_mtime)
 
 
 def shown(path: Path) -> str:
@@ -447,7 +445,7 @@ def stage_command(stage: str, text: str) -> None:
 
         with parallel.chorus():
             cfg = parallel.agreed(cfg)  # other machines have no run folder to remember from
-            with interruption.alone(cfg.out), interruption.terminable():
+            with interruption.run_lock(cfg.out), interruption.terminable():
                 train_stage(stage, cfg)
         parallel.end()
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.inference.stage import save_checkpoint, uses_bfloat16
 from dfd.models.adversarial import PatchDiscriminator
 from dfd.models.simulators import NAMES, WEIGHTS, EqualConv2d, EqualLinear, ModulatedConv2d, Simulator
@@ -177,7 +177,7 @@ class _Run:
         """Write the weights with settings and held-out PSNR in their metadata, and drop the state."""
         metadata = {key: str(value) for key, value in (self.settings | {"psnr": round(score, 2)}).items()}
         tensors = {name: tensor.contiguous() for name, tensor in self.simulator.state_dict().items()}
-        with whole(self.weights) as draft:
+        with atomic_write(self.weights) as draft:
             save_file(tensors, draft, metadata)
         self.state.unlink(missing_ok=True)
 

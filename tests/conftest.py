@@ -16,7 +16,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from dfd.inference.stage import CHECKPOINTS, save_checkpoint
+from dfd.config import CHECKPOINTS
+from dfd.inference.stage import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from dfd import config
 from dfd.analysis.explain import centre, read_images
-from dfd.config import Stage1, Stage2
+from dfd.config import CHECKPOINTS, Stage1, Stage2
 from dfd.core import parallel
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import GFDTwoViewDataset, Seeded, equalise, seeds
 from dfd.degrade.registry import RandomDegrade, at_level
@@ -29,7 +29,7 @@ from dfd.evaluate import scores
 from dfd.evaluate.metrics import REPLICATES
 from dfd.inference import openset
 from dfd.inference import stage as stage_module
-from dfd.inference.stage import CHECKPOINTS, Stage
+from dfd.inference.stage import Stage
 from dfd.train import loading
 from dfd.train.stage2 import fit_stage1, fit_stage2
 
@@ -152,7 +152,7 @@ def _changes2(cfg: Stage2) -> dict[str, dict]:
 
 
 def _save(found: list[pd.DataFrame], path: Path) -> None:
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         pd.concat(found).to_csv(draft, index=False)
 
 
@@ -256,8 +256,8 @@ def _with_distances(stage: Stage, near: openset.Gaussians, rows: pd.DataFrame) -
 
 
 def _centre_features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
-    crops, chosen = stage_module.crops_of(stage, rows, len(rows))
-    return stage_module.features(stage, crops), chosen["label"]
+    crops, chosen = stage_module.sample_crops(stage, rows, len(rows))
+    return stage_module.extract_features(stage, crops), chosen["label"]
 
 
 def _fit(table: pd.DataFrame, cfg: Stage1 | Stage2) -> None:
@@ -274,7 +274,7 @@ def _scored(table: pd.DataFrame, cfg: Stage1 | Stage2, path: Path) -> pd.DataFra
     scores.calibrate(trained, scores.score(trained, rows[rows["split"] == "val"]), cfg.out)
     swept = scores.jpeg_sweep(trained, rows[rows["split"] == "test"], QUALITIES).assign(key=trained.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         swept.to_parquet(draft, index=False)
     return swept
 

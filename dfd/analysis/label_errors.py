@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from torch import Tensor, nn
 
 from dfd.core.images import load_rgb
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data import splits
 from dfd.data.crops import cut, equalise, plan
@@ -104,7 +104,7 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, key: str, known: dict[str, np.ndarray]) -> None:
-    with whole(path) as draft, draft.open("wb") as file:
+    with atomic_write(path) as draft, draft.open("wb") as file:
         np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))
 
 

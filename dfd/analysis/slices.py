@@ -17,7 +17,7 @@ from skimage.data import lbp_frontal_face_cascade_filename
 from skimage.feature import Cascade
 
 from dfd.core.images import load_rgb
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
@@ -119,7 +119,7 @@ def measure(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
         found = pd.DataFrame(rows, index=pd.Index(new["sha256"], name="sha256"))
         known = pd.concat([known, found]) if len(known) else found
         known.attrs = {"version": VERSION}
-        with whole(path) as draft:
+        with atomic_write(path) as draft:
             known.to_parquet(draft)
     rows = table[["path", "sha256", "label", "format", "jpeg_quality"]].assign(
         source=sources(table), size=table[["width", "height"]].min(axis=1)

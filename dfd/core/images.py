@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import stat
+import sys
 import warnings
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
@@ -263,12 +266,18 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-Source: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Tensor
+Source: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "Tensor"]  # noqa: UP007
 
 
 def is_batch(source: Any) -> bool:
     """Whether several images were given: a list or tuple, (B, H, W, 3) array, or (B, 3, H, W) tensor."""
-    return isinstance(source, list | tuple) or (isinstance(source, np.ndarray | Tensor) and source.ndim == 4)
+    return isinstance(source, list | tuple) or (
+        (isinstance(source, np.ndarray) or _is_tensor(source)) and source.ndim == 4
+    )
+
+
+def _is_tensor(source: Any) -> bool:
+    return "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor)
 
 
 def as_rgb(source: Source) -> Image.Image:
@@ -293,7 +302,7 @@ def as_rgb(source: Source) -> Image.Image:
                 return to_rgb(source)
         except (OSError, SyntaxError) as error:  # a file that was opened but not read yet
             raise ImageError(f"damaged or truncated: {error}") from error
-    if isinstance(source, Tensor):
+    if _is_tensor(source):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)

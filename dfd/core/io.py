@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PART = ".part"  # what a file's name ends in while it is being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota used up, larger than the limit for a file
@@ -17,7 +20,7 @@ CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
-def whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Write a file so that a kill, a full disk or a power cut leaves the one before it whole.
 
     What is left of a killed run under the temporary name is overwritten.
@@ -90,7 +93,54 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all; see atomic.whole."""
-    with whole(path) as draft:
+    """Write a text file whole or not at all; see atomic_write."""
+    with atomic_write(path) as draft:
         draft.write_text(text, "utf-8")
     return path
+
+
+def digest(*values: Any, length: int = 16) -> str:
+    """Name values by their content: the same for equal values, in every process and on every machine.
+
+    Args:
+        values: text, bytes, numbers, None, paths, arrays, tensors on any device, and mappings (a state dict: the order
+            of its keys does not count), sequences and sets of them.
+        length: hexadecimal digits.
+    """
+    state = hashlib.sha256()
+    for part in _parts(values):
+        state.update(len(part).to_bytes(8, "big"))
+        state.update(part)
+    return state.hexdigest()[:length]
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    """The bytes that stand for a value, its type before its content."""
+    if isinstance(value, str | os.PathLike):
+        yield from (b"text", os.fsencode(value))
+    elif isinstance(value, bytes | bytearray | memoryview):
+        yield from (b"bytes", bytes(value))
+    elif value is None or isinstance(value, bool | int | float):
+        yield from (b"value", repr(value).encode())
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+        yield from (b"array", f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        yield from (b"mapping", str(len(value)).encode())
+        for key in sorted(value, key=str):
+            yield from _parts(key)
+            yield from _parts(value[key])
+    elif hasattr(value, "detach"):  # a tensor, also of types that numpy lacks
+        import torch
+
+        plain = value.detach().cpu().contiguous()
+        yield from (b"tensor", f"{plain.dtype} {tuple(plain.shape)}".encode())
+        yield plain.flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, set | frozenset):
+        yield from (b"set", *sorted(digest(item).encode() for item in value))
+    elif isinstance(value, Iterable):
+        items = list(value)
+        yield from (b"sequence", str(len(items)).encode())
+        for item in items:
+            yield from _parts(item)
+    else:
+        raise TypeError(f"no digest of a {type(value).__name__}")

@@ -155,7 +155,7 @@ def _later(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
+def run_lock(folder: str | Path) -> Iterator[None]:
     """Work in a run folder that nobody else writes to meanwhile; it is made where it is missing.
 
     The system's lock on `.lock` goes with the process, however it ends. A kernel of `run` works under the lock of its
@@ -197,7 +197,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
     }
-    with io_module.whole(holder) as draft:
+    with io_module.atomic_write(holder) as draft:
         draft.write_text(json.dumps(about), "utf-8")
     stack.callback(holder.unlink, missing_ok=True)
 

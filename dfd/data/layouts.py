@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-REAL = "RealPhotos"
+from dfd.config import REAL
+
 SPLITS = {
     "train": "train",
     "training": "train",

@@ -18,12 +18,13 @@ from typing import Any
 
 import pandas as pd
 
+from dfd.config import REAL
 from dfd.core import images, runs
-from dfd.core.io import NO_SPACE, whole
+from dfd.core.io import NO_SPACE, atomic_write
 from dfd.core.runs import bar
 from dfd.data import layouts, provenance
 from dfd.data import splits as splits_module
-from dfd.data.layouts import REAL, Found, ManifestError
+from dfd.data.layouts import Found, ManifestError
 
 __all__ = ["ManifestError", "scan", "load", "summary", "digest", "REAL"]
 COLUMNS = (
@@ -103,7 +104,7 @@ def scan(
         print(line)
     if out is not None:
         out = Path(out).expanduser()
-        with runs.alone(out):
+        with runs.run_lock(out):
             write(table, out)
     return table
 
@@ -137,7 +138,7 @@ def write(table: pd.DataFrame, out: Path) -> None:
         ("manifest.csv", lambda path: table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
         ("rejected.csv", lambda path: rejected.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
     ):
-        with whole(out / name) as draft:
+        with atomic_write(out / name) as draft:
             save(draft)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dfd.core.io import whole, write_text
+from dfd.core.io import atomic_write, write_text
 from dfd.core.runs import bar
 from dfd.models import simulators
 
@@ -167,7 +167,7 @@ def _save(folder: Path, names: dict, stack: np.ndarray) -> None:
     """Write (N, TILE, TILE, 3) uint8 pictures as PNG, each whole or not at all."""
     folder.mkdir(exist_ok=True)
     for name, pixels in zip(names, stack, strict=True):
-        with whole(folder / name, sync=False) as draft:
+        with atomic_write(folder / name, sync=False) as draft:
             Image.fromarray(pixels).save(draft, format="PNG")
 
 

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfd.config import CHECKPOINTS
 from dfd.core.images import ImageError, Source, as_rgb, is_batch, load_rgb
 from dfd.core.runs import cores
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import prediction_sets
-from dfd.inference.stage import BATCH, CHECKPOINTS, Prepared, Scored, Stage, in_groups, prepared
+from dfd.inference.stage import BATCH, Prepared, Scored, Stage, in_groups, prepared
 
 __all__ = [  # what notebooks and users need of the stages stands here too
     "Detector", "Verdict", "Stage", "Scored", "CHECKPOINTS", ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,6 +87,29 @@ def plot_history(history: pd.DataFrame) -> Figure:
     for ax in axes:
         ax.legend(fontsize="small")
     return figure
+
+
+def live_history() -> Callable[[pd.DataFrame], None]:
+    """Give a callback `on_epoch(history)` that redraws plot_history in place below a notebook's cell.
+
+    Outside a notebook it does nothing.
+    """
+    handle = None
+
+    def on_epoch(history: pd.DataFrame) -> None:
+        nonlocal handle
+        if "ipykernel" not in sys.modules:
+            return
+        from IPython.display import display
+
+        figure, about = plot_history(history), {"alt": "Training: losses and validation metrics over the epochs"}
+        if handle is None:
+            handle = display(figure, display_id=True, metadata=about)
+        else:
+            handle.update(figure, metadata=about)
+        plt.close(figure)
+
+    return on_epoch
 
 
 def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Figure:

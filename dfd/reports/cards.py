@@ -22,12 +22,12 @@ import pandas as pd
 import torch
 
 from dfd import config
+from dfd.config import CHECKPOINTS
 from dfd.core.io import read_json, write_text
 from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.data.splits import SPLITS
 from dfd.evaluate import metrics as metrics_module
-from dfd.inference.stage import CHECKPOINTS
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 CARDS = {"stage1": "model_card_stage1.md", "stage2": "model_card_stage2.md"}

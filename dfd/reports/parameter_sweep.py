@@ -162,7 +162,7 @@ def run(
         for line in log:
             say(f"    {line}")
 
-    with runs.alone(out), asked_to_stop() as asked:
+    with runs.run_lock(out), asked_to_stop() as asked:
         try:
             while (waiting and not asked) or running:
                 while waiting and len(running) < jobs and not asked:

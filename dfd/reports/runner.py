@@ -29,8 +29,9 @@ from papermill.iorw import LocalHandler
 
 from dfd import __version__, config
 from dfd.core import io, runs
-from dfd.core.io import whole
+from dfd.core.io import atomic_write
 from dfd.core.runs import HEADLESS, Progress, elapsed
+from dfd.degrade import registry
 
 
 class ThisPython(AsyncKernelManager):
@@ -66,7 +67,7 @@ class WholeFiles(LocalHandler):
 
     def write(self, buf: str, path: str) -> None:
         """Write the notebook."""
-        with whole(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(buf, "utf-8")
 
 
@@ -144,7 +145,7 @@ def run(
     if target.resolve().is_relative_to(images.resolve()):
         raise config.ConfigError(f"the run folder {out} lies inside the data folder {data}; choose one beside it")
     about, progress = {"data": data, "out": out, "profile": profile}, Progress()
-    with runs.alone(target), _stoppable(progress) as stop, _recorded(target, about) as kept:
+    with runs.run_lock(target), _stoppable(progress) as stop, _recorded(target, about) as kept:
         newest, state = "", runs.fingerprint(images)
         done = kept.setdefault("notebooks", {})
         for path in every:
@@ -277,7 +278,11 @@ def plan(
         for stem in matches:
             given[stem][field] = parse(name, value, kinds[stem][field]) if isinstance(value, str) else value
     for stem in stems:
-        configs.get(stem, config.Shared)(**given[stem])  # its own checks
+        cfg = configs.get(stem, config.Shared)(**given[stem])  # its own checks
+        try:
+            registry.parse_all(getattr(cfg, "conditions", ()))
+        except registry.GridError as error:
+            raise config.ConfigError(f"conditions: {error}") from None
     return given
 
 

@@ -59,7 +59,7 @@ class Parts:
             OSError: it cannot be reached, or written.
         """
         self._check_ours()
-        with contextlib.nullcontext() if is_remote(self.address) else runs.alone(self.path):
+        with contextlib.nullcontext() if is_remote(self.address) else runs.run_lock(self.path):
             yield
 
     def _check_ours(self) -> None:

@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from dfd import __version__
+from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector, Verdict
-from dfd.inference.stage import CHECKPOINTS
 from dfd.scale.inputs import Inputs
 from dfd.scale.parts import Parts, begun, finished, part_name, table
 from dfd.scale.units import Item, Unit, load

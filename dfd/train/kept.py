@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from dfd import __version__
-from dfd.inference.stage import CHECKPOINTS, save_checkpoint, update_checkpoint
+from dfd.config import CHECKPOINTS
+from dfd.inference.stage import save_checkpoint, update_checkpoint
 
 # Parameters that leave the weights as they are.
 NOT_LEARNT_FROM = (

@@ -97,7 +97,7 @@ class Session(Learners):
         if self.done:
             return
         say = f"{self.stage}: stopping after this step; once more ends at once."
-        with runs.alone(self.out), runs.deferred(say) as self.stop:
+        with runs.run_lock(self.out), runs.deferred(say) as self.stop:
             yield from self._epochs()
 
     def _epochs(self) -> Iterator[int]:
@@ -301,7 +301,7 @@ class Session(Learners):
             "operating_points": {},
             "temperature": 1.0,
             "bank": None,
-            "strange_above": None,
+            "ood_threshold": None,
             "conformal_quantile": 1.0,
             "config": self.settings,
             "manifest_hash": self.manifest_hash,

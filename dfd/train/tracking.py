@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dfd.config import ConfigError
-from dfd.inference.stage import CHECKPOINTS
+from dfd.config import CHECKPOINTS, ConfigError
 
 EXPERIMENT = "dfd"  # MLflow's, unless $MLFLOW_EXPERIMENT_NAME says otherwise
 MLFLOW = {  # what is set unless the user has: no usage reports, and a server that is gone is given up soon

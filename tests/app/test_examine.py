@@ -11,10 +11,11 @@ from test_inference import noise
 
 from dfd.analysis import fingerprint
 from dfd.app import evidence, examine
+from dfd.config import CHECKPOINTS
 from dfd.core import images as images_module
 from dfd.inference.decide import threshold_at
 from dfd.inference.detector import Detector
-from dfd.inference.stage import CHECKPOINTS, update_checkpoint
+from dfd.inference.stage import update_checkpoint
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_words_for_unknown_generators_and_candidates(run, image):
     assert f"looks most like {verdict.source}" in text
     assert f"stay possible: {verdict.source}; such a list holds the right one 90% of the time" in text
     width = detector.stage2.model.classifier.backbone.num_features
-    update_checkpoint(stage2, bank=torch.rand(12, width), strange_above=-1.0)
+    update_checkpoint(stage2, feature_bank=torch.rand(12, width), ood_threshold=-1.0)
     one = examine.examine(Detector.load(run), image)
     assert one.headline == "Called generated, by an unknown generator" and "No training image" in " ".join(
         one.sentences

@@ -12,8 +12,9 @@ from test_inference import content, noise
 
 from dfd.app import evidence, page
 from dfd.app.examine import examine, refused
+from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector
-from dfd.inference.stage import CHECKPOINTS, Stage
+from dfd.inference.stage import Stage
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",

@@ -15,7 +15,8 @@ from test_inference import content, noise
 
 from dfd import cli
 from dfd.app import predict
-from dfd.inference.stage import CHECKPOINTS, save_checkpoint, update_checkpoint
+from dfd.config import CHECKPOINTS
+from dfd.inference.stage import save_checkpoint, update_checkpoint
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from dfd import config
 from dfd.app import evidence, examine, probe
 from dfd.app import page as page_module
 from dfd.app.probe import SLOTS, TITLES, Jobs, Probe, probe
+from dfd.config import CHECKPOINTS
 from dfd.data import manifest, sample
 from dfd.inference.detector import Detector
-from dfd.inference.stage import CHECKPOINTS, save_checkpoint
+from dfd.inference.stage import save_checkpoint
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 

@@ -85,7 +85,7 @@ def test_a_folder_that_vanished_is_named(tmp_path):
 
 
 def test_an_error_about_another_file_keeps_its_words(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file.*other.png"), io.whole(tmp_path / "a") as draft:
+    with pytest.raises(FileNotFoundError, match="No such file.*other.png"), io.atomic_write(tmp_path / "a") as draft:
         draft.write_text("half")
         (tmp_path / "other.png").read_bytes()
     assert not list(tmp_path.iterdir())

@@ -103,7 +103,9 @@ def test_a_killed_run_goes_on_and_redoes_nothing(case):
     assert not list(case.out.glob("*.part")) and not (case.out / runs.HOLDER).exists()
 
 
-HOLD = "import sys, time; from dfd import interruption\nwith interruption.alone({!r}):\n    print('in', flush=True); {}"
+HOLD = (
+    "import sys, time; from dfd import interruption\nwith interruption.run_lock({!r}):\n    print('in', flush=True); {}"
+)
 
 
 def holding(folder, then="time.sleep(300)"):
@@ -121,10 +123,10 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone_however_it_
             case.run()
         assert not list(case.out.glob("*.ipynb"))
         process.kill()
-    with runs.alone(case.out):
+    with runs.run_lock(case.out):
         kept = json.loads((case.out / runs.HOLDER).read_text())
         assert kept["pid"] == os.getpid()
-        with runs.alone(case.out / "ablation"):
+        with runs.run_lock(case.out / "ablation"):
             pass  # a training inside the run
     assert not (case.out / runs.HOLDER).exists()
 
@@ -135,14 +137,14 @@ def test_processes_that_a_killed_run_leaves_do_not_hold_its_folder(tmp_path):
         process.kill()
         process.wait()
         try:
-            with runs.alone(tmp_path):
+            with runs.run_lock(tmp_path):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
 
 
 def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(OSError, match="cannot be written; make it writable"), runs.alone("/sys"):
+    with pytest.raises(OSError, match="cannot be written; make it writable"), runs.run_lock("/sys"):
         pass
 
 
@@ -150,7 +152,7 @@ def test_a_folder_that_cannot_be_written_is_named():
 def test_kernels_of_a_run_and_helpers_of_a_training_work_under_its_lock(name, value, tmp_path, monkeypatch):
     with holding(tmp_path) as process:
         monkeypatch.setenv(name, value)
-        with runs.alone(tmp_path):
+        with runs.run_lock(tmp_path):
             process.kill()
 
 

@@ -18,11 +18,11 @@ import torch
 from processes import FITS
 
 from dfd import config
+from dfd.config import CHECKPOINTS
 from dfd.core import parallel
 from dfd.core.images import ImageError
 from dfd.data import manifest
 from dfd.inference import stage as stage_module
-from dfd.inference.stage import CHECKPOINTS
 from dfd.train import loop
 
 HERE = Path(__file__).parent

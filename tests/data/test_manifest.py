@@ -92,7 +92,7 @@ def test_a_run_folder_in_use_is_not_written_to(data, tmp_path):
     with FileLock(tmp_path / "out" / runs.LOCK), pytest.raises(runs.InUse, match="out is in use"):
         scan(data, tmp_path / "out")
     assert not list((tmp_path / "out").glob("manifest.*"))
-    with runs.alone(tmp_path / "out"):
+    with runs.run_lock(tmp_path / "out"):
         scan(data, tmp_path / "out")
     assert (tmp_path / "out" / "manifest.csv").exists()
 

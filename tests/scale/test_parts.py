@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from networks import checkpoint
 
+from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector, Verdict
-from dfd.inference.stage import CHECKPOINTS, save_checkpoint
+from dfd.inference.stage import save_checkpoint
 from dfd.scale import parts, scoring
 from dfd.scale import units as units_module
 from dfd.scale.inputs import Inputs

@@ -26,8 +26,9 @@ from test_interruption import holding
 
 import dfd
 from dfd import cli
+from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector
-from dfd.inference.stage import CHECKPOINTS, save_checkpoint, update_checkpoint
+from dfd.inference.stage import save_checkpoint, update_checkpoint
 from dfd.scale import cluster, scoring
 from dfd.scale.inputs import Inputs
 from dfd.scale.scoring import Scorer

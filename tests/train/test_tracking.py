@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_training import configured
 
 from dfd import config
+from dfd.config import CHECKPOINTS
 from dfd.data import manifest
-from dfd.inference.stage import CHECKPOINTS
 from dfd.train import stage2, tracking
 
 ROWS = [

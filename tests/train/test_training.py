@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from dfd import config
+from dfd.config import CHECKPOINTS
 from dfd.data import crops, manifest
 from dfd.evaluate import scores as scores_module
-from dfd.inference.stage import CHECKPOINTS, Stage, save_checkpoint
+from dfd.inference.stage import Stage, save_checkpoint
 from dfd.train import kept, loop, stage2
 
 FITS = {"stage1": (stage2.fit_stage1, config.Stage1), "stage2": (stage2.fit_stage2, config.Stage2)}

@@ -20,11 +20,11 @@ from test_atomic import fill
 from test_training import FITS, configured
 
 from dfd import cli
+from dfd.config import CHECKPOINTS
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.core.io import PART
 from dfd.data import manifest
-from dfd.inference.stage import CHECKPOINTS
 from dfd.train.loop import Session
 
 KILLS = {"stage1": 13, "stage2": 12}
@@ -163,7 +163,7 @@ def test_the_command_ends_with_one_line_and_the_status_of_the_signal(tiny_data, 
     command = ["train", "stage1", "--data", str(tiny_data), "--out", str(tmp_path / "out"), *words]
     ended = CliRunner().invoke(cli.main, command)
     assert ended.exit_code == 143 and "stage1: stopped after step 2 of epoch 1" in ended.stderr
-    with runs.alone(tmp_path / "out"):
+    with runs.run_lock(tmp_path / "out"):
         pass  # the folder is free again
 
 
