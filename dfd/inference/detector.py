@@ -138,11 +138,3 @@ class Detector:
             str(generator.prediction[0]) if is_fake else REAL, p_source, tuple(candidates),
             first.crops, first.crop_std,
         )  # fmt: skip
-
-
-if __name__ == "__main__":  # the seed's spelling: python -m dfd.inference.detector --image photo.jpg
-    import sys
-
-    from dfd.cli import main
-
-    main(["predict", *(word.removeprefix("--image=") for word in sys.argv[1:] if word != "--image")])
