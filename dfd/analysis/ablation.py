@@ -256,8 +256,8 @@ def _with_distances(stage: Stage, near: openset.Gaussians, rows: pd.DataFrame) -
 
 
 def _centre_features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
-    crops, chosen = stage_module.crops_of(stage, rows, len(rows))
-    return stage_module.features(stage, crops), chosen["label"]
+    crops, chosen = stage_module.sample_crops(stage, rows, len(rows))
+    return stage_module.extract_features(stage, crops), chosen["label"]
 
 
 def _fit(table: pd.DataFrame, cfg: Stage1 | Stage2) -> None:

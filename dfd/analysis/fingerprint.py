@@ -21,7 +21,7 @@ from torch import Tensor
 from dfd.core.io import atomic_write
 from dfd.data.crops import equalise
 from dfd.evaluate.metrics import balanced_accuracy, interval, intervals
-from dfd.inference.stage import BATCH, Stage, centres, choose, crops_of
+from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
 CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual
@@ -61,7 +61,7 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
     if train.empty:
         raise ValueError("the training split has no fake to take a fingerprint from")
     for label, rows in train.groupby("label"):
-        crops, _ = crops_of(stage, rows, limit, seed)
+        crops, _ = sample_crops(stage, rows, limit, seed)
         own = residuals(stage, crops)
         mean = own.mean(0, dtype=torch.float64).permute(1, 2, 0).numpy()
         found[label] = Fingerprint(mean, power_spectrum(own), len(own))
@@ -109,7 +109,7 @@ def correlations(
     Returns:
         One row per image: path, label, group, prediction, and corr_<generator> in [-1, 1]; 0 where a residual is flat.
     """
-    crops, rows = crops_of(stage, table[table["split"] == "test"], limit, seed)
+    crops, rows = sample_crops(stage, table[table["split"] == "test"], limit, seed)
     means = np.stack([one.mean.transpose(2, 0, 1).ravel() for one in prints.values()])
     parts = [cdist(residuals(stage, chunk).flatten(1).numpy(), means, "correlation") for chunk in crops.split(BATCH)]
     values = np.nan_to_num(1 - np.concatenate(parts))  # (N, generators)
@@ -210,7 +210,7 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", se
 def pairs_of(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
     """A photo of another group for each fake: path, label, group, carrier, carrier_group; see `carry`."""
     rows = table[table["split"] == split]
-    fakes, photos = choose(rows[rows["is_fake"]], limit, seed), rows[~rows["is_fake"]]
+    fakes, photos = sample_per_label(rows[rows["is_fake"]], limit, seed), rows[~rows["is_fake"]]
     if fakes.empty:
         raise ValueError(f"split {split!r} has no fake of a known generator")
     random, groups, drawn = np.random.default_rng(seed), photos["group"].to_numpy(), []
@@ -226,8 +226,8 @@ def pairs_of(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0
 
 def put_on(stage: Stage, root: str, pairs: pd.DataFrame) -> Carried:
     """Carriers, residuals and their clipped sums of some pairs, before the last codec."""
-    carriers = centres(stage, root, pairs["carrier"])
-    fakes = equalise(centres(stage, root, pairs["path"]), stage.equalise_quality)
+    carriers = center_crops(stage, root, pairs["carrier"])
+    fakes = equalise(center_crops(stage, root, pairs["path"]), stage.equalise_quality)
     own = residuals(stage, fakes)
     return Carried(carriers, own, (carriers + own).clamp(0, 1))
 

@@ -115,7 +115,7 @@ def _about_the_source(verdict: Verdict, two: Scored, stage: Stage) -> Iterator[s
     if verdict.source == UNKNOWN:
         yield f"No training image of the known generators is near, so its generator is called unknown ({shares})."
     elif verdict.is_fake:
-        near = " " if stage.strange_above is None else ", and its training images are near enough to name it "
+        near = " " if stage.ood_threshold is None else ", and its training images are near enough to name it "
         yield f"Of the known generators it looks most like {ordered[0]}{near}({shares})."
     else:
         yield f"Were it generated, {ordered[0]} would be the nearest of the known generators ({shares})."

@@ -169,8 +169,8 @@ def _write(found: list, classes: list[str], path: Path) -> None:
         columns[f"logit_{name}"] = [float(one.logits[i]) for _, one in found]
         columns[f"{FIRST}{name}"] = [float(one.first[i]) for _, one in found]
     columns |= {"crops": [one.crops for _, one in found], "crop_std": [one.spread for _, one in found]}
-    if found and found[0][1].strangeness is not None:
-        columns["neighbours"] = [one.strangeness for _, one in found]
+    if found and found[0][1].ood_score is not None:
+        columns["ood_score"] = [one.ood_score for _, one in found]
     with atomic_write(path) as draft:
         pd.DataFrame(columns).to_parquet(draft, index=False)
 
@@ -188,7 +188,7 @@ def _assemble(
     logits = [f"logit_{name}" for name in stage.classes]
     table["prediction"] = predictions(stage, table[logits].to_numpy())
     known = ["path", "label", "split", "group", "degradation", "level", *logits, "prediction", "crops", "crop_std"]
-    known += ["neighbours"] * (stage.neighbours is not None)
+    known += ["ood_score"] * (stage.feature_bank is not None)
     return table[known + [f"{FIRST}{name}" for name in stage.classes]]
 
 
@@ -197,8 +197,8 @@ def _fingerprint(stage: Stage) -> str:
     found = hashlib.sha256(repr((stage.stage, stage.classes, stage.crop_size, stage.equalise_quality)).encode())
     for name, value in stage.model.state_dict().items():
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    if stage.neighbours is not None:
-        found.update(stage.neighbours.bank.tobytes())
+    if stage.feature_bank is not None:
+        found.update(stage.feature_bank.bank.tobytes())
     return found.hexdigest()[:12]
 
 

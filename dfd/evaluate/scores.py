@@ -26,7 +26,7 @@ FITTED = (
     "threshold",
     "operating_points",
     "validation",
-    "strange_above",
+    "ood_threshold",
     "conformal_quantile",
     "coverage",
 )
@@ -53,7 +53,7 @@ def score(
 
     Returns:
         The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction,
-        crops, crop_std; and neighbours, how far the nearest training images are, where the stage remembers some.
+        crops, crop_std; and ood_score, how far the nearest training images are, where the stage remembers some.
 
     Raises:
         ImageError: an image that the manifest lists can no longer be read.
@@ -64,8 +64,8 @@ def score(
     what = "clean" if degradation == "none" else f"{degradation} {level:g}"
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
     scored = stage.stream(_images(root, paths, degradation, level), crops, mode)
-    found = [(one.logits.tolist(), one.crops, one.spread, one.needed, one.strangeness) for one in scored]
-    logits, count, spread, needed, strangeness = zip(*found, strict=True) if found else [()] * 5
+    found = [(one.logits.tolist(), one.crops, one.spread, one.needed, one.ood_score) for one in scored]
+    logits, count, spread, needed, ood_score = zip(*found, strict=True) if found else [()] * 5
     if short := [most for most, taken in zip(needed, count, strict=True) if taken < most]:
         print(f"{stage.stage} {what}: {len(short)} of {len(found)} images needed more crops, up to {max(short)}")
     logits = np.array(logits, dtype=np.float32).reshape(len(table), len(stage.classes))
@@ -75,8 +75,8 @@ def score(
         scores[f"logit_{name}"] = logits[:, i]
     scores["prediction"] = predictions(stage, logits)
     scores["crops"], scores["crop_std"] = list(count), list(spread)
-    if stage.neighbours is not None:
-        scores["neighbours"] = list(strangeness)
+    if stage.feature_bank is not None:
+        scores["ood_score"] = list(ood_score)
     return scores
 
 
@@ -93,7 +93,7 @@ def calibrate(
     stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
 ) -> pd.DataFrame:
     """Fit on the validation rows, and store in the checkpoint: the temperature; for stage 1 thresholds, and the p_fake
-    of these rows for thresholds at other rates; for stage 2 the strangeness above which a generator is unknown, and
+    of these rows for thresholds at other rates; for stage 2 the ood_score above which a generator is unknown, and
     the quantile of the sets of possible names.
 
     Args:
@@ -119,8 +119,8 @@ def calibrate(
         p = softmax(logits / stage.temperature, axis=1)
         stage.coverage = coverage
         stage.conformal_quantile = decide.fit_conformal(p, true, coverage, rows["group"].to_numpy())
-        if stage.neighbours is not None:
-            stage.strange_above = openset.fit_threshold(rows["neighbours"].to_numpy(float), accept)
+        if stage.feature_bank is not None:
+            stage.ood_threshold = openset.fit_threshold(rows["ood_score"].to_numpy(float), accept)
     values = {name: getattr(stage, name) for name in FITTED}
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **values)
     return scores.assign(prediction=predictions(stage, scores[decide.logit_columns(scores)].to_numpy()))

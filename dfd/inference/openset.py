@@ -16,7 +16,7 @@ from dfd.inference.decide import logit_columns
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class FeatureBank:
     """Training images by the direction of their features; Sun et al. 2022, arXiv:2204.06507.
 
     An image is strange where few training images are like it, whatever their classes.
@@ -26,7 +26,7 @@ class Neighbours:
     k: int = 10  # the neighbour that counts; the last one where there are fewer
 
     @classmethod
-    def fit(cls, features: np.ndarray, k: int = 10) -> Neighbours:
+    def fit(cls, features: np.ndarray, k: int = 10) -> FeatureBank:
         """Keep (M, D) features of training images.
 
         Raises:
@@ -150,22 +150,22 @@ def _class_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.stack([values[index == k].mean(0) for k in range(index.max() + 1)])
 
 
-# name -> (N,) from stage 2's rows and the temperature; three have a column, from `Neighbours` and `Gaussians`
+# name -> (N,) from stage 2's rows and the temperature; three have a column, from `FeatureBank` and `Gaussians`
 SCORES: dict[str, Callable[[pd.DataFrame, float], np.ndarray]] = {
-    "neighbours": lambda rows, temperature: rows["neighbours"].to_numpy(float),
+    "ood_score": lambda rows, temperature: rows["ood_score"].to_numpy(float),
     "energy": lambda rows, temperature: energy(rows[logit_columns(rows)].to_numpy(float), temperature),
     "confidence": lambda rows, temperature: confidence(rows[logit_columns(rows)].to_numpy(float), temperature),
     "distance": lambda rows, temperature: rows["distance"].to_numpy(float),
     "outside": lambda rows, temperature: rows["outside"].to_numpy(float),
 }
-MEASURED = ("neighbours", "distance", "outside")  # those that need a column of their own
+MEASURED = ("ood_score", "distance", "outside")  # those that need a column of their own
 
 
 def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str] = tuple(SCORES)) -> pd.DataFrame:
     """How unknown each row of stage 2's score table looks: one column per name, on the table's index.
 
     Args:
-        scores: stage 2's rows, with a column for each of MEASURED that is asked for: what `Neighbours.distance`, and
+        scores: stage 2's rows, with a column for each of MEASURED that is asked for: what `FeatureBank.distance`, and
             the methods of `Gaussians` of the same name, gave.
         temperature: divides the logits.
         names: of SCORES.

@@ -26,8 +26,8 @@ from dfd.core.io import atomic_write
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
 from dfd.degrade.operators import jpeg_pixels
 from dfd.inference import openset
-from dfd.inference.openset import Neighbours
-from dfd.models.backbones import folded
+from dfd.inference.openset import FeatureBank
+from dfd.models.backbones import fold_batch_norms
 from dfd.models.classifiers import Attribution, RealFakeClassifier
 
 STAGES = ("stage1", "stage2")
@@ -110,7 +110,7 @@ class Scored:
     crops: int
     spread: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
-    strangeness: float | None = None  # stage 2: mean distance of the crops to the training images; see Neighbours
+    ood_score: float | None = None  # stage 2: mean distance of the crops to the training images; see FeatureBank
     each: Tensor | None = None  # (crops, classes), the logits of every crop
     corners: tuple[Corner, ...] = ()  # where each was cut
 
@@ -179,9 +179,9 @@ class Stage:
         self.crop_mode = content.get("crop_mode", "five")
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
         self.validation = content.get("validation", {})  # stage 1: photos, fakes -> their sorted p_fake
-        bank = content.get("bank")  # stage 2: features of training images
-        self.neighbours = None if bank is None else Neighbours(bank.float().numpy())
-        self.strange_above = content.get("strange_above")  # stage 2: from there on a fake's generator is unknown
+        bank = content.get("feature_bank")  # stage 2: features of training images
+        self.feature_bank = None if bank is None else FeatureBank(bank.float().numpy())
+        self.ood_threshold = content.get("ood_threshold")  # stage 2: from there on a fake's generator is unknown
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
@@ -275,17 +275,17 @@ class Stage:
     @cached_property
     def _quick(self) -> nn.Module:
         """The network as it scores."""
-        return folded(self.model, self.crop_size) if self.device.type == "cpu" else self.model
+        return fold_batch_norms(self.model, self.crop_size) if self.device.type == "cpu" else self.model
 
     def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
-        """Logits (classes,) and strangeness of each of (B, 3, S, S) equalised crops in [0, 1]."""
+        """Logits (classes,) and ood_score of each of (B, 3, S, S) equalised crops in [0, 1]."""
         batch, strange = batch.to(self.device), [None] * len(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
-            if self.neighbours is None:
+            if self.feature_bank is None:
                 out = self._quick(batch).float().cpu()
             else:
                 out, features = (part.float().cpu() for part in self._quick.describe(batch))
-                strange = self.neighbours.distance(features.numpy()).tolist()
+                strange = self.feature_bank.distance(features.numpy()).tolist()
         logits = torch.stack([torch.zeros_like(out), out], dim=1) if out.ndim == 1 else out
         return list(zip(logits, strange, strict=True))
 
@@ -294,9 +294,9 @@ class Stage:
         logits, strange = torch.stack([one for one, _ in answers]), [one for _, one in answers]
         mean = logits.mean(0)
         lead = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
-        strangeness = None if self.neighbours is None else float(np.mean(strange))
+        ood_score = None if self.feature_bank is None else float(np.mean(strange))
         spread = float(lead.std(correction=0))
-        return Scored(mean, len(logits), spread, plan.needed, strangeness, logits, tuple(plan.corners))
+        return Scored(mean, len(logits), spread, plan.needed, ood_score, logits, tuple(plan.corners))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
@@ -304,7 +304,7 @@ class Stage:
 
     def source(self, scored: Scored) -> str:
         """Stage 2's answer: a generator's name, or unknown where no training image is near."""
-        if self.strange_above is not None and scored.strangeness > self.strange_above:
+        if self.ood_threshold is not None and scored.ood_score > self.ood_threshold:
             return UNKNOWN
         return self.classes[int(scored.logits.argmax())]
 
@@ -360,12 +360,12 @@ def in_groups(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def choose(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
+def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
     """Draw at most `limit` rows of each label; they stay in the table's order."""
     return table.sample(frac=1, random_state=seed).groupby("label").head(limit).sort_index()
 
 
-def crops_of(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> tuple[Tensor, pd.DataFrame]:
+def sample_crops(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> tuple[Tensor, pd.DataFrame]:
     """Centre crops of at most `limit` images a label, as the stage takes them: padded where small, equalised.
 
     Args:
@@ -379,14 +379,14 @@ def crops_of(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> tu
     Raises:
         ValueError: the table has no image.
     """
-    rows = choose(table, limit, seed)
+    rows = sample_per_label(table, limit, seed)
     if rows.empty:
         raise ValueError("the table has no image to take a fingerprint from")
-    return equalise(centres(stage, table.attrs["root"], rows["path"]), stage.equalise_quality), rows
+    return equalise(center_crops(stage, table.attrs["root"], rows["path"]), stage.equalise_quality), rows
 
 
 @torch.inference_mode()
-def features(stage: Stage, crops: Tensor) -> np.ndarray:
+def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
     """What the classifier knows before its last layer, in float32 and without mixed precision.
 
     Args:
@@ -405,22 +405,22 @@ def features(stage: Stage, crops: Tensor) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def remember(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:
+def fit_feature_bank(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:
     """Keep features of training images in a stage 2 and its checkpoint, to tell later what is like none of them.
 
     Args:
-        stage: a stage 2; gets `neighbours`.
+        stage: a stage 2; gets `feature_bank`.
         table: rows of the manifest that it was trained on, with their root in attrs.
         path: its checkpoint.
         limit, seed: of the choice of images, for each generator.
     """
-    crops, _ = crops_of(stage, table, limit, seed)
-    bank = torch.from_numpy(openset.Neighbours.fit(features(stage, crops)).bank).half()
-    stage.neighbours = openset.Neighbours(bank.float().numpy())
-    update_checkpoint(path, bank=bank)
+    crops, _ = sample_crops(stage, table, limit, seed)
+    bank = torch.from_numpy(openset.FeatureBank.fit(extract_features(stage, crops)).bank).half()
+    stage.feature_bank = openset.FeatureBank(bank.float().numpy())
+    update_checkpoint(path, feature_bank=bank)
 
 
-def centres(stage: Stage, root: str, paths: Iterable[str]) -> Tensor:
+def center_crops(stage: Stage, root: str, paths: Iterable[str]) -> Tensor:
     """Centre crops as the files have them: (N, 3, S, S) in [0, 1]."""
     found = []
     for path in paths:

@@ -301,7 +301,7 @@ class Session(Learners):
             "operating_points": {},
             "temperature": 1.0,
             "bank": None,
-            "strange_above": None,
+            "ood_threshold": None,
             "conformal_quantile": 1.0,
             "config": self.settings,
             "manifest_hash": self.manifest_hash,

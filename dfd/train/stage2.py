@@ -21,7 +21,7 @@ from dfd.core.runs import Live
 from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade.registry import RandomDegrade
 from dfd.evaluate import metrics
-from dfd.inference.stage import Stage, remember
+from dfd.inference.stage import Stage, fit_feature_bank
 from dfd.losses import ADVERSARIAL, consistency_loss, focal_loss, real_fake_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.plots.results import plot_history
@@ -268,8 +268,8 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
     history = session.finish()
     if parallel.is_main():
         stage = Stage.load(session.best_path)
-        if stage.neighbours is None:
-            remember(stage, train, session.best_path, seed=cfg.seed)
+        if stage.feature_bank is None:
+            fit_feature_bank(stage, train, session.best_path, seed=cfg.seed)
     return history
 
 

@@ -111,8 +111,8 @@ def test_each_generator_is_left_out_in_turn(three_generators, tmp_path, monkeypa
         stage = Stage.load(tmp_path / "run" / "left_out" / name / CHECKPOINTS["stage2"])
         assert name not in stage.classes and len(stage.classes) == 2
         sure = torch.tensor([1e6, 0.0])
-        far = Scored(sure, 1, 0.0, 1, strangeness=2.0)
-        assert stage.strange_above < 2 and stage.source(far) == UNKNOWN
+        far = Scored(sure, 1, 0.0, 1, ood_score=2.0)
+        assert stage.ood_threshold < 2 and stage.source(far) == UNKNOWN
 
 
 def test_two_generators_are_too_few_to_leave_one_out(tiny_data, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 
 from dfd.analysis import explain, fingerprint
 from dfd.inference import stage as stage_module
-from dfd.models import classifiers
+from dfd.models import backbones
 from dfd.plots import analysis
 
 LABELS = ["BigGAN", "ProGAN", "StyleGAN2"]
@@ -75,7 +75,7 @@ def test_crops_are_the_middle_of_the_file_after_the_stages_codec(table, tmp_path
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
     rows = pd.DataFrame({"path": names, "label": ["A", "B"]})
     rows.attrs["root"] = str(tmp_path)
-    crops, used = stage_module.crops_of(tiny_stage(quality=80), rows, 5)
+    crops, used = stage_module.sample_crops(tiny_stage(quality=80), rows, 5)
     assert used["path"].tolist() == names
     for crop, name in zip(crops, names, strict=True):
         pixels = np.asarray(Image.open(tmp_path / name))
@@ -87,16 +87,16 @@ def test_crops_are_the_middle_of_the_file_after_the_stages_codec(table, tmp_path
 
 
 def test_choice_is_even_over_labels_and_repeats_under_its_seed(stage, table):
-    crops, rows = stage_module.crops_of(stage, table, 5, seed=3)
+    crops, rows = stage_module.sample_crops(stage, table, 5, seed=3)
     assert rows["label"].value_counts().tolist() == [5] * 4 and len(crops) == 20
     assert rows.index.is_monotonic_increasing
-    again, other = (stage_module.choose(table, 5, seed).index.tolist() for seed in (3, 4))
+    again, other = (stage_module.sample_per_label(table, 5, seed).index.tolist() for seed in (3, 4))
     assert rows.index.tolist() == again != other
     short = table[(table["label"] != "ProGAN") | (table["path"] < "ProGAN/02")]
-    counts = stage_module.choose(short, 5)["label"].value_counts()
+    counts = stage_module.sample_per_label(short, 5)["label"].value_counts()
     assert counts.to_dict() == {"BigGAN": 5, "ProGAN": 2, "StyleGAN2": 5, "RealPhotos": 5}
     with pytest.raises(ValueError, match="no image"):
-        stage_module.crops_of(stage, table.iloc[:0], 5)
+        stage_module.sample_crops(stage, table.iloc[:0], 5)
 
 
 def test_fingerprint_is_the_mean_residual_of_training_images_alone(stage, table):
@@ -166,7 +166,7 @@ def test_flat_residual_correlates_with_nothing(stage, table, monkeypatch):
 def test_features_are_what_the_last_layer_makes_the_logits_from(stage, monkeypatch):
     torch.manual_seed(0)
     crops = torch.rand(7, 3, SIDE, SIDE)
-    values = stage_module.features(stage, crops)
+    values = stage_module.extract_features(stage, crops)
     head = stage.model.classifier.backbone.get_classifier()
     assert values.shape == (7, head.in_features) and isinstance(values, np.ndarray)
     with torch.no_grad():
@@ -175,22 +175,22 @@ def test_features_are_what_the_last_layer_makes_the_logits_from(stage, monkeypat
     made = values @ head.weight.detach().numpy().T + head.bias.detach().numpy()
     np.testing.assert_allclose(made, logits, atol=1e-4)
     monkeypatch.setattr(stage_module, "BATCH", 3)
-    np.testing.assert_allclose(stage_module.features(stage, crops), values, atol=1e-4)
+    np.testing.assert_allclose(stage_module.extract_features(stage, crops), values, atol=1e-4)
     with pytest.raises(ValueError, match="stage1"):
-        stage_module.features(tiny_stage(stage="stage1"), crops)
+        stage_module.extract_features(tiny_stage(stage="stage1"), crops)
 
 
 def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path):
     path, stage, fakes = tmp_path / "model.pt", tiny_stage(), table[table["is_fake"]]
     stage_module.save_checkpoint({"other": 1}, path)
-    stage_module.remember(stage, fakes, path, limit=5)
-    bank = torch.load(path, weights_only=True)["bank"]
-    assert len(bank) == 5 * len(LABELS) == len(stage.neighbours.bank)
-    crops, rows = stage_module.crops_of(stage, fakes, 5)
-    found = stage_module.features(stage, crops)
+    stage_module.fit_feature_bank(stage, fakes, path, limit=5)
+    bank = torch.load(path, weights_only=True)["feature_bank"]
+    assert len(bank) == 5 * len(LABELS) == len(stage.feature_bank.bank)
+    crops, rows = stage_module.sample_crops(stage, fakes, 5)
+    found = stage_module.extract_features(stage, crops)
     assert np.allclose(bank.numpy(), found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-3)
     (scored,) = stage.stream([Image.open(f"{table.attrs['root']}/{rows['path'].iloc[0]}")], 1)
-    assert scored.strangeness == pytest.approx(stage.neighbours.distance(found[:1])[0], abs=1e-3)
+    assert scored.ood_score == pytest.approx(stage.feature_bank.distance(found[:1])[0], abs=1e-3)
 
 
 def blobs(count):
@@ -276,7 +276,7 @@ class NearestPattern(nn.Module):
         super().__init__()
         self.generator = generator
         cut = np.stack(list(patterns().values()))[:, 2:-2, 2:-2].transpose(0, 3, 1, 2)
-        self.own = classifiers.high_pass(torch.from_numpy(cut).float()).flatten(1)  # (3, 3 * S * S)
+        self.own = backbones.high_pass(torch.from_numpy(cut).float()).flatten(1)  # (3, 3 * S * S)
 
     def forward(self, images):
         return self.generator(images).flatten(1) @ self.own.T
@@ -289,7 +289,7 @@ def test_planted_patterns_are_carried_to_photos(table):
     metrics = fingerprint.summary(pairs)
     assert metrics["carried"]["value"] == 1 and metrics["carrier_alone"]["value"] < 0.7
     carriers = pairs.drop_duplicates("carrier")
-    crops, rows = stage_module.crops_of(stage, table[table["path"].isin(carriers["carrier"])], EACH)
+    crops, rows = stage_module.sample_crops(stage, table[table["path"].isin(carriers["carrier"])], EACH)
     with torch.no_grad():
         expected = dict(zip(rows["path"], stage.model(crops).argmax(1).tolist(), strict=True))
     assert [LABELS[expected[path]] for path in carriers["carrier"]] == carriers["alone"].tolist()

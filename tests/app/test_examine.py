@@ -132,7 +132,7 @@ def test_words_for_unknown_generators_and_candidates(run, image):
     assert f"looks most like {verdict.source}" in text
     assert f"stay possible: {verdict.source}; such a list holds the right one 90% of the time" in text
     width = detector.stage2.model.classifier.backbone.num_features
-    update_checkpoint(stage2, bank=torch.rand(12, width), strange_above=-1.0)
+    update_checkpoint(stage2, feature_bank=torch.rand(12, width), ood_threshold=-1.0)
     one = examine.examine(Detector.load(run), image)
     assert one.headline == "Called generated, by an unknown generator" and "No training image" in " ".join(
         one.sentences

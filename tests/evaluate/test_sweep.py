@@ -25,7 +25,7 @@ def stages():
     stage2 = Stage(content("stage2"), CPU)
     features = stage2.model.classifier.backbone.num_features
     bank = torch.randn(12, features, generator=torch.Generator().manual_seed(0))
-    return {"stage1": Stage(content(), CPU), "stage2": Stage(content("stage2", bank=bank), CPU)}
+    return {"stage1": Stage(content(), CPU), "stage2": Stage(content("stage2", feature_bank=bank), CPU)}
 
 
 def cells(out):

@@ -290,17 +290,17 @@ def test_unknown_and_candidates_come_from_the_checkpoints_thresholds(run, tmp_pa
     order = sorted(plain.p_source, key=plain.p_source.get, reverse=True)
     assert plain.source == order[0] and plain.candidates == tuple(Stage.load(stage2).classes)
     (alone,) = Stage.load(stage2).stream([noise(64, 64)])
-    assert alone.strangeness is None
+    assert alone.ood_score is None
     stage_module.update_checkpoint(
-        stage2, bank=torch.rand(12, Stage.load(stage2).model.classifier.backbone.num_features)
+        stage2, feature_bank=torch.rand(12, Stage.load(stage2).model.classifier.backbone.num_features)
     )
     (near,) = Stage.load(stage2).stream([noise(64, 64)])
     assert near.logits.tolist() == pytest.approx(alone.logits.tolist(), abs=1e-5)
     rest = {"conformal_quantile": 1 - plain.p_source[order[1]] + 1e-6}
-    stage_module.update_checkpoint(stage2, strange_above=near.strangeness + 1e-3, **rest)
+    stage_module.update_checkpoint(stage2, ood_threshold=near.ood_score + 1e-3, **rest)
     known = next(Detector.load(run).predict([path]))
     assert known.source == order[0] and set(known.candidates) == set(order[:2])
-    stage_module.update_checkpoint(stage2, strange_above=near.strangeness - 1e-3, conformal_quantile=0.0)
+    stage_module.update_checkpoint(stage2, ood_threshold=near.ood_score - 1e-3, conformal_quantile=0.0)
     strange = next(Detector.load(run).predict([path]))
     assert strange.source == "unknown" and strange.candidates == (order[0],)
     assert strange.p_source == plain.p_source

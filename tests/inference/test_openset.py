@@ -8,7 +8,7 @@ from score_tables import CLASSES, stage2_table
 
 from dfd.evaluate import metrics
 from dfd.inference import openset
-from dfd.inference.openset import Gaussians, Neighbours
+from dfd.inference.openset import FeatureBank, Gaussians
 
 
 def clusters(rng, images=200, size=1280, classes=4, apart=0.5):
@@ -111,28 +111,28 @@ def test_neighbours_are_found_by_the_cosine_of_their_features():
     cosines = [[a @ b / np.sqrt(a @ a * (b @ b)) for b in train] for a in points]
     for k in (1, 10, 100):
         expected = [1 - sorted(row, reverse=True)[min(k, 40) - 1] for row in cosines]
-        found = Neighbours.fit(train, k).distance(5 * points)
+        found = FeatureBank.fit(train, k).distance(5 * points)
         assert found.tolist() == pytest.approx(expected, abs=1e-6)
-    assert Neighbours.fit(train, 1).distance(train).max() < 1e-6
+    assert FeatureBank.fit(train, 1).distance(train).max() < 1e-6
 
 
 def test_neighbours_find_a_cluster_that_training_did_not_have():
     features, labels = clusters(np.random.default_rng(1))
-    near = Neighbours.fit(features[labels != 3][:100])
+    near = FeatureBank.fit(features[labels != 3][:100])
     known, strange = near.distance(features[labels != 3][100:]), near.distance(features[labels == 3])
     assert metrics.auroc(known, strange) > 0.85
 
 
 def test_neighbours_refuse_what_they_cannot_compare():
     with pytest.raises(ValueError, match="0 images"):
-        Neighbours.fit(np.zeros((0, 4)))
+        FeatureBank.fit(np.zeros((0, 4)))
     with pytest.raises(ValueError, match="k = 0"):
-        Neighbours.fit(np.ones((3, 4)), 0)
+        FeatureBank.fit(np.ones((3, 4)), 0)
     with pytest.raises(ValueError, match="fitted on 4 features, got 5"):
-        Neighbours.fit(np.ones((3, 4))).distance(np.ones((1, 5)))
+        FeatureBank.fit(np.ones((3, 4))).distance(np.ones((1, 5)))
     with pytest.raises(ValueError, match="finite"):
-        Neighbours.fit(np.ones((3, 4))).distance(np.full((1, 4), np.nan))
-    dark = Neighbours.fit(np.ones((3, 4))).distance(np.zeros((1, 4)))
+        FeatureBank.fit(np.ones((3, 4))).distance(np.full((1, 4), np.nan))
+    dark = FeatureBank.fit(np.ones((3, 4))).distance(np.zeros((1, 4)))
     assert dark.tolist() == [1.0]  # no direction: as far from all
 
 
@@ -140,7 +140,7 @@ def test_scores_of_a_table_are_those_of_its_columns():
     rows = stage2_table().iloc[::-1]
     found = openset.unknown_scores(rows, 2.0)
     logits = rows[[f"logit_{name}" for name in CLASSES]].to_numpy()
-    assert list(found) == list(openset.SCORES) == ["neighbours", "energy", "confidence", "distance", "outside"]
+    assert list(found) == list(openset.SCORES) == ["ood_score", "energy", "confidence", "distance", "outside"]
     assert found["energy"].tolist() == pytest.approx((-np.log(np.exp(logits / 2).sum(1))).tolist())
     assert found["confidence"].tolist() == pytest.approx((-softmax(logits / 2, axis=1).max(1)).tolist())
     assert found[list(openset.MEASURED)].equals(rows[list(openset.MEASURED)])
