@@ -6,6 +6,7 @@ frequencies that L1 blurs, and with them the traces by which the architectures d
 
 from __future__ import annotations
 
+import argparse
 import math
 from pathlib import Path
 
@@ -273,3 +274,19 @@ def cut(image: Tensor, tile: int) -> Tensor:
     """Cut a (3, H, W) uint8 photo in square tiles side by side: (N, 3, tile, tile) in [0, 1]."""
     tiles = image.unfold(1, tile, tile).unfold(2, tile, tile)  # (3, rows, columns, tile, tile)
     return tiles.permute(1, 2, 0, 3, 4).flatten(0, 1).float() / 255
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--photos", required=True, help="folder with photographs, searched with its subfolders")
+    parser.add_argument("--out", default=WEIGHTS, help="folder for the weights (default: %(default)s)")
+    parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES, help="which simulators (default: all)")
+    parser.add_argument("--steps", type=int, default=3000, help="batches per simulator (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, crops and held-out photos (default: 0)")
+    options = parser.parse_args()
+    train(options.photos, options.out, tuple(options.names), options.steps, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ from dfd.core.images import load_rgb
 from dfd.data.crops import RealFakeDataset, cut, equalise, pad_to, plan
 from dfd.degrade.registry import RandomDegrade, to_tensor
 from dfd.inference.stage import Stage
-from dfd.models.classifiers import high_pass
+from dfd.models.backbones import high_pass
 
 CELLS = 6  # of a Grad-CAM's map a side, at least, where the backbone has such a layer
 SHOWN = 256  # longer side of a picture, pixels

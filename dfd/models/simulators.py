@@ -1,6 +1,7 @@
-"""Decoders made of the building blocks of ProGAN, StyleGAN2 and BigGAN, small enough to train on a laptop.
+"""Auto-encoders that leave the traces of ProGAN, StyleGAN2 and BigGAN on real photos, after arXiv:1907.06515.
 
-Each takes the simulators' code (B, CODE, H / 4, W / 4) and gives an image (B, 3, H, W), nominally in [-1, 1].
+Each has a decoder made of one generator's own building blocks, small enough to train on a laptop: it takes a code
+(B, CODE, H / 4, W / 4) and gives an image (B, 3, H, W), nominally in [-1, 1].
 """
 
 from __future__ import annotations
@@ -65,22 +66,13 @@ class ProGANDecoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        quarter, half, whole = WIDTHS
-        self.net = nn.Sequential(
-            *self._layers(CODE, quarter),
-            *self._layers(quarter, quarter),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            *self._layers(quarter, half),
-            *self._layers(half, half),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            *self._layers(half, whole),
-            *self._layers(whole, whole),
-            EqualConv2d(whole, 3, 1, gain=1.0),  # toRGB
-        )
-
-    @staticmethod
-    def _layers(inputs: int, outputs: int) -> list[nn.Module]:
-        return [EqualConv2d(inputs, outputs, 3), nn.LeakyReLU(0.2), PixelNorm()]
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((CODE, WIDTHS[0]), *PAIRS):
+            if layers:
+                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            for width in (inputs, outputs):
+                layers += [EqualConv2d(width, outputs, 3), nn.LeakyReLU(0.2), PixelNorm()]
+        self.net = nn.Sequential(*layers, EqualConv2d(WIDTHS[-1], 3, 1, gain=1.0))  # the last is toRGB
 
     def forward(self, code: Tensor, seed: int) -> Tensor:
         return self.net(code)  # (B, 3, H, W)
@@ -94,15 +86,9 @@ def fir_kernel(gain: float) -> Tensor:
 
 
 def fir_upsample(x: Tensor) -> Tensor:
-    """Double height and width: zeros in between, then the [1, 3, 3, 1] filter; borders are repeated.
+    """(B, C, H, W) to (B, C, 2 H, 2 W): zeros in between, then the [1, 3, 3, 1] filter; borders are repeated.
 
     Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, where the skip connections between RGB outputs use it.
-
-    Args:
-        x: (B, C, H, W).
-
-    Returns:
-        (B, C, 2 H, 2 W); a constant stays that constant.
     """
     channels = x.shape[1]
     kernel = fir_kernel(gain=4.0).to(x).expand(channels, 1, 4, 4)
@@ -113,9 +99,8 @@ def fir_upsample(x: Tensor) -> Tensor:
 class ModulatedConv2d(nn.Module):
     """Convolution whose weights are scaled by a style per input channel, then to unit norm per output channel.
 
-    Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, section 2.2. Scaling the input by the style and the output by the
-    demodulation is the same as scaling the weights, and needs no convolution per image. Upsampling is their strided
-    transposed convolution followed by the [1, 3, 3, 1] filter.
+    Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, section 2.2. Input and output are scaled in place of the weights,
+    which comes to the same. Upsampling is a strided transposed convolution, then the [1, 3, 3, 1] filter.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style: int, demodulate: bool = True, up: bool = False):
@@ -124,18 +109,6 @@ class ModulatedConv2d(nn.Module):
         self.scale = 1 / math.sqrt(inputs * kernel**2)
         self.style = EqualLinear(style, inputs, bias=1.0)
         self.demodulate, self.up = demodulate, up
-
-    def demodulation(self, style: Tensor) -> Tensor:
-        """Give the factors that bring the modulated weights of each output channel to unit norm.
-
-        Args:
-            style: (B, inputs) scale per input channel.
-
-        Returns:
-            (B, outputs).
-        """
-        energy = (self.weight * self.scale).square().sum(dim=(2, 3))  # (outputs, inputs)
-        return torch.rsqrt(style.square() @ energy.T + 1e-8)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)
@@ -147,7 +120,10 @@ class ModulatedConv2d(nn.Module):
             x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])  # (B, outputs, 2 H, 2 W)
         else:
             x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        return x * self.demodulation(style)[:, :, None, None] if self.demodulate else x
+        if not self.demodulate:
+            return x
+        energy = style.square() @ weight.square().sum(dim=(2, 3)).T  # (B, outputs), of the modulated weights
+        return x * torch.rsqrt(energy + 1e-8)[:, :, None, None]
 
 
 class StyledConv(nn.Module):
@@ -160,16 +136,12 @@ class StyledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
         self.layer = layer
 
-    def noise(self, x: Tensor, seed: int) -> Tensor:
-        """Draw (B, 1, H, W) noise; image i of the batch gets what it would get alone with seed + i."""
-        shape = (1, *x.shape[2:])
-        seeds = [(seed + i) * 16 + self.layer for i in range(len(x))]
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(x)
-
     def forward(self, x: Tensor, w: Tensor, seed: int) -> Tensor:
+        """Image i of the batch gets the noise that it would get alone with seed + i."""
         x = self.conv(x, w)
-        x = x + self.strength * self.noise(x, seed) + self.bias
-        return F.leaky_relu(x, 0.2) * math.sqrt(2)
+        draws = [torch.Generator().manual_seed((seed + i) * 16 + self.layer) for i in range(len(x))]
+        noise = torch.stack([torch.randn((1, *x.shape[2:]), generator=draw) for draw in draws]).to(x)
+        return F.leaky_relu(x + self.strength * noise + self.bias, 0.2) * math.sqrt(2)
 
 
 class StyleGAN2Decoder(nn.Module):
@@ -181,13 +153,12 @@ class StyleGAN2Decoder(nn.Module):
 
     def __init__(self, style: int = 64):
         super().__init__()
-        quarter, half, whole = WIDTHS
         self.mapping = nn.Sequential(
             PixelNorm(), EqualLinear(CODE, style), nn.LeakyReLU(0.2), EqualLinear(style, style), nn.LeakyReLU(0.2)
         )
-        self.first = StyledConv(CODE, quarter, style, layer=0)
+        self.first = StyledConv(CODE, WIDTHS[0], style, layer=0)
         self.up = nn.ModuleList([StyledConv(a, b, style, 1 + i, up=True) for i, (a, b) in enumerate(PAIRS)])
-        self.same = nn.ModuleList([StyledConv(b, b, style, 3 + i) for i, b in enumerate((half, whole))])
+        self.same = nn.ModuleList([StyledConv(b, b, style, 3 + i) for i, b in enumerate(WIDTHS[1:])])
         self.rgb = nn.ModuleList([ModulatedConv2d(n, 3, 1, style, demodulate=False) for n in WIDTHS])
         self.bias = nn.Parameter(torch.zeros(3, 1, 1))
 
@@ -215,10 +186,9 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at all others, added with a learnt weight that starts at zero.
+    """Every pixel looks at all others, added with a learnt weight that starts at zero; SAGAN, arXiv:1805.08318.
 
-    Zhang et al. 2019 (SAGAN), arXiv:1805.08318, with the pooled keys and values of BigGAN. Memory grows with the square
-    of the number of pixels.
+    Keys and values are pooled as in BigGAN. Memory grows with the square of the number of pixels.
     """
 
     def __init__(self, channels: int):
@@ -259,7 +229,6 @@ class BigGANDecoder(nn.Module):
     """Residual blocks with conditional batch norm, nearest-neighbour upsampling, self-attention, tanh.
 
     Brock et al. 2019, arXiv:1809.11096. The average of the code over the photo takes the place of the class embedding.
-    Spectral normalisation of the weights, which serves training only, is left out.
     """
 
     def __init__(self, condition: int = 32):
@@ -280,24 +249,7 @@ class BigGANDecoder(nn.Module):
 
 
 WEIGHTS = ROOT / "data" / "simulators"
-REMAKE = "python -m dfd train simulators --photos FOLDER --out data/simulators"
-
-
-class Encoder(nn.Module):
-    """Photo to bottleneck; the same design for all three, and nothing of any generator in it."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 48, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(48, 96, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(96, CODE, 3, 1, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)  # (B, CODE, H / 4, W / 4)
+REMAKE = "python scripts/train_simulators.py --photos FOLDER --out data/simulators"
 
 
 DECODERS = {"ProGAN": ProGANDecoder, "StyleGAN2": StyleGAN2Decoder, "BigGAN": BigGANDecoder}
@@ -305,51 +257,40 @@ NAMES = tuple(DECODERS)
 
 
 class Simulator(nn.Module):
-    """Rebuild photos with the decoder of one architecture.
-
-    Args:
-        name: one of NAMES.
-
-    Raises:
-        ValueError: another name.
-    """
+    """Rebuild photos with the decoder of one architecture; `name` is one of NAMES, or a ValueError."""
 
     def __init__(self, name: str):
         super().__init__()
         if name not in DECODERS:
             raise ValueError(f"no simulator for {name!r}; there are {', '.join(NAMES)}")
-        self.encoder = Encoder()
+        self.encoder = _encoder()
         self.decoder = DECODERS[name]()
 
     def forward(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Reconstruct a batch.
+        """Rebuild (B, 3, H, W) images in [0, 1], H and W multiples of 4; in training the range of the output is open.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], RGB; H and W multiples of 4.
+            images: RGB; another shape is a ValueError.
             seed: of StyleGAN2's noise; image i gets what it would get alone with seed + i. The others draw nothing.
-
-        Returns:
-            (B, 3, H, W) in [0, 1]; while training the range is left open, so that every pixel has a gradient.
-
-        Raises:
-            ValueError: another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 4 or images.shape[3] % 4:
             raise ValueError(f"expected (B, 3, H, W) with H and W multiples of 4, got {tuple(images.shape)}")
-        rebuilt = (self.decoder(self.encoder(images * 2 - 1), seed) + 1) / 2
+        rebuilt = (self.decoder(self.encoder["net"](images * 2 - 1), seed) + 1) / 2
         return rebuilt if self.training else rebuilt.clamp(0, 1)
 
 
-def load(name: str, folder: str | Path = WEIGHTS) -> Simulator:
-    """Open a trained simulator, ready for use.
+def _encoder() -> nn.ModuleDict:
+    """Photo to code; the same design for all three, and nothing of any generator in it."""
+    layers = [nn.Conv2d(3, 48, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(48, 96, 4, 2, 1), nn.LeakyReLU(0.2)]
+    return nn.ModuleDict({"net": nn.Sequential(*layers, nn.Conv2d(96, CODE, 3, 1, 1))})  # named as in the weights
 
-    Args:
-        name: one of NAMES.
-        folder: where <name>.safetensors lies.
+
+def load(name: str, folder: str | Path = WEIGHTS) -> Simulator:
+    """Open the trained simulator of <folder>/<name>.safetensors, ready for use.
 
     Raises:
         FileNotFoundError: no such file; the text says how to make it.
-        ValueError: another name.
+        ValueError: a name that is not one of NAMES.
     """
     simulator = Simulator(name)
     path = Path(folder) / f"{name}.safetensors"

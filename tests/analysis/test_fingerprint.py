@@ -12,7 +12,7 @@ from torch import nn
 
 from dfd.analysis import explain, fingerprint
 from dfd.inference import stage as stage_module
-from dfd.models import classifiers
+from dfd.models import backbones
 from dfd.plots import analysis
 
 LABELS = ["BigGAN", "ProGAN", "StyleGAN2"]
@@ -276,7 +276,7 @@ class NearestPattern(nn.Module):
         super().__init__()
         self.generator = generator
         cut = np.stack(list(patterns().values()))[:, 2:-2, 2:-2].transpose(0, 3, 1, 2)
-        self.own = classifiers.high_pass(torch.from_numpy(cut).float()).flatten(1)  # (3, 3 * S * S)
+        self.own = backbones.high_pass(torch.from_numpy(cut).float()).flatten(1)  # (3, 3 * S * S)
 
     def forward(self, images):
         return self.generator(images).flatten(1) @ self.own.T

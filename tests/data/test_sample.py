@@ -112,6 +112,6 @@ def test_a_folder_with_something_else_is_not_touched(few, tmp_path):
 
 def test_missing_weights_are_named_before_anything_is_written(few, tmp_path, monkeypatch):
     monkeypatch.setattr(simulators, "WEIGHTS", tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="dfd train simulators"):
+    with pytest.raises(FileNotFoundError, match="scripts/train_simulators.py"):
         sample.build(tmp_path / "sample", progress=False)
     assert not (tmp_path / "sample").exists()

