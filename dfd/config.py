@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,9 +33,7 @@ Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 def _texts(value: Any) -> Any:
     """Several texts as the command line writes them: `a,b`, or `["a, b"]` where they hold commas themselves."""
     if isinstance(value, str):
-        return (
-            ast.literal_eval(value) if value.startswith("[") else [text for text in re.split(r"\s*,\s*", value) if text]
-        )
+        return json.loads(value) if value.startswith("[") else [text for text in re.split(r"\s*,\s*", value) if text]
     return value
 
 
@@ -238,7 +237,7 @@ def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:
         for name in sorted(cell.keys() - known.keys() - set(SECTIONS.values())):
             raise ConfigError(unknown_parameter(name, known))
         values |= cell.get(own, {})
-        values |= {name: names[name] for name in cell if name in known}
+        values |= {name: names.get(name, value) for name, value in cell.items() if name in known}
     return model(**values)
 
 
@@ -270,5 +269,5 @@ def _one_line(error: Mapping[str, Any], known: Iterable[str]) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return unknown_parameter(name, known)
-    text = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {text}, got {error['input']!r}" if name else text  # without a name: of several fields together
+    text = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{name} {text}, got {error['input']!r}" if name else text  # without a name: of several fields together
