@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +115,7 @@ def variants(cfg: Stage1 | Stage2) -> dict[str, Stage1 | Stage2]:
     changes = _changes1(cfg) if isinstance(cfg, Stage1) else _changes2(cfg)
     folder = _folder(cfg)
     return {"as configured": cfg} | {
-        name: dataclasses.replace(cfg, out=str(folder / _file(name)), **change) for name, change in changes.items()
+        name: cfg.model_copy(update={"out": str(folder / _file(name))} | change) for name, change in changes.items()
     }
 
 
@@ -223,7 +222,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
     for name in generators:
         print(f"left out: {name}")
         known = table[table["label"] != name]
-        one = dataclasses.replace(cfg, out=str(Path(cfg.out) / "left_out" / name))
+        one = cfg.model_copy(update={"out": str(Path(cfg.out) / "left_out" / name)})
         fit_stage2(known, one)
         if not parallel.is_main():
             continue

@@ -6,7 +6,6 @@ and goes on gives the same weights as one that was not: exactly on a CPU, else b
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import time
@@ -57,7 +56,7 @@ class Session(Learners):
         runs.keep_freed()
         self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
         self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
-        self.settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in kept.NOT_LEARNT_FROM}
+        self.settings = {k: v for k, v in cfg.model_dump().items() if k not in kept.NOT_LEARNT_FROM}
         self.key = kept.key(stage, self.manifest_hash, self.settings)
         self.files = kept.Files(stage, self.out, self.key)
         self.root = Path(table.attrs.get("root", cfg.data))
