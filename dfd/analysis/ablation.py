@@ -25,8 +25,8 @@ from dfd.data.crops import GFDTwoViewDataset, Seeded, equalise, seeds
 from dfd.degrade.registry import RandomDegrade, at_level
 from dfd.evaluate import metrics as metrics_module
 from dfd.evaluate import scores
-from dfd.evaluate.metrics import REPLICATES
-from dfd.inference import openset
+from dfd.evaluate.metrics import RESAMPLES
+from dfd.inference import decide, openset
 from dfd.inference import stage as stage_module
 from dfd.inference.stage import Stage
 from dfd.train import loading
@@ -233,12 +233,12 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         scores.calibrate(stage, val, one.out, cfg.coverage, cfg.accept)
         sides = [table["label"].eq(name), table["is_fake"] & table["label"].ne(name)]
         tests = [_with_distances(stage, near, table[side & table["split"].eq("test")]) for side in sides]
-        rows = metrics_module.openset_summary(tests[1], tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
-        near_by = metrics_module.openset_summary(val, tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
+        rows = scores.openset_summary(tests[1], tests[0], stage.temperature, cfg.seed, resamples=RESAMPLES)
+        near_by = scores.openset_summary(val, tests[0], stage.temperature, cfg.seed, resamples=RESAMPLES)
         for column in ("auroc", "auroc_low", "auroc_high"):
             rows[column.replace("auroc", "auroc_val")] = near_by[column]
         limits = {
-            score: openset.fit_threshold(values.to_numpy(), cfg.accept)
+            score: decide.fit_ood_threshold(values.to_numpy(), cfg.accept)
             for score, values in openset.unknown_scores(val, stage.temperature).items()
         }
         strange = openset.unknown_scores(tests[0], stage.temperature)
@@ -290,10 +290,10 @@ def _measured(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFra
 
 def _values(part: pd.DataFrame, cfg: Stage1 | Stage2) -> dict[str, dict]:
     if isinstance(cfg, Stage2):
-        recalls = metrics_module.stage2_by_generator(part, cfg.seed)
+        recalls = metrics_module.by_generator(part, cfg.seed)
         named = {f"recall {label}": one["recall"] for label, one in recalls.items()}
-        return metrics_module.stage2_metrics(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")) | named
-    metrics = metrics_module.stage1_metrics(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
+        return metrics_module.evaluate(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")) | named
+    metrics = metrics_module.evaluate(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
     return {"auc": metrics["auc"], "accuracy": metrics["accuracy_at_threshold"]}
 
 

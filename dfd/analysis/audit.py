@@ -137,16 +137,20 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
     """
     (_, plain), *others = by_condition(scores)
     fake = true_class(plain).eq("fake").to_numpy()
-    draws, rows = metrics.draws(plain["group"], seed), {}
-    before = plain["logit_fake"].to_numpy()
-    clean = metrics.weighted_auc(draws.weights, fake, before)
+    before, rows = plain["logit_fake"].to_numpy(), {}
     for name, part in others:
         after = part["logit_fake"].to_numpy()
         photos, fakes = np.where(fake, before, after), np.where(fake, after, before)
-        areas = [metrics.weighted_auc(draws.weights, fake, one) for one in (photos, fakes, after)]
-        moves = [draws.interval(areas[0] - clean), draws.interval(areas[2] - areas[1])]
-        moved = max(moves, key=lambda one: np.nan_to_num(abs(one["value"])))
-        row = dict(zip(("clean", "photos_only", "fakes_only", "both"), (clean[0], *(x[0] for x in areas)), strict=True))
+        states = (before, photos, fakes, after)
+
+        def areas(weights: np.ndarray, states: tuple = states) -> np.ndarray:
+            clean, photos_only, fakes_only, both = (metrics.weighted_auc(weights, fake, x) for x in states)
+            return np.stack([clean, photos_only, fakes_only, both, photos_only - clean, both - fakes_only])
+
+        values, low, high = metrics.bootstrap(plain["group"], areas, seed)
+        larger = 4 + int(np.nan_to_num(np.abs(values[4:])).argmax())
+        row = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
+        moved = {"value": values[larger], "low": low[larger], "high": high[larger]}
         row |= {"moved": moved["value"], "moved_low": moved["low"], "moved_high": moved["high"]}
         rows[name] = row | {"named": bool(moved["low"] > margin or moved["high"] < -margin)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
@@ -220,7 +224,7 @@ def shortcuts(
     found = []
     for name, rows in scores.items():
         train = wanted[wanted["split"].eq("train") & (wanted["is_fake"] | (name == "stage1"))]
-        truth, draws = true_class(rows).to_numpy(), metrics.draws(rows["group"], seed)
+        truth = true_class(rows).to_numpy()
         labels = np.where(train["is_fake"], "fake", "real") if name == "stage1" else train["label"].to_numpy()
         logits = rows[logit_columns(rows)].to_numpy(float)
         classes = [column.removeprefix("logit_") for column in logit_columns(rows)]
@@ -231,7 +235,12 @@ def shortcuts(
             answers[kind] = list(forest.classes_), forest.predict_proba(values[place[rows["path"]]])
         for kind, (known, p) in answers.items():
             asked = [i for i, one in enumerate(known) if name == "stage2" or one == "fake"]
-            areas = [metrics.weighted_auc(draws.weights, truth == known[i], p[:, i]) for i in asked]
-            row = {"stage": name, "classifier": kind, **draws.interval(np.mean(areas, axis=0)), "images": len(rows)}
+            areas = {
+                "auc": lambda weights, known=known, p=p, asked=asked: np.mean(
+                    [metrics.weighted_auc(weights, truth == known[i], p[:, i]) for i in asked], axis=0
+                )
+            }
+            area = metrics.bootstrap_all(rows["group"], areas, seed)["auc"]
+            row = {"stage": name, "classifier": kind, **area, "images": len(rows)}
             found.append(row)
     return pd.DataFrame(found).set_index(["stage", "classifier"])

@@ -22,7 +22,8 @@ from dfd.app.metadata import plain, read_facts
 from dfd.core.images import Source, as_rgb
 from dfd.degrade.registry import at_level, compose, describe, to_tensor
 from dfd.inference.detector import Detector, Verdict
-from dfd.inference.stage import UNKNOWN, Scored, Stage
+from dfd.inference.decide import UNKNOWN
+from dfd.inference.stage import Scored, Stage
 
 LIMITS = (
     "The rates hold for images like those of the validation split. On photos of other sources the share that is called "

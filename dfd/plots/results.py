@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from sklearn import metrics as skm
 
 from dfd.evaluate import metrics as metrics_module
+from dfd.evaluate import scores as scores_module
 from dfd.evaluate.metrics import clean
 from dfd.inference import decide
 from dfd.inference.decide import logit_columns, true_class
@@ -121,11 +122,11 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Figure:
     """
     ax = ax or _single()
     for name, pair, colour in _against_photos(scores):
-        curve = metrics_module.roc(pair)
+        curve = scores_module.roc(pair)
         area = metrics_module.auc(pair["label"] != "RealPhotos", pair["logit_fake"])
         _with_band(ax, curve, "fpr", "tpr", "post", colour, f"{name}, AUC {area:.3f}")
     photos = (scores["label"] == "RealPhotos").sum()
-    ax.set(xscale="log", xlim=(max(0.5 / photos, metrics_module.FPR_GRID[0]), 1), ylim=(0, 1.02))
+    ax.set(xscale="log", xlim=(max(0.5 / photos, scores_module.FPR_GRID[0]), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _legend(ax)
@@ -144,7 +145,7 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for name, pair, colour in _against_photos(scores):
         is_fake = pair["label"] != "RealPhotos"
         area = skm.average_precision_score(is_fake, pair["logit_fake"])
-        curve = metrics_module.precision_recall(pair)
+        curve = scores_module.precision_recall(pair)
         _with_band(ax, curve, "recall", "precision", "pre", colour, f"{name}, AP {area:.3f}")
         chances.add(is_fake.mean())
     ax.hlines(sorted(chances), 0, 1, colors="0.5", linestyles=":", label="all called fake")
@@ -168,11 +169,11 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     below = ax.inset_axes([0, 0, 1, 0.2], sharex=ax)
     for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
         confidence, right = decide.confidences(scores, divisor)
-        bins = decide.reliability(confidence, right)
-        ece = decide.expected_calibration_error(confidence, right)
+        bins = scores_module.reliability(confidence, right)
+        ece = metrics_module.calibration_error(np.ones((1, len(right))), confidence, right)[0]
         label = f"{title} (T = {divisor:.2f}), ECE {ece:.3f}"
         ax.plot(bins["confidence"], bins["accuracy"], marker=marker, ms=5, color=colour, label=label)
-        below.hist(confidence, np.linspace(0, 1, decide.BINS + 1), histtype="step", color=colour, lw=1.5)
+        below.hist(confidence, np.linspace(0, 1, metrics_module.BINS + 1), histtype="step", color=colour, lw=1.5)
     bottom = min(line.get_ydata().min() for line in ax.lines)
     ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
     ax.set(yticks=[tick for tick in np.linspace(0, 1, 11) if tick >= bottom])

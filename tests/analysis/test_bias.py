@@ -64,7 +64,7 @@ def folder(tmp_path, photos):
 
 def swept(formula, table, out):
     test = table[table["split"] == "test"]
-    return robustness.run({"stage1": Planted(formula)}, test, CONDITIONS, out)["stage1"]
+    return robustness.sweep({"stage1": Planted(formula)}, test, CONDITIONS, out)["stage1"]
 
 
 @pytest.mark.parametrize("photos", ["BMP", "JPEG"])

@@ -48,8 +48,8 @@ def runs(tmp_path):
 def test_the_metrics_are_those_of_each_runs_own_metrics(runs):
     (found,) = compare.compare(runs)
     for stage, name, own in (
-        ("stage1", "a", metrics_module.stage1_metrics),
-        ("stage2", "b", metrics_module.stage2_metrics),
+        ("stage1", "a", metrics_module.evaluate),
+        ("stage2", "b", metrics_module.evaluate),
     ):
         expected = own(pd.read_parquet(runs[name == "b"] / f"scores_{stage}.parquet"), 1.0)
         metrics = found.stages[stage].metrics
@@ -64,7 +64,7 @@ def test_the_paired_interval_is_narrower_than_the_unpaired_one_on_scores_that_go
     slight = worse(table, shift=0.3)
     (found,) = compare.compare([write(tmp_path / "a", table), write(tmp_path / "b", slight)])
     auc = found.stages["stage1"].metrics.loc["auc"]
-    alone = [metrics_module.stage1_metrics(one, 1.0, only=["auc"])["auc"] for one in (table, slight)]
+    alone = [metrics_module.evaluate(one, 1.0, only=["auc"])["auc"] for one in (table, slight)]
     unpaired = np.hypot(*(one["high"] - one["low"] for one in alone))
     assert 0 < auc["high"] - auc["low"] < 0.5 * unpaired
 

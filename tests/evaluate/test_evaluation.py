@@ -26,14 +26,14 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(noisy):
     fake = noisy["label"] != "RealPhotos"
     pairs = itertools.product(noisy.loc[fake, "logit_fake"], noisy.loc[~fake, "logit_fake"])
     expected = np.mean([a > b for a, b in pairs])
-    assert metrics.stage1_metrics(noisy, 1.0)["auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert metrics.evaluate(noisy, 1.0)["auc"]["value"] == pytest.approx(expected, abs=1e-9)
     assert np.isnan(metrics.auc(np.ones(3), np.arange(3)))
 
 
 def test_accuracies_are_counted_at_their_own_cut(noisy):
     moved = noisy.assign(prediction=np.where(noisy["logit_fake"] >= 1.0, "fake", "real"))
     fake = moved["label"] != "RealPhotos"
-    found = {name: value["value"] for name, value in metrics.stage1_metrics(moved, 1.0).items()}
+    found = {name: value["value"] for name, value in metrics.evaluate(moved, 1.0).items()}
     assert found["accuracy"] == pytest.approx(((moved["logit_fake"] > 0) == fake).mean())
     assert found["accuracy_at_threshold"] == pytest.approx(((moved["logit_fake"] >= 1) == fake).mean())
     assert found["fake_accuracy"] == pytest.approx((moved.loc[fake, "logit_fake"] >= 1).mean())
@@ -49,7 +49,7 @@ def test_tpr_at_fpr_accuses_no_more_photos_than_allowed():
 
 def test_undefined_metric_is_none_not_nan():
     rows = stage1_table([1.0, 2.0], ["ProGAN", "ProGAN"])
-    assert metrics.stage1_metrics(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
+    assert metrics.evaluate(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
 
 
 def test_tpr_at_fpr_counts_tied_scores_as_they_are_called():
@@ -61,7 +61,7 @@ def test_tpr_at_fpr_counts_tied_scores_as_they_are_called():
 def test_calibration_lowers_the_error_of_an_over_confident_model():
     val, test = planted(4.0, seed=1), planted(4.0, 3000, seed=2)
     temperature = decide.fit_temperature(val)
-    found = metrics.stage1_metrics(test, temperature)
+    found = metrics.evaluate(test, temperature)
     assert temperature == pytest.approx(4, rel=0.1)
     assert found["ece_before"]["low"] > 0.1 and found["ece"]["high"] < 0.04
     p = 1 / (1 + np.exp(-test["logit_fake"]))
@@ -71,23 +71,23 @@ def test_calibration_lowers_the_error_of_an_over_confident_model():
 
 
 def test_by_generator_compares_each_with_all_photos(noisy):
-    found = metrics.stage1_by_generator(noisy)
+    found = metrics.by_generator(noisy)
     assert set(found) == {"ProGAN", "BigGAN"}
     pair = noisy[noisy["label"] != "BigGAN"]
-    expected = metrics.stage1_metrics(pair, 1.0)["auc"]["value"]
+    expected = metrics.evaluate(pair, 1.0)["auc"]["value"]
     assert found["ProGAN"]["auc"]["value"] == pytest.approx(expected)
 
 
 def test_accuracy_of_a_generator_weighs_photos_and_its_fakes_alike(noisy):
     called = noisy["prediction"] == "fake"
     fakes, photos = called[noisy["label"] == "BigGAN"].head(7), called[noisy["label"] == "RealPhotos"]
-    found = metrics.stage1_by_generator(noisy.loc[[*fakes.index, *photos.index]])["BigGAN"]
+    found = metrics.by_generator(noisy.loc[[*fakes.index, *photos.index]])["BigGAN"]
     assert found["accuracy"]["value"] == pytest.approx((fakes.mean() + (~photos).mean()) / 2)
     assert found["fake_accuracy"]["value"] == pytest.approx(fakes.mean())
 
 
 def test_roc_is_the_share_found_at_each_rate(noisy):
-    curve = metrics.roc(noisy)
+    curve = scores.roc(noisy)
     photos = np.sort(noisy.loc[noisy["label"] == "RealPhotos", "logit_fake"])[::-1]
     fakes = noisy.loc[noisy["label"] != "RealPhotos", "logit_fake"].to_numpy()
     for fpr, tpr in curve[["fpr", "tpr"]].to_numpy()[::20]:
@@ -97,7 +97,7 @@ def test_roc_is_the_share_found_at_each_rate(noisy):
 
 
 def test_precision_recall_encloses_the_average_precision(noisy):
-    curve = metrics.precision_recall(noisy)
+    curve = scores.precision_recall(noisy)
     expected = skm.average_precision_score(noisy["label"] != "RealPhotos", noisy["logit_fake"])
     assert curve["precision"].mean() == pytest.approx(expected, abs=0.005)
     for recall, precision in curve[["recall", "precision"]].to_numpy()[::11]:
@@ -135,21 +135,21 @@ def stage2_table():
 
 
 def test_stage2_metrics_of_a_table_done_by_hand():
-    found = metrics.stage2_metrics(stage2_table(), 1.0)
+    found = metrics.evaluate(stage2_table(), 1.0)
     assert found["accuracy"]["value"] == pytest.approx(4 / 6)
     assert found["balanced_accuracy"]["value"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert found["macro_f1"]["value"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
-    assert metrics.stage2_by_generator(stage2_table())["A"]["recall"]["value"] == pytest.approx(2 / 3)
+    assert metrics.by_generator(stage2_table())["A"]["recall"]["value"] == pytest.approx(2 / 3)
 
 
 def test_certainty_is_of_what_was_called_and_distance_from_the_threshold():
     table = stage1_table([-2.0, 0.0, 4.0], ["RealPhotos", "ProGAN", "ProGAN"], threshold=0.6)
-    found = metrics.certainty(table, 2.0, 0.6)
+    found = scores.certainty(table, 2.0, 0.6)
     p = 1 / (1 + np.exp(-np.array([-1.0, 0.0, 2.0])))
     assert found["confidence"].tolist() == pytest.approx([1 - p[0], 1 - p[1], p[2]])
     assert found["distance"].tolist() == pytest.approx(np.abs(np.array([-1.0, 0.0, 2.0]) - np.log(1.5)))
     table = stage2_table()
-    found = metrics.certainty(table, 1.0)
+    found = scores.certainty(table, 1.0)
     logits = np.sort(table[["logit_A", "logit_B", "logit_C"]].to_numpy(), axis=1)
     assert found["distance"].tolist() == pytest.approx(logits[:, 2] - logits[:, 1])
     shares = np.exp(logits[:, 2]) / np.exp(logits).sum(1)
@@ -157,10 +157,10 @@ def test_certainty_is_of_what_was_called_and_distance_from_the_threshold():
 
 
 def test_mistakes_are_all_the_wrong_ones_surest_first():
-    wrong = metrics.mistakes(stage2_table())
+    wrong = scores.mistakes(stage2_table())
     assert wrong["path"].tolist() == ["A/1.png", "C/5.png"]
     assert wrong["margin"].tolist() == [2.0, 1.0]
-    assert metrics.mistakes(stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"])).empty
+    assert scores.mistakes(stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"])).empty
 
 
 def test_by_source_puts_the_worst_first(noisy):
@@ -177,10 +177,10 @@ def test_by_source_puts_the_worst_first(noisy):
 
 def test_sweep_has_a_row_per_quality(noisy):
     worse = noisy.assign(degradation="jpeg", level=50.0, logit_fake=noisy["logit_fake"] * 0.0)
-    found = metrics.sweep(pd.concat([noisy, worse]), 1.0)
+    found = scores.jpeg_table(pd.concat([noisy, worse]), 1.0)
     assert np.isnan(found["quality"][0]) and found["quality"][1] == 50
     assert found["auc"][0] > 0.7 and found["auc"][1] == 0.5
-    assert metrics.readable(found, ["auc"]).loc["JPEG 50", "auc"] == "0.500 [0.500, 0.500]"
+    assert scores.readable(found, ["auc"]).loc["JPEG 50", "auc"] == "0.500 [0.500, 0.500]"
 
 
 def test_measure_reads_clean_rows_of_each_split(noisy):
@@ -192,7 +192,7 @@ def test_measure_reads_clean_rows_of_each_split(noisy):
 
 
 def test_report_text_counts_images_and_groups(noisy):
-    text = metrics.classification_text({"stage 1": noisy}, "test")
+    text = scores.classification_text({"stage 1": noisy}, "test")
     assert "stage 1, 300 images of 60 groups" in text and "macro avg" in text
 
 

@@ -50,7 +50,7 @@ def at(found, stage, condition, metric, label="all"):
 def test_stage1_is_what_evaluation_says_of_each_condition(swept, found):
     rows = swept["stage1"]
     rows = rows[(rows["degradation"] == "jpeg") & (rows["level"] == 50)].sort_values("path")
-    expected = metrics.stage1_metrics(rows, 1.6, only=["auc", "ece", "ece_before", "real_accuracy"])
+    expected = metrics.evaluate(rows, 1.6, only=["auc", "ece", "ece_before", "real_accuracy"])
     for name in ("auc", "ece", "ece_before"):
         three = at(found, "stage1", "jpeg 50", name)[["value", "low", "high"]].to_dict()
         assert three == pytest.approx(expected[name])
@@ -67,7 +67,7 @@ def test_stage1_is_what_evaluation_says_of_each_condition(swept, found):
 def test_stage2_is_what_evaluation_says_of_each_condition(swept, found):
     rows = swept["stage2"]
     rows = rows[rows["degradation"] == "rescale 0.5 bicubic + jpeg"]
-    expected = metrics.stage2_metrics(rows, 0.7, only=["balanced_accuracy", "ece"])
+    expected = metrics.evaluate(rows, 0.7, only=["balanced_accuracy", "ece"])
     for name, three in expected.items():
         row = at(found, "stage2", "rescale 0.5 bicubic + jpeg 75", name)
         assert row[["value", "low", "high"]].to_dict() == pytest.approx(three)

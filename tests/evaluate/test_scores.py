@@ -42,7 +42,7 @@ def test_rows_hold_what_the_stage_says_of_each_image(table):
         (alone,) = stage.stream([Image.open(f"{table.attrs['root']}/{name}")], 4)
         assert (row.path, row.crops) == (name, alone.crops)
         assert [row.logit_real, row.logit_fake] == pytest.approx(alone.logits.tolist(), abs=0.03)
-        assert row.crop_std == pytest.approx(alone.spread, abs=0.03)
+        assert row.crop_std == pytest.approx(alone.crop_std, abs=0.03)
 
 
 def test_only_degraded_images_become_float_as_a_whole(table, monkeypatch):

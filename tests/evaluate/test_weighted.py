@@ -34,7 +34,7 @@ def test_what_a_resample_lacks_is_undefined_or_left_out():
 def test_intervals_are_those_of_the_bootstrap():
     table = noisy_table()
     fake = decide.true_class(table).eq("fake").to_numpy()
-    expected = metrics.stage1_metrics(table, 1.5, seed=3, only=["auc", "ece"])
+    expected = metrics.evaluate(table, 1.5, seed=3, only=["auc", "ece"])
     draws = metrics.draws(table["group"], seed=3)
     assert draws.interval(metrics.weighted_auc(draws.weights, fake, table["logit_fake"].to_numpy())) == pytest.approx(
         expected["auc"]

@@ -103,7 +103,7 @@ def test_operating_points_are_three_thresholds(noisy):
 
 def test_points_are_counted_on_the_rows_that_are_given(noisy):
     points = {"low": 0.2, "high": 0.6}
-    found = metrics.at_operating_points(noisy, points, 2.0)
+    found = scores.at_operating_points(noisy, points, 2.0)
     p, fake = 1 / (1 + np.exp(-noisy["logit_fake"] / 2)), noisy["label"] != "RealPhotos"
     for name, cut in points.items():
         row = found.loc[name]
@@ -112,14 +112,14 @@ def test_points_are_counted_on_the_rows_that_are_given(noisy):
         assert row["tpr"] == pytest.approx((p[fake] >= cut).mean())
         assert row["accuracy"] == pytest.approx(((p >= cut) == fake).mean())
         assert all(row[f"{rate}_low"] < row[rate] < row[f"{rate}_high"] for rate in ("fpr", "tpr", "accuracy"))
-    shown = metrics.readable(found, ["fpr"])
+    shown = scores.readable(found, ["fpr"])
     row = found.loc["low"]
     assert shown.loc["low", "fpr"] == f"{row['fpr']:.3f} [{row['fpr_low']:.3f}, {row['fpr_high']:.3f}]"
 
 
 def test_points_on_fakes_alone_or_one_group_leave_gaps(noisy):
-    fakes = metrics.at_operating_points(noisy[noisy["label"] != "RealPhotos"], {"cut": 0.5}, 1.0).loc["cut"]
+    fakes = scores.at_operating_points(noisy[noisy["label"] != "RealPhotos"], {"cut": 0.5}, 1.0).loc["cut"]
     assert fakes[["fpr", "fpr_low", "fpr_high"]].isna().all() and fakes["tpr"] == fakes["accuracy"]
-    alone = metrics.at_operating_points(noisy.assign(group="one"), {"cut": 0.5}, 1.0)
+    alone = scores.at_operating_points(noisy.assign(group="one"), {"cut": 0.5}, 1.0)
     assert alone[["fpr_low", "tpr_high"]].isna().all(axis=None)
-    assert metrics.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"
+    assert scores.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"

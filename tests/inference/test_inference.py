@@ -74,7 +74,7 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
     assert np.std(alone) > 0.01  # otherwise any window would do
     assert scored.crops == scored.needed == len(alone)
     assert scored.logits.tolist() == pytest.approx([0, np.mean(alone)], abs=1e-3)
-    assert scored.spread == pytest.approx(np.std(alone), abs=1e-3)
+    assert scored.crop_std == pytest.approx(np.std(alone), abs=1e-3)
     if not as_tensor:
         assert stage(image, None if mode == "grid" else 9, mode).tolist() == scored.logits.tolist()
 
@@ -126,7 +126,7 @@ def test_the_mode_is_the_checkpoints_unless_a_call_names_one(monkeypatch):
 def test_a_constant_colour_gets_a_finite_answer_without_spread(stage, mode):
     (scored,) = Stage(content(stage), CPU).stream([Image.new("RGB", (100, 80), (90, 120, 30))], mode=mode)
     assert torch.isfinite(scored.logits).all()
-    assert scored.crops > 1 and scored.spread == pytest.approx(0, abs=1e-2)
+    assert scored.crops > 1 and scored.crop_std == pytest.approx(0, abs=1e-2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 20)])

@@ -158,18 +158,18 @@ def test_threshold_is_the_lowest_that_accepts_enough(accept, digits):
     """Rounded scores make ties; of 100 images 0.29 is a whole number."""
     known = np.random.default_rng(0).normal(0, 1, 100).round(digits)
     enough = [cut for cut in known if (known <= cut).sum() >= round(accept * 100)]
-    assert openset.fit_threshold(known, accept) == min(enough)
+    assert decide.fit_ood_threshold(known, accept) == min(enough)
 
 
 def test_threshold_calls_few_of_the_known_unknown():
     known = np.random.default_rng(1).normal(0, 1, 137)
-    assert 0.03 < (known > openset.fit_threshold(known)).mean() <= 0.05
+    assert 0.03 < (known > decide.fit_ood_threshold(known)).mean() <= 0.05
 
 
 @pytest.mark.parametrize("known, accept", [([], 0.95), ([0.0, np.nan], 0.95), ([0.0, 1.0], 0.0), ([0.0, 1.0], 95)])
 def test_threshold_refuses_what_it_cannot_be_fitted_on(known, accept):
     with pytest.raises(ValueError, match="not finite|needs scores and a share"):
-        openset.fit_threshold(known, accept)
+        decide.fit_ood_threshold(known, accept)
 
 
 def test_auroc_counts_pairs():
@@ -216,7 +216,7 @@ def test_rates_refuse_scores_that_are_not_finite():
 
 def test_summary_has_each_score_with_its_interval():
     known, unknown = stage2_table(), stage2_table(seed=1, images=100, labels=["GigaGAN"])
-    found = metrics.openset_summary(known, unknown, 1.5, replicates=20).set_index("score")
+    found = scores.openset_summary(known, unknown, 1.5, replicates=20).set_index("score")
     assert list(found.index) == list(openset.SCORES)
     assert list(found) == [f"{name}{end}" for name in ("auroc", "oscr") for end in ("", "_low", "_high")]
     right = (known["prediction"] == known["label"]).to_numpy()
@@ -226,17 +226,17 @@ def test_summary_has_each_score_with_its_interval():
         assert row["auroc"] == pytest.approx(np.mean(sides[1][None] > sides[0][:, None]))
         assert row["oscr"] == pytest.approx(area(sides[0], right, sides[1]))
         assert all(row[f"{rate}_low"] < row[rate] < row[f"{rate}_high"] for rate in ("auroc", "oscr"))
-    assert metrics.openset_summary(known, unknown, 1.5, replicates=20).set_index("score").equals(found)
+    assert scores.openset_summary(known, unknown, 1.5, replicates=20).set_index("score").equals(found)
 
 
 def test_summary_draws_groups_not_images():
     known, unknown = stage2_table(), stage2_table(seed=1, labels=["GigaGAN"])
     copies = [pd.concat([rows] * 4) for rows in (known, unknown)]
     alone, together = (
-        metrics.openset_summary(*pair, 1.0, names=["distance"], replicates=20) for pair in ((known, unknown), copies)
+        scores.openset_summary(*pair, 1.0, names=["distance"], replicates=20) for pair in ((known, unknown), copies)
     )
     assert together.equals(alone)  # four copies of an image in its group say no more than one
-    lone = metrics.openset_summary(
+    lone = scores.openset_summary(
         known.assign(group="one"), unknown.assign(group="one"), 1.0, names=["distance"], replicates=20
     )
     assert lone[["auroc_low", "oscr_high"]].isna().all(axis=None) and lone["auroc"].equals(alone["auroc"])
@@ -246,6 +246,6 @@ def test_summary_refuses_what_it_cannot_compare():
     known, unknown = stage2_table(), stage2_table(labels=["GigaGAN"])
     for pair in ((known[:0], unknown), (known, unknown[:0])):
         with pytest.raises(ValueError, match="both are needed"):
-            metrics.openset_summary(*pair, 1.0)
+            scores.openset_summary(*pair, 1.0)
     with pytest.raises(ValueError, match="has these classes: BigGAN"):
-        metrics.openset_summary(known, stage2_table(labels=["GigaGAN", "BigGAN"]), 1.0)
+        scores.openset_summary(known, stage2_table(labels=["GigaGAN", "BigGAN"]), 1.0)
