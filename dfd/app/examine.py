@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,7 +19,7 @@ from PIL import Image
 from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Picture
 from dfd.app.metadata import plain, read_facts
 from dfd.core.images import Source, as_rgb
-from dfd.degrade.registry import at_level, compose, describe, to_tensor
+from dfd.degrade.registry import DEGRADATIONS, at_level, compose, describe, to_tensor
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.stage import UNKNOWN, Scored, Stage
 
@@ -169,28 +168,8 @@ def under_degradation(detector: Detector, source: Source, operator: str, levels:
     return pd.DataFrame(list(degraded(detector, source, operator, levels)))
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One degradation: its slider and its part of the curve."""
-
-    operator: str  # a name in dfd.degrade.registry.OPERATORS
-    name: str
-    unit: str
-    neutral: float  # the level that stands for an image as it is
-    levels: tuple[float, ...]  # of the curve
-    steps: tuple[float, ...]  # of the slider, neutral among them
-
-    def options(self) -> list[tuple[str, float]]:
-        """What the slider offers: what is shown, and the level."""
-        return [("none" if step == self.neutral else f"{step:g}", float(step)) for step in self.steps]
-
-
-AXES = (
-    Axis("rescale", "Rescale", "factor", 1.0, (0.5, 0.75, 1.25, 1.5, 2.0), tuple(np.arange(5, 41) / 20)),
-    Axis("blur", "Blur", "sigma, pixels", 0.0, (0.5, 1.0, 1.5, 2.0, 3.0), tuple(np.arange(0, 31) / 10)),
-    Axis("jpeg", "JPEG", "quality", 100.0, (95, 85, 75, 65, 50, 30), (100.0, *range(95, 9, -1))),
-)  # in the order in which images meet them, and the sliders apply them
-AT_REST = {axis.operator: axis.neutral for axis in AXES}
+AXES = tuple(DEGRADATIONS[name] for name in ("rescale", "blur", "jpeg"))  # as images meet them, and sliders apply them
+AT_REST = {axis.name: axis.neutral for axis in AXES}
 
 
 @dataclass(eq=False)
@@ -226,10 +205,10 @@ class Stability:
             self.base = detector.judge(None, *detector.scored(self.image, None, None))
             yield False
         for axis in AXES:
-            known = self.rows.setdefault(axis.operator, [])
-            for row in degraded(detector, self.image, axis.operator, axis.levels[len(known) :]):
+            known = self.rows.setdefault(axis.name, [])
+            for row in degraded(detector, self.image, axis.name, axis.curve[len(known) :]):
                 known.append(row)
-                yield len(known) == len(axis.levels)
+                yield len(known) == len(axis.curve)
 
     def judge_at(self, detector: Detector, levels: dict[str, float]) -> tuple[Verdict, Image.Image]:
         """Apply the sliders' levels one after another; give the answer, and what the image became."""
@@ -252,11 +231,11 @@ class Stability:
         """At which levels the answer of stage 1 stays, in words, for the degradations that are done."""
         parts = []
         for axis in AXES:
-            rows = self.rows.get(axis.operator, [])
-            if len(rows) == len(axis.levels):
+            rows = self.rows.get(axis.name, [])
+            if len(rows) == len(axis.curve):
                 changed = [f"{row['level']:g}" for row in rows if row["is_fake"] != self.base.is_fake]
                 result = f"changes at {', '.join(changed)}" if changed else f"stands at all {len(rows)} levels"
-                parts.append(f"{axis.name} ({axis.unit}): {result}")
+                parts.append(f"{axis.label} ({axis.unit}): {result}")
         where = " Judged on the middle of the image, for it is large." if self.is_cut else ""
         return f"{'; '.join(parts)}.{where}" if parts else ""
 
@@ -264,21 +243,21 @@ class Stability:
         """Score by level, one panel for each degradation; drawn without pyplot, so on any thread."""
         figure = Figure((9.9, 2.7), 100, layout="constrained")
         for axis, ax in zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True):
-            points = [(row["level"], row["p_fake"]) for row in self.rows.get(axis.operator, [])]
+            points = [(row["level"], row["p_fake"]) for row in self.rows.get(axis.name, [])]
             points += [(axis.neutral, self.base.p_fake)] if self.base else []
             levels, scores = zip(*sorted(points), strict=True) if points else ((), ())
             colours = [FAKE_COLOUR if score >= self.threshold else REAL_COLOUR for score in scores]
             ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
             ax.scatter(levels, scores, c=colours or None, s=28, zorder=2)
             ax.axhline(self.threshold, color="0.3", lw=1, ls="--")
-            if self.now and self.now[0][axis.operator] != axis.neutral:
+            if self.now and self.now[0][axis.name] != axis.neutral:
                 marker = {"mfc": "none", "mec": "black", "mew": 1.8, "ms": 12}
-                ax.plot(self.now[0][axis.operator], self.now[1].p_fake, "o", **marker, zorder=3, clip_on=False)
+                ax.plot(self.now[0][axis.name], self.now[1].p_fake, "o", **marker, zorder=3, clip_on=False)
             low, high = min(axis.steps), max(axis.steps)
             ends = low - 0.04 * (high - low), high + 0.04 * (high - low)
-            is_jpeg = axis.operator == "jpeg"  # the best quality stands on the left, as no degradation does elsewhere
+            is_jpeg = axis.name == "jpeg"  # the best quality stands on the left, as no degradation does elsewhere
             ax.set(xlim=ends[::-1] if is_jpeg else ends, ylim=(-0.05, 1.05))
-            ax.set(xlabel=f"{axis.name}: {axis.unit}{' (100: none)' if is_jpeg else ''}")
+            ax.set(xlabel=f"{axis.label}: {axis.unit}{' (100: none)' if is_jpeg else ''}")
             ax.spines[["top", "right"]].set_visible(False)
         figure.axes[0].set(ylabel="score")
         return figure
@@ -294,8 +273,8 @@ class Stability:
         if self.base:
             parts.append(f"as it is {self.base.p_fake:.2f}")
         for axis in AXES:
-            if rows := self.rows.get(axis.operator):
-                parts.append(axis.name + " " + ", ".join(f"{row['level']:g}: {row['p_fake']:.2f}" for row in rows))
+            if rows := self.rows.get(axis.name):
+                parts.append(axis.label + " " + ", ".join(f"{row['level']:g}: {row['p_fake']:.2f}" for row in rows))
         if self.now:
             parts.append(f"where the sliders stand {self.now[1].p_fake:.2f}")
         return "; ".join(parts)
@@ -308,4 +287,4 @@ class Stability:
 
 def chain(levels: dict[str, float]) -> list[tuple[str, float]]:
     """The steps of dfd.degrade.registry.compose; neutral levels are left out."""
-    return [(axis.operator, levels[axis.operator]) for axis in AXES if levels[axis.operator] != axis.neutral]
+    return [(axis.name, levels[axis.name]) for axis in AXES if levels[axis.name] != axis.neutral]
