@@ -1,13 +1,13 @@
 """One image, one answer that can be defended: both stages' verdict in words, and whether it stands.
 
-The probe and `predict --report` show the same Examination. Its pictures are drawn apart, by `dfd.app.evidence`, for they
+The probe and `predict --report` show the same Examination. Its pictures are drawn apart, by `dfd.app.evidence`: they
 take longer than the answer.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from PIL import Image
 from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Picture
 from dfd.app.metadata import plain, read_facts
 from dfd.core.images import Source, as_rgb
+from dfd.core.io import template
 from dfd.degrade.registry import DEGRADATIONS, at_level, compose, describe, to_tensor
 from dfd.inference.detector import Detector, Verdict
-from dfd.inference.stage import UNKNOWN, Scored, Stage
+from dfd.inference.stage import UNKNOWN
 
 LIMITS = (
     "The rates hold for images like those of the validation split. On photos of other sources the share that is called "
@@ -56,12 +57,21 @@ def examine(
     notes = ()
     if scored1.crops < scored1.needed:
         notes = (f"scored on {scored1.crops} of {scored1.needed} crops, the limit for one image",)
-    sentences = (
-        *_about_the_score(verdict.p_fake, verdict.is_fake, detector),
-        *_about_the_source(verdict, scored2, detector.stage2),
-        _about_the_crops(windows, verdict.is_fake, detector.threshold),
-        *(f"It was {note}." for note in notes),
+    p_source = verdict.p_source or {}
+    stage2 = detector.stage2
+    text = template("sentences.txt.j2").render(
+        verdict=verdict,
+        threshold=detector.threshold,
+        photos=detector.stage1.validation.get("photos", ()),
+        ordered=[(name, f"{p_source[name]:.2f}") for name in sorted(p_source, key=p_source.__getitem__, reverse=True)],
+        unknown=UNKNOWN,
+        knows_unknown=stage2.ood_threshold is not None,
+        coverage=stage2.coverage,
+        quantile=stage2.conformal_quantile,
+        scores=p_crops,
+        notes=notes,
     )
+    sentences = tuple(line for line in text.splitlines() if line.strip())
     if not verdict.is_fake:
         headline = "Called a photograph"
     else:
@@ -73,59 +83,6 @@ def examine(
 def refused(name: str, reason: Exception | str) -> Examination:
     """The Examination of a file that cannot be used."""
     return Examination(plain(name), Verdict(name, error=plain(reason, 400)), headline="No answer")
-
-
-def _about_the_score(p_fake: float, is_fake: bool, detector: Detector) -> Iterator[str]:
-    threshold = detector.threshold
-    side = "which it reaches" if is_fake else "which it does not reach"
-    held = f"It is held against {threshold:.3f}, {side}."
-    yield f"The calibrated probability that it is generated is {p_fake:.3f}. {held}"
-    if photos := detector.stage1.validation.get("photos"):
-        yield f"That threshold calls {_share(photos, threshold)} generated."
-        yield f"{_share(photos, p_fake).capitalize()} scored this high or higher."
-
-
-def _share(photos: Sequence[float], threshold: float) -> str:
-    """How many of these photos score at least this high: the count, and the round rate that it comes to."""
-    count, total = sum(score >= threshold for score in photos), len(photos)
-    if count in (0, total):
-        return f"{'each' if count else 'none'} of the {total} photos of the validation split"
-    rate = f"1 in {total / count:.0f}" if total >= 1.5 * count else f"{min(10 * count // total, 9)} in 10"
-    return f"about {rate} photos of the validation split ({count} of {total})"
-
-
-def _about_the_source(verdict: Verdict, scored: Scored, stage: Stage) -> Iterator[str]:
-    ordered = sorted(verdict.p_source, key=verdict.p_source.get, reverse=True)
-    shares = ", ".join(f"{name} {verdict.p_source[name]:.2f}" for name in ordered)
-    if verdict.source == UNKNOWN:
-        yield f"No training image of the known generators is near, so its generator is called unknown ({shares})."
-    elif verdict.is_fake:
-        near = " " if stage.ood_threshold is None else ", and its training images are near enough to name it "
-        yield f"Of the known generators it looks most like {ordered[0]}{near}({shares})."
-    else:
-        yield f"Were it generated, {ordered[0]} would be the nearest of the known generators ({shares})."
-    promise = ""
-    if stage.coverage is not None:
-        promise = (
-            f"; such a list holds the right one {stage.coverage:.0%} of the time, for images like those of validation"
-        )
-    if stage.conformal_quantile >= 1:
-        yield "Validation had too few independent images to rule any generator out."
-    elif len(verdict.candidates) == len(ordered):
-        yield f"No generator can be ruled out{promise}."
-    else:
-        yield f"Generators that stay possible: {', '.join(verdict.candidates)}{promise}."
-
-
-def _about_the_crops(crops: Sequence[Crop], is_fake: bool, threshold: float) -> str:
-    if len(crops) == 1:
-        return "It was judged on one crop, so there is no second view to compare."
-    scores = [crop.p_fake for crop in crops]
-    spread = f"their scores go from {min(scores):.3f} to {max(scores):.3f}"
-    agree = sum((score >= threshold) == is_fake for score in scores)
-    if agree == len(crops):
-        return f"Its crops agree: all {len(crops)} give the same answer by themselves; {spread}."
-    return f"{agree} of its {len(crops)} crops agree with the answer by themselves; {spread}."
 
 
 SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slider answers soon
