@@ -20,9 +20,7 @@ from torch import Tensor
 
 from dfd.core.io import atomic_write
 from dfd.data.crops import equalise
-from sklearn.metrics import balanced_accuracy_score
-
-from dfd.evaluate.metrics import interval, intervals
+from dfd.evaluate.metrics import balanced_accuracy, interval, intervals
 from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
@@ -135,7 +133,7 @@ def correlation_accuracy(found: pd.DataFrame, seed: int = 0) -> dict[str, float 
         seed: of the bootstrap.
     """
     rows = found[(CORRELATION + found["label"]).isin(_generators(found))]
-    return interval(rows[["group", "label", "prediction"]], lambda t: balanced_accuracy_score(t.label, t.prediction), seed)
+    return interval(rows[["group", "label", "prediction"]], lambda t: balanced_accuracy(t.label, t.prediction), seed)
 
 
 def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -254,8 +252,8 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
         otherwise alone. Means over pairs: `psnr` in dB, without infinite ones, and `ssim`.
     """
     metrics = {
-        "carried": lambda t: balanced_accuracy_score(t.label, t.named),
-        "carrier_alone": lambda t: balanced_accuracy_score(t.label, t.alone),
+        "carried": lambda t: balanced_accuracy(t.label, t.named),
+        "carrier_alone": lambda t: balanced_accuracy(t.label, t.alone),
         "carried_anew": lambda t: _anew(t.label, t.alone, t.named),
         "psnr": lambda t: _finite_mean(t.psnr),
         "ssim": lambda t: _finite_mean(t.ssim),

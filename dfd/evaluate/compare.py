@@ -174,7 +174,9 @@ def share(
     first, second = first[same], second[same]
     if len(first):
         left, right = (pd.factorize(table["group"])[0] for table in (first, second))
-        links = coo_array((np.ones(len(left)), (left, right + left.max() + 1)), shape=2 * (left.max() + right.max() + 2,))
+        links = coo_array(
+            (np.ones(len(left)), (left, right + left.max() + 1)), shape=2 * (left.max() + right.max() + 2,)
+        )
         group = connected_components(links, directed=False)[1][left]
         first, second = first.assign(group=group), second.assign(group=group)
     return first, second, {why: count for why, count in unshared.items() if count}
@@ -205,7 +207,9 @@ def differences(
     def values(weights: np.ndarray) -> np.ndarray:  # (2, K, R)
         return np.array([[METRICS[name].function(run, weights) for name in names] for run in runs], dtype=float)
 
-    difference, low, high = bootstrap(base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed, resamples)
+    difference, low, high = bootstrap(
+        base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed, resamples
+    )
     of_base, of_other = values(np.ones((1, len(base))))[..., 0]
     columns = {"base": of_base, "other": of_other, "difference": difference, "low": low, "high": high}
     return pd.DataFrame(columns, index=pd.Index(names, name="metric"))

@@ -152,6 +152,11 @@ def auc(positive: np.ndarray, score: np.ndarray) -> float:
     return float(weighted_auc(np.ones((1, len(positive))), positive, score)[0])
 
 
+def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean of the per-class recalls, over the classes that are present."""
+    return float(mean_recall(np.ones((1, len(true))), true, np.asarray(predicted) == np.asarray(true))[0])
+
+
 def oscr(weights: np.ndarray, is_unknown: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Area under the open-set classification rate (R,); Dhamija et al. 2018, arXiv:1811.04110.
 

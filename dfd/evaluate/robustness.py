@@ -30,7 +30,10 @@ FIRST = "first_"  # before a class: the logit of the first crop alone, the centr
 ALL = "all"  # the label of metrics over all images
 ACCURACY = {"stage1": "balanced_accuracy_at_threshold", "stage2": "balanced_accuracy"}  # chance: one over the classes
 BY_CROP = {"stage1": ("auc", ACCURACY["stage1"]), "stage2": (ACCURACY["stage2"],)}  # of the first crop alone, too
-MEASURED = {"stage1": ("false_positive_rate", "true_positive_rate", "ece_before", "ece"), "stage2": ("ece_before", "ece")}
+MEASURED = {
+    "stage1": ("false_positive_rate", "true_positive_rate", "ece_before", "ece"),
+    "stage2": ("ece_before", "ece"),
+}
 
 
 def sweep(
@@ -222,7 +225,9 @@ def by_condition(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _statistics(part: pd.DataFrame, stage: Stage) -> dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]]:
     """(label, metric) -> the metric of weights, see `dfd.evaluate.metrics`."""
     first = part[[f"{FIRST}{name}" for name in stage.classes]].to_numpy()
-    once = with_predictions(stage, part.assign(**{f"logit_{name}": first[:, i] for i, name in enumerate(stage.classes)}))
+    once = with_predictions(
+        stage, part.assign(**{f"logit_{name}": first[:, i] for i, name in enumerate(stage.classes)})
+    )
     every, once = judged(part, stage.temperature), judged(once, stage.temperature)
     statistics = {}
     for metric in (*BY_CROP[stage.stage], *MEASURED[stage.stage]):

@@ -265,7 +265,9 @@ def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, se
         sets = decide.prediction_sets(probabilities(part, temperature), quantile)
         held = sets[np.arange(len(part)), part["label"].map(classes.index)]
         columns = {"coverage": held, "names": sets.sum(1), "single": sets.sum(1) == 1}
-        means = {name: lambda weights, column=column: metrics.share(weights, column) for name, column in columns.items()}
+        means = {
+            name: lambda weights, column=column: metrics.share(weights, column) for name, column in columns.items()
+        }
         values = metrics.flatten(metrics.bootstrap_all(part["group"], means, seed))
         rows.append({"degradation": degradation, "level": level, "images": len(part), **values})
     return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"degradation", "images"}, float))

@@ -121,7 +121,9 @@ def fit(stage: Rule, rows: pd.DataFrame, coverage: float = 0.9, accept: float = 
         points, p = operating_points(rows, temperature), p_fake(rows, temperature)
         is_photo = rows["label"].eq(REAL).to_numpy()
         fitted |= {"operating_points": points, "threshold": points["balanced"]}
-        return fitted | {"validation": {"photos": np.sort(p[is_photo]).tolist(), "fakes": np.sort(p[~is_photo]).tolist()}}
+        return fitted | {
+            "validation": {"photos": np.sort(p[is_photo]).tolist(), "fakes": np.sort(p[~is_photo]).tolist()}
+        }
     true = rows["label"].map(list(stage.classes).index).to_numpy()
     quantile = fit_conformal(probabilities(rows, temperature), true, coverage, rows["group"].to_numpy())
     fitted |= {"coverage": coverage, "conformal_quantile": quantile}

@@ -11,6 +11,7 @@ from functools import partial
 
 import pandas as pd
 import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
@@ -20,8 +21,6 @@ from dfd.core.parallel import gathered
 from dfd.core.runs import Live
 from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade.registry import RandomDegrade
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-
 from dfd.inference.stage import Stage, fit_feature_bank
 from dfd.losses import ADVERSARIAL, consistency_loss, focal_loss, real_fake_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
