@@ -236,7 +236,7 @@ def shortcuts(
         for kind, (known, p) in answers.items():
             asked = [i for i, one in enumerate(known) if name == "stage2" or one == "fake"]
             areas = {
-                "auc": lambda weights, known=known, p=p, asked=asked: np.mean(
+                "auc": lambda weights, truth=truth, known=known, p=p, asked=asked: np.mean(
                     [metrics.weighted_auc(weights, truth == known[i], p[:, i]) for i in asked], axis=0
                 )
             }

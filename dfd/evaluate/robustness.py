@@ -117,7 +117,9 @@ def _score(
     answers: dict[str, list[tuple[str, Scored]]] = {name: [] for name in stages}
     for of_fakes in (True, False):
         asked = [name for name in stages if of_fakes or name == "stage1"]
-        paths = table.loc[table["is_fake"] == of_fakes, "path"] if asked else []
+        if not asked:
+            continue
+        paths = table.loc[table["is_fake"] == of_fakes, "path"]
         for path, scored in score_files([stages[name] for name in asked], paths, degraded, crops):
             if isinstance(scored, Exception):
                 raise scored

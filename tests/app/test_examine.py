@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from bad_files import encoded
+from networks import noise
 from PIL import Image
-from test_inference import noise
 
 from dfd.analysis import fingerprint
 from dfd.app import evidence, examine

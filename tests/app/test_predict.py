@@ -11,7 +11,7 @@ import time
 import pytest
 from bad_files import encoded, picture
 from click.testing import CliRunner
-from test_inference import content, noise
+from networks import content, noise
 
 from dfd import cli
 from dfd.app import predict

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from score_tables import CLASSES, noisy_table, stage2_table
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from dfd.degrade import registry
 from dfd.evaluate import metrics, robustness
 from dfd.inference import decide
 
@@ -115,7 +116,7 @@ def test_wide_and_recalls_keep_the_order_of_the_grid(found):
 
 def designed(values, stage="stage1", width=0.02):
     rows = [{"stage": stage, "label": "all", "metric": robustness.ACCURACY[stage], "degradation": d, "level": level,
-             "condition": robustness.grid.name(d, level), "value": v, "low": v - width, "high": v + width, "images": 9}
+             "condition": registry.name(d, level), "value": v, "low": v - width, "high": v + width, "images": 9}
             for (d, level), v in values.items()]  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -5,8 +5,12 @@ import pandas as pd
 import pytest
 from score_tables import noisy_table, planted, stage1_table
 
-from dfd.evaluate import metrics
+from dfd.evaluate import metrics, scores
 from dfd.inference import decide
+
+
+def calibration_error(confidence, correct):
+    return metrics.calibration_error(np.ones((1, len(confidence))), confidence, correct)[0]
 
 
 @pytest.fixture
@@ -17,13 +21,13 @@ def noisy():
 def test_calibration_error_of_a_known_case():
     confidence = np.r_[np.full(50, 0.9), np.full(50, 0.6)]
     correct = np.r_[np.ones(40), np.zeros(10), np.ones(30), np.zeros(20)].astype(bool)
-    assert decide.expected_calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
+    assert calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
 
 
 def test_reliability_of_a_known_case():
     confidence = np.r_[np.full(50, 0.9), np.full(30, 0.6), np.full(20, 1.0)]
     correct = np.r_[np.ones(40), np.zeros(10), np.ones(15), np.zeros(15), np.ones(20)].astype(bool)
-    found = decide.reliability(confidence, correct)
+    found = scores.reliability(confidence, correct)
     assert found["confidence"].tolist() == pytest.approx([0.6, 0.9, 1.0])
     assert found["accuracy"].tolist() == pytest.approx([0.5, 0.8, 1.0])
     assert found["images"].tolist() == [30, 50, 20]
@@ -31,18 +35,18 @@ def test_reliability_of_a_known_case():
 
 def test_reliability_rows_make_up_the_calibration_error(noisy):
     confidence, right = decide.confidences(noisy, 0.7)
-    rows = decide.reliability(confidence, right)
+    rows = scores.reliability(confidence, right)
     gaps = (rows["accuracy"] - rows["confidence"]).abs()
     assert len(rows) == 8  # the likelier of two classes has at least 0.5
     expected = np.average(gaps, weights=rows["images"])
-    assert decide.expected_calibration_error(confidence, right) == pytest.approx(expected)
+    assert calibration_error(confidence, right) == pytest.approx(expected)
 
 
 def test_confidence_is_of_the_likeliest_class():
     rows = stage1_table([-np.log(3), np.log(9), np.log(9)], ["RealPhotos", "RealPhotos", "ProGAN"])
     confidence, right = decide.confidences(rows, 1.0)
     assert confidence.tolist() == pytest.approx([0.75, 0.9, 0.9]) and right.tolist() == [True, False, True]
-    three = pd.DataFrame({"label": ["A", "B"], "prediction": ["A", "A"], "logit_A": np.log(2), "logit_B": 0.0})
+    three = pd.DataFrame({"label": ["A", "B"], "logit_A": np.log(2), "logit_B": 0.0})
     confidence, right = decide.confidences(three.assign(logit_C=0.0), 1.0)
     assert confidence.tolist() == pytest.approx([0.5, 0.5]) and right.tolist() == [True, False]
 

@@ -9,7 +9,7 @@ from score_tables import stage1_table, stage2_table
 
 from dfd.analysis import explain
 from dfd.data import manifest
-from dfd.evaluate import metrics
+from dfd.evaluate import scores
 from dfd.plots import analysis
 
 pytestmark = pytest.mark.usefixtures("closed")
