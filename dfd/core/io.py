@@ -8,11 +8,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import jinja2
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
 PART = ".part"  # what a file's name ends in while it is being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota used up, larger than the limit for a file
 NO_SPACE = "disk full; free some space and run again, what is done is kept"
@@ -97,6 +102,20 @@ def write_text(path: Path, text: str) -> Path:
     with atomic_write(path) as draft:
         draft.write_text(text, "utf-8")
     return path
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """One of the package's Jinja templates; what is filled into those for HTML is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(name)
 
 
 def digest(*values: Any) -> str:
