@@ -16,7 +16,7 @@ import pytest
 import torch
 from score_tables import stage1_table
 
-from dfd.analysis import fingerprint, label_errors
+from dfd.analysis import fingerprint
 from dfd.core import io
 from dfd.data import manifest
 from dfd.evaluate import scores
@@ -42,7 +42,6 @@ WRITERS = {
         lambda folder, n: scores.save_scores(stage1_table([n], ["ProGAN"]), folder, "stage1"),
     ),
     "manifest": ("manifest.parquet", lambda folder, n: manifest.write(_manifest(n), folder)),
-    "features": ("f.npz", lambda folder, n: label_errors._write(folder / "f.npz", f"{n}", {"a": np.zeros(3)})),
     "spectra": (fingerprint.SPECTRA, lambda folder, n: fingerprint.save_spectra(_prints(n), folder)),
 }
 
