@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+import dfd
 from dfd import cli, config
 from dfd.core.images import ImageError
 from dfd.reports import runner
@@ -261,3 +262,11 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     assert one_pixel["error"].startswith("too small: 1 x 1") and one_pixel["p_fake"] is None
     assert huge["error"].startswith("oversized: ") and huge["p_fake"] is None
     assert (good["error"], good["crops"]) == (None, 9) and 0 <= good["p_fake"] <= 1
+
+
+def test_the_package_names_its_public_face_and_imports_it_when_asked():
+    script = "import sys, dfd; a = 'torch' in sys.modules; from dfd import Detector, scan; print(a, Detector.__name__)"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed == "False Detector\n"
+    with pytest.raises(AttributeError, match="no attribute 'detector_of_lies'"):
+        dfd.detector_of_lies  # noqa: B018
