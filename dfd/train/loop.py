@@ -25,7 +25,7 @@ from dfd.core import parallel, runs
 from dfd.core.images import ImageError
 from dfd.core.runs import Live, bar
 from dfd.data import manifest
-from dfd.data.crops import Decoded, balanced_sampler, seeds, spread
+from dfd.data.crops import balanced_sampler, seeds, spread
 from dfd.degrade.registry import RandomDegrade
 from dfd.inference.stage import build_model
 from dfd.plots.results import plot_history
@@ -60,8 +60,6 @@ class Session(Learners):
         self.key = kept.key(stage, self.manifest_hash, self.settings)
         self.files = kept.Files(stage, self.out, self.key)
         self.root = Path(table.attrs.get("root", cfg.data))
-        seen = table[table["split"] != "test"]
-        self.read = Decoded(seen, self.root, cfg.decoded_gb * 1e9 / parallel.count())
         self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
         self.history: list[dict] = []
         self.steps, self.spent = 0, 0.0  # of the epoch that is not finished

@@ -141,7 +141,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
         if rows["is_fake"].nunique() < 2:
             raise ValueError(f"stage 1 needs photos and fakes in split {split!r}; add images or change the fractions")
     session = Session("stage1", table, cfg, classes=["real", "fake"])
-    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality, "read": session.read}
+    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality}
     crops = partial(RealFakeDataset, root=table.attrs["root"], **shared)
     data, clean = crops(train, degrade=session.degrade), crops(val)
     degraded = crops(val, degrade=RandomDegrade(smallest=cfg.crop_size))
@@ -243,7 +243,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
             raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
     session = Session("stage2", table, cfg, classes=classes)
     root = table.attrs["root"]
-    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality, "read": session.read}
+    shared = {"crop_size": cfg.crop_size, "equalise_quality": session.equalise_quality}
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
     carriers = CarrierBuilder(table, root, degrade=session.degrade, **shared) if carries else None
     views = partial(GFDTwoViewDataset, train, root, classes, degrade=session.degrade, **shared)
