@@ -171,7 +171,7 @@ def _weights_digest(stage: Stage) -> str:
     """A digest of all that decides a stage's logits and ood_score."""
     bank = None if stage.feature_bank is None else stage.feature_bank.features
     made_of = (stage.stage, stage.classes, stage.crop_size, stage.equalise_quality, stage.model.state_dict(), bank)
-    return digest(*made_of, length=12)
+    return digest(*made_of)
 
 
 def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | None, seed: int) -> str:

@@ -26,7 +26,7 @@ class Planted(Stage):
         self.crop_size, self.equalise_quality, self.threshold, self.temperature = SIDE, None, 0.5, 1.0
         self.feature_bank = None
 
-    def _answers(self, batch, equal=False):
+    def _of_crops(self, batch):
         return [(torch.stack([torch.zeros(()), one]), None) for one in self.formula(batch.mean(1))]
 
 
