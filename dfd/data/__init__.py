@@ -3,10 +3,17 @@
 Imports `dfd.config`, `dfd.core`, `dfd.degrade`, and `dfd.models` for the built-in sample's simulators.
 """
 
-from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset
+from typing import Any
+
 from dfd.data.layouts import ManifestError
 from dfd.data.manifest import load, scan, summary
 
-__all__ = [
-    "CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary",
-]  # fmt: skip
+__all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary"]
+
+
+def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dfd.data import crops
+
+    return getattr(crops, name)
