@@ -1,6 +1,6 @@
 """Speed as ratios within one run, each beside its bar: `make bench`, `make bench ARGS=--long`, `make bench ARGS=--gpu`.
 
-Absolute times depend on the machine, ratios much less. PERFORMANCE.md says what the rows mean and what came out.
+Absolute times depend on the machine, ratios much less. docs/performance.md says what the rows mean and what came out.
 """
 
 from __future__ import annotations

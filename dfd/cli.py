@@ -418,8 +418,8 @@ def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[s
 def train() -> None:
     """Train one part by itself; `run` trains both stages.
 
-    A stage can be trained on several GPUs, also of several machines (`accelerate launch --help`), with the result of
-    one process: each takes its part of every batch. Only the first writes; the manifest is made first if it is missing.
+    A stage can be trained on several GPUs, also of several machines (`accelerate launch --help`): each takes its part
+    of every batch. Only the first writes; the manifest is made first if it is missing.
 
     
     accelerate launch --multi_gpu --num_processes 4 -m dfd train stage1 --data my/images --out reports/mine
@@ -441,22 +441,16 @@ def stage_command(stage: str, text: str) -> None:
         shared = {"data": chosen["data"], "out": out}
         given = report.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
         cfg = cls(**given)
-        from dfd.core import parallel
-
-        with parallel.chorus():
-            cfg = parallel.agreed(cfg)  # other machines have no run folder to remember from
-            with interruption.run_lock(cfg.out), interruption.terminable():
-                train_stage(stage, cfg)
-        parallel.end()
+        with interruption.run_lock(cfg.out), interruption.terminable():
+            train_stage(cfg)
 
 
-def train_stage(stage: str, cfg: config.Training) -> None:
+def train_stage(cfg: config.Training) -> None:
+    from dfd import train as training
     from dfd.analysis import ablation
-    from dfd.core import parallel
-    from dfd.train import stage2 as training
 
-    table = parallel.agreed(manifest_of(cfg) if parallel.is_main() else None)
-    getattr(training, f"fit_{stage}")(table, cfg)
+    table = training.from_main_process(lambda: manifest_of(cfg))
+    training.fit(table, cfg)
     if getattr(cfg, "ablate", False):
         click.echo(ablation.run(table, cfg).round(3).to_string())
     if getattr(cfg, "leave_out", False):

@@ -79,6 +79,10 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
     Args:
         real_logits: of photos, any shape; high where D sees a photo.
         fake_logits: of the generator's images, any shape.
+
+    Example:
+        >>> hinge_discriminator_loss(torch.tensor([0.5, 3.0]), torch.tensor([-2.0]))
+        tensor(0.2500)
     """
     return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 

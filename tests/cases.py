@@ -14,16 +14,12 @@ from dfd.reports import runner
 PARAMETERS = 'data = "data/sample"\nout = "reports/demo"\nseed = 0\nepochs = 1\n'
 
 
-@dataclass(frozen=True)
 class Tiny(config.Shared):
-    epochs: int = 1
+    epochs: config.Count = 1
     rate: float = 0.1
     name: str = "a"
     careful: bool = True
-    levels: tuple[int, ...] = (1, 2)
-
-    def check(self):
-        self._need(self.epochs > 0, f"epochs must be positive, got {self.epochs}")
+    levels: config.Texts = ("1", "2")
 
 
 @dataclass
@@ -50,7 +46,7 @@ class Case:
         """Run in a process of its own, as the command line does; it prints what it has to say."""
         script = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            f"from dfd import interruption, kernel, report\n{setup}\n"
+            f"from dfd.core import runs as interruption\nfrom dfd.reports import runner as report\n{setup}\n"
             f"try: report.run({str(self.data)!r}, {str(self.out)!r}, folder={str(self.folder)!r}, configs={{}})\n"
             "except (report.RunError, interruption.InUse) as error: print(error); sys.exit(getattr(error, 'code', 2))"
         )

@@ -80,7 +80,8 @@ def test_every_import_of_tests_benchmarks_and_scripts_is_declared():
     folders = [config.ROOT / name for name in ("tests", "benchmarks", "scripts")]
     siblings = {path.stem for folder in folders for path in folder.rglob("*.py")} | {"helpers"}
     modules = imported(text for folder in folders for text in texts(folder)) - siblings
-    declared = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["dev"])
+    extras = PROJECT["optional-dependencies"]
+    declared = names(PROJECT["dependencies"]) | names(extras["dev"]) | names(extras["docs"])
     assert undeclared(modules, declared) == set()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from torch.utils.data import DataLoader
 from dfd import config
 from dfd.analysis.explain import centre, read_images
 from dfd.config import CHECKPOINTS, Stage1, Stage2
-from dfd.core import parallel
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import GFDTwoViewDataset, Seeded, equalise, seeds
@@ -30,8 +28,7 @@ from dfd.evaluate.metrics import REPLICATES
 from dfd.inference import openset
 from dfd.inference import stage as stage_module
 from dfd.inference.stage import Stage
-from dfd.train import loading
-from dfd.train.stage2 import fit_stage1, fit_stage2
+from dfd.train import fit_stage1, fit_stage2, is_main_process, worker_count
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
 
@@ -66,7 +63,7 @@ def fit_spectrum(table: pd.DataFrame, cfg: config.Stage2) -> Pipeline:
     quality = cfg.equalise_quality if cfg.equalise else None
     data = GFDTwoViewDataset(train, table.attrs["root"], classes, cfg.crop_size, degrade, quality)
     draws = list(enumerate(seeds(len(data), cfg.seed)))
-    loader = DataLoader(Seeded(data), cfg.batch_size, sampler=draws, num_workers=loading.processes(cfg.workers))
+    loader = DataLoader(Seeded(data), cfg.batch_size, sampler=draws, num_workers=worker_count(cfg.workers))
     spectra, labels = [], []
     for batch in bar(loader, desc="spectra", unit="batch"):
         spectra += [log_spectrum(batch["view1"]), log_spectrum(batch["view2"])]
@@ -116,7 +113,7 @@ def variants(cfg: Stage1 | Stage2) -> dict[str, Stage1 | Stage2]:
     changes = _changes1(cfg) if isinstance(cfg, Stage1) else _changes2(cfg)
     folder = _folder(cfg)
     return {"as configured": cfg} | {
-        name: dataclasses.replace(cfg, out=str(folder / _file(name)), **change) for name, change in changes.items()
+        name: cfg.model_copy(update={"out": str(folder / _file(name))} | change) for name, change in changes.items()
     }
 
 
@@ -179,18 +176,18 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
         One row per variant and degradation, measured on the test split: variant, degradation, and with an interval
         each: for stage 1 auc, and accuracy at the threshold fitted on that variant's validation images; for stage 2
         accuracy, balanced accuracy, and the recall of each generator. Stage 1 also has each generator's AUC against
-        all photos, without one. Of several processes (`dfd.core.parallel`) only the main one scores, and has any rows.
+        all photos, without one. Of several processes only the main one scores, and has any rows.
     """
     found = []
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
         _fit(table, variant)
-        if not parallel.is_main():
+        if not is_main_process():
             continue
         rows = _scored(table, variant, _folder(cfg) / f"{_file(name)}.parquet")
         found.append(_measured(rows, name, cfg))
         _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
-    if isinstance(cfg, Stage2) and parallel.is_main():
+    if isinstance(cfg, Stage2) and is_main_process():
         print(f"ablation: {SPECTRUM}")
         test = table[table["is_fake"] & (table["split"] == "test")]
         levels = [("none", 0.0), *(("jpeg", float(quality)) for quality in QUALITIES)]
@@ -211,7 +208,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         One row per generator and score, as of `openset.summary`, against test images of the other generators, and
         auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
         share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
-        Of several processes (`dfd.core.parallel`) only the main one has any rows.
+        Of several processes only the main one has any rows.
 
     Raises:
         ValueError: fewer than three generators, for two must be left to tell apart.
@@ -223,9 +220,9 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
     for name in generators:
         print(f"left out: {name}")
         known = table[table["label"] != name]
-        one = dataclasses.replace(cfg, out=str(Path(cfg.out) / "left_out" / name))
+        one = cfg.model_copy(update={"out": str(Path(cfg.out) / "left_out" / name)})
         fit_stage2(known, one)
-        if not parallel.is_main():
+        if not is_main_process():
             continue
         stage = Stage.load(Path(one.out) / CHECKPOINTS["stage2"])
         fakes = known[known["is_fake"]]

@@ -161,7 +161,7 @@ def verdict(found: pd.DataFrame, margin: float = MARGIN) -> str:
             f"Not named: under none of the {len(found)} conditions does the answer move with the treatment of the "
             f"photos (it would be where {rule})."
         )
-    is_codec = [registry.last_operator(one) in registry.CODECS for one in named.index]
+    is_codec = [registry.DEGRADATIONS[registry.last_operator(one)].codec for one in named.index]
     codecs, others = named[is_codec], named[~np.array(is_codec)]
     texts = []
     if len(codecs):

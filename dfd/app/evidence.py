@@ -1,219 +1,30 @@
-"""Pictures beside a verdict: where the crops lie and what each scores, residual, spectrum, Grad-CAM.
+"""What an examination holds, and the pictures beside a verdict: crops on a map, residual, spectrum, Grad-CAM.
 
-They show what the networks looked at. None of them proves anything by itself.
+The pictures show what the networks looked at. None of them proves anything by itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dfd.analysis.fingerprint import SPECTRA, power_spectrum
 from dfd.app.metadata import Facts
 from dfd.data.crops import cut, equalise
 from dfd.inference.detector import Detector, Verdict
-from dfd.models.classifiers import RealFakeClassifier
 
 MAP_SIDE = 768  # pixels; the longer side of the map of crops
-TILE = 256  # pixels; small pictures are enlarged by whole factors to about this
-MOST_CAMS = 5  # crops that Grad-CAM is drawn for
-REAL, FAKE = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all eyes
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One piece of evidence: pictures side by side, each with a label."""
-
-    kind: str
-    title: str
-    caption: str  # what is seen, in a sentence or two
-    tiles: tuple[tuple[str, Image.Image], ...]  # label, RGB
-
-
-def draw(detector: Detector, examination: Examination, kinds: Iterable[str] | None = None) -> Iterator[Picture]:
-    """Draw evidence one after another, and put each into the examination's pictures.
-
-    Args:
-        detector: the one that made the examination.
-        examination: of an image that was not refused.
-        kinds: names in KINDS; none draws all, the quick ones first.
-
-    Raises:
-        KeyError: an unknown kind.
-    """
-    for kind in KINDS if kinds is None else kinds:
-        picture = KINDS[kind](detector, examination)
-        examination.pictures[kind] = picture
-        yield picture
-
-
-def crop_map(detector: Detector, examination: Examination) -> Picture:
-    """Stage 1's windows on the image, coloured by what each scores alone; where they overlap, by their mean."""
-    image, crops = examination.image, examination.crops
-    scale = min(1.0, MAP_SIDE / max(image.size)) if max(image.size) > MAP_SIDE else max(1, TILE * 2 // max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    shown = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    boxes = [_box(crop, scale, size) for crop in crops]
-    total, count = np.zeros(size[::-1]), np.zeros(size[::-1])
-    for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
-        total[top:bottom, left:right] += crop.p_fake
-        count[top:bottom, left:right] += 1
-    p = (total / np.maximum(count, 1))[..., None]
-    weight = np.where(count > 0, 0.45, 0.0)[..., None]
-    pixels = np.asarray(shown) / 255 * (1 - weight) + (REAL + (FAKE - REAL) * p) * weight
-    shown = Image.fromarray((pixels * 255).round().astype(np.uint8))
-    pen = ImageDraw.Draw(shown)
-    font = ImageFont.load_default(max(11, round(max(size) / 28)))
-    for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
-        pen.rectangle((left, top, right - 1, bottom - 1), outline="white")
-        if right - left >= 3 * font.size:
-            middle = (left + right) / 2, (top + bottom) / 2
-            pen.text(middle, f"{crop.p_fake:.2f}", "white", font, "mm", stroke_width=2, stroke_fill="black")
-    caption = (
-        f"Windows of {crops[0].size} pixels that were judged, each with its own score: blue where it is low, orange "
-        "where it is high. What is not coloured was not looked at."
-    )
-    return Picture("crops", "Scores by place", caption, (("", shown),))
-
-
-@torch.inference_mode()
-def residual(detector: Detector, examination: Examination) -> Picture:
-    """Stage 2's residual of the centre crop, beside the crop."""
-    crop, own = _centre_residual(detector, examination)
-    caption = "What stage 2 extracts from the middle of the image to name a generator, stretched about grey."
-    picture = 0.5 + own / (6 * max(float(own.std()), 1e-6))
-    tiles = (("middle of the image", _tile(crop[0])), ("its residual", _tile(picture[0])))
-    return Picture("residual", "Residual", caption, tiles)
-
-
-@torch.inference_mode()
-def spectrum(detector: Detector, examination: Examination) -> Picture:
-    """The spectrum of the residual, beside the mean ones of the generators where the run folder has them."""
-    from dfd.analysis.fingerprint import power_spectrum
-
-    _, own = _centre_residual(detector, examination)
-    spectra = {"this image": power_spectrum(own), **mean_spectra(detector)}
-    tiles = tuple((name, _coloured(one)) for name, one in spectra.items())
-    means = " Beside it the means of each generator's training images." if len(spectra) > 1 else ""
-    none = "" if means else " This run folder keeps no mean spectra to compare with; notebook 02 writes them."
-    caption = (
-        "Power of that residual by frequency, the lowest in the middle, each on its own scale. Upsampling leaves "
-        f"bright points and lines; one image is noisier than a mean.{means}{none}"
-    )
-    return Picture("spectrum", "Spectrum", caption, tiles)
-
-
-def gradcam(detector: Detector, examination: Examination) -> Picture:
-    """Grad-CAM of stage 1 on the crops that score highest."""
-    chosen = sorted(examination.crops, key=lambda crop: -crop.p_fake)[:MOST_CAMS]
-    stage, side = detector.stage1, detector.stage1.crop_size
-    crops = torch.cat([cut(examination.image, (crop.top, crop.left), side) for crop in chosen])
-    heat = grad_cam(stage.model, equalise(crops, stage.equalise_quality).to(stage.device)).cpu()
-    tiles = []
-    for crop, pixels, one in zip(chosen, crops, heat, strict=True):
-        colours = torch.from_numpy(colormaps["inferno"](one.numpy())[..., :3]).permute(2, 0, 1)
-        tiles.append((f"score {crop.p_fake:.2f}", _tile(0.45 * pixels + 0.55 * colours)))
-    caption = (
-        "Bright: where stage 1 found what raises the score, in the crops that score highest. Each crop has its own "
-        "scale, so a dark one is not proof of nothing."
-    )
-    return Picture("gradcam", "Grad-CAM", caption, tuple(tiles))
-
-
-def grad_cam(model: RealFakeClassifier, crops: Tensor, smallest: int = 7) -> Tensor:
-    """Where a crop holds what raises the logit; Selvaraju et al. 2017, arXiv:1610.02391.
-
-    Taken at the deepest stage of the backbone whose maps still have `smallest` cells a side, or at the first one.
-
-    Args:
-        model: stage 1's network, in evaluation mode.
-        crops: (B, 3, S, S) in [0, 1].
-
-    Returns:
-        (B, S, S) in [0, 1], the largest value of each crop 1; all 0 where nothing raises the logit.
-    """
-    names = [one["module"] for one in model.backbone.feature_info]
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable:
-        return lambda module, given, out: kept.update({name: out})
-
-    hooks = [model.backbone.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            crops = crops.clone().requires_grad_()
-            logits = model(crops)
-            maps = [kept[name] for name in names]
-            deep = next((one for one in reversed(maps) if min(one.shape[-2:]) >= smallest), maps[0])
-            (slope,) = torch.autograd.grad(logits.sum(), deep)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    heat = F.relu((slope.mean(dim=(2, 3), keepdim=True) * deep.detach()).sum(1, keepdim=True)).float()
-    heat = F.interpolate(heat, crops.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def mean_spectra(detector: Detector) -> dict[str, np.ndarray]:
-    """The generators' mean spectra that the run folder keeps, (S, S) each; empty where there are none that fit."""
-    from dfd.analysis.fingerprint import SPECTRA
-
-    path = detector.run and detector.run / SPECTRA
-    if not path or not path.exists():
-        return {}
-    return _spectra(path, path.stat().st_mtime_ns, detector.stage2.crop_size, tuple(detector.stage2.classes))
-
-
-@cache
-def _spectra(path: Path, written: int, side: int, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in classes if name in file and file[name].shape == (side, side)}
-
-
-def _centre_residual(detector: Detector, examination: Examination) -> tuple[Tensor, Tensor]:
-    """The centre crop of stage 2's size, (1, 3, S, S) in [0, 1], and its residual."""
-    stage, image = detector.stage2, examination.image
-    side = stage.crop_size
-    corner = max(image.height - side, 0) // 2, max(image.width - side, 0) // 2
-    crop = equalise(cut(image, corner, side), stage.equalise_quality)
-    return crop, stage.model.generator(crop.to(stage.device)).float().cpu()
-
-
-def _box(crop: Crop, scale: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a window on the scaled image."""
-    left, top = (round(one * scale) for one in (crop.left, crop.top))
-    right, bottom = (round((one + crop.size) * scale) for one in (crop.left, crop.top))
-    return left, top, min(max(right, left + 1), size[0]), min(max(bottom, top + 1), size[1])
-
-
-def _tile(pixels: Tensor) -> Image.Image:
-    """(3, S, S) in [0, 1] as a picture, enlarged by a whole factor."""
-    values = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return _enlarged(Image.fromarray(values))
-
-
-def _coloured(values: np.ndarray) -> Image.Image:
-    low, high = np.percentile(values, (2, 99.8))
-    scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-    return _enlarged(Image.fromarray((colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)))
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    factor = max(1, math.ceil(TILE / image.width))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-KINDS = {"crops": crop_map, "residual": residual, "spectrum": spectrum, "gradcam": gradcam}
+TILE_SIDE = 256  # pixels; small pictures are enlarged by whole factors to about this
+MAX_CAMS = 5  # crops that Grad-CAM is drawn for
+REAL_COLOUR, FAKE_COLOUR = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all
 
 
 @dataclass(frozen=True)
@@ -224,6 +35,15 @@ class Crop:
     left: int
     size: int  # side, pixels
     p_fake: float  # calibrated as the image's
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One piece of evidence: pictures side by side, each with a label."""
+
+    title: str
+    caption: str  # what is seen, in a sentence or two
+    tiles: tuple[tuple[str, Image.Image], ...]  # label, RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +59,7 @@ class Examination:
     crops: tuple[Crop, ...] = ()  # of stage 1
     facts: Facts = field(default_factory=Facts)
     image: Image.Image | None = None  # RGB, upright
-    pictures: dict[str, Picture] = field(default_factory=dict)  # filled by dfd.app.evidence.draw
+    pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw`
 
     def without_image(self) -> Examination:
         """The same without what takes room: image and pictures."""
@@ -247,6 +67,178 @@ class Examination:
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON; without image and pictures."""
+        text = {"headline": self.headline, "sentences": list(self.sentences), "threshold": self.threshold}
         crops = [vars(crop) for crop in self.crops]
-        said = {"headline": self.headline, "sentences": list(self.sentences), "threshold": self.threshold}
-        return {"name": self.name, **self.verdict.asdict(), **said, "by_crop": crops, "facts": self.facts.asdict()}
+        return {"name": self.name, **self.verdict.asdict(), **text, "by_crop": crops, "facts": self.facts.asdict()}
+
+
+def draw(detector: Detector, examination: Examination, kinds: Iterable[str] | None = None) -> Iterator[Picture]:
+    """Draw evidence one after another, and put each into the examination's pictures.
+
+    Args:
+        detector: the one that made the examination.
+        examination: of an image that was not refused.
+        kinds: names in KINDS; none draws all, the quick ones first.
+
+    Raises:
+        KeyError: an unknown kind.
+    """
+    for kind in KINDS if kinds is None else kinds:
+        title, function = KINDS[kind]
+        caption, tiles = function(detector, examination)
+        examination.pictures[kind] = Picture(title, caption, tuple(tiles))
+        yield examination.pictures[kind]
+
+
+Tiles = list[tuple[str, Image.Image]]
+
+
+def crop_map(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+    """Stage 1's windows on the image, coloured by what each scores alone; where they overlap, by their mean."""
+    image, crops = examination.image, examination.crops
+    longest = max(image.size)
+    scale = MAP_SIDE / longest if longest > MAP_SIDE else max(1, TILE_SIDE * 2 // longest)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    boxes = [_box(crop, scale, size) for crop in crops]
+    total, count = np.zeros(size[::-1]), np.zeros(size[::-1])
+    for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
+        total[top:bottom, left:right] += crop.p_fake
+        count[top:bottom, left:right] += 1
+    p_fake = (total / np.maximum(count, 1))[..., None]
+    weight = np.where(count > 0, 0.45, 0.0)[..., None]
+    colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * p_fake
+    scaled = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    tinted = _picture(np.asarray(scaled) / 255 * (1 - weight) + colours * weight)
+    pen = ImageDraw.Draw(tinted)
+    font = ImageFont.load_default(max(11, round(max(size) / 28)))
+    for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
+        pen.rectangle((left, top, right - 1, bottom - 1), outline="white")
+        if right - left >= 3 * font.size:
+            middle = (left + right) / 2, (top + bottom) / 2
+            pen.text(middle, f"{crop.p_fake:.2f}", "white", font, "mm", stroke_width=2, stroke_fill="black")
+    caption = (
+        f"Windows of {crops[0].size} pixels that were judged, each with its own score: blue where it is low, orange "
+        "where it is high. What is not coloured was not looked at."
+    )
+    return caption, [("", tinted)]
+
+
+def residual(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+    """Stage 2's residual of the centre crop, beside the crop."""
+    crop, extracted = _centre_residual(detector, examination)
+    stretched = 0.5 + extracted / (6 * max(float(extracted.std()), 1e-6))
+    tiles = [("middle of the image", _tile(crop[0])), ("its residual", _tile(stretched[0]))]
+    return "What stage 2 extracts from the middle of the image to name a generator, stretched about grey.", tiles
+
+
+def spectrum(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+    """The spectrum of the residual, beside the mean ones of the generators where the run folder has them."""
+    _, extracted = _centre_residual(detector, examination)
+    spectra = {"this image": power_spectrum(extracted), **_mean_spectra(detector)}
+    if len(spectra) > 1:
+        means = "Beside it the means of each generator's training images."
+    else:
+        means = "This run folder keeps no mean spectra to compare with; notebook 02 writes them."
+    caption = (
+        "Power of that residual by frequency, the lowest in the middle, each on its own scale. Upsampling leaves "
+        f"bright points and lines; one image is noisier than a mean. {means}"
+    )
+    tiles = []
+    for name, values in spectra.items():
+        low, high = np.percentile(values, (2, 99.8))
+        scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+        tiles.append((name, _enlarged(_picture(colormaps["viridis"](scaled)[..., :3]))))
+    return caption, tiles
+
+
+def gradcam(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+    """Grad-CAM of stage 1 on the crops that score highest."""
+    chosen = sorted(examination.crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
+    stage, side = detector.stage1, detector.stage1.crop_size
+    crops = torch.cat([cut(examination.image, (crop.top, crop.left), side) for crop in chosen])
+    heat = grad_cam(stage.model, equalise(crops, stage.equalise_quality).to(stage.device)).cpu()
+    tiles = []
+    for crop, pixels, values in zip(chosen, crops, heat, strict=True):
+        colours = torch.from_numpy(colormaps["inferno"](values.numpy())[..., :3]).permute(2, 0, 1)
+        tiles.append((f"score {crop.p_fake:.2f}", _tile(0.45 * pixels + 0.55 * colours)))
+    caption = (
+        "Bright: where stage 1 found what raises the score, in the crops that score highest. Each crop has its own "
+        "scale, so a dark one is not proof of nothing."
+    )
+    return caption, tiles
+
+
+KINDS = {
+    "crops": ("Scores by place", crop_map),
+    "residual": ("Residual", residual),
+    "spectrum": ("Spectrum", spectrum),
+    "gradcam": ("Grad-CAM", gradcam),
+}
+
+
+def _mean_spectra(detector: Detector) -> dict[str, np.ndarray]:
+    """The generators' mean spectra that the run folder keeps, (S, S) each; empty where there are none that fit."""
+    stage = detector.stage2
+    path = detector.run and detector.run / SPECTRA
+    if not path or not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        stored = {name: file[name] for name in stage.classes if name in file}
+    return {name: values for name, values in stored.items() if values.shape == (stage.crop_size, stage.crop_size)}
+
+
+@torch.inference_mode()
+def _centre_residual(detector: Detector, examination: Examination) -> tuple[Tensor, Tensor]:
+    """The centre crop of stage 2's size, (1, 3, S, S) in [0, 1], and its residual."""
+    stage, image = detector.stage2, examination.image
+    side = stage.crop_size
+    corner = max(image.height - side, 0) // 2, max(image.width - side, 0) // 2
+    crop = equalise(cut(image, corner, side), stage.equalise_quality)
+    return crop, stage.model.generator(crop.to(stage.device)).float().cpu()
+
+
+def _box(crop: Crop, scale: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a window on the scaled image."""
+    left, top = round(crop.left * scale), round(crop.top * scale)
+    right, bottom = round((crop.left + crop.size) * scale), round((crop.top + crop.size) * scale)
+    return left, top, min(max(right, left + 1), size[0]), min(max(bottom, top + 1), size[1])
+
+
+def _picture(values: np.ndarray) -> Image.Image:
+    """(H, W, 3) in [0, 1] as a picture."""
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def _tile(pixels: Tensor) -> Image.Image:
+    """(3, S, S) in [0, 1] as a picture, enlarged by a whole factor."""
+    return _enlarged(_picture(pixels.clamp(0, 1).permute(1, 2, 0).numpy()))
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = max(1, math.ceil(TILE_SIDE / image.width))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def grad_cam(model, crops: Tensor, smallest: int = 7) -> Tensor:
+    """Interim."""
+    import torch.nn.functional as F
+
+    names = [info["module"] for info in model.backbone.feature_info]
+    kept = {}
+    hooks = [
+        model.backbone.get_submodule(n).register_forward_hook(lambda m, g, out, n=n: kept.update({n: out}))
+        for n in names
+    ]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            crops = crops.clone().requires_grad_()
+            logits = model(crops)
+            maps = [kept[name] for name in names]
+            deep = next((m for m in reversed(maps) if min(m.shape[-2:]) >= smallest), maps[0])
+            (slope,) = torch.autograd.grad(logits.sum(), deep)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    heat = F.relu((slope.mean(dim=(2, 3), keepdim=True) * deep.detach()).sum(1, keepdim=True)).float()
+    heat = F.interpolate(heat, crops.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)

@@ -1,7 +1,7 @@
-"""Content credentials (C2PA): what a file says of its own origin, signed, and whether the signature holds.
+"""What an image file says of itself: size, format, JPEG tables, EXIF, and content credentials (C2PA).
 
-They say nothing about pixels, and the networks say nothing about them: a page shows the two apart. Only what is
-embedded in the file is read, and nothing is asked of a network: no remote manifests, no revocation lists.
+The networks see none of it: a page shows the two apart. Of credentials only what is embedded in the file is read, and
+nothing is asked of a network: no remote manifests, no revocation lists.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificat
 MIME = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "TIFF": "image/tiff"}
 MIME |= {"GIF": "image/gif"}
 STATES = ("none", "verified", "not verified", "not checked")
-LONGEST = 200  # characters of a text that comes from a file
+MAX_TEXT = 200  # characters of a text that comes from a file
 KINDS = {  # digital source types of the IPTC, the last part of their address -> what they mean
     "trainedAlgorithmicMedia": "made by a trained model",
     "compositeWithTrainedAlgorithmicMedia": "partly made by a trained model",
@@ -93,17 +93,17 @@ def read_credentials(data: bytes, format: str | None, trust: str | Path | None =
         if type(error).__name__.endswith("ManifestNotFound"):
             return NONE
         return Credentials("not verified", f"The credentials cannot be read: {plain(error)}")
-    found, reason = _judged(state, results, anchors is not None)
+    judged, reason = _judged(state, results, anchors is not None)
     with contextlib.suppress(AttributeError, TypeError, KeyError, ValueError):  # a signed manifest may hold any JSON
-        signed = manifest.get("signature_info") or {}
-        names = (signed.get("common_name"), signed.get("issuer"))
-        signer = ", ".join(dict.fromkeys(plain(one) for one in names if one)) or None
-        when = plain(signed["time"]) if signed.get("time") else None
-        return Credentials(found, reason, signer, _software(manifest), _actions(manifest), when)
-    return Credentials(found, reason)
+        signature = manifest.get("signature_info") or {}
+        names = (signature.get("common_name"), signature.get("issuer"))
+        signer = ", ".join(dict.fromkeys(plain(name) for name in names if name)) or None
+        signed_at = plain(signature["time"]) if signature.get("time") else None
+        return Credentials(judged, reason, signer, _software(manifest), _actions(manifest), signed_at)
+    return Credentials(judged, reason)
 
 
-def plain(value: Any, longest: int = LONGEST) -> str:
+def plain(value: Any, longest: int = MAX_TEXT) -> str:
     """A foreign value as one line of printable text, of bounded length; direction marks and controls are dropped."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)[: 4 * longest]).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"
@@ -113,34 +113,35 @@ def _judged(state: str | None, results: dict, has_anchors: bool) -> tuple[str, s
     if state == "Trusted":
         return "verified", "The signature holds, the file is unchanged since, and a trusted certificate vouches for it."
     failures = results.get("activeManifest", {}).get("failure", [])
-    other = [one for one in failures if one.get("code") != "signingCredential.untrusted"]
+    other = [failure for failure in failures if failure.get("code") != "signingCredential.untrusted"]
     if state == "Valid" and not other:
         who = "no certificate in the trust list" if has_anchors else f"no trust list is set ({TRUST}), so nobody"
         return "not verified", f"The signature holds and the file is unchanged since, but {who} vouches for the signer."
-    why = "; ".join(plain(one.get("explanation") or one.get("code")) for one in other[:3]) or "no reason given"
-    if any(one.get("code", "").startswith("assertion.dataHash") for one in other):
+    reasons = [plain(failure.get("explanation") or failure.get("code")) for failure in other[:3]]
+    why = "; ".join(reasons) or "no reason given"
+    if any(failure.get("code", "").startswith("assertion.dataHash") for failure in other):
         why = f"the file was changed after it was signed ({why})"
     return "not verified", f"The credentials do not hold: {why}."
 
 
 def _software(manifest: dict) -> str | None:
     entries = manifest.get("claim_generator_info") or []
-    names = [plain(f"{one.get('name', '')} {one.get('version', '')}") for one in entries[:3]]
+    names = [plain(f"{entry.get('name', '')} {entry.get('version', '')}") for entry in entries[:3]]
     return ", ".join(name for name in names if name) or (plain(manifest.get("claim_generator") or "") or None)
 
 
 def _actions(manifest: dict) -> tuple[str, ...]:
-    said = []
+    actions = []
     for assertion in manifest.get("assertions") or []:
         if str(assertion.get("label", "")).startswith("c2pa.actions"):
             for action in assertion["data"].get("actions", []):
                 kind = str(action.get("digitalSourceType", "")).rsplit("/", 1)[-1]
                 what = plain(str(action.get("action", "")).removeprefix("c2pa."))
-                said.append(f"{what}: {KINDS.get(kind, plain(kind))}" if kind else what)
-    return tuple(said[:20])
+                actions.append(f"{what}: {KINDS.get(kind, plain(kind))}" if kind else what)
+    return tuple(actions[:20])
 
 
-MOST = 60  # tags of a file that are listed
+MAX_TAGS = 60  # tags of a file that are listed
 SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
 SUB_TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 NO_FILE = Credentials("none", "There is no file to look into: the image came as pixels.")
@@ -173,11 +174,7 @@ class Facts:
 def read_facts(source: str | Path | bytes | Any) -> Facts:
     """Gather the facts of a file; nothing is decoded for it but the header.
 
-    Args:
-        source: a path or a file's bytes; of a PIL image, an array or a tensor the size is all that can be told.
-
-    Returns:
-        Facts; those of a file that is no image hold its bytes and hash.
+    Of a PIL image, an array or a tensor the size is all that can be told; of a file that is no image, bytes and hash.
 
     Raises:
         ImageError: a path that cannot be read, or a file above the limit on bytes.
@@ -202,23 +199,23 @@ def read_facts(source: str | Path | bytes | Any) -> Facts:
 
 def _header(image: Image.Image) -> dict[str, Any]:
     is_jpeg, notes = image.format in ("JPEG", "MPO"), []
-    found: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode}
-    found["format"] = "JPEG" if is_jpeg else image.format
+    facts: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode}
+    facts["format"] = "JPEG" if is_jpeg else image.format
     if is_jpeg:
         names = {0: "luminance", 1: "chrominance"}
-        tables = {names.get(key, f"table {key}"): list(map(int, one)) for key, one in image.quantization.items()}
-        found |= {"jpeg_tables": tables, "jpeg_quality": jpeg_quality(image.quantization)}
-        found["subsampling"] = _attempt("subsampling", notes, lambda: subsampling(image))
-    found["frames"] = _attempt("frames", notes, lambda: int(getattr(image, "n_frames", 1)))
-    found["exif"] = _attempt("EXIF", notes, lambda: _exif(image)) or {}
+        tables = {names.get(key, f"table {key}"): list(map(int, row)) for key, row in image.quantization.items()}
+        facts |= {"jpeg_tables": tables, "jpeg_quality": jpeg_quality(image.quantization)}
+        facts["subsampling"] = _attempt("subsampling", notes, lambda: subsampling(image))
+    facts["frames"] = _attempt("frames", notes, lambda: int(getattr(image, "n_frames", 1)))
+    facts["exif"] = _attempt("EXIF", notes, lambda: _exif(image)) or {}
     texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     if isinstance(comment := image.info.get("comment"), bytes):
         texts["comment"] = comment.decode("utf-8", "replace")
-    found["text"] = _tidy(texts.items())
-    return found | {"note": "; ".join(notes) or None}
+    facts["text"] = _tidy(texts.items())
+    return facts | {"note": "; ".join(notes) or None}
 
 
-def _attempt(what: str, notes: list[str], get):
+def _attempt(what: str, notes: list[str], get: Callable[[], Any]) -> Any:
     try:
         return get()
     except Exception as error:  # Pillow's readers raise nearly anything on damaged metadata
@@ -229,15 +226,15 @@ def _attempt(what: str, notes: list[str], get):
 def _exif(image: Image.Image) -> dict[str, str]:
     """Tags by name, those of the sub-tables after those of the main one."""
     exif = image.getexif()
-    found = [(ExifTags.TAGS.get(tag, f"tag {tag}"), value) for tag, value in exif.items() if tag not in SUB_TABLES]
+    tags = [(ExifTags.TAGS.get(tag, f"tag {tag}"), value) for tag, value in exif.items() if tag not in SUB_TABLES]
     for table in SUB_TABLES:
         names = ExifTags.GPSTAGS if table is ExifTags.IFD.GPSInfo else ExifTags.TAGS
-        found += [(names.get(tag, f"tag {tag}"), value) for tag, value in exif.get_ifd(table).items()]
-    return _tidy(found)
+        tags += [(names.get(tag, f"tag {tag}"), value) for tag, value in exif.get_ifd(table).items()]
+    return _tidy(tags)
 
 
 def _tidy(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    return {plain(name, 60): _value(value) for name, value in list(pairs)[:MOST] if name not in SKIPPED}
+    return {plain(name, 60): _value(value) for name, value in list(pairs)[:MAX_TAGS] if name not in SKIPPED}
 
 
 def _value(value: Any) -> str:

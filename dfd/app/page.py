@@ -1,11 +1,11 @@
-"""Examinations as one self-contained HTML page: no script, nothing loaded, everything foreign escaped."""
+"""Examinations as HTML, a self-contained page or the probe's pieces: no script, nothing loaded, all escaped."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,16 +15,24 @@ import jinja2
 from PIL import Image
 
 from dfd import __version__
-from dfd.app import examine
 from dfd.app.evidence import Examination
-from dfd.app.examine import LIMITS
+from dfd.app.examine import LIMITS, Stability
 from dfd.app.metadata import Facts, plain
 from dfd.core.io import write_json, write_text
 from dfd.core.runs import size
 from dfd.inference.detector import Detector
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-SHOWN = 768  # pixels; the longer side of an image on a page
+IMAGE_SIDE = 768  # pixels; the longer side of an image on a page
+THUMB_SIDE = 192  # pixels; shown at half of it
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    ).get_template(name)
 
 
 def page(examinations: Iterable[Examination], title: str = "Real or generated?", model: str | None = None) -> str:
@@ -38,43 +46,51 @@ def page(examinations: Iterable[Examination], title: str = "Real or generated?",
     Returns:
         HTML, light or dark as the reader's system is.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    style = "\n".join((TEMPLATES / name).read_text("utf-8") for name in ("style.css", "examination.css"))
-    return environment.get_template("examination.html.j2").render(
-        sections=[section(one) for one in examinations],
+    return _template("examination.html.j2").render(
+        sections=[section(examination) for examination in examinations],
         title=title,
         model=None if model is None else plain(model),
         limits=LIMITS,
-        style=style,
+        style="\n".join((TEMPLATES / name).read_text("utf-8") for name in ("style.css", "examination.css")),
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     )
 
 
-def section(one: Examination) -> dict[str, Any]:
-    """What the template shows of one examination; its images are encoded, and may go."""
+def fragment(macro: str, *values: Any) -> str:
+    """A piece of the probe: a macro of probe.html.j2 with its values; an Examination stands for its `section`.
+
+    answer and facts do not show the pictures, so their images are not encoded for them.
+    """
+    given = []
+    for value in values:
+        if isinstance(value, Examination):
+            value = section(value if macro == "evidence" else replace(value, pictures={}))
+        given.append(value)
+    return str(getattr(_template("probe.html.j2").module, macro)(*given))
+
+
+def style() -> str:
+    """The sheet of the saved page's examinations and the probe's own, both for what has the class dfd-probe only."""
+    shared, own = ((TEMPLATES / name).read_text("utf-8") for name in ("examination.css", "probe.css"))
+    return f"<style>.dfd-probe {{\n{shared}\n}}\n{own}</style>"
+
+
+def section(examination: Examination) -> dict[str, Any]:
+    """What a template shows of one examination; its images are encoded, and may go."""
     pictures = []
-    for picture in one.pictures.values():
-        tiles = [{"label": label, "source": _data(image, "PNG")} for label, image in picture.tiles]
+    for picture in examination.pictures.values():
+        tiles = [{"label": label, "source": data_address(encoded(image, "PNG"))} for label, image in picture.tiles]
         pictures.append({"title": picture.title, "caption": picture.caption, "tiles": tiles})
-    return {
-        "name": one.name,
-        "headline": one.headline,
-        "verdict": one.verdict,
-        "threshold": one.threshold,
-        "sentences": one.sentences,
-        "shown": None if one.image is None else _data(_smaller(one.image), "JPEG"),
-        "pictures": pictures,
-        "facts": _rows(one.facts),
-        "details": _details(one.facts),
-    }
+    image = examination.image and encoded(smaller(examination.image, IMAGE_SIDE), "JPEG")
+    texts = {name: getattr(examination, name) for name in ("name", "headline", "verdict", "threshold", "sentences")}
+    facts = {"facts": _rows(examination.facts), "details": _details(examination.facts)}
+    return texts | facts | {"shown": image and data_address(image, "image/jpeg"), "pictures": pictures}
 
 
 def _rows(facts: Facts) -> list[tuple[str, str]]:
     """The facts that there are, as text."""
-    rows = []
+    rows: list[tuple[str, str | None]] = []
     if facts.width:
         rows.append(("Pixels", f"{facts.width} × {facts.height}, {facts.mode}"))
     if facts.format:
@@ -89,106 +105,24 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("EXIF", f"{len(facts.exif)} entries" if facts.exif else "none"))
     signed = facts.credentials
     rows.append(("Credentials (C2PA)", f"{signed.state.capitalize()}. {signed.reason}"))
-    said = {"Signer, as it says": signed.signer, "Signed at": signed.signed_at, "Software": signed.made_with}
-    rows += [(label, value) for label, value in said.items() if value]
-    if signed.says:
-        rows.append(("They say", "; ".join(signed.says)))
-    if facts.note:
-        rows.append(("Not readable", facts.note))
-    return rows
+    rows += [("Signer, as it says", signed.signer), ("Signed at", signed.signed_at), ("Software", signed.made_with)]
+    rows += [("They say", "; ".join(signed.says)), ("Not readable", facts.note)]
+    return [(label, value) for label, value in rows if value]
 
 
 def _details(facts: Facts) -> list[tuple[str, dict[str, str] | str]]:
-    found: list[tuple[str, dict[str, str] | str]] = [("EXIF", facts.exif), ("Texts in the file", facts.text)]
+    details: list[tuple[str, dict[str, str] | str]] = [("EXIF", facts.exif), ("Texts in the file", facts.text)]
     for name, table in facts.jpeg_tables.items():
         lines = [" ".join(f"{value:4d}" for value in table[start : start + 8]) for start in range(0, len(table), 8)]
-        found.append((f"JPEG quantisation, {name}", "\n".join(lines)))
-    return [(label, rows) for label, rows in found if rows]
+        details.append((f"JPEG quantisation, {name}", "\n".join(lines)))
+    return [(label, rows) for label, rows in details if rows]
 
 
-def _smaller(image: Image.Image) -> Image.Image:
+def smaller(image: Image.Image, side: int) -> Image.Image:
+    """A copy whose longer side is at most `side` pixels."""
     copy = image.copy()
-    copy.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
     return copy
-
-
-def _data(image: Image.Image, format: str) -> str:
-    """A picture as a data address."""
-    image.save(buffer := io.BytesIO(), format, quality=90)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-FRAGMENT_TEMPLATES = Path(__file__).parents[1] / "templates"
-THUMB = 192  # pixels; shown at half of it
-
-
-@cache
-def _macros():
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FRAGMENT_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("probe.html.j2").module
-
-
-def style() -> str:
-    """The sheet of the saved page's examinations and the probe's own, both for what has the class dfd-probe only."""
-    shared = (FRAGMENT_TEMPLATES / "examination.css").read_text("utf-8")
-    return f"<style>.dfd-probe {{\n{shared}\n}}\n{(FRAGMENT_TEMPLATES / 'probe.css').read_text('utf-8')}</style>"
-
-
-def status(kind: str, text: str) -> str:
-    """The line that says what goes on; kind is empty, working, done, stopped or failed."""
-    return str(_macros().status(kind, text))
-
-
-def answer(one: Examination) -> str:
-    """Image, verdict, sentences; or why there is no answer."""
-    return str(_macros().answer(section(_without_pictures(one)), LIMITS))
-
-
-def nothing(text: str) -> str:
-    """The place of an answer before there is one."""
-    return str(_macros().nothing(text))
-
-
-def evidence(one: Examination, waiting: Iterable[str] = ()) -> str:
-    """The pictures drawn so far, and places kept for those whose titles are in `waiting`."""
-    return str(_macros().evidence(section(one), list(waiting)))
-
-
-def facts(one: Examination) -> str:
-    """What the file says of itself."""
-    return str(_macros().facts(section(_without_pictures(one))))
-
-
-def saved(path: Path, data: Path) -> str:
-    """Links that download the written page and JSON; both are in the links, so that no server need find them."""
-    kinds = {"page": (path, "text/html"), "data": (data, "application/json")}
-    links = {
-        name: {"name": file.name, "source": _address(file.read_bytes(), mime)} for name, (file, mime) in kinds.items()
-    }
-    return str(_macros().saved(**links, folder=str(path.parent)))
-
-
-def thumb(image: Image.Image, alt: str) -> str:
-    """A small square picture, cut from the middle."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    small = image.crop((left, top, left + side, top + side)).resize((THUMB, THUMB), Image.Resampling.LANCZOS)
-    return str(_macros().thumb(_address(encoded(small, "JPEG"), "image/jpeg"), alt))
-
-
-def picture(png: bytes | None, alt: str, kind: str) -> str:
-    """A picture in a place of fixed size, preview or curve; where there is none, the words stand in its place."""
-    return str(_macros().picture(png and _address(png, "image/png"), alt, kind))
-
-
-def sentence(text: str) -> str:
-    """A line of text in a place that stays when it is empty."""
-    return str(_macros().sentence(text))
 
 
 def encoded(image: Image.Image, format: str = "PNG") -> bytes:
@@ -197,27 +131,26 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def _without_pictures(one: Examination) -> Examination:
-    return dataclasses.replace(one, pictures={})
+def data_address(data: bytes | None, mime: str = "image/png") -> str | None:
+    """A file's bytes as an address that needs no server."""
+    return data and f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
-def _address(data: bytes, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+def thumb(image: Image.Image, alt: str) -> str:
+    """A small square picture, cut from the middle."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    small = image.crop((left, top, left + side, top + side)).resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.LANCZOS)
+    return fragment("thumb", data_address(encoded(small, "JPEG"), "image/jpeg"), alt)
 
 
-Pair = tuple[Examination, examine.Trial | None]
-
-
-def write(folder: Path, detector: Detector, pairs: Sequence[Pair]) -> tuple[Path, Path]:
-    """Write `probe-<time>.html` and `.json` into a folder, which is made if missing.
+def save(folder: Path, detector: Detector, pairs: Sequence[tuple[Examination, Stability | None]]) -> tuple[Path, Path]:
+    """Write `probe-<time>.html` and `.json` into a folder, which is made if missing, and tell where they are.
 
     Args:
         folder: no name of an uploaded file is ever a part of a path.
         detector: the one that judged.
         pairs: examinations with the pictures that are to be shown, and their curves where there are any.
-
-    Returns:
-        Where the page is, and the JSON.
 
     Raises:
         OSError: the folder cannot be written.
@@ -225,16 +158,13 @@ def write(folder: Path, detector: Detector, pairs: Sequence[Pair]) -> tuple[Path
     folder.mkdir(parents=True, exist_ok=True)
     now, model = datetime.now(UTC), None if detector.run is None else str(detector.run)
     path = folder / f"probe-{now:%Y%m%d-%H%M%S}.html"
-    found = [
-        one | {"under_degradation": trial and trial.asdict()} for one, trial in ((o.asdict(), t) for o, t in pairs)
-    ]
-    made = {"dfd": __version__, "written": now.isoformat(timespec="seconds"), "model": model}
-    write_json(path.with_suffix(".json"), made | {"threshold": detector.threshold, "images": found})
-    write_text(path, page([_with_curve(*pair) for pair in pairs], "Probe: real or generated?", model))
+    images, shown = [], []
+    for examination, stability in pairs:
+        images.append(examination.asdict() | {"under_degradation": stability and stability.asdict()})
+        if stability and stability.base:
+            examination = replace(examination, pictures={"curve": stability.picture(), **examination.pictures})
+        shown.append(examination)
+    record = {"dfd": __version__, "written": now.isoformat(timespec="seconds"), "model": model}
+    write_json(path.with_suffix(".json"), record | {"threshold": detector.threshold, "images": images})
+    write_text(path, page(shown, "Probe: real or generated?", model))
     return path, path.with_suffix(".json")
-
-
-def _with_curve(one: Examination, trial: examine.Trial | None) -> Examination:
-    if trial is None or trial.base is None:
-        return one
-    return dataclasses.replace(one, pictures={"curve": examine.picture(trial), **one.pictures})

@@ -354,7 +354,7 @@ def keep_freed() -> bool:
     """Let the C library keep freed blocks up to 1 GiB, where it is glibc; say whether it will.
 
     It would give large ones back to the kernel at once and get them anew, page by page and zeroed, in each step:
-    6 to 8 % of a training step on two cores (PERFORMANCE.md), for about a tenth more memory at the peak.
+    6 to 8 % of a training step on two cores (docs/performance.md), for about a tenth more memory at the peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return bool(mallopt and mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))

@@ -126,7 +126,7 @@ def _near(hashes: Sequence[str]) -> np.ndarray:
 
     Bits as -1 and 1 have the product: bits in common minus bits that differ. NumPy multiplies matrices of them on all
     cores, tile by tile above the diagonal, exactly, for whole numbers are small. Memory grows with the number of hashes
-    alone, time with its square; PERFORMANCE.md has both.
+    alone, time with its square; docs/performance.md has both.
     """
     if len(hashes) == 0:
         return np.zeros((2, 0), dtype=int)

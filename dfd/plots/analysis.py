@@ -360,7 +360,7 @@ def plot_series(found: pd.DataFrame, accuracy: float, columns: int = 4) -> Figur
         ax.axhline(accuracy, color="0.4", ls=":", label=f"{accuracy:g}")
         _levels(ax, part := next(one[name] for one in lines.values() if name in one))
         ax.set_title(name, fontsize=10)
-        ax.set_xlabel(registry.RULES[registry.last_operator(part["degradation"].iloc[0])].axis, fontsize=9)
+        ax.set_xlabel(registry.DEGRADATIONS[registry.last_operator(part["degradation"].iloc[0])].axis, fontsize=9)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:

@@ -7,7 +7,6 @@ unknown.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -218,8 +217,7 @@ def remake(record: Mapping[str, Any], stem: str) -> str:
     words += ["--profile", record["profile"]]
     stems = [one for one in sorted({"00_eda", stem}) if _parameters(record, one)]
     for one in stems:
-        usual = config.NOTEBOOKS[one](**config.profile(record["profile"], one))
-        usual = json.loads(json.dumps(dataclasses.asdict(usual)))
+        usual = config.NOTEBOOKS[one](**config.profile(record["profile"], one)).model_dump(mode="json")
         for name, value in _parameters(record, one).items():
             if name not in ("data", "out") and value != usual.get(name):
                 words += ["-p", f"{one[:2]}.{name}", _word(value)]

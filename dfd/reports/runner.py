@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -21,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -151,11 +150,10 @@ def run(
         for path in every:
             cls, before = configs.get(path.stem, config.Shared), done.get(path.stem, {})
             inputs = {
-                "parameters": dataclasses.asdict(cls(**given[path.stem])),
+                "parameters": cls(**given[path.stem]).model_dump(mode="json"),
                 "code": code_of(path),
                 "data": state,
             }
-            inputs = json.loads(json.dumps(inputs))  # tuples become lists, as in the record read back
             same = before.get("status") == "finished" and all(before.get(key) == inputs[key] for key in INPUTS)
             current = same and before["ended"] >= newest and (target / path.name).exists() and not fresh
             if path in chosen and current:
@@ -194,6 +192,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, progress: Prog
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
     source = nbformat.read(path, as_version=4)
     progress.start(path.stem, len(source.cells) + 1)  # papermill adds a cell with the parameters
+    logging.getLogger("papermill").addFilter(_is_no_unknown_parameter)
     papermill_io.register(str(result), kernel.WholeFiles())
     status, error = "failed", None
     try:
@@ -243,6 +242,11 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, progress: Prog
         html.export(result, error)
 
 
+def _is_no_unknown_parameter(record: logging.LogRecord) -> bool:
+    """Whether papermill says something else than that a name is not in the parameters cell: those are in the config."""
+    return not record.getMessage().startswith("Passed unknown parameter")
+
+
 def choose(every: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """The notebooks that were asked for by number (`1`, `01`), stem or path; all of them for no names."""
     if not every:
@@ -265,53 +269,27 @@ def plan(
     Raises:
         ConfigError: a name that no notebook has, a value of the wrong type or out of range.
     """
-    kinds = {stem: get_type_hints(configs.get(stem, config.Shared)) for stem in stems}
+    models = {stem: configs.get(stem, config.Shared) for stem in stems}
     given = {stem: dict(shared) | config.profile(profile, stem) for stem in stems}
-    known = {name for hints in kinds.values() for name in hints}
+    known = {name for model in models.values() for name in model.model_fields}
     for name, value in parameters.items():
         number, _, field = name.rpartition(".")
         if field in shared:
             raise config.ConfigError(f"set {field} with --{field}, once for all notebooks")
-        matches = [s for s in stems if field in kinds[s] and number in ("", s, s[:2])]
+        matches = [s for s in stems if field in models[s].model_fields and number in ("", s, s[:2])]
         if not matches:
             raise config.ConfigError(config.unknown_parameter(name, known))
         for stem in matches:
-            given[stem][field] = parse(name, value, kinds[stem][field]) if isinstance(value, str) else value
+            given[stem][field] = value
     for stem in stems:
-        cfg = configs.get(stem, config.Shared)(**given[stem])  # its own checks
+        checked = models[stem](**given[stem])
+        given[stem] = {name: getattr(checked, name) for name in given[stem]} | dict(shared)
         try:
-            registry.parse_all(getattr(cfg, "conditions", ()))
+            if isinstance(checked, config.Robustness):
+                registry.parse_all(checked.conditions)
         except registry.GridError as error:
             raise config.ConfigError(f"conditions: {error}") from None
     return given
-
-
-def parse(name: str, text: str, kind: Any) -> Any:
-    """Turn a word of the command line into a field's type: int, float, bool, str, or a tuple as `95,75,50` or `a,b`.
-
-    Names that hold commas themselves are given as a list, `["a, b"]`.
-
-    Raises:
-        ConfigError: the text is no such value.
-    """
-    if kind is str:
-        return text
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if text.lower() in words:
-            return words[text.lower()]
-        raise config.ConfigError(f"{name} must be true or false, got {text!r}")
-    if kind == tuple[str, ...] and not text.startswith("["):
-        return tuple(word.strip() for word in text.split(",") if word.strip())
-    try:
-        if kind in (int, float):
-            return kind(text)
-        value = ast.literal_eval(text if text[:1] in "([" else f"({text},)")
-        return tuple(value)
-    except (ValueError, SyntaxError, TypeError):
-        words = {int: "a whole number", float: "a number", tuple[str, ...]: "names with commas between them"}
-        what = words.get(kind, "numbers with commas between them")
-        raise config.ConfigError(f"{name} must be {what}, got {text!r}") from None
 
 
 @contextlib.contextmanager

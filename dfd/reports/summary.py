@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shlex
@@ -63,8 +62,7 @@ def _run(stem: str, nb: NotebookNode, record: dict, entry: dict) -> str:
         parts.append(f"took {elapsed(timing['duration'])}")
     if record.get("profile"):
         parts.append(f"profile {record['profile']}")
-    fields = dataclasses.fields(config.NOTEBOOKS.get(stem, config.Shared))
-    defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields}
+    defaults = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json")
     given = {name: value for name, value in entry.get("parameters", {}).items() if name not in ("data", "out")}
     changed = [f"{name} = {value}" for name, value in given.items() if value != defaults.get(name)]
     if given:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, skip_first_batches
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
@@ -39,6 +39,7 @@ from dfd.data import manifest
 from dfd.data.crops import Seeded, seeds
 from dfd.inference import stage as inference
 
+TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
 MAX_WORKERS = 8  # loader processes, where none are asked for
 NOT_LEARNT_FROM = (  # parameters that leave the weights as they are; the checkpoint does not hold them
     "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
@@ -73,7 +74,9 @@ class EpochSampler(Sampler):
         columns = [rng.choice(rows, count, p=p) for rows, p in zip(self.sides, self.weights, strict=True)]
         indices = np.stack(columns, axis=1).ravel()[: len(self)]
         is_shifted = np.arange(len(self)) // self.batch_size % self.every > 0
-        yield from zip((indices + self.images * is_shifted).tolist(), rng.integers(2**32, size=len(self)).tolist(), strict=True)
+        yield from zip(
+            (indices + self.images * is_shifted).tolist(), rng.integers(2**32, size=len(self)).tolist(), strict=True
+        )
 
 
 class Learner:
@@ -117,12 +120,12 @@ class Trainer:
             log_with=self.tracker,
             project_dir=self.out / "tensorboard",
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main, self.is_alone = self.accelerator.is_main_process, self.accelerator.num_processes == 1
         runs.keep_freed()
-        self.settings = {name: value for name, value in vars(cfg).items() if name not in NOT_LEARNT_FROM}
+        self.settings = {name: value for name, value in cfg.model_dump().items() if name not in NOT_LEARNT_FROM}
         self.manifest_hash = manifest.digest(table)
         learnt_from = {name: value for name, value in self.settings.items() if name not in NOT_IN_KEY}
         self.key = digest(__version__, stage, self.manifest_hash, learnt_from)
@@ -198,7 +201,8 @@ class Trainer:
             try:
                 yield
             finally:
-                self.loaders.clear()  # ends their processes
+                self.loaders.clear()
+                self.accelerator.free_memory()  # which holds the loaders too: their processes end
                 for tracker in self.accelerator.trackers:
                     tracker.finish()
 
@@ -438,6 +442,19 @@ def _tracker(cfg: config.Training) -> str | None:
     return name
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first of a training's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def from_main_process(function: Callable[[], Any]) -> Any:
+    """What a function gives in the first process of a training, in all of them; the others wait."""
+    if "WORLD_SIZE" not in os.environ:
+        return function()
+    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    return broadcast_object_list([function() if is_main_process() else None])[0]
+
+
 def worker_count(asked: int) -> int:
     """Loader processes of one process of a training; below 0 its share of the machine's cores, at most MAX_WORKERS."""
     share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -448,4 +465,4 @@ def _start_worker(number: int, share_cores: bool) -> None:
     """Leave signals to the training, and give way to it where it computes on the same cores."""
     runs.left_to_the_parent(number)
     if share_cores and hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(5)

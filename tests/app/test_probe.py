@@ -12,9 +12,10 @@ from PIL import Image
 from test_inference import content, noise
 
 from dfd import config
-from dfd.app import evidence, examine, probe
-from dfd.app import page as page_module
-from dfd.app.probe import SLOTS, TITLES, Jobs, Probe, probe
+from dfd.app import page, probe
+from dfd.app.evidence import KINDS
+from dfd.app.examine import AT_REST, AXES, Stability, chain
+from dfd.app.probe import SLOTS, Jobs, Probe
 from dfd.config import CHECKPOINTS
 from dfd.data import manifest, sample
 from dfd.inference.detector import Detector
@@ -59,7 +60,7 @@ def test_an_upload_gets_the_same_verdict_as_predict_in_words(one):
     called = f"Called generated, by {verdict.source}" if verdict.is_fake else "Called a photograph"
     assert f">{called}</p>" in one.on.answer.value
     assert one.on.list.label == f"1. photo.png: {called} ({verdict.p_fake:.2f})"
-    assert one.on.evidence.value.count("<section>") == len(TITLES) == len(evidence.KINDS)
+    assert one.on.evidence.value.count("<section>") == len(KINDS)
     assert "130 × 100" in one.on.facts.value and one.on.upload.value == ()
     assert not one.on.report.disabled and one.on.stop.disabled
 
@@ -102,15 +103,15 @@ def test_a_slider_degrades_the_image_and_the_latest_position_wins(one):
     for quality in (90.0, 60.0, 30.0):
         one.on.sliders["jpeg"].value = quality
     done(one)
-    assert one.on.said.value.count("After JPEG 30: score") == 1
-    levels, verdict = one.shown.trial.now
+    assert one.on.sentence.value.count("After JPEG 30: score") == 1
+    levels, verdict = one.shown.stability.now
     assert levels == {"jpeg": 30.0, "blur": 0.0, "rescale": 1.0}
     noise(130, 100).save(buffer := io.BytesIO(), "JPEG", quality=30, subsampling="4:2:0")
     assert verdict.p_fake == pytest.approx(one.detector(buffer.getvalue()).p_fake, abs=1e-3)
     assert one.on.curve.value != before[0] and one.on.preview.value != before[1]
     one.on.rest.click()
     done(one)
-    assert "Sliders at rest" in one.on.said.value and one.on.sliders["jpeg"].value == 100
+    assert "Sliders at rest" in one.on.sentence.value and one.on.sliders["jpeg"].value == 100
 
 
 def test_stop_drops_what_waits_and_keeps_what_is_done(one, monkeypatch):
@@ -123,7 +124,7 @@ def test_stop_drops_what_waits_and_keeps_what_is_done(one, monkeypatch):
 
     upload(one, *((f"{number}.png", file(noise(64, 64, number))) for number in range(2)))
     assert "Examined 2 images" in done(one)
-    monkeypatch.setattr("dfd.probe.examine", slowly)
+    monkeypatch.setattr("dfd.app.probe.examine", slowly)
     upload(one, ("late.png", file(noise(64, 64, 9))), ("later.png", file(noise(64, 64, 8))))
     assert reached.wait(30) and not one.on.stop.disabled
     one.on.stop.click()
@@ -161,18 +162,18 @@ def test_a_failure_in_the_background_is_told(one, monkeypatch):
 
 def test_large_images_are_degraded_in_the_middle():
     image = Image.fromarray(np.arange(1200 * 1500 * 3, dtype=np.uint8).reshape(1200, 1500, 3))
-    trial = examine.trial(image, 0.5)
-    assert trial.is_cut and trial.image.size == (1024, 1024)
-    assert trial.image.getpixel((0, 0)) == image.getpixel((238, 88))
-    assert not examine.trial(image.crop((0, 0, 60, 50)), 0.5).is_cut
+    stability = Stability.of(image, 0.5)
+    assert stability.is_cut and stability.image.size == (1024, 1024)
+    assert stability.image.getpixel((0, 0)) == image.getpixel((238, 88))
+    assert not Stability.of(image.crop((0, 0, 60, 50)), 0.5).is_cut
 
 
 def test_what_the_sliders_offer_begins_with_no_degradation():
-    for axis in examine.AXES:
-        offered = dict(examine.options(axis))
+    for axis in AXES:
+        offered = dict(axis.options())
         assert offered["none"] == axis.neutral and set(axis.levels) <= set(offered.values())
-    assert examine.chain(examine.rest()) == []
-    assert examine.chain({"jpeg": 50, "blur": 1.0, "rescale": 0.5}) == [("rescale", 0.5), ("blur", 1.0), ("jpeg", 50)]
+    assert chain(AT_REST) == []
+    assert chain({"jpeg": 50, "blur": 1.0, "rescale": 0.5}) == [("rescale", 0.5), ("blur", 1.0), ("jpeg", 50)]
 
 
 def test_the_gallery_holds_test_images_of_every_class_or_installed_photos(tiny_data, tmp_path):
@@ -189,7 +190,7 @@ def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeyp
     if how == "headless":
         monkeypatch.setenv("DFD_HEADLESS", "1")
     cfg = config.Probe(data=str(tmp_path), out=str(run), examples=2, static=how == "parameter")
-    shown = probe(cfg).data
+    shown = probe.probe(cfg).data
     assert shown.count('class="headline') == 2 and shown.count("<h4>Does the answer stand?</h4>") == 2
     assert "Grad-CAM" in shown and "What the file says of itself" in shown and "<script" not in shown
 
@@ -197,7 +198,7 @@ def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeyp
 def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
     save_checkpoint(content(operating_points={"fpr_5": 0.75}), run / CHECKPOINTS["stage1"])
     cfg = config.Probe(data=str(tmp_path), out=str(run), examples=1, static=True, fpr=0.05)
-    assert "held against 0.750" in probe(cfg).data
+    assert "held against 0.750" in probe.probe(cfg).data
 
 
 def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced():
@@ -221,7 +222,7 @@ def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced()
     gate.set()
     assert jobs.wait(30)
     assert [name for name in seen if name != "slow0"] == ["bad0", "new0", "new1", "idle"]
-    assert errors == [("first", "broken")] and not jobs.has("first", "second")
+    assert errors == [("first", "broken")] and not jobs.jobs
     with pytest.raises(ValueError, match="no slot 'third'"):
         jobs.start("third", steps("x", 1))
 
@@ -229,5 +230,6 @@ def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced()
 def test_titles_of_evidence_that_is_awaited_are_those_it_gets(one):
     upload(one, ("photo.png", file(noise(64, 64))))
     done(one)
-    assert {kind: picture.title for kind, picture in one.shown.examination.pictures.items()} == TITLES
-    assert SLOTS[0] == "live" and "being drawn" in page_module.evidence(one.shown.examination, ["Spectrum"])
+    titles = {kind: picture.title for kind, picture in one.shown.examination.pictures.items()}
+    assert titles == {kind: title for kind, (title, _) in KINDS.items()}
+    assert SLOTS[0] == "live" and "being drawn" in page.fragment("evidence", one.shown.examination, ["Spectrum"])

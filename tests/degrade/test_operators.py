@@ -162,10 +162,10 @@ def test_eight_bit_images_stay_so_with_the_same_values(name, level, options):
     found = registry.at_level(pixels, name, level, **options)
     assert found.dtype == torch.uint8
     assert torch.equal(found / 255, registry.at_level(pixels / 255, name, level, **options))
-    assert name in operators.EIGHT_BIT
+    assert registry.DEGRADATIONS[name].eight_bit
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.OPERATORS) - set(operators.EIGHT_BIT)))
+@pytest.mark.parametrize("name", [row.name for row in registry.DEGRADATIONS.values() if not row.eight_bit])
 def test_other_operators_refuse_eight_bits(name):
     with pytest.raises(ValueError, match="float"):
         registry.at_level(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), name, 1)

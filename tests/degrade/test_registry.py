@@ -1,4 +1,4 @@
-"""Degradations by name, in chains and at random: the same way under one seed, each at its rate."""
+"""The registry: degradations by name, in chains, in the grammar of the grid, and at random under a seed."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from skimage import data
 
+from dfd import config
 from dfd.degrade import operators, registry
 
 LEVELS = {
@@ -15,6 +16,7 @@ LEVELS = {
     "webp": 50,
     "blur": 1.0,
     "rescale": 0.75,
+    "resample": 0.5,
     "noise": 0.05,
     "gamma": 0.7,
     "crop": 0.8,
@@ -69,17 +71,6 @@ def test_levels_mean_what_they_are_said_to_mean(images):
     assert not torch.equal(registry.at_level(images, "jpeg", 60, subsampling="4:4:4"), operators.jpeg(images, 60))
 
 
-def test_social_preset_limits_the_longest_side_and_never_enlarges(images):
-    wide = torch.nn.functional.interpolate(images[:1], size=(240, 1280), mode="bilinear")  # feed takes 1080
-    by_hand = torch.nn.functional.interpolate(wide, size=(202, 1080), mode="bicubic", antialias=True)
-    assert torch.equal(registry.social_preset(wide, "feed"), operators.jpeg(by_hand.clamp(0, 1), 75))
-    assert torch.equal(registry.social_preset(images, "feed"), operators.jpeg(images, 75))
-    for preset, (longest, quality) in registry.SOCIAL_PRESETS.items():
-        tall = torch.rand(1, 3, 2 * longest, 8)
-        assert registry.social_preset(tall, preset).shape == (1, 3, longest, 4)
-        assert torch.equal(registry.social_preset(images, preset), operators.jpeg(images, quality)) or longest < 128
-
-
 def test_compose_is_one_operator_after_another(images):
     chain = [("rescale", 0.5, {"kernel": "lanczos"}), ("none", 0), ("blur", 0.8), ("jpeg", 70, {})]
     by_hand = operators.jpeg(operators.gaussian_blur(operators.rescale(images, 0.5, "lanczos"), 0.8), 70)
@@ -114,11 +105,10 @@ def test_describe_has_words_for_every_operator_that_can_be_drawn():
         (lambda x: registry.at_level(x, "fog", 1), "unknown degradation 'fog'; choose one of none, jpeg"),
         (lambda x: registry.compose(x, [("jpeg", 90), ("fog", 1, {})]), "unknown degradation 'fog'"),
         (lambda x: registry.describe([("fog", 1)]), "unknown degradation 'fog'"),
-        (lambda x: registry.social(x, 75, factor=1.5), "social only shrinks"),
-        (lambda x: registry.social(x, 101), "JPEG quality"),
-        (lambda x: registry.social_preset(x, "myspace"), "unknown social preset 'myspace'; choose one of large"),
+        (lambda x: operators.social(x, 75, factor=1.5), "social only shrinks"),
+        (lambda x: operators.social(x, 101), "JPEG quality"),
         (lambda x: registry.RandomDegrade(p_blur=1.5), "p_blur must be a probability"),
-        (lambda x: registry.RandomDegrade(qualities=(40, 100)), "qualities must be .* within 1 to 95"),
+        (lambda x: registry.RandomDegrade(qualities=(40, 101)), "qualities must be .* within 1 to 100"),
         (lambda x: registry.RandomDegrade(factors=(1.5, 0.5)), "factors must be"),
         (lambda x: registry.RandomDegrade(social_factors=(0.5, 2)), "social_factors must be"),
         (lambda x: registry.RandomDegrade(kernels=("cubic",)), "kernels must be some of nearest"),
@@ -157,7 +147,7 @@ def test_random_degrade_draws_every_step_at_its_rate():
     steps = {"p_crop": 0.1, "p_rescale": 0.3, "p_blur": 0.15, "p_gamma": 0.1, "p_noise": 0.1, "p_social": 0.1}
     degraded = registry.RandomDegrade(**steps, p_history=0, p_codec=0.7, p_double=0.15, p_webp=0.2)
     draws = [[name for name, _, _ in degraded.draw()] for _ in range(2000)]
-    rate = {name: np.mean([name in chain for chain in draws]) for name in registry.OPERATORS}
+    rate = {name: np.mean([name in chain for chain in draws]) for name in set(registry.OPERATORS) - {"resample"}}
     single = 0.9 * 0.7 * 0.85  # no social chain, but a codec, and that once
     expected = {name.removeprefix("p_"): rate for name, rate in steps.items()}
     expected |= {"double_jpeg": 0.9 * 0.7 * 0.15, "webp": single * 0.2, "jpeg": single * 0.8}
@@ -216,3 +206,100 @@ def test_what_is_cut_before_a_chain_leaves_enough_for_all_its_steps(monkeypatch)
     assert registry.RandomDegrade(**OFF, smallest=160)(image).shape == (1, 3, 176, 176)
     corners = {float(registry.RandomDegrade(**OFF, smallest=160)(image)[0, 0, 0, 0]) for _ in range(30)}
     assert len(corners) > 25
+
+
+def test_a_chain_is_read_step_by_step():
+    found = registry.parse("rescale 0.5 lanczos + jpeg 80 4:4:4")
+    assert found.name == "rescale 0.5 lanczos + jpeg 80 4:4:4"
+    assert found.chain == (("rescale", 0.5, {"kernel": "lanczos"}), ("jpeg", 80, {"subsampling": "4:4:4"}))
+    assert (found.degradation, found.level) == ("rescale 0.5 lanczos + jpeg 4:4:4", 80)
+
+
+def test_what_is_not_said_is_the_usual_and_one_condition_has_one_name():
+    assert registry.parse("rescale  0.50") == registry.parse("rescale 0.5 bicubic")
+    assert registry.parse("double_jpeg 75 first=95 shift=3").chain[0][2] == {"first": 95, "shift": 3}
+    assert registry.parse("jpeg 75").chain == (("jpeg", 75, {}),)
+
+
+def test_resampling_is_rescaling_there_and_back():
+    chain = registry.parse("resample 0.8 bilinear").chain
+    image = torch.rand(1, 3, 50, 40)
+    small = operators.rescale(image, 0.8, "bilinear")
+    assert torch.equal(registry.compose(image, chain), operators.rescale(small, 1.25, "bilinear"))
+    assert registry.compose(image, chain).shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("jpg 75", "'jpg 75': unknown operator 'jpg'; choose one of jpeg, double_jpeg"),
+        ("none 0", "unknown operator 'none'"),
+        ("jpeg", "an operator and a level"),
+        ("jpeg 75 +", "an operator and a level"),
+        ("", "an operator and a level"),
+        ("jpeg high", "'jpeg high': the level of jpeg must be a number, got 'high'"),
+        ("jpeg 0", "must be 1 to 100, a whole number, got 0"),
+        ("jpeg 75.5", "a whole number, got 75.5"),
+        ("blur nan", "must be 0.05 to 50, got nan"),
+        ("crop 1.5", "must be 0.05 to 1, got 1.5"),
+        ("jpeg 75 lanczos", "jpeg has no option 'lanczos'; it takes 4:4:4, 4:2:2, 4:2:0"),
+        ("blur 1 lanczos", "blur has no option 'lanczos'; it takes none"),
+        ("social 75 factor=2", "factor must be 0.05 to 1, got 2"),
+        ("double_jpeg 75 shift=1.5", "shift must be 0 to 15, a whole number, got 1.5"),
+    ],
+)
+def test_what_is_not_understood_is_shown_with_what_would_be_right(text, reason):
+    with pytest.raises(registry.GridError) as error:
+        registry.parse(text)
+    assert reason in str(error.value)
+
+
+def test_a_grid_starts_with_the_images_as_they_are_and_has_no_condition_twice():
+    assert [condition.name for condition in registry.parse_all(["jpeg 75", "blur 1"])] == [
+        "as it is",
+        "jpeg 75",
+        "blur 1",
+    ]
+    with pytest.raises(registry.GridError, match="twice"):
+        registry.parse_all(["rescale 0.5", "rescale 0.5 bicubic"])
+
+
+@pytest.mark.parametrize("name", registry.DEGRADATIONS)
+def test_every_operator_takes_what_the_registry_allows(name):
+    """At both ends of the level and of each option, on an image of odd size."""
+    degradation, image = registry.DEGRADATIONS[name], torch.rand(1, 3, 21, 16)
+    words = [""]
+    for key, values in degradation.options.items():
+        words += [value if isinstance(value, str) else f"{key}={value:g}" for value in values]
+    for text in [f"{name} {level:g} {word}" for level in degradation.range for word in words]:
+        degraded = registry.compose(image, registry.parse(text).chain)
+        assert degraded.shape[:2] == (1, 3) and 0 <= degraded.min() and degraded.max() <= 1
+
+
+@pytest.mark.parametrize("degradation", [row for row in registry.DEGRADATIONS.values() if row.steps])
+def test_sliders_stay_in_the_range_or_at_rest(images, degradation):
+    low, high = degradation.range
+    assert degradation.neutral in degradation.steps and set(degradation.curve) <= set(degradation.steps)
+    assert all(low <= step <= high for step in degradation.steps if step != degradation.neutral)
+    for level in degradation.curve:
+        assert 0 <= registry.at_level(images, degradation.name, level).min()
+
+
+def test_the_default_grid_is_large_and_a_table_row_tells_its_condition():
+    conditions = registry.parse_all(config.Robustness().conditions)
+    assert len(conditions) > 40
+    assert [registry.name(row.degradation, row.level) for row in conditions] == [row.name for row in conditions]
+    assert len({(row.degradation, row.level) for row in conditions}) == len(conditions)
+    demo = config.profile("demo", "03_robustness")["conditions"]
+    assert {registry.last_operator(registry.parse(text).degradation) for text in demo} == set(registry.DEGRADATIONS)
+
+
+def test_series_run_from_mild_to_severe():
+    order = {
+        "jpeg": [95, 75, 30], "blur": [0.5, 1, 2], "crop": [0.9, 0.5], "resample bilinear": [0.8, 0.5],
+        "rescale bicubic, below 1": [0.75, 0.5], "rescale bicubic, above 1": [1.5, 2], "gamma, below 1": [0.7, 0.5],
+    }  # fmt: skip
+    for name, levels in order.items():
+        found = [registry.family(name.split(",")[0], level) for level in levels]
+        assert {one for one, _ in found} == {name}
+        assert [severity for _, severity in found] == sorted(severity for _, severity in found)
