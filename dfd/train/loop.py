@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, set_seed
+from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, patch_environment, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -41,6 +41,7 @@ from dfd.inference import stage as inference
 
 TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
 MAX_WORKERS = 8  # loader processes, where none are asked for
+MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
 NOT_LEARNT_FROM = (  # parameters that leave the weights as they are; the checkpoint does not hold them
     "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
 )  # fmt: skip
@@ -197,7 +198,9 @@ class Trainer:
     def running(self) -> Iterator[None]:
         """Work alone in the run folder; a signal ends the training after the step, with a state and Interrupted."""
         say = f"{self.stage}: stopping after this step; once more ends at once."
-        with runs.run_lock(self.out), runs.deferred(say) as self.stop:
+        variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out.resolve() / "mlruns").as_uri()}
+        unset = {name: value for name, value in variables.items() if name not in os.environ}
+        with runs.run_lock(self.out), runs.deferred(say) as self.stop, patch_environment(**unset):
             try:
                 yield
             finally:
@@ -430,15 +433,12 @@ class Trainer:
 
 
 def _tracker(cfg: config.Training) -> str | None:
-    """The tracker for accelerate, of an installed package; MLflow writes below `out` unless its variables say else."""
+    """The tracker for accelerate, if its package is installed."""
     name = {"auto": "tensorboard", "none": None}.get(cfg.track, cfg.track)
     if name and importlib.util.find_spec(name) is None:
         if cfg.track != "auto":
             raise config.ConfigError(f"track is {name}, but the package {name} is not installed; or set track to none")
         name = None
-    if name == "mlflow":
-        os.environ.setdefault("MLFLOW_TRACKING_URI", (Path(cfg.out).resolve() / "mlruns").as_uri())
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return name
 
 
