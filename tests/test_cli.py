@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+import dfd
 from dfd import cli, config
 from dfd.core.images import ImageError
 from dfd.reports import runner
@@ -39,15 +40,18 @@ def test_help_imports_nothing_heavy():
 def test_every_command_teaches_with_an_example(words, call):
     result = call(*words, "--help")
     assert result.exit_code == 0
-    assert f"python -m dfd {' '.join(words)}" in result.output or words == ("train",)
+    assert f"python -m dfd {' '.join(words)}" in result.output
+    assert "[OPTIONS]" in result.output and "\\b" not in result.output
 
 
 def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr(runner, "run", lambda *args: given.append(args) or tmp_path / "r" / "index.html")
+    monkeypatch.setattr(runner, "run", lambda **options: given.append(options) or tmp_path / "r" / "index.html")
     words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
     result = call(*words)
-    assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
+    parameters = {"epochs": "3", "02.name": "x"}
+    expected = {"data": "d", "out": "r", "profile": "quick", "parameters": parameters}
+    assert given == [expected | {"notebooks": ("01", "2"), "fresh": True}]
     assert result.output == "Open r/index.html\n"
 
 
@@ -62,7 +66,7 @@ def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     ],
 )
 def test_expected_errors_are_one_line(error, code, call, monkeypatch):
-    def fail(*args):
+    def fail(**options):
         raise error
 
     monkeypatch.setattr(runner, "run", fail)
@@ -74,7 +78,7 @@ def test_expected_errors_are_one_line(error, code, call, monkeypatch):
 
 
 def test_other_errors_keep_their_traceback(call, monkeypatch):
-    def fail(*args):
+    def fail(**options):
         raise AttributeError("a mistake of ours")
 
     monkeypatch.setattr(runner, "run", fail)
@@ -170,10 +174,10 @@ def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path
     assert rows[2] == dict.fromkeys(rows[1]) | {"path": "bad.png", "error": "truncated"}
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", config.CHECKPOINTS)
 def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
+    from dfd import train
     from dfd.data import manifest
-    from dfd.train import stage2 as training
 
     given, scans = [], []
 
@@ -182,7 +186,7 @@ def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
 
     monkeypatch.setattr(manifest, "load", load)
     monkeypatch.setattr(manifest, "scan", lambda *args: scans.append(args) or "table")
-    monkeypatch.setattr(training, f"fit_{stage}", lambda table, cfg: given.append((table, cfg)))
+    monkeypatch.setattr(train, "fit", lambda table, cfg: given.append((table, cfg)))
     result = call("train", stage, "--data", "d", "--out", "o", "-p", "num_epochs", "3", "-p", "seed", "7")
     assert result.exit_code == 0, result.output
     (table, cfg), (scan,) = given[0], scans
@@ -191,45 +195,28 @@ def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
     assert scan == (cfg.data, cfg.out, 7)
 
 
-def test_all_machines_train_with_the_config_of_the_first(call, monkeypatch, tmp_path):
-    from dfd import config
-    from dfd.core import parallel
-    from dfd.data import manifest
-    from dfd.train import stage2 as training
-
-    first, given = config.Stage1(data="d", out=str(tmp_path / "o"), num_epochs=7), []
-    monkeypatch.setattr(parallel, "agreed", lambda value: first if isinstance(value, config.Stage1) else value)
-    monkeypatch.setattr(manifest, "load", lambda out, data: "table")
-    monkeypatch.setattr(training, "fit_stage1", lambda table, cfg: given.append(cfg))
-    assert call("train", "stage1", "--data", "d", "--out", str(tmp_path / "o")).exit_code == 0
-    assert given == [first]
-
-
-def test_sample_and_scan_and_simulators_pass_their_options_on(call, monkeypatch):
+def test_sample_and_scan_pass_their_options_on(call, monkeypatch):
     import pandas as pd
 
-    from dfd import simulators_training
     from dfd.data import manifest, sample
 
     given = []
     monkeypatch.setattr(sample, "build", lambda *args: given.append(args) or "there")
-    monkeypatch.setattr(manifest, "scan", lambda *args: given.append(args))
+    monkeypatch.setattr(manifest, "scan", lambda *args, **options: given.append((*args, options)) or "table")
     monkeypatch.setattr(manifest, "summary", lambda table: pd.DataFrame({"images": [12]}, index=["ProGAN"]))
-    monkeypatch.setattr(simulators_training, "train", lambda **options: given.append(options))
     assert call("sample", "--out", "s", "--seed", "4").output == "Wrote there\n"
     assert "ProGAN" in call("scan", "f", "--out", "o").output
-    assert call("train", "simulators", "--photos", "p", "--out", "w").exit_code == 0
-    assert given == [("s", 4), ("f", "o"), {"photos": "p", "out": "w"}]
+    call("scan", "f", "--hold-out", "a", "--hold-out", "b")
+    assert given == [("s", 4), ("f", "o", {}), ("f", None, {"group_by": None, "hold_out": ("a", "b")})]
 
 
 def test_run_takes_data_and_profile_from_the_run_folder(call, monkeypatch, tmp_path):
-    from dfd.core import runs as record
-    from dfd.reports import runner as report
+    from dfd.core import io
 
     (tmp_path / "mine").mkdir()
-    record.write_json(tmp_path / "mine" / "config.json", {"data": "my/images", "profile": "quick"})
+    io.write_json(tmp_path / "mine" / "config.json", {"data": "my/images", "profile": "quick"})
     seen = []
-    monkeypatch.setattr(report, "run", lambda data, out, profile, *rest: seen.append((data, profile)) or tmp_path)
+    monkeypatch.setattr(runner, "run", lambda data, profile, **rest: seen.append((data, profile)) or tmp_path)
     call("run", "--out", str(tmp_path / "mine"), "03")
     call("run", "--out", str(tmp_path / "mine"), "--data", "others")
     call("run", "--out", str(tmp_path / "new"))
@@ -251,12 +238,10 @@ def test_predict_names_images_that_are_too_large_for_all_crops_on_stderr(options
 
 
 def test_predict_knows_the_crop_modes_and_the_cap(call):
-    from dfd import cli as options
     from dfd.data import crops
 
-    assert options.CROP_MODES == crops.MODES
     result = call("predict", "--crop-mode", "everywhere", "a.png")
-    assert result.exit_code == 2 and all(mode in result.output for mode in crops.MODES)
+    assert result.exit_code == 2 and all(mode in result.output for mode in config.CROP_MODES)
     assert str(crops.MAX_CROPS) in call("predict", "--help").output
 
 
@@ -277,3 +262,11 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     assert one_pixel["error"].startswith("too small: 1 x 1") and one_pixel["p_fake"] is None
     assert huge["error"].startswith("oversized: ") and huge["p_fake"] is None
     assert (good["error"], good["crops"]) == (None, 9) and 0 <= good["p_fake"] <= 1
+
+
+def test_the_package_names_its_public_face_and_imports_it_when_asked():
+    script = "import sys, dfd; a = 'torch' in sys.modules; from dfd import Detector, scan; print(a, Detector.__name__)"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed == "False Detector\n"
+    with pytest.raises(AttributeError, match="no attribute 'detector_of_lies'"):
+        dfd.detector_of_lies  # noqa: B018

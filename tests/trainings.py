@@ -32,5 +32,3 @@ def assert_same(first, second, tolerance=1e-6):
     for name, weight in first[0].items():
         torch.testing.assert_close(weight, second[0][name], rtol=tolerance, atol=tolerance)
     pd.testing.assert_frame_equal(first[1], second[1], rtol=tolerance, atol=tolerance)
-
-

@@ -1,108 +1,34 @@
-"""The baseline that needs no network: a linear classifier on the spectrum, trained on the same views as stage 2."""
+"""What each part is worth: variants trained without it, a baseline without a network, and generators left out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from accelerate import PartialState
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from dfd import config
-from dfd.analysis.explain import centre, read_images
-from dfd.config import CHECKPOINTS, Stage1, Stage2
+from dfd.analysis.explain import spectrum
+from dfd.config import CHECKPOINTS, REAL, Stage1, Stage2
+from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
-from dfd.data.crops import GFDTwoViewDataset, Seeded, equalise, seeds
-from dfd.degrade.registry import RandomDegrade, at_level
-from dfd.evaluate import metrics as metrics_module
-from dfd.evaluate import scores
-from dfd.evaluate.metrics import REPLICATES
+from dfd.data.crops import GFDTwoViewDataset, Seeded, cut, equalise, plan, seeds
+from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
+from dfd.evaluate import metrics, scores
 from dfd.inference import openset
-from dfd.inference import stage as stage_module
-from dfd.inference.stage import Stage
-from dfd.train import fit_stage1, fit_stage2, is_main_process, worker_count
+from dfd.inference.stage import Stage, extract_features, sample_crops
+from dfd.train import fit
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
-
-
-def log_spectrum(images: Tensor) -> np.ndarray:
-    """Log power spectrum of each image's mean channel, a half plane of it, for the other half is the same.
-
-    Frank et al. 2020, arXiv:2003.08685, and Durall et al. 2020, arXiv:2003.01826, classify such spectra linearly.
-
-    Args:
-        images: (B, 3, S, S) in [0, 1].
-
-    Returns:
-        (B, S * (S // 2 + 1)), natural logarithms.
-    """
-    grey = images.mean(1).double()
-    window = torch.hann_window(images.shape[-1], periodic=False, dtype=grey.dtype)
-    spectrum = torch.fft.rfft2((grey - grey.mean((1, 2), keepdim=True)) * torch.outer(window, window))
-    return (spectrum.abs().square() + 1e-6).log().flatten(1).numpy()
-
-
-def fit_spectrum(table: pd.DataFrame, cfg: config.Stage2) -> Pipeline:
-    """Train the linear classifier on two degraded views of every training fake, as stage 2 sees them.
-
-    Args:
-        table: the manifest, with its root in attrs.
-        cfg: crop size, degradation, equalisation and seed are read.
-    """
-    fakes = table[table["is_fake"]]
-    train, classes = fakes[fakes["split"] == "train"], sorted(fakes["label"].unique())
-    degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
-    quality = cfg.equalise_quality if cfg.equalise else None
-    data = GFDTwoViewDataset(train, table.attrs["root"], classes, cfg.crop_size, degrade, quality)
-    draws = list(enumerate(seeds(len(data), cfg.seed)))
-    loader = DataLoader(Seeded(data), cfg.batch_size, sampler=draws, num_workers=worker_count(cfg.workers))
-    spectra, labels = [], []
-    for batch in bar(loader, desc="spectra", unit="batch"):
-        spectra += [log_spectrum(batch["view1"]), log_spectrum(batch["view2"])]
-        labels += [batch["source"].numpy()] * 2
-    spectra, names = np.concatenate(spectra), np.array(classes)[np.concatenate(labels)]
-    linear = LogisticRegression(class_weight="balanced", max_iter=2000)
-    reduce = PCA(min(COMPONENTS, len(spectra) - 1, spectra.shape[1]), random_state=cfg.seed)
-    return make_pipeline(StandardScaler(), reduce, StandardScaler(), linear).fit(spectra, names)
-
-
-def score_spectrum(
-    classifier: Pipeline, table: pd.DataFrame, cfg: config.Stage2, levels: Sequence[tuple[str, float]]
-) -> pd.DataFrame:
-    """Score every fake of the table on its centre crop at each degradation, as a score table of stage 2.
-
-    Args:
-        classifier: from fit_spectrum.
-        table: rows of the manifest, with its root in attrs.
-        cfg: as in fit_spectrum.
-        levels: (degradation, level), the level 0 for none.
-    """
-    quality, found = cfg.equalise_quality if cfg.equalise else None, []
-    for degradation, level in levels:
-        spectra = [
-            log_spectrum(equalise(centre(at_level(image, degradation, level), cfg.crop_size), quality))
-            for path in table["path"]
-            for image in read_images(table, [path])
-        ]
-        logits = classifier.predict_log_proba(np.concatenate(spectra))
-        rows = table[["path", "label", "split", "group"]].reset_index(drop=True)
-        rows = rows.assign(degradation=degradation, level=float(level))
-        for name, column in zip(classifier.classes_, logits.T, strict=True):
-            rows[f"logit_{name}"] = column
-        found.append(rows.assign(prediction=classifier.classes_[logits.argmax(1)], crops=1, crop_std=0.0))
-    return pd.concat(found, ignore_index=True)
-
-
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
 SPECTRUM = "baseline: linear on the spectrum"
+LOSSES = ("carried_weight", "adversarial_weight", "perceptual_weight", "consistency_weight")  # beside stage 2's source
 
 
 def variants(cfg: Stage1 | Stage2) -> dict[str, Stage1 | Stage2]:
@@ -110,63 +36,33 @@ def variants(cfg: Stage1 | Stage2) -> dict[str, Stage1 | Stage2]:
 
     Each variant that trains anew has its own folder below `ablation_<stage>` in the run folder.
     """
-    changes = _changes1(cfg) if isinstance(cfg, Stage1) else _changes2(cfg)
-    folder = _folder(cfg)
+    changes: dict[str, dict] = {}
+    if isinstance(cfg, Stage1):
+        if cfg.adversarial:
+            changes["without adversarial part"] = {"adversarial": False}
+        if cfg.adversarial and cfg.perceptual_weight:
+            changes["without perceptual part"] = {"perceptual_weight": 0.0}
+    elif cfg.extractor == "unet":
+        weights = [name for name in LOSSES if getattr(cfg, name)]
+        changes |= {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in weights}
+        changes["source loss alone"] = dict.fromkeys(LOSSES, 0.0)
+    if cfg.degrade:
+        changes["without degradation"] = {"degrade": False}
+    if isinstance(cfg, Stage1):
+        others = [name for name in ("rgb", "highpass", "npr") if name != cfg.representation]
+        changes |= {f"{name} instead of {cfg.representation}": {"representation": name} for name in others}
+    else:
+        others = [name for name in ("highpass", "rgb") if name != cfg.extractor]
+        changes |= {f"baseline: EfficientNet on {name}": {"extractor": name} for name in others}
+    folder = Path(cfg.out) / f"ablation_{_stage(cfg)}"
     return {"as configured": cfg} | {
-        name: cfg.model_copy(update={"out": str(folder / _file(name))} | change) for name, change in changes.items()
+        name: cfg.model_copy(update={"out": str(folder / name.replace(": ", "_").replace(" ", "_")), **change})
+        for name, change in changes.items()
     }
 
 
-def _changes1(cfg: Stage1) -> dict[str, dict]:
-    changes: dict[str, dict] = {}
-    if cfg.adversarial:
-        changes["without adversarial part"] = {"adversarial": False}
-        if cfg.perceptual_weight:
-            changes["without perceptual part"] = {"perceptual_weight": 0.0}
-    if cfg.degrade:
-        changes["without degradation"] = {"degrade": False}
-    for name in ("rgb", "highpass", "npr"):
-        if name != cfg.representation:
-            changes[f"{name} instead of {cfg.representation}"] = {"representation": name}
-    return changes
-
-
-def _changes2(cfg: Stage2) -> dict[str, dict]:
-    changes: dict[str, dict] = {}
-    if cfg.extractor == "unet":
-        for name in ("carried", "adversarial", "perceptual", "consistency"):
-            if getattr(cfg, f"{name}_weight"):
-                changes[f"without {name} loss"] = {f"{name}_weight": 0.0}
-        changes["source loss alone"] = {
-            f"{name}_weight": 0.0 for name in ("carried", "adversarial", "perceptual", "consistency")
-        }
-    if cfg.degrade:
-        changes["without degradation"] = {"degrade": False}
-    for name in ("highpass", "rgb"):
-        if name != cfg.extractor:
-            changes[f"baseline: EfficientNet on {name}"] = {"extractor": name}
-    return changes
-
-
-def _save(found: list[pd.DataFrame], path: Path) -> None:
-    with atomic_write(path) as draft:
-        pd.concat(found).to_csv(draft, index=False)
-
-
-def _stage(cfg: Stage1 | Stage2) -> str:
-    return "stage1" if isinstance(cfg, Stage1) else "stage2"
-
-
-def _folder(cfg: Stage1 | Stage2) -> Path:
-    return Path(cfg.out) / f"ablation_{_stage(cfg)}"
-
-
-def _file(name: str) -> str:
-    return name.replace(": ", "_").replace(" ", "_")
-
-
 def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
-    """Train and score every variant; what an earlier call finished is kept. Writes `ablation_<stage>.csv`.
+    """Train and score every variant; what an earlier call trained is kept. Writes `ablation_<stage>.csv`.
 
     Args:
         table: the manifest, with its root in attrs.
@@ -178,23 +74,22 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
         accuracy, balanced accuracy, and the recall of each generator. Stage 1 also has each generator's AUC against
         all photos, without one. Of several processes only the main one scores, and has any rows.
     """
-    found = []
+    stage, result = _stage(cfg), []
+    images = table if stage == "stage1" else table[table["is_fake"]]
+    val, test = (images[images["split"] == split] for split in ("val", "test"))
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
-        _fit(table, variant)
-        if not is_main_process():
-            continue
-        rows = _scored(table, variant, _folder(cfg) / f"{_file(name)}.parquet")
-        found.append(_measured(rows, name, cfg))
-        _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
-    if isinstance(cfg, Stage2) and is_main_process():
+        fit(table, variant)
+        if PartialState().is_main_process:
+            trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
+            scores.calibrate(trained, scores.score(trained, val), variant.out)
+            result.append(_measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg))
+            _save(result, Path(cfg.out) / f"ablation_{stage}.csv")
+    if stage == "stage2" and PartialState().is_main_process:
         print(f"ablation: {SPECTRUM}")
-        test = table[table["is_fake"] & (table["split"] == "test")]
-        levels = [("none", 0.0), *(("jpeg", float(quality)) for quality in QUALITIES)]
-        rows = score_spectrum(fit_spectrum(table, cfg), test, cfg, levels)
-        found.append(_measured(rows, SPECTRUM, cfg))
-        _save(found, Path(cfg.out) / f"ablation_{_stage(cfg)}.csv")
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+        result.append(_measure(score_spectrum(fit_spectrum(table, cfg), test, cfg), SPECTRUM, cfg))
+        _save(result, Path(cfg.out) / "ablation_stage2.csv")
+    return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
 
 
 def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
@@ -205,99 +100,121 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         cfg: the parameters; each training has its own folder below `left_out` in the run folder.
 
     Returns:
-        One row per generator and score, as of `openset.summary`, against test images of the other generators, and
-        auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
+        One row per generator and score, as of `metrics.openset_summary`, against test images of the other generators,
+        and auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
         share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
         Of several processes only the main one has any rows.
 
     Raises:
         ValueError: fewer than three generators, for two must be left to tell apart.
     """
-    generators = sorted(table.loc[table["is_fake"], "label"].unique())
+    fakes = table[table["is_fake"]]
+    generators, result = sorted(fakes["label"].unique()), []
     if len(generators) < 3:
         raise ValueError(f"leave_out needs at least three generators, the data has {', '.join(generators) or 'none'}")
-    found = []
     for name in generators:
         print(f"left out: {name}")
-        known = table[table["label"] != name]
-        one = cfg.model_copy(update={"out": str(Path(cfg.out) / "left_out" / name)})
-        fit_stage2(known, one)
-        if not is_main_process():
+        variant = cfg.model_copy(update={"out": str(Path(cfg.out) / "left_out" / name)})
+        fit(table[table["label"] != name], variant)
+        if not PartialState().is_main_process:
             continue
-        stage = Stage.load(Path(one.out) / CHECKPOINTS["stage2"])
-        fakes = known[known["is_fake"]]
-        near = openset.Gaussians.fit(*_centre_features(stage, fakes[fakes["split"] == "train"]))
-        val = _with_distances(stage, near, fakes[fakes["split"] == "val"])
-        scores.calibrate(stage, val, one.out, cfg.coverage, cfg.accept)
-        sides = [table["label"].eq(name), table["is_fake"] & table["label"].ne(name)]
-        tests = [_with_distances(stage, near, table[side & table["split"].eq("test")]) for side in sides]
-        rows = metrics_module.openset_summary(tests[1], tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
-        near_by = metrics_module.openset_summary(val, tests[0], stage.temperature, cfg.seed, replicates=REPLICATES)
-        for column in ("auroc", "auroc_low", "auroc_high"):
-            rows[column.replace("auroc", "auroc_val")] = near_by[column]
-        limits = {
-            score: openset.fit_threshold(values.to_numpy(), cfg.accept)
-            for score, values in openset.unknown_scores(val, stage.temperature).items()
-        }
-        strange = openset.unknown_scores(tests[0], stage.temperature)
-        rows["accepted"] = [float((strange[score] <= limits[score]).mean()) for score in rows["score"]]
-        found.append(rows.assign(left_out=name))
-        _save(found, Path(cfg.out) / "left_out.csv")
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+        stage = Stage.load(Path(variant.out) / CHECKPOINTS["stage2"])
+        known, unknown = fakes[fakes["label"] != name], fakes[fakes["label"] == name]
+        gaussians = openset.Gaussians.fit(*_features(stage, known[known["split"] == "train"]))
+        parts = known[known["split"] == "val"], known[known["split"] == "test"], unknown[unknown["split"] == "test"]
+        val, known_test, unknown_test = (_score_openset(stage, gaussians, rows) for rows in parts)
+        scores.calibrate(stage, val, variant.out, cfg.coverage, cfg.accept)
+        rows, near = (
+            metrics.openset_summary(side, unknown_test, stage.temperature, cfg.seed, replicates=metrics.REPLICATES)
+            for side in (known_test, val)
+        )
+        near = near[["auroc", "auroc_low", "auroc_high"]].rename(columns=lambda c: c.replace("auroc", "auroc_val"))
+        scored = [openset.unknown_scores(part, stage.temperature) for part in (val, unknown_test)]
+        limits = scored[0].apply(lambda column: openset.fit_threshold(column.to_numpy(), cfg.accept))
+        accepted = rows["score"].map((scored[1] <= limits).mean())
+        result.append(rows.join(near).assign(accepted=accepted, left_out=name))
+        _save(result, Path(cfg.out) / "left_out.csv")
+    return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
 
 
-def _with_distances(stage: Stage, near: openset.Gaussians, rows: pd.DataFrame) -> pd.DataFrame:
-    """Score table of the rows, with the columns distance and outside of their centre crops."""
-    features, _ = _centre_features(stage, rows)
-    return scores.score(stage, rows).assign(distance=near.distance(features), outside=near.outside(features))
+def fit_spectrum(table: pd.DataFrame, cfg: Stage2) -> Pipeline:
+    """Train a linear classifier on the spectra of two degraded views of every training fake, as stage 2 sees them.
+
+    Frank et al. 2020, arXiv:2003.08685, and Durall et al. 2020, arXiv:2003.01826, classify spectra linearly.
+    """
+    fakes = table[table["is_fake"]]
+    train, classes = fakes[fakes["split"] == "train"], sorted(fakes["label"].unique())
+    degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
+    views = GFDTwoViewDataset(train, table.attrs["root"], classes, cfg.crop_size, degrade, _quality(cfg))
+    items = bar(enumerate(seeds(len(views), cfg.seed)), total=len(views), desc="spectra", unit="image")
+    drawn = [Seeded(views)[draw] for draw in items]
+    spectra = [half_spectrum(item[view][None]) for item in drawn for view in ("view1", "view2")]
+    names = np.repeat([classes[item["source"]] for item in drawn], 2)
+    reduce = PCA(min(COMPONENTS, len(spectra) - 1, len(spectra[0])), random_state=cfg.seed)
+    linear = LogisticRegression(class_weight="balanced", max_iter=2000)
+    return make_pipeline(StandardScaler(), reduce, StandardScaler(), linear).fit(np.stack(spectra), names)
 
 
-def _centre_features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
-    crops, chosen = stage_module.sample_crops(stage, rows, len(rows))
-    return stage_module.extract_features(stage, crops), chosen["label"]
+def score_spectrum(classifier: Pipeline, table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
+    """A score table of stage 2 by the classifier of `fit_spectrum`: each fake's centre crop as it is and as JPEG."""
+    parts = []
+    for degradation, level in [("none", 0.0), *(("jpeg", float(quality)) for quality in QUALITIES)]:
+        spectra = []
+        for path in table["path"]:
+            image = at_level(to_tensor(load_rgb(f"{table.attrs['root']}/{path}")), degradation, level)
+            corner = plan(*image.shape[-2:], cfg.crop_size, 1).corners[0]
+            spectra.append(half_spectrum(equalise(cut(image, corner, cfg.crop_size), _quality(cfg))))
+        logits = pd.DataFrame(classifier.predict_log_proba(np.stack(spectra)), columns=classifier.classes_)
+        rows = table[["path", "label", "split", "group"]].reset_index(drop=True)
+        rows = rows.assign(degradation=degradation, level=level).join(logits.add_prefix("logit_"))
+        parts.append(rows.assign(prediction=logits.idxmax(axis=1), crops=1, crop_std=0.0))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _fit(table: pd.DataFrame, cfg: Stage1 | Stage2) -> None:
-    (fit_stage1 if _stage(cfg) == "stage1" else fit_stage2)(table, cfg)
+def half_spectrum(crop: Tensor) -> np.ndarray:
+    """The spectrum of a crop (1, 3, S, S) without the half plane that mirrors the other: (S * (S // 2 + 1),)."""
+    return spectrum(crop)[:, : crop.shape[-1] // 2 + 1].ravel()
 
 
-def _scored(table: pd.DataFrame, cfg: Stage1 | Stage2, path: Path) -> pd.DataFrame:
-    """The test split's scores of one trained variant at every level; kept while the training has the same key."""
-    stage = _stage(cfg)
-    trained = Stage.load(Path(cfg.out) / CHECKPOINTS[stage])
-    if path.exists() and (kept := pd.read_parquet(path))["key"].eq(trained.key).all():
-        return kept
-    rows = table if stage == "stage1" else table[table["is_fake"]]
-    scores.calibrate(trained, scores.score(trained, rows[rows["split"] == "val"]), cfg.out)
-    swept = scores.jpeg_sweep(trained, rows[rows["split"] == "test"], QUALITIES).assign(key=trained.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _stage(cfg: Stage1 | Stage2) -> str:
+    return "stage1" if isinstance(cfg, Stage1) else "stage2"
+
+
+def _quality(cfg: Stage2) -> int | None:
+    return cfg.equalise_quality if cfg.equalise else None
+
+
+def _save(tables: list[pd.DataFrame], path: Path) -> None:
     with atomic_write(path) as draft:
-        swept.to_parquet(draft, index=False)
-    return swept
+        pd.concat(tables).to_csv(draft, index=False)
 
 
-def _measured(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFrame:
-    found = []
+def _features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
+    crops, chosen = sample_crops(stage, rows, len(rows))
+    return extract_features(stage, crops), chosen["label"]
+
+
+def _score_openset(stage: Stage, gaussians: openset.Gaussians, rows: pd.DataFrame) -> pd.DataFrame:
+    """Score table of the rows, with the columns distance and outside of their centre crops."""
+    features, _ = _features(stage, rows)
+    distances = {"distance": gaussians.distance(features), "outside": gaussians.outside(features)}
+    return scores.score(stage, rows).assign(**distances)
+
+
+def _measure(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFrame:
+    """The rows of one variant in the table of `run`."""
+    result = []
     for (degradation, level), part in rows.groupby(["degradation", "level"], sort=False):
         row = {"variant": name, "degradation": "as it is" if degradation == "none" else f"JPEG {level:.0f}"}
-        for short, three in _values(part, cfg).items():
-            row |= {short: three["value"], f"{short}_low": three["low"], f"{short}_high": three["high"]}
-        found.append(row | (_auc_by_generator(part) if isinstance(cfg, Stage1) else {}))
-    return pd.DataFrame(found)
-
-
-def _values(part: pd.DataFrame, cfg: Stage1 | Stage2) -> dict[str, dict]:
-    if isinstance(cfg, Stage2):
-        recalls = metrics_module.stage2_by_generator(part, cfg.seed)
-        named = {f"recall {label}": one["recall"] for label, one in recalls.items()}
-        return metrics_module.stage2_metrics(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")) | named
-    metrics = metrics_module.stage1_metrics(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
-    return {"auc": metrics["auc"], "accuracy": metrics["accuracy_at_threshold"]}
-
-
-def _auc_by_generator(part: pd.DataFrame) -> dict[str, float]:
-    pairs = {name: part["label"].isin([name, "RealPhotos"]) for name in sorted(set(part["label"]) - {"RealPhotos"})}
-    return {
-        f"auc {name}": metrics_module.auc(part["label"][pair] == name, part["logit_fake"][pair])
-        for name, pair in pairs.items()
-    }
+        if isinstance(cfg, Stage1):
+            values = metrics.stage1_metrics(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
+            row |= metrics.flat({"auc": values["auc"], "accuracy": values["accuracy_at_threshold"]})
+            for label in sorted(set(part["label"]) - {REAL}):
+                pair = part[part["label"].isin([label, REAL])]
+                row[f"auc {label}"] = metrics.auc(pair["label"] == label, pair["logit_fake"])
+        else:
+            recalls = metrics.stage2_by_generator(part, cfg.seed)
+            row |= metrics.flat(metrics.stage2_metrics(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")))
+            row |= metrics.flat({f"recall {label}": values["recall"] for label, values in recalls.items()})
+        result.append(row)
+    return pd.DataFrame(result)

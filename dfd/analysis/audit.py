@@ -1,12 +1,9 @@
-"""Can the data be solved without looking at a pixel?"""
+"""Can the data be solved without looking at a pixel, and does a detector answer by how a file was treated?"""
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +11,8 @@ import pandas as pd
 from PIL import Image
 from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import StratifiedGroupKFold
 
+from dfd.analysis.label_errors import held_out_probabilities
 from dfd.core.images import load_rgb
 from dfd.core.runs import bar
 from dfd.degrade import registry
@@ -30,17 +27,17 @@ CODES = {
 }
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
-FOLDS = 5
 REPLICATES = 200  # bootstrap draws: enough for a warning
+MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
+SIDE = 8  # pixels, of a thumbnail
 
 
 def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, Any]:
     """Try to tell the classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
 
-    A random forest sees format, size, aspect, estimated JPEG quality, chroma subsampling and bytes per pixel. Each
-    image is scored by a forest that saw no image of its group. An AUC near 0.5 is good news: the files give nothing
-    away. Bytes per pixel also grow with detail, so that generators of different subjects may differ in it honestly.
-    On 180 images whose files are alike, 1 random set in 25 was warned of for each stage; larger sets are steadier.
+    Each image is scored by a random forest that saw no image of its group. An AUC near 0.5 is good news: the files give
+    nothing away. Bytes per pixel also grow with detail, so that generators of different subjects may differ in it
+    honestly. On 180 images whose files are alike, 1 random set in 25 was warned of; larger sets are steadier.
 
     Args:
         table: a manifest.
@@ -48,74 +45,59 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
         seed: of folds, forest and bootstrap.
 
     Returns:
-        auc: value, low and high (95 % bootstrap over groups; stage 2: mean of one class against the rest);
-        n: images used; features: share of the importance by name, largest first; warning: text or None.
-        With fewer than two classes of at least two groups each, value, low and high are None, and warning says so.
-
-    Raises:
-        ValueError: another stage.
+        auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest); n: images used;
+        features: share of the importance by name, largest first; warning: text or None. With fewer than two classes
+        of at least two groups each, value, low and high are None, and warning says so.
     """
     if stage not in ("stage1", "stage2"):
         raise ValueError(f"stage must be stage1 or stage2, got {stage!r}")
-    rows = table if stage == "stage1" else table[table.is_fake]
-    rows = rows.reset_index(drop=True)
-    truth = rows.is_fake.map({False: "real", True: "fake"}) if stage == "stage1" else rows.label
-    groups = rows.group.groupby(truth).nunique()
+    rows = (table if stage == "stage1" else table[table["is_fake"]]).reset_index(drop=True)
+    truth = _labels(rows, stage)
+    groups = rows["group"].groupby(truth).nunique()
     usable = truth.isin(groups.index[groups >= 2])
     rows, truth = rows[usable], truth[usable]
     if truth.nunique() < 2:
         text = "the format audit needs at least two classes with two groups each"
         return {"auc": dict.fromkeys(("value", "low", "high")), "n": len(rows), "features": {}, "warning": text}
 
-    features = metadata(rows)
     forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
-    splitter = StratifiedGroupKFold(int(min(FOLDS, groups[groups >= 2].min())), shuffle=True, random_state=seed)
-    scores = pd.DataFrame(0.0, index=rows.index, columns=sorted(truth.unique()))
-    importance = np.zeros(len(FEATURES))
-    with warnings.catch_warnings(action="ignore"):  # a class with fewer images than folds
-        folds = list(splitter.split(features, truth, rows.group))
-    for train, test in folds:
-        forest.fit(features[train], truth.iloc[train])
-        scores.loc[rows.index[test], forest.classes_] = forest.predict_proba(features[test])
-        importance += forest.feature_importances_ / len(folds)
+    values = metadata(rows)
+    p = held_out_probabilities(values, truth, rows["group"], seed, forest)
+    importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
+    shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
+    classes = list(p) if stage == "stage2" else ["fake"]
 
-    asked = list(scores) if stage == "stage2" else ["fake"]
+    def mean_auc(drawn: Any) -> float:
+        return float(np.mean([metrics.auc(drawn.truth == name, getattr(drawn, f"p_{name}")) for name in classes]))
 
-    def one_against_rest(drawn: Any) -> float:
-        return float(np.mean([metrics.auc(drawn.truth == name, getattr(drawn, f"p_{name}")) for name in asked]))
+    scored = p.add_prefix("p_").assign(truth=truth, group=rows["group"])
+    auc = metrics.intervals(scored, {"auc": mean_auc}, seed, REPLICATES)["auc"]
+    return {"auc": auc, "n": len(rows), "features": shares, "warning": _warning(auc, list(shares), stage)}
 
-    scored = scores.add_prefix("p_").assign(truth=truth, group=rows.group)
-    auc = metrics.intervals(scored, {"auc": one_against_rest}, seed, REPLICATES)["auc"]
-    shares = dict(sorted(zip(FEATURES, importance.round(4).tolist(), strict=True), key=lambda item: -item[1]))
-    return {"auc": auc, "n": len(rows), "features": shares, "warning": _warning(auc, shares, stage)}
+
+def _labels(rows: pd.DataFrame, stage: str) -> pd.Series:
+    return rows["label"] if stage == "stage2" else rows["is_fake"].map({False: "real", True: "fake"})
 
 
 def metadata(table: pd.DataFrame) -> np.ndarray:
     """Give what is known of each file without its pixels, (N, 7) in the order of FEATURES; what is missing is -1."""
     columns = {name: pd.Categorical(table[name], list(values)).codes for name, values in CODES.items()}
-    columns["aspect"] = table.width / table.height
-    columns["bytes_per_pixel"] = table.bytes / (table.width * table.height)
-    columns |= {name: table[name] for name in ("width", "height", "jpeg_quality")}
-    return np.stack([np.nan_to_num(np.asarray(columns[name], dtype=float), nan=-1) for name in FEATURES], axis=1)
+    columns["aspect"] = table["width"] / table["height"]
+    columns["bytes_per_pixel"] = table["bytes"] / (table["width"] * table["height"])
+    return table[["width", "height", "jpeg_quality"]].assign(**columns)[list(FEATURES)].astype(float).fillna(-1).values
 
 
-def _warning(auc: dict[str, float | None], shares: dict[str, float], stage: str) -> str | None:
+def _warning(auc: dict[str, float | None], features: list[str], stage: str) -> str | None:
     """Put a leak into plain words, or give None where there is none."""
     if auc["low"] is None or auc["low"] <= WARN_ABOVE:
         return None
     question = {"stage1": "whether an image is fake", "stage2": "which generator made an image"}[stage]
-    first, second = list(shares)[:2]
     return (
         f"File metadata alone tells {question}: AUC {auc['value']:.3f} (95 % interval {auc['low']:.3f} to "
-        f"{auc['high']:.3f}; a warning is given when it lies above {WARN_ABOVE}), mostly from {first} and {second}. A "
-        "network can learn the same shortcut instead of the generator's traces: keep equalise on, and do not trust "
-        "scores on images as they are."
+        f"{auc['high']:.3f}; a warning is given when it lies above {WARN_ABOVE}), mostly from {features[0]} and "
+        f"{features[1]}. A network can learn the same shortcut instead of the generator's traces: keep equalise on, "
+        "and do not trust scores on images as they are."
     )
-
-
-MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
-TREES = 100  # of the forests that judge by metadata or thumbnails
-SIDE = 8  # pixels, of a thumbnail
 
 
 def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.DataFrame:
@@ -135,64 +117,58 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
     Returns:
         One row per condition: clean, photos_only, fakes_only, both (AUC), moved with its _low and _high, named.
     """
-    (_, plain), *others = by_condition(scores)
-    fake = true_class(plain).eq("fake").to_numpy()
+    (_, plain), *conditions = by_condition(scores)
+    fake, before = true_class(plain).eq("fake").to_numpy(), plain["logit_fake"].to_numpy()
     draws, rows = metrics.draws(plain["group"], seed), {}
-    before = plain["logit_fake"].to_numpy()
     clean = metrics.weighted_auc(draws.weights, fake, before)
-    for name, part in others:
+    for name, part in conditions:
         after = part["logit_fake"].to_numpy()
-        photos, fakes = np.where(fake, before, after), np.where(fake, after, before)
-        areas = [metrics.weighted_auc(draws.weights, fake, one) for one in (photos, fakes, after)]
-        moves = [draws.interval(areas[0] - clean), draws.interval(areas[2] - areas[1])]
-        moved = max(moves, key=lambda one: np.nan_to_num(abs(one["value"])))
-        row = dict(zip(("clean", "photos_only", "fakes_only", "both"), (clean[0], *(x[0] for x in areas)), strict=True))
-        row |= {"moved": moved["value"], "moved_low": moved["low"], "moved_high": moved["high"]}
-        rows[name] = row | {"named": bool(moved["low"] > margin or moved["high"] < -margin)}
+        mixes = np.where(fake, before, after), np.where(fake, after, before), after
+        photos_only, fakes_only, both = (metrics.weighted_auc(draws.weights, fake, logits) for logits in mixes)
+        moves = draws.interval(photos_only - clean), draws.interval(both - fakes_only)
+        moved = max(moves, key=lambda move: np.nan_to_num(abs(move["value"])))
+        areas = {"clean": clean[0], "photos_only": photos_only[0], "fakes_only": fakes_only[0], "both": both[0]}
+        named = bool(moved["low"] > margin or moved["high"] < -margin)
+        rows[name] = areas | metrics.flat({"moved": moved}) | {"named": named}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
 
-def verdict(found: pd.DataFrame, margin: float = MARGIN) -> str:
-    """What the probe found, in plain words; see probe."""
-    named = found[found["named"]]
+def verdict(conditions: pd.DataFrame, margin: float = MARGIN) -> str:
+    """Say in plain words what `probe` gave."""
+    named = conditions[conditions["named"]]
     rule = f"degrading the photos alone moves the AUC by more than {margin:g}, over its whole 95 % interval"
     if named.empty:
         return (
-            f"Not named: under none of the {len(found)} conditions does the answer move with the treatment of the "
+            f"Not named: under none of the {len(conditions)} conditions does the answer move with the treatment of the "
             f"photos (it would be where {rule})."
         )
-    is_codec = [registry.DEGRADATIONS[registry.last_operator(one)].codec for one in named.index]
-    codecs, others = named[is_codec], named[~np.array(is_codec)]
+    is_codec = np.array([registry.DEGRADATIONS[registry.last_operator(name)].codec for name in named.index])
     texts = []
-    if len(codecs):
-        texts.append(f"Named: this detector answers by the codec. It moves with {_worst(codecs)}.")
-    if len(others):
-        also = "It also" if len(codecs) else "Named: this detector's answer"
-        texts.append(f"{also} moves with how an image was processed: {_worst(others)}.")
+    if is_codec.any():
+        texts.append(f"Named: this detector answers by the codec. It moves with {_worst(named[is_codec])}.")
+    if not is_codec.all():
+        start = "It also" if texts else "Named: this detector's answer"
+        texts.append(f"{start} moves with how an image was processed: {_worst(named[~is_codec])}.")
     return " ".join([*texts, f"The rule: {rule}."])
 
 
 def _worst(rows: pd.DataFrame) -> str:
-    """The conditions that move most, in words: three of them and how many more."""
-    order = rows["moved"].abs().sort_values(ascending=False).index
-    shown = [f"{name} (AUC {rows.at[name, 'moved']:+.2f})" for name in order[:3]]
-    return ", ".join(shown) + (f" and {len(order) - 3} more" if len(order) > 3 else "")
+    """The three conditions that move most, in words, and how many more there are."""
+    moved = rows["moved"].sort_values(key=abs, ascending=False)
+    shown = ", ".join(f"{name} (AUC {value:+.2f})" for name, value in moved[:3].items())
+    return f"{shown} and {len(moved) - 3} more" if len(moved) > 3 else shown
 
 
 def thumbnails(table: pd.DataFrame) -> np.ndarray:
-    """Every image shrunk to 8 x 8 pixels, whatever its shape, (N, 192) in [0, 255]: its colours, and no trace.
+    """Every image of the manifest shrunk to 8 x 8 pixels, whatever its shape, (N, 192): its colours, and no trace."""
 
-    Args:
-        table: rows of the manifest, with its root in attrs.
-    """
-    root = Path(table.attrs["root"])
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda path: _thumbnail(root / path), table["path"])
-        return np.stack(list(bar(found, total=len(table), desc="thumbnails", unit="image")))
+    def shrink(path: str) -> np.ndarray:
+        image = load_rgb(f"{table.attrs['root']}/{path}")
+        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
 
-
-def _thumbnail(path: Path) -> np.ndarray:
-    return np.asarray(load_rgb(path).resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
+    with ThreadPoolExecutor() as pool:
+        small = pool.map(shrink, table["path"])
+        return np.stack(list(bar(small, total=len(table), desc="thumbnails", unit="image")))
 
 
 def shortcuts(
@@ -212,26 +188,23 @@ def shortcuts(
         A row per stage and classifier: value, low, high of the AUC (stage 2: mean of one class against the rest), and
         images.
     """
-    wanted = table[
-        table["split"].eq("train") | table["path"].isin(set().union(*(one["path"] for one in scores.values())))
-    ]
-    features = {"metadata only": metadata(wanted), f"resized to {SIDE} × {SIDE}": thumbnails(wanted)}
-    place = pd.Series(range(len(wanted)), index=wanted["path"])
-    found = []
+    scored = pd.concat(list(scores.values()))["path"]
+    used = table[table["split"].eq("train") | table["path"].isin(scored)]
+    features = {"metadata only": metadata(used), f"resized to {SIDE} × {SIDE}": thumbnails(used)}
+    features = {kind: pd.DataFrame(values, index=used["path"]) for kind, values in features.items()}
+    result = []
     for name, rows in scores.items():
-        train = wanted[wanted["split"].eq("train") & (wanted["is_fake"] | (name == "stage1"))]
-        truth, draws = true_class(rows).to_numpy(), metrics.draws(rows["group"], seed)
-        labels = np.where(train["is_fake"], "fake", "real") if name == "stage1" else train["label"].to_numpy()
-        logits = rows[logit_columns(rows)].to_numpy(float)
-        classes = [column.removeprefix("logit_") for column in logit_columns(rows)]
-        answers = {"the model": (classes, softmax(logits / stages[name].temperature, axis=1))}
+        train = used[used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))]
+        logits = rows[logit_columns(rows)].rename(columns=lambda column: column.removeprefix("logit_"))
+        answers = {"the model": (list(logits), softmax(logits.to_numpy(float) / stages[name].temperature, axis=1))}
         for kind, values in features.items():
-            forest = RandomForestClassifier(TREES, min_samples_leaf=3, class_weight="balanced", random_state=seed)
-            forest.fit(values[place[train["path"]]], labels)
-            answers[kind] = list(forest.classes_), forest.predict_proba(values[place[rows["path"]]])
-        for kind, (known, p) in answers.items():
-            asked = [i for i, one in enumerate(known) if name == "stage2" or one == "fake"]
-            areas = [metrics.weighted_auc(draws.weights, truth == known[i], p[:, i]) for i in asked]
-            row = {"stage": name, "classifier": kind, **draws.interval(np.mean(areas, axis=0)), "images": len(rows)}
-            found.append(row)
-    return pd.DataFrame(found).set_index(["stage", "classifier"])
+            forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
+            forest.fit(values.loc[train["path"]].to_numpy(), _labels(train, name))
+            answers[kind] = list(forest.classes_), forest.predict_proba(values.loc[rows["path"]].to_numpy())
+        truth, draws = true_class(rows).to_numpy(), metrics.draws(rows["group"], seed)
+        for kind, (classes, p) in answers.items():
+            judged = [i for i, label in enumerate(classes) if name == "stage2" or label == "fake"]
+            areas = [metrics.weighted_auc(draws.weights, truth == classes[i], p[:, i]) for i in judged]
+            auc = draws.interval(np.mean(areas, axis=0))
+            result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
+    return pd.DataFrame(result).set_index(["stage", "classifier"])

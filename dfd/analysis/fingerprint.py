@@ -1,4 +1,4 @@
-"""Is stage 2's residual a fingerprint? Mean residuals, correlation and embedding; dfd/transfer.py carries it to photos.
+"""Is stage 2's residual a fingerprint: mean residuals, correlations, an embedding, and fingerprints put on photos.
 
 Everything here is taken at the centre crop: a mean over images, and a correlation with it, only mean something where
 pixels lie at the same place of the generator's grid. That holds for images of one size; where a generator's images
@@ -18,6 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from dfd.analysis.explain import residuals, spectrum
 from dfd.core.io import atomic_write
 from dfd.data.crops import equalise
 from dfd.evaluate.metrics import balanced_accuracy, interval, intervals
@@ -25,6 +26,8 @@ from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
 CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual
+CARRIER_ALONE = "carrier alone"  # the control's row in a confusion
+SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # Wang et al. 2004
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,22 +35,24 @@ class Fingerprint:
     """What the residuals of one generator's images have in common."""
 
     mean: np.ndarray  # (S, S, 3) mean residual, in units of the [0, 1] range
-    spectrum: np.ndarray  # (S, S) log10 of the mean power, the zero frequency in the middle
+    spectrum: np.ndarray  # (S, S), see explain.spectrum
     images: int
 
 
-@torch.inference_mode()
-def residuals(stage: Stage, crops: Tensor) -> Tensor:
-    """G(x) of (N, 3, S, S) equalised crops: (N, 3, S, S) on the CPU, in units of the [0, 1] range."""
-    return torch.cat([stage.model.generator(chunk.to(stage.device)).float().cpu() for chunk in crops.split(BATCH)])
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """Fingerprints on photos, (N, 3, S, S) each: c and its sum with r in [0, 1], r as the UNet gives it."""
+
+    carriers: Tensor
+    residuals: Tensor
+    sums: Tensor
 
 
 def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> dict[str, Fingerprint]:
     """Mean residual of each generator's training images, and the mean of their spectra.
 
-    After Marra et al. 2019, arXiv:1812.11842, with the UNet's residual in place of a denoiser's. The mean over spectra
-    is given, not the spectrum of the mean: it does not need aligned images and is not speckled. What the images show at
-    one place, aligned faces for instance, stays in the mean beside the generator's traces.
+    After Marra et al. 2019, arXiv:1812.11842, with the UNet's residual in place of a denoiser's. What the images show
+    at one place, aligned faces for instance, stays in the mean beside the generator's traces.
 
     Args:
         stage: a stage 2.
@@ -57,39 +62,21 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
     Raises:
         ValueError: the training split has no fake.
     """
-    train, found = table[table["is_fake"] & (table["split"] == "train")], {}
+    train, prints = table[table["is_fake"] & (table["split"] == "train")], {}
     if train.empty:
         raise ValueError("the training split has no fake to take a fingerprint from")
     for label, rows in train.groupby("label"):
-        crops, _ = sample_crops(stage, rows, limit, seed)
-        own = residuals(stage, crops)
+        own = residuals(stage, sample_crops(stage, rows, limit, seed)[0])
         mean = own.mean(0, dtype=torch.float64).permute(1, 2, 0).numpy()
-        found[label] = Fingerprint(mean, power_spectrum(own), len(own))
-    return found
+        prints[label] = Fingerprint(mean, spectrum(own), len(own))
+    return prints
 
 
 def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
     """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
     with atomic_write(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, **{name: one.spectrum.astype(np.float32) for name, one in prints.items()})
-
-
-def power_spectrum(residual: Tensor) -> np.ndarray:
-    """Log10 of the mean power of residuals, Hann-windowed, the zero frequency in the middle.
-
-    Args:
-        residual: (N, 3, S, S).
-
-    Returns:
-        (S, S); white noise of deviation d has 2 log10 d everywhere, but for the zero frequency.
-    """
-    side = torch.hann_window(residual.shape[-1], periodic=False)
-    window, total = torch.outer(side, side), 0.0
-    for chunk in residual.split(BATCH):
-        centred = chunk - chunk.mean(dim=(2, 3), keepdim=True)
-        total = total + torch.fft.fft2(centred * window).abs().square().mean(1).sum(0, dtype=torch.float64)
-    power = total / len(residual) / window.square().sum()
-    return torch.fft.fftshift(torch.log10(power + 1e-16)).numpy()
+        spectra = {name: fingerprint.spectrum.astype(np.float32) for name, fingerprint in prints.items()}
+        np.savez_compressed(file, **spectra)
 
 
 def correlations(
@@ -102,7 +89,6 @@ def correlations(
 
     Args:
         stage: the one that gave the fingerprints.
-        prints: what `fingerprints` gave.
         table: the whole manifest, with its root in attrs; the test split is used.
         limit, seed: of the choice of images, for each label.
 
@@ -110,44 +96,41 @@ def correlations(
         One row per image: path, label, group, prediction, and corr_<generator> in [-1, 1]; 0 where a residual is flat.
     """
     crops, rows = sample_crops(stage, table[table["split"] == "test"], limit, seed)
-    means = np.stack([one.mean.transpose(2, 0, 1).ravel() for one in prints.values()])
+    means = np.stack([fingerprint.mean.transpose(2, 0, 1).ravel() for fingerprint in prints.values()])
     parts = [cdist(residuals(stage, chunk).flatten(1).numpy(), means, "correlation") for chunk in crops.split(BATCH)]
     values = np.nan_to_num(1 - np.concatenate(parts))  # (N, generators)
-    found = rows[["path", "label", "group"]].reset_index(drop=True)
-    found["prediction"] = np.array(list(prints))[values.argmax(1)]
-    return pd.concat([found, pd.DataFrame(values, columns=[CORRELATION + name for name in prints])], axis=1)
+    images = rows[["path", "label", "group"]].reset_index(drop=True)
+    images["prediction"] = np.array(list(prints))[values.argmax(1)]
+    return images.join(pd.DataFrame(values, columns=[CORRELATION + name for name in prints]))
 
 
-def mean_correlations(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean correlation, one row per true label (photos last) and one column per generator's fingerprint."""
-    means = found.groupby("label")[_generators(found)].mean().rename_axis(index="true", columns="fingerprint")
+def mean_correlations(images: pd.DataFrame) -> pd.DataFrame:
+    """Mean of `correlations`, one row per true label (photos last) and one column per generator's fingerprint."""
+    means = images.groupby("label")[_columns(images)].mean().rename_axis(index="true", columns="fingerprint")
     means = means.rename(columns=lambda name: name.removeprefix(CORRELATION))
     return means.reindex([*means.index.intersection(means.columns), *means.index.difference(means.columns)])
 
 
-def correlation_accuracy(found: pd.DataFrame, seed: int = 0) -> dict[str, float | None]:
-    """Balanced accuracy of naming the generator by the largest correlation: value, and the 95 % interval over groups.
+def correlation_accuracy(images: pd.DataFrame, seed: int = 0) -> dict[str, float | None]:
+    """Balanced accuracy of naming the generator by the largest of `correlations`: value, low, high.
 
-    Args:
-        found: what `correlations` gave; labels without a fingerprint are left out.
-        seed: of the bootstrap.
+    The 95 % interval is over groups; labels without a fingerprint are left out.
     """
-    rows = found[(CORRELATION + found["label"]).isin(_generators(found))]
+    rows = images[(CORRELATION + images["label"]).isin(_columns(images))]
     return interval(rows[["group", "label", "prediction"]], lambda t: balanced_accuracy(t.label, t.prediction), seed)
 
 
+def _columns(images: pd.DataFrame) -> list[str]:
+    return [name for name in images if name.startswith(CORRELATION)]
+
+
 def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Features on a plane, neighbours kept: t-SNE, van der Maaten and Hinton 2008, started from the first components.
+    """Features (N, D) on a plane, neighbours kept: t-SNE, van der Maaten and Hinton 2008, from the first components.
 
     Distances between clusters, and their sizes, say nothing.
 
-    Args:
-        values: (N, D), what `features` gave.
-        rows: the N rows of the manifest.
-        seed: of the t-SNE.
-
     Returns:
-        On the rows' index: x, y, label, and source; where the manifest has none, source is the split.
+        On the index of the manifest's N rows: x, y, label, and source; where the manifest has none, the split.
 
     Raises:
         ValueError: fewer than four images.
@@ -158,22 +141,6 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
     x, y = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values).T
     source = rows["source"] if "source" in rows else rows["split"] + " split"
     return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
-
-
-def _generators(found: pd.DataFrame) -> list[str]:
-    return [name for name in found if name.startswith(CORRELATION)]
-
-
-CARRIER_ALONE = "carrier alone"  # the control's row in a confusion
-
-
-@dataclass(frozen=True, eq=False)
-class Carried:
-    """Fingerprints on photos, (N, 3, S, S) each: c and its sum with r in [0, 1], r as the UNet gives it."""
-
-    carriers: Tensor
-    residuals: Tensor
-    sums: Tensor
 
 
 def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
@@ -196,18 +163,20 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", se
     Raises:
         ValueError: the split has no such fake, or no photo outside a fake's group.
     """
-    pairs = pairs_of(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, split, seed)
-    parts = []
+    pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, split, seed)
+    rows = []
     for start in range(0, len(pairs), BATCH):
         carried = put_on(stage, table.attrs["root"], pairs.iloc[start : start + BATCH])
-        both = zip(carried.carriers.numpy(), carried.sums.numpy(), strict=True)
-        psnr, ssim = zip(*[_likeness(*two) for two in both], strict=True)
-        alone, named = _named(stage, carried.carriers), _named(stage, carried.sums)
-        parts.append(pd.DataFrame({"alone": alone, "named": named, "psnr": psnr, "ssim": ssim}))
-    return pd.concat([pairs, pd.concat(parts, ignore_index=True)], axis=1)
+        names = _names(stage, carried.carriers), _names(stage, carried.sums)
+        for alone, named, c, s in zip(*names, carried.carriers.numpy(), carried.sums.numpy(), strict=True):
+            with np.errstate(divide="ignore"):  # equal images: infinite
+                psnr = float(peak_signal_noise_ratio(c, s, data_range=1))
+            ssim = float(structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM))
+            rows.append({"alone": alone, "named": named, "psnr": psnr, "ssim": ssim})
+    return pairs.join(pd.DataFrame(rows))
 
 
-def pairs_of(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
+def draw_pairs(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
     """A photo of another group for each fake: path, label, group, carrier, carrier_group; see `carry`."""
     rows = table[table["split"] == split]
     fakes, photos = sample_per_label(rows[rows["is_fake"]], limit, seed), rows[~rows["is_fake"]]
@@ -227,9 +196,12 @@ def pairs_of(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0
 def put_on(stage: Stage, root: str, pairs: pd.DataFrame) -> Carried:
     """Carriers, residuals and their clipped sums of some pairs, before the last codec."""
     carriers = center_crops(stage, root, pairs["carrier"])
-    fakes = equalise(center_crops(stage, root, pairs["path"]), stage.equalise_quality)
-    own = residuals(stage, fakes)
+    own = residuals(stage, equalise(center_crops(stage, root, pairs["path"]), stage.equalise_quality))
     return Carried(carriers, own, (carriers + own).clamp(0, 1))
+
+
+def _names(stage: Stage, images: Tensor) -> list[str]:
+    return [stage.classes[int(scored.logits.argmax())] for scored in stage.stream(images.split(1), 1, "five")]
 
 
 def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -240,44 +212,27 @@ def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 
 def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """What a transfer shows, each with its 95 % interval over the fakes' groups.
-
-    Args:
-        pairs: what `carry` gave.
-        seed: of the bootstrap.
+    """What `carry` shows, each number with its 95 % interval over the fakes' groups.
 
     Returns:
         name -> value, low, high. Means over generators: `carried`, share named as the fingerprint's source;
         `carrier_alone`, the same without the fingerprint; `carried_anew`, as `carried`, of the carriers that are named
         otherwise alone. Means over pairs: `psnr` in dB, without infinite ones, and `ssim`.
     """
+
+    def carried_anew(t) -> float:
+        other = t.alone != t.label
+        return balanced_accuracy(t.label[other], t.named[other]) if other.any() else float("nan")
+
+    def mean_psnr(t) -> float:
+        finite = np.isfinite(t.psnr)
+        return float(t.psnr[finite].mean()) if finite.any() else float("nan")
+
     metrics = {
         "carried": lambda t: balanced_accuracy(t.label, t.named),
         "carrier_alone": lambda t: balanced_accuracy(t.label, t.alone),
-        "carried_anew": lambda t: _anew(t.label, t.alone, t.named),
-        "psnr": lambda t: _finite_mean(t.psnr),
-        "ssim": lambda t: _finite_mean(t.ssim),
+        "carried_anew": carried_anew,
+        "psnr": mean_psnr,
+        "ssim": lambda t: float(t.ssim.mean()),
     }
     return intervals(pairs, metrics, seed)
-
-
-def _anew(label: np.ndarray, alone: np.ndarray, named: np.ndarray) -> float:
-    other = alone != label
-    return balanced_accuracy(label[other], named[other]) if other.any() else float("nan")
-
-
-def _finite_mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _named(stage: Stage, images: Tensor) -> list[str]:
-    return [stage.classes[int(one.logits.argmax())] for one in stage.stream(images.split(1), 1, "five")]
-
-
-def _likeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """PSNR in dB and SSIM, Wang et al. 2004, of (3, S, S) images in [0, 1]."""
-    with np.errstate(divide="ignore"):  # equal images: infinite
-        psnr = peak_signal_noise_ratio(one, other, data_range=1)
-    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(psnr), float(structural_similarity(one, other, data_range=1, channel_axis=0, **window))

@@ -1,68 +1,49 @@
-"""What a stage's network knows of each image before its last layer, kept in the run folder."""
+"""Labels that may be wrong, and nearest training images, by what a stage's network knows before its last layer."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, normalize
-from torch import Tensor, nn
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
-from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write
+from dfd import __version__
+from dfd.analysis.explain import backbone
+from dfd.core.io import atomic_write, digest
 from dfd.core.runs import bar
 from dfd.data import splits
-from dfd.data.crops import cut, equalise, plan
-from dfd.inference.stage import BATCH, Stage
+from dfd.data.crops import equalise
+from dfd.inference.stage import BATCH, Stage, center_crops
 
-
-def network(stage: Stage) -> nn.Module:
-    """The timm network inside a stage: stage 1's own, or that of stage 2's classifier."""
-    return stage.model.backbone if stage.stage == "stage1" else stage.model.classifier.backbone
-
-
-def weights_hash(stage: Stage) -> str:
-    """Name a stage by what its features follow from: 16 hexadecimal digits over weights, crop size and equalisation."""
-    digest = hashlib.sha256(repr((stage.stage, stage.settings, stage.crop_size, stage.equalise_quality)).encode())
-    for name, tensor in sorted(stage.model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+COMPONENTS = 64  # principal components that the labels are told from, at most
+FOLDS = 5
 
 
 @torch.inference_mode()
 def extract(stage: Stage, crops: Tensor) -> np.ndarray:
-    """The input of the network's last layer, in float32.
-
-    Args:
-        stage: either stage.
-        crops: (N, 3, S, S) in [0, 1], RGB, not yet equalised.
-
-    Returns:
-        (N, D) on the CPU.
-    """
-    found: list[Tensor] = []
-    head = network(stage).get_classifier()
-    hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+    """The input (N, D) of the network's last layer, float32, from crops (N, 3, S, S) in [0, 1], not yet equalised."""
+    inputs: list[Tensor] = []
+    head = backbone(stage).get_classifier()
+    hook = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].float().cpu()))
     try:
         for chunk in crops.split(BATCH):
             stage.model(equalise(chunk, stage.equalise_quality).to(stage.device))
     finally:
         hook.remove()
-    return torch.cat(found).numpy()
+    return torch.cat(inputs).numpy()
 
 
-def load(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.ndarray:
+def cached_features(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.ndarray:
     """Features of one centre crop per image; those that features_<stage>.npz has of these weights are not made again.
 
     Args:
@@ -76,51 +57,32 @@ def load(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.ndarray:
     Raises:
         ImageError: an image that the manifest lists can no longer be read.
     """
-    path, key = Path(out) / f"features_{stage.stage}.npz", weights_hash(stage)
-    known = _read(path, key)
+    path, known = Path(out) / f"features_{stage.stage}.npz", {}
+    key = digest(__version__, stage.settings, stage.crop_size, stage.equalise_quality, stage.model.state_dict())
+    if path.exists():
+        with np.load(path) as file:
+            if str(file["key"]) == key:
+                known = dict(zip(file["sha256"].tolist(), file["features"], strict=True))
     new = table[~table["sha256"].isin(known)].drop_duplicates("sha256")
+    for start in bar(range(0, len(new), BATCH), desc=f"{stage.stage} features", unit="batch"):
+        rows = new.iloc[start : start + BATCH]
+        features = extract(stage, center_crops(stage, table.attrs["root"], rows["path"])).astype(np.float16)
+        known |= dict(zip(rows["sha256"], features, strict=True))
     if len(new):
-        crops = _centres(stage, table.attrs["root"], new["path"])
-        made = []
-        while batch := list(islice(crops, BATCH)):
-            made.append(extract(stage, torch.cat(batch)))
-        known |= dict(zip(new["sha256"], np.concatenate(made).astype(np.float16), strict=True))
-        _write(path, key, known)
-    return np.stack([known[one] for one in table["sha256"]]).astype(np.float32)
-
-
-def _centres(stage: Stage, root: str, paths: pd.Series) -> Iterator[Tensor]:
-    for path in bar(paths, desc=f"{stage.stage} features", unit="image"):
-        image = load_rgb(f"{root}/{path}")
-        (corner,) = plan(image.height, image.width, stage.crop_size, 1).corners
-        yield cut(image, corner, stage.crop_size)
-
-
-def _read(path: Path, key: str) -> dict[str, np.ndarray]:
-    if not path.exists():
-        return {}
-    with np.load(path) as kept:
-        return dict(zip(kept["sha256"].tolist(), kept["features"], strict=True)) if str(kept["key"]) == key else {}
-
-
-def _write(path: Path, key: str, known: dict[str, np.ndarray]) -> None:
-    with atomic_write(path) as draft, draft.open("wb") as file:
-        np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))
-
-
-COMPONENTS = 64  # principal components that the labels are told from, at most
-FOLDS = 5
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))
+    return np.stack([known[name] for name in table["sha256"]]).astype(np.float32)
 
 
 def neighbours(
-    images: pd.DataFrame, train: pd.DataFrame, features: np.ndarray, of_train: np.ndarray, count: int = 4
+    images: pd.DataFrame, train: pd.DataFrame, features: np.ndarray, train_features: np.ndarray, count: int = 4
 ) -> pd.DataFrame:
     """The training images that a network takes for most alike, by the cosine of their features.
 
     Args:
         images: M rows of the manifest to explain.
         train: N rows of the manifest to search.
-        features, of_train: (M, D) and (N, D), of one stage.
+        features, train_features: (M, D) and (N, D), of one stage.
         count: neighbours of each image.
 
     Returns:
@@ -131,61 +93,57 @@ def neighbours(
     Raises:
         ValueError: no training image.
     """
-    if not len(train):
+    if train.empty:
         raise ValueError("there is no training image to look for neighbours in")
-    search = NearestNeighbors(n_neighbors=min(count, len(train)), metric="cosine").fit(normalize(of_train))
-    distance, index = search.kneighbors(normalize(features)) if len(images) else (np.zeros((0, 1)), np.zeros((0, 1)))
-    rows = []
-    for one, far, near in zip(images.itertuples(), distance, index, strict=True):
-        for rank, (d, other) in enumerate(zip(far, train.iloc[near].itertuples(), strict=True), 1):
-            bits = hash_bits(one.phash, other.phash)
-            rows.append(
-                {
-                    "path": one.path,
-                    "label": one.label,
-                    "neighbour": other.path,
-                    "neighbour_label": other.label,
-                    "rank": rank,
-                    "similarity": 1 - d,
-                    "bits": bits,
-                    "twin": bits <= splits.NEAR,
-                }  # fmt: skip
-            )
-    columns = "path label neighbour neighbour_label rank similarity bits twin".split()
-    return pd.DataFrame(rows, columns=columns)
+    count = min(count, len(train))
+    distance, index = np.zeros((0, count)), np.zeros((0, count), int)
+    if len(images):
+        distance, index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train_features).kneighbors(features)
+    own, near = images.iloc[np.repeat(np.arange(len(images)), count)], train.iloc[index.ravel()]
+    bits = np.array([hash_bits(*pair) for pair in zip(own["phash"], near["phash"], strict=True)], dtype=float)
+    columns = {
+        "path": own["path"].to_numpy(),
+        "label": own["label"].to_numpy(),
+        "neighbour": near["path"].to_numpy(),
+        "neighbour_label": near["label"].to_numpy(),
+        "rank": np.tile(np.arange(1, count + 1), len(images)),
+        "similarity": 1 - distance.ravel(),
+        "bits": bits,
+        "twin": bits <= splits.NEAR,
+    }
+    return pd.DataFrame(columns)
 
 
-def hash_bits(one: str | None, other: str | None) -> float:
+def hash_bits(first: str | None, second: str | None) -> float:
     """How many bits of two hexadecimal hashes differ; NaN where one is missing."""
-    if not isinstance(one, str) or not isinstance(other, str):
+    if not isinstance(first, str) or not isinstance(second, str):
         return float("nan")
-    return float((int(one, 16) ^ int(other, 16)).bit_count())
+    return float((int(first, 16) ^ int(second, 16)).bit_count())
 
 
-def agreement(found: pd.DataFrame) -> pd.DataFrame:
-    """For each image: the label most of its neighbours have, the share with its own, and near-duplicates labelled else.
-
-    Args:
-        found: what `neighbours` gave.
+def agreement(near: pd.DataFrame) -> pd.DataFrame:
+    """For each image of `neighbours`: the label most neighbours have, and how they agree with its own.
 
     Returns:
-        Index path; columns label, most, own (in [0, 1]), other_twins.
+        Index path; columns label; most; own, the share with its label; other_twins, near-duplicates labelled else.
     """
-    same = found["label"] == found["neighbour_label"]
-    each = found.assign(own=same, other_twins=found["twin"] & ~same).groupby("path", sort=False)
-    most = each["neighbour_label"].agg(lambda names: names.mode().iloc[0])
-    return each.agg({"label": "first", "own": "mean", "other_twins": "sum"}).assign(most=most)[
-        ["label", "most", "own", "other_twins"]
-    ]
+    same = near["label"] == near["neighbour_label"]
+    images = near.assign(own=same, other_twins=near["twin"] & ~same).groupby("path", sort=False)
+    most = images["neighbour_label"].agg(lambda labels: labels.mode().iloc[0])
+    table = images.agg({"label": "first", "own": "mean", "other_twins": "sum"})
+    table.insert(1, "most", most)
+    return table
 
 
-def held_out_probabilities(features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0) -> pd.DataFrame:
-    """Probability of each label from features, by logistic regressions that saw no image of the same group.
+def held_out_probabilities(
+    features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: ClassifierMixin | None = None
+) -> pd.DataFrame:
+    """Probability of each label from features (N, D), by models that saw no image of the same group.
 
     Args:
-        features: (N, D).
         labels, groups: (N,).
-        seed: of the folds and the components.
+        seed: of the folds.
+        model: a classifier of scikit-learn; none takes a logistic regression on principal components.
 
     Returns:
         (N, labels), rows on the labels' index.
@@ -193,22 +151,19 @@ def held_out_probabilities(features: np.ndarray, labels: pd.Series, groups: pd.S
     Raises:
         ValueError: fewer than two labels, or a label in one group alone.
     """
-    each = groups.groupby(labels).nunique()
-    if len(each) < 2 or each.min() < 2:
-        raise ValueError(f"needs two labels, each in at least two groups; groups per label: {each.to_dict()}")
-    splitter = StratifiedGroupKFold(int(min(FOLDS, each.min())), shuffle=True, random_state=seed)
-    with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds
+    per_label = groups.groupby(labels).nunique()
+    if len(per_label) < 2 or per_label.min() < 2:
+        raise ValueError(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
+    splitter = StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds, or in none of a fold's
         folds = list(splitter.split(features, labels, groups))
-    found = pd.DataFrame(0.0, index=labels.index, columns=sorted(each.index))
-    for train, test in folds:
-        kept = min(COMPONENTS, features.shape[1], len(train) - 1)
-        model = make_pipeline(
-            StandardScaler(), PCA(kept, random_state=seed), StandardScaler(),
-            LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000),
-        )  # fmt: skip
-        model.fit(features[train], labels.iloc[train])
-        found.loc[labels.index[test], model.classes_] = model.predict_proba(features[test])
-    return found
+        if model is None:
+            components = min(COMPONENTS, features.shape[1], min(len(train) for train, _ in folds) - 1)
+            linear = LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000)
+            reduce = PCA(components, random_state=seed)
+            model = make_pipeline(StandardScaler(), reduce, StandardScaler(), linear)
+        p = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    return pd.DataFrame(p, index=labels.index, columns=sorted(per_label.index))
 
 
 def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -231,17 +186,13 @@ def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.Da
         ValueError: see `held_out_probabilities`.
     """
     p = held_out_probabilities(features, table["label"], table["group"], seed)
-    values, names = p.to_numpy(), np.array(p.columns)
-    own = p.columns.get_indexer(table["label"])
-    rows = np.arange(len(p))
-    usual = np.array([values[own == k, k].mean() for k in range(len(names))])
-    others = values.copy()
-    others[rows, own] = -1
-    other = others.argmax(1)
-    confident = np.where(others >= usual, others, -1).max(1) >= 0
-    found = table[["path", "label", "split", "group"]].assign(
-        suggested=names[other], p_label=values[rows, own], p_suggested=values[rows, other]
+    labels, own = p.columns.get_indexer(table["label"]), p.to_numpy()
+    usual = np.array([own[labels == k, k].mean() for k in range(own.shape[1])])
+    others = np.where(np.arange(own.shape[1]) == labels[:, None], -1, own)  # without the label that each has
+    confident = (others >= usual).any(axis=1)
+    ranking = table[["path", "label", "split", "group"]].assign(
+        suggested=p.columns[others.argmax(1)], p_label=own[np.arange(len(p)), labels], p_suggested=others.max(1)
     )
-    found["margin"] = found["p_suggested"] - found["p_label"]
-    found["suspected"] = confident & (found["margin"] > 0).to_numpy()
-    return found.sort_values(["suspected", "margin"], ascending=False, ignore_index=True, kind="stable")
+    ranking["margin"] = ranking["p_suggested"] - ranking["p_label"]
+    ranking["suspected"] = confident & (ranking["margin"] > 0)
+    return ranking.sort_values(["suspected", "margin"], ascending=False, ignore_index=True, kind="stable")

@@ -16,7 +16,9 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dfd.analysis.fingerprint import SPECTRA, power_spectrum
+from dfd.analysis.explain import grad_cam, residuals
+from dfd.analysis.explain import spectrum as power_spectrum
+from dfd.analysis.fingerprint import SPECTRA
 from dfd.app.metadata import Facts
 from dfd.data.crops import cut, equalise
 from dfd.inference.detector import Detector, Verdict
@@ -156,10 +158,10 @@ def gradcam(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
     chosen = sorted(examination.crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
     stage, side = detector.stage1, detector.stage1.crop_size
     crops = torch.cat([cut(examination.image, (crop.top, crop.left), side) for crop in chosen])
-    heat = grad_cam(stage.model, equalise(crops, stage.equalise_quality).to(stage.device)).cpu()
+    heat = grad_cam(stage, equalise(crops, stage.equalise_quality), "fake")
     tiles = []
     for crop, pixels, values in zip(chosen, crops, heat, strict=True):
-        colours = torch.from_numpy(colormaps["inferno"](values.numpy())[..., :3]).permute(2, 0, 1)
+        colours = torch.from_numpy(colormaps["inferno"](values)[..., :3]).permute(2, 0, 1)
         tiles.append((f"score {crop.p_fake:.2f}", _tile(0.45 * pixels + 0.55 * colours)))
     caption = (
         "Bright: where stage 1 found what raises the score, in the crops that score highest. Each crop has its own "
@@ -187,14 +189,13 @@ def _mean_spectra(detector: Detector) -> dict[str, np.ndarray]:
     return {name: values for name, values in stored.items() if values.shape == (stage.crop_size, stage.crop_size)}
 
 
-@torch.inference_mode()
 def _centre_residual(detector: Detector, examination: Examination) -> tuple[Tensor, Tensor]:
     """The centre crop of stage 2's size, (1, 3, S, S) in [0, 1], and its residual."""
     stage, image = detector.stage2, examination.image
     side = stage.crop_size
     corner = max(image.height - side, 0) // 2, max(image.width - side, 0) // 2
     crop = equalise(cut(image, corner, side), stage.equalise_quality)
-    return crop, stage.model.generator(crop.to(stage.device)).float().cpu()
+    return crop, residuals(stage, crop)
 
 
 def _box(crop: Crop, scale: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -217,28 +218,3 @@ def _tile(pixels: Tensor) -> Image.Image:
 def _enlarged(image: Image.Image) -> Image.Image:
     factor = max(1, math.ceil(TILE_SIDE / image.width))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def grad_cam(model, crops: Tensor, smallest: int = 7) -> Tensor:
-    """Interim."""
-    import torch.nn.functional as F
-
-    names = [info["module"] for info in model.backbone.feature_info]
-    kept = {}
-    hooks = [
-        model.backbone.get_submodule(n).register_forward_hook(lambda m, g, out, n=n: kept.update({n: out}))
-        for n in names
-    ]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            crops = crops.clone().requires_grad_()
-            logits = model(crops)
-            maps = [kept[name] for name in names]
-            deep = next((m for m in reversed(maps) if min(m.shape[-2:]) >= smallest), maps[0])
-            (slope,) = torch.autograd.grad(logits.sum(), deep)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    heat = F.relu((slope.mean(dim=(2, 3), keepdim=True) * deep.detach()).sum(1, keepdim=True)).float()
-    heat = F.interpolate(heat, crops.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)

@@ -7,32 +7,20 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from dfd import __version__
 from dfd.app.evidence import Examination
 from dfd.app.examine import LIMITS, Stability
-from dfd.app.metadata import Facts, plain
-from dfd.core.io import write_json, write_text
-from dfd.core.runs import size
+from dfd.app.metadata import plain
+from dfd.core.io import TEMPLATES, template, write_json, write_text
 from dfd.inference.detector import Detector
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 IMAGE_SIDE = 768  # pixels; the longer side of an image on a page
 THUMB_SIDE = 192  # pixels; shown at half of it
-
-
-@cache
-def _template(name: str) -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    ).get_template(name)
 
 
 def page(examinations: Iterable[Examination], title: str = "Real or generated?", model: str | None = None) -> str:
@@ -46,7 +34,7 @@ def page(examinations: Iterable[Examination], title: str = "Real or generated?",
     Returns:
         HTML, light or dark as the reader's system is.
     """
-    return _template("examination.html.j2").render(
+    return template("examination.html.j2").render(
         sections=[section(examination) for examination in examinations],
         title=title,
         model=None if model is None else plain(model),
@@ -67,7 +55,7 @@ def fragment(macro: str, *values: Any) -> str:
         if isinstance(value, Examination):
             value = section(value if macro == "evidence" else replace(value, pictures={}))
         given.append(value)
-    return str(getattr(_template("probe.html.j2").module, macro)(*given))
+    return str(getattr(template("probe.html.j2").module, macro)(*given))
 
 
 def style() -> str:
@@ -84,38 +72,11 @@ def section(examination: Examination) -> dict[str, Any]:
         pictures.append({"title": picture.title, "caption": picture.caption, "tiles": tiles})
     image = examination.image and encoded(smaller(examination.image, IMAGE_SIDE), "JPEG")
     texts = {name: getattr(examination, name) for name in ("name", "headline", "verdict", "threshold", "sentences")}
-    facts = {"facts": _rows(examination.facts), "details": _details(examination.facts)}
-    return texts | facts | {"shown": image and data_address(image, "image/jpeg"), "pictures": pictures}
-
-
-def _rows(facts: Facts) -> list[tuple[str, str]]:
-    """The facts that there are, as text."""
-    rows: list[tuple[str, str | None]] = []
-    if facts.width:
-        rows.append(("Pixels", f"{facts.width} × {facts.height}, {facts.mode}"))
-    if facts.format:
-        frames = f", {facts.frames} frames or pages; the first was judged" if (facts.frames or 1) > 1 else ""
-        rows.append(("Format", facts.format + frames))
-    if facts.bytes is not None:
-        rows += [("Size", size(facts.bytes)), ("SHA-256", facts.sha256)]
-    if facts.jpeg_tables:
-        near = "no table to tell from" if facts.jpeg_quality is None else f"nearest to libjpeg's {facts.jpeg_quality}"
-        rows.append(("JPEG quality", f"{near}, chroma {facts.subsampling or 'none'}"))
-    if facts.bytes is not None:
-        rows.append(("EXIF", f"{len(facts.exif)} entries" if facts.exif else "none"))
-    signed = facts.credentials
-    rows.append(("Credentials (C2PA)", f"{signed.state.capitalize()}. {signed.reason}"))
-    rows += [("Signer, as it says", signed.signer), ("Signed at", signed.signed_at), ("Software", signed.made_with)]
-    rows += [("They say", "; ".join(signed.says)), ("Not readable", facts.note)]
-    return [(label, value) for label, value in rows if value]
-
-
-def _details(facts: Facts) -> list[tuple[str, dict[str, str] | str]]:
-    details: list[tuple[str, dict[str, str] | str]] = [("EXIF", facts.exif), ("Texts in the file", facts.text)]
-    for name, table in facts.jpeg_tables.items():
-        lines = [" ".join(f"{value:4d}" for value in table[start : start + 8]) for start in range(0, len(table), 8)]
-        details.append((f"JPEG quantisation, {name}", "\n".join(lines)))
-    return [(label, rows) for label, rows in details if rows]
+    return texts | {
+        "facts": examination.facts,
+        "shown": image and data_address(image, "image/jpeg"),
+        "pictures": pictures,
+    }
 
 
 def smaller(image: Image.Image, side: int) -> Image.Image:

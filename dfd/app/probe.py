@@ -183,9 +183,9 @@ class Controls:
         self.preview, self.curve, self.sentence, self.summary = (widgets.HTML() for _ in range(4))
         self.sliders = {}
         for axis in AXES:
-            self.sliders[axis.operator] = widgets.SelectionSlider(
-                options=axis.options(), value=axis.neutral, description=axis.name
-            )
+            steps = [("none" if step == axis.neutral else f"{step:g}", step) for step in axis.steps]
+            slider = widgets.SelectionSlider(options=steps, value=axis.neutral, description=axis.label)
+            self.sliders[axis.name] = slider
         self.takes = []
         for number, item in enumerate(examples, 1):
             take = widgets.Button(description=f"Example {number}", tooltip=f"Examine {item.name}")

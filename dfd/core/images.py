@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import sys
 import warnings
 from functools import cache
 from io import BytesIO
@@ -22,34 +21,21 @@ MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anythi
 MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
-BLOCKS = 8  # of 16 MB at the utmost, that Pillow keeps for the next image: new pages cost as much as decoding a JPEG
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
-# Table K.1 of the JPEG standard (ITU-T T.81): luminance quantisation at quality 50, row by row.
-LUMINANCE = np.array(
-    [
-        [16, 11, 10, 16, 24, 40, 51, 61],
-        [12, 12, 14, 19, 26, 58, 60, 55],
-        [14, 13, 16, 24, 40, 57, 69, 56],
-        [14, 17, 22, 29, 51, 87, 80, 62],
-        [18, 22, 37, 56, 68, 109, 103, 77],
-        [24, 35, 55, 64, 81, 104, 113, 92],
-        [49, 64, 78, 87, 103, 121, 120, 101],
-        [72, 92, 95, 98, 112, 100, 103, 99],
-    ]
-)
 SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # in the order of Pillow's get_sampling
-STARTS = (  # what a file that is no image starts with -> what it is
-    (b"%pdf", "a PDF document"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"<svg", "an SVG drawing"),
-    (b"<?xml", "XML or an SVG drawing"),
-    (b"pk\x03\x04", "a ZIP archive"),
-    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the real file"),
-)
-Image.core.set_blocks_max(BLOCKS)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
+STARTS = {  # of a file that is no image -> what it is
+    b"%pdf": "a PDF document",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "XML or an SVG drawing",
+    b"pk\x03\x04": "a ZIP archive",
+    b"\x1a\x45\xdf\xa3": "a Matroska or WebM video",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the real file",
+}
+Source: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "Tensor"]  # noqa: UP007
+Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
 
 
 class ImageError(ValueError):
@@ -66,18 +52,57 @@ def load_rgb(path: str | Path | bytes) -> Image.Image:
     Args:
         path: a file with JPEG, PNG, WebP, BMP, TIFF or GIF content, whatever its name; or the content itself.
 
-    Returns:
-        Image of mode RGB, fully decoded.
-
     Raises:
         ImageError: the file and the reason.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:
-            return to_rgb(_decode(file))
+            return _to_rgb(_decode(file))
     except ImageError as error:
         name = "the given bytes" if isinstance(path, bytes) else path
         raise ImageError(f"{name}: {error}") from error.__cause__
+
+
+def as_rgb(source: Source) -> Image.Image:
+    """Make an upright RGB image of whatever was given; limits of size hold for all of it.
+
+    Args:
+        source: a path or a file's bytes, see `load_rgb`; a PIL image; uint8 array (H, W, 3) or (H, W); float tensor
+            (3, H, W) in [0, 1], rounded to 8 bits. RGB, not normalised.
+
+    Raises:
+        ImageError: a file or picture that cannot be used, and why.
+        ValueError: an array or tensor of another shape, type or range.
+        TypeError: something else.
+    """
+    if isinstance(source, str | Path | bytes):
+        return load_rgb(source)
+    if isinstance(source, Image.Image):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                _check_size(source.size)
+                source.load()
+                return _to_rgb(source)
+        except (OSError, SyntaxError) as error:  # a file that was opened but not read yet
+            raise ImageError(f"damaged or truncated: {error}") from error
+    if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
+        if source.ndim != 3 or source.shape[0] != 3 or not source.is_floating_point():
+            raise ValueError(f"a tensor is float (3, H, W) in [0, 1]; got {source.dtype} {tuple(source.shape)}")
+        source = source.detach().float().cpu()
+        if not (source.numel() and source.min() >= 0 and source.max() <= 1):  # NaN fails too
+            raise ValueError("a tensor's values lie in [0, 1], not normalised, and there is at least one")
+        source = (source * 255).round().byte().permute(1, 2, 0).numpy()
+    if not isinstance(source, np.ndarray):
+        raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}")
+    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {source.dtype} {source.shape}")
+    _check_size(source.shape[1::-1])
+    return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
+
+
+def is_batch(source: Any) -> bool:
+    """Whether several images were given: a list or tuple, (B, H, W, 3) array, or (B, 3, H, W) tensor."""
+    return isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -99,7 +124,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     with open_file(path) as file:
         image = _decode(file)
         is_jpeg = image.format in ("JPEG", "MPO")
-        rgb = to_rgb(image)
+        rgb = _to_rgb(image)
         file.seek(0)
         return {
             "width": rgb.width,
@@ -107,18 +132,14 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "format": "JPEG" if is_jpeg else image.format,
             "jpeg_quality": jpeg_quality(image.quantization) if is_jpeg else None,
             "subsampling": subsampling(image) if is_jpeg else None,
-            "bytes": file.seek(0, 2),
-            "sha256": _sha256(file),
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "bytes": file.tell(),
             "phash": perceptual_hash(rgb),
         }
 
 
 def perceptual_hash(image: Image.Image) -> str | None:
-    """Hash an image's low frequencies with imagehash's phash, or give None where there are none to hash.
-
-    Args:
-        image: mode RGB.
-    """
+    """Hash an RGB image's low frequencies with imagehash's phash, or give None where there are none to hash."""
     import imagehash  # here: it brings scipy, and reading an image needs neither
 
     thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
@@ -139,45 +160,56 @@ def jpeg_quality(tables: dict[int, list[int]]) -> int | None:
     table = np.asarray(tables.get(0, []))
     if table.size != 64:
         return None
-    return 1 + int(np.abs(_standard_tables() - table.reshape(1, 64)).sum(axis=1).argmin())
+    return 1 + int(np.abs(_libjpeg_tables() - table.reshape(1, 64)).sum(axis=1).argmin())
 
 
 @cache
-def _standard_tables() -> np.ndarray:
-    """Give libjpeg's luminance tables for qualities 1 to 100, (100, 64)."""
-    quality = np.arange(1, 101)
-    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return ((LUMINANCE.reshape(1, 64) * scale[:, None] + 50) // 100).clip(1, 255)
+def _libjpeg_tables() -> np.ndarray:
+    """Ask libjpeg for its luminance tables at qualities 1 to 100, (100, 64)."""
+    tables = []
+    for quality in range(1, 101):
+        Image.new("L", (8, 8)).save(file := BytesIO(), "JPEG", quality=quality)
+        tables.append(Image.open(file).quantization[0])
+    return np.array(tables)
+
+
+def subsampling(image: Image.Image) -> str | None:
+    """Name a JPEG's chroma subsampling; None for grey ones."""
+    if len(image.getbands()) == 1:
+        return None
+    sampling = JpegImagePlugin.get_sampling(image)
+    return SAMPLINGS[sampling] if 0 <= sampling < len(SAMPLINGS) else "other"
 
 
 def open_file(path: str | Path | bytes) -> BinaryIO:
     """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
-    if isinstance(path, bytes):
-        checked_bytes(len(path))
-        return BytesIO(path)
     try:
-        status = Path(path).stat()
-        mode = status.st_mode
-        if stat.S_ISDIR(mode):
+        status = None if isinstance(path, bytes) else Path(path).stat()
+        if status and stat.S_ISDIR(status.st_mode):
             raise ImageError("a folder, not an image file")
-        if not stat.S_ISREG(mode):
+        if status and not stat.S_ISREG(status.st_mode):
             raise ImageError("not a regular file (pipe, socket or device)")
-        checked_bytes(status.st_size)
-        return open(path, "rb")
+        checked_bytes(status.st_size if status else len(path))
+        return open(path, "rb") if status else BytesIO(path)
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        if isinstance(error, ImageError):
-            raise
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def checked_bytes(count: int) -> None:
-    """Refuse a file of this many bytes if it is above the limit.
-
-    Raises:
-        ImageError: the reason.
-    """
+    """Refuse a file of this many bytes if it is above the limit."""
     if count > MAX_BYTES:
         raise ImageError(f"oversized: {count / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Refuse an image of this (width, height) if it is above or below the limits."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
+    if min(size) < MIN_SIDE:
+        raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
 
 
 def _decode(file: BinaryIO) -> Image.Image:
@@ -185,8 +217,9 @@ def _decode(file: BinaryIO) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     try:
         image = Image.open(file, formats=FORMATS)
-        checked(image.size)
+        _check_size(image.size)
         image.load()
+        return image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -197,23 +230,9 @@ def _decode(file: BinaryIO) -> Image.Image:
         if getattr(error, "errno", None):
             raise ImageError(f"cannot be read: {error.strerror}") from error
         raise ImageError(f"damaged or truncated: {_line(error)}") from error
-    return image
 
 
-def checked(size: tuple[int, int]) -> None:
-    """Refuse an image of this (width, height) if it is above or below the limits.
-
-    Raises:
-        ImageError: the reason.
-    """
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
-    if min(size) < MIN_SIDE:
-        raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Turn a decoded image upright and into RGB; see `load_rgb` for the rules."""
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
@@ -230,19 +249,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"cannot become RGB: {_line(error)}") from error
 
 
-def subsampling(image: Image.Image) -> str | None:
-    """Name a JPEG's chroma subsampling; None for grey ones."""
-    if len(image.getbands()) == 1:
-        return None
-    sampling = JpegImagePlugin.get_sampling(image)
-    return SAMPLINGS[sampling] if 0 <= sampling < len(SAMPLINGS) else "other"
-
-
-def _sha256(file: BinaryIO) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _what_it_is(file: BinaryIO) -> str:
     """Say what a file is that no image reader knows."""
     file.seek(0)
@@ -251,7 +257,7 @@ def _what_it_is(file: BinaryIO) -> str:
         return "empty file (0 bytes)"
     if start.startswith(MAGIC) or start[8:12] == b"WEBP":
         return "damaged or truncated header, or an unsupported variety"
-    for magic, name in STARTS:
+    for magic, name in STARTS.items():
         if start.lstrip().lower().startswith(magic):
             return f"not an image: {name}"
     if start[4:8] == b"ftyp":
@@ -264,62 +270,3 @@ def _what_it_is(file: BinaryIO) -> str:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-Source: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "Tensor"]  # noqa: UP007
-
-
-def is_batch(source: Any) -> bool:
-    """Whether several images were given: a list or tuple, (B, H, W, 3) array, or (B, 3, H, W) tensor."""
-    return isinstance(source, list | tuple) or (
-        (isinstance(source, np.ndarray) or _is_tensor(source)) and source.ndim == 4
-    )
-
-
-def _is_tensor(source: Any) -> bool:
-    return "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor)
-
-
-def as_rgb(source: Source) -> Image.Image:
-    """Make an upright RGB image of whatever was given; limits of size hold for all of it.
-
-    Args:
-        source: a path or a file's bytes, see `dfd.core.images.load_rgb`; a PIL image of any mode that it takes; uint8 array
-            (H, W, 3) or (H, W); float tensor (3, H, W) in [0, 1], rounded to 8 bits. RGB, not normalised.
-
-    Raises:
-        ImageError: a file or picture that cannot be used, and why.
-        ValueError: an array or tensor of another shape, type or range.
-        TypeError: something else.
-    """
-    if isinstance(source, str | Path | bytes):
-        return load_rgb(source)
-    if isinstance(source, Image.Image):
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                checked(source.size)
-                source.load()
-                return to_rgb(source)
-        except (OSError, SyntaxError) as error:  # a file that was opened but not read yet
-            raise ImageError(f"damaged or truncated: {error}") from error
-    if _is_tensor(source):
-        return _from_tensor(source)
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}")
-
-
-def _from_tensor(tensor: Tensor) -> Image.Image:
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
-        raise ValueError(f"a tensor is float (3, H, W) in [0, 1]; got {tensor.dtype} {tuple(tensor.shape)}")
-    tensor = tensor.detach().float().cpu()
-    if not (tensor.numel() and tensor.min() >= 0 and tensor.max() <= 1):  # NaN fails too
-        raise ValueError("a tensor's values lie in [0, 1], not normalised, and there is at least one")
-    return _from_array((tensor * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {array.dtype} {array.shape}")
-    checked(array.shape[1::-1])
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")

@@ -7,12 +7,17 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import jinja2
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
 PART = ".part"  # what a file's name ends in while it is being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota used up, larger than the limit for a file
 NO_SPACE = "disk full; free some space and run again, what is done is kept"
@@ -65,7 +70,7 @@ def explained(error: OSError, path: Path) -> OSError:
     return error
 
 
-def sweep(folder: Path) -> None:
+def remove_drafts(folder: Path) -> None:
     """Remove what killed runs left half-written in a folder; for the only one that writes there."""
     for draft in folder.glob(f"*{PART}"):
         draft.unlink()
@@ -99,48 +104,43 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def digest(*values: Any, length: int = 16) -> str:
-    """Name values by their content: the same for equal values, in every process and on every machine.
+@cache
+def template(name: str) -> jinja2.Template:
+    """One of the package's Jinja templates; what is filled into those for HTML is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(name)
+
+
+def digest(*values: Any) -> str:
+    """Name values by their content, in 16 hexadecimal digits: the same in every process and on every machine.
 
     Args:
-        values: text, bytes, numbers, None, paths, arrays, tensors on any device, and mappings (a state dict: the order
-            of its keys does not count), sequences and sets of them.
-        length: hexadecimal digits.
+        values: what JSON knows, bytes, paths, arrays, tensors on any device, sets, and mappings of them, such as a
+            state dict; the order of keys does not count, and lists are as tuples.
     """
-    state = hashlib.sha256()
-    for part in _parts(values):
-        state.update(len(part).to_bytes(8, "big"))
-        state.update(part)
-    return state.hexdigest()[:length]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
 
 
-def _parts(value: Any) -> Iterator[bytes]:
-    """The bytes that stand for a value, its type before its content."""
-    if isinstance(value, str | os.PathLike):
-        yield from (b"text", os.fsencode(value))
-    elif isinstance(value, bytes | bytearray | memoryview):
-        yield from (b"bytes", bytes(value))
-    elif value is None or isinstance(value, bool | int | float):
-        yield from (b"value", repr(value).encode())
-    elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-        yield from (b"array", f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        yield from (b"mapping", str(len(value)).encode())
-        for key in sorted(value, key=str):
-            yield from _parts(key)
-            yield from _parts(value[key])
-    elif hasattr(value, "detach"):  # a tensor, also of types that numpy lacks
+def _plain(value: Any) -> Any:
+    """What stands for a value that JSON does not know."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, set | frozenset):
+        return sorted(map(digest, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "detach"):  # a tensor, of types also that numpy lacks
         import torch
 
         plain = value.detach().cpu().contiguous()
-        yield from (b"tensor", f"{plain.dtype} {tuple(plain.shape)}".encode())
-        yield plain.flatten().view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, set | frozenset):
-        yield from (b"set", *sorted(digest(item).encode() for item in value))
-    elif isinstance(value, Iterable):
-        items = list(value)
-        yield from (b"sequence", str(len(items)).encode())
-        for item in items:
-            yield from _parts(item)
-    else:
-        raise TypeError(f"no digest of a {type(value).__name__}")
+        return str(plain.dtype), tuple(plain.shape), _plain(plain.flatten().view(torch.uint8).numpy().tobytes())
+    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+        return value.dtype.str, value.shape, _plain(value.tobytes())
+    return dict(value) if isinstance(value, Mapping) else list(value)

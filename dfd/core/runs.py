@@ -1,4 +1,4 @@
-"""What is kept of a run beside its reports: what it was made from and what it was made with."""
+"""What surrounds work in a run folder: its lock, signals that let a step finish, progress bars, the data's state."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import _thread
 import contextlib
 import ctypes
 import errno
-import hashlib
 import io
-import json
 import os
 import re
 import shlex
@@ -21,38 +19,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 import click
+from tqdm import tqdm
 
-from dfd.core import io as io_module
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dfd.core.io import digest, explained, read_json, remove_drafts, write_json
 
 PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.data.provenance
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
-    found, seen = [], set()
-    with contextlib.suppress(OSError):  # there is none
-        status = os.stat(folder.parent / PROVENANCE)
-        found.append(("..", status.st_size, status.st_mtime_ns))
-    for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)
-        for name in names:
-            with contextlib.suppress(OSError):  # a broken link
-                status = os.stat(os.path.join(base, name))
-                found.append((os.path.relpath(os.path.join(base, name), folder), status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(repr(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
+HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds that a notebook's kernel has to finish its step and to save
-LINGER = 15  # seconds that its loader processes stay for
 LOCK, HOLDER = ".lock", ".running.json"
+NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
 _held: set[Path] = set()  # folders that this process works in
 
 
@@ -87,7 +66,7 @@ def deferred(
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
-    Only the main thread gets signals; elsewhere nothing is changed. Processes forked within stay for LINGER.
+    Only the main thread gets signals; elsewhere nothing is changed. Processes forked within ignore them.
 
     Args:
         say: told at the first signal.
@@ -95,11 +74,13 @@ def deferred(
         grace: seconds after which the first signal ends too; 0 waits as long as it takes.
         tell: shows a line.
     """
-    stop, owner, timers = Stop(), os.getpid(), []
+    stop, owner = Stop(), os.getpid()
+    timer = threading.Timer(grace, _thread.interrupt_main)
+    timer.daemon = True
 
     def handle(number: int, frame: object) -> None:
-        if os.getpid() != owner:
-            return _later(number, frame)
+        if os.getpid() != owner:  # a process forked within, for the owner to end
+            return
         first = not stop.number
         stop.number = stop.number or number
         if not first or (pass_on and not pass_on()):
@@ -107,16 +88,13 @@ def deferred(
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
             tell(say)
         if grace:
-            timers.append(threading.Timer(grace, _thread.interrupt_main))
-            timers[0].daemon = True
-            timers[0].start()
+            timer.start()
 
     with _handling(handle):
         try:
             yield stop
         finally:
-            for timer in timers:
-                timer.cancel()
+            timer.cancel()
 
 
 @contextlib.contextmanager
@@ -143,15 +121,10 @@ def _handling(handler: Callable) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
-def left_to_the_parent(_: int) -> None:
-    """Let a loader process outlive a SIGINT or SIGTERM to all of a training, which may want another batch."""
+def left_to_the_parent(_: int = 0) -> None:
+    """Let a loader process outlive a signal to all of a training, which may want another batch; it ends with that."""
     for number in SIGNALS:
-        signal.signal(number, _later)
-
-
-def _later(number: int, frame: object) -> None:
-    if number == signal.SIGTERM:  # may be the training's own, to a process that it has done with
-        signal.alarm(LINGER)
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -170,61 +143,89 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     if covered or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
-    with contextlib.ExitStack() as lock:
-        _lock(folder, lock)
-        _held.add(folder)
-        lock.callback(_held.discard, folder)
-        io_module.sweep(folder)
-        yield
-
-
-def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
     from filelock import FileLock, Timeout
 
-    path, holder = folder / LOCK, folder / HOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(path, timeout=0, fallback_to_soft=False))
-    except Timeout:
-        raise InUse(f"{folder} is in use by {_named(holder)}; wait for it, end it, or choose another --out") from None
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise io_module.explained(error, path) from error
-        print(f"The file system of {folder} has no locks: see to it that no other run works there.")
-    about = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-    }
-    with io_module.atomic_write(holder) as draft:
-        draft.write_text(json.dumps(about), "utf-8")
-    stack.callback(holder.unlink, missing_ok=True)
+    holder = folder / HOLDER
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / LOCK, timeout=0, fallback_to_soft=False))
+        except Timeout:
+            raise InUse(
+                f"{folder} is in use by {_named(holder)}; wait for it, end it, or choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise explained(error, folder / LOCK) from error
+            print(f"The file system of {folder} has no locks: see to it that no other run works there.")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": shlex.join(sys.argv)}
+        write_json(holder, about)
+        stack.callback(holder.unlink, missing_ok=True)
+        _held.add(folder)
+        stack.callback(_held.discard, folder)
+        remove_drafts(folder)
+        yield
 
 
 def _named(holder: Path) -> str:
     try:
-        about = json.loads(holder.read_text("utf-8"))
+        about = read_json(holder)
         return f"process {about['pid']} on {about['host']} since {about['since']} ({about['command']})"
     except (OSError, ValueError, KeyError):  # it began a moment ago
         return "another process"
 
 
-NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
-HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
+def fingerprint(folder: Path) -> str:
+    """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
+    paths, seen = [folder.parent / PROVENANCE], set()
+    for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
+        seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)
+        paths += [Path(base, name) for name in names]
+    entries = []
+    for path in sorted(paths):
+        with contextlib.suppress(OSError):  # no such table, or a broken link
+            status = path.stat()
+            entries.append((os.path.relpath(path, folder), status.st_size, status.st_mtime_ns))
+    return digest(entries)
 
 
-def bar(iterable: Iterable, **options: Any):
+def bar(iterable: Iterable | None = None, **options: Any):
     """A tqdm bar that goes when it is done; takes tqdm's options.
 
     On stderr, where `run` picks it up; in JupyterLab on stdout, where it leaves no red strip behind.
     """
-    from tqdm import tqdm
-
     by_hand = "ipykernel" in sys.modules and HEADLESS not in os.environ
     return tqdm(iterable, leave=False, file=sys.stdout if by_hand else sys.stderr, **options)
 
 
+def elapsed(seconds: float) -> str:
+    """75 -> '1:15'; 3675 -> '1:01:15'."""
+    return tqdm.format_interval(round(seconds)).removeprefix("0")
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 900B, 12.0kB, 3.40MB."""
+    return tqdm.format_sizeof(count, "B")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed() -> bool:
+    """Let glibc keep freed blocks up to 1 GiB, which it would give back to the kernel at once; say whether it will.
+
+    Getting them anew, page by page and zeroed, is 6 to 8 % of a training step on two cores.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # mallopt(3)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return bool(mallopt and mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+
+
+# Until reports and train do without
 class Live:
     """One picture in a notebook's output, drawn anew in place; in JupyterLab, and headless too. Nothing elsewhere.
 
@@ -235,7 +236,7 @@ class Live:
     def __init__(self, alt: str):
         self.handle, self.metadata = None, {"alt": alt}
 
-    def show(self, draw: Callable[[], Figure]) -> None:
+    def show(self, draw: Callable) -> None:
         """Draw and show; the figure is closed afterwards, so that the cell does not show it again."""
         if "ipykernel" not in sys.modules:
             return
@@ -253,7 +254,7 @@ class Live:
 class Progress:
     """Shows notebook, cell, section and elapsed time: rewritten in place on a terminal, a line a section elsewhere."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream=None):
         self.stream = stream or sys.stdout
         self.terminal = self.stream.isatty()
         self.stem = self.last = ""
@@ -326,35 +327,3 @@ def first_heading(markdown: str) -> str:
     """The first heading's words, or an empty string."""
     found = re.search(r"^#+\s+(.+?)\s*#*$", markdown, re.MULTILINE)
     return found.group(1) if found else ""
-
-
-def elapsed(seconds: float) -> str:
-    """75 -> '1:15'; 3675 -> '1:01:15'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them: 900 B, 12 kB, 3.4 MB."""
-    if count < 1000:
-        return f"{count} B"
-    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_freed() -> bool:
-    """Let the C library keep freed blocks up to 1 GiB, where it is glibc; say whether it will.
-
-    It would give large ones back to the kernel at once and get them anew, page by page and zeroed, in each step:
-    6 to 8 % of a training step on two cores (docs/performance.md), for about a tenth more memory at the peak.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))

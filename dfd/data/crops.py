@@ -1,117 +1,58 @@
-"""Decoded images in memory that loader processes share, for a training reads every file once an epoch."""
+"""Windows of images: the data sets of training, which cut and degrade at random, and the plan that scoring follows.
+
+Images are (B, 3, H, W) in [0, 1], RGB, not normalised. Nothing is resized; what is too small is reflect-padded.
+"""
 
 from __future__ import annotations
 
 import math
-import mmap
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, multiprocessing
-from torch.utils.data import Dataset, WeightedRandomSampler
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
+from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
-from dfd.degrade.operators import as_float, jpeg
-from dfd.degrade.registry import to_tensor
+from dfd.degrade.operators import as_float, jpeg, to_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def read_pixels(path: str | Path) -> Tensor:
-    """Decode a file to (3, H, W) uint8, RGB.
-
-    Raises:
-        ImageError: as in `load_rgb`.
-    """
-    return TF.pil_to_tensor(load_rgb(path))
-
-
-class Decoded:
-    """Reads files as `read_pixels` does, and keeps the pixels of as many as fit, for all processes forked later.
-
-    Processes that are spawned, as on macOS and Windows, share no memory and decode each time.
-
-    Args:
-        table: rows of the manifest; `path`, `width` and `height` are read.
-        root: the folder that the paths are relative to.
-        limit: bytes; which images are kept is chosen at random, so that no class is kept before another.
-    """
-
-    def __init__(self, table: pd.DataFrame, root: str | Path, limit: float):
-        rows = table.drop_duplicates("path").sample(frac=1, random_state=0)
-        sizes = 3 * rows["width"].astype(int) * rows["height"].astype(int)
-        ends = sizes.cumsum()
-        kept = (ends <= limit).to_numpy()
-        paths = [Path(root) / path for path in rows["path"][kept]]
-        columns = [rows["height"][kept], rows["width"][kept], (ends - sizes)[kept]]
-        self.places = dict(zip(paths, zip(*columns, strict=True), strict=True))  # path -> height, width, first byte
-        self.numbers = {path: number for number, path in enumerate(paths)}
-        self.memory = mmap.mmap(-1, max(int(sizes[kept].sum()) + len(paths), 1))  # the last: one byte an image, if kept
-        self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
-        self.lock = multiprocessing.get_context().Lock()  # also a barrier: pixels before the byte that tells of them
-
-    def __getstate__(self) -> dict:
-        return {}  # nothing to share with a process that is not forked
-
-    def __call__(self, path: Path) -> Tensor:
-        """Pixels of a file, (3, H, W) uint8; they may be shared, so nobody writes to them."""
-        places = getattr(self, "places", {})
-        if path not in places:
-            return read_pixels(path)
-        height, width, first = places[path]
-        pixels = self.bytes[first : first + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
-        flag = len(self.bytes) - len(places) + self.numbers[path]
-        with self.lock:
-            is_there = self.memory[flag]
-        if not is_there:
-            found = read_pixels(path)
-            if found.shape != pixels.shape:  # changed since the scan
-                return found
-            pixels.copy_(found)
-            with self.lock:
-                self.memory[flag] = 1
-        return pixels
-
-
 MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
+MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
+Corner = tuple[int, int]  # (top, left) of a window, pixels
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:
     """Reflect-pad (B, 3, H, W) to at least size on both sides, as often as it takes for tiny images."""
-    if min(images.shape[-2:]) == 1:
-        images = F.pad(images, (0, 1, 0, 1), mode="replicate")  # one pixel has nothing to reflect
-    while min(images.shape[-2:]) < size:
-        height, width = images.shape[-2:]
-        down, right = min(max(size - height, 0), height - 1), min(max(size - width, 0), width - 1)
-        images = F.pad(images, (0, right, 0, down), mode="reflect")
-    return images
+    if min(images.shape[-2:]) >= size:
+        return images
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(side), (0, max(size - side, 0)), mode="reflect")).to(images.device)
+        for side in images.shape[-2:]
+    )
+    return images[..., rows[:, None], columns]
 
 
 def random_crop(images: Tensor, size: int) -> Tensor:
-    """Cut one random window of size x size from (B, 3, H, W), padding where the image is smaller (then it is float)."""
-    if min(images.shape[-2:]) < size:
-        images = pad_to(as_float(images), size)
+    """Cut one random window of size x size from (B, 3, H, W), padding where the image is smaller."""
+    images = pad_to(images, size)
     top, left = (int(torch.randint(side - size + 1, ())) for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 
 def equalise(crops: Tensor, quality: int | None) -> Tensor:
-    """Give crops of every class the same last codec: one JPEG round trip, 4:2:0, aligned with the crop.
+    """Give crops of every class the same last codec, one JPEG round trip, aligned with the crop; none: as they are.
 
-    Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608).
-
-    Args:
-        crops: (B, 3, S, S) in [0, 1], or uint8, which stays so.
-        quality: Pillow quality; none leaves the crops as they are.
+    Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608). uint8 stays uint8.
     """
     return crops if quality is None else jpeg(crops, quality)
 
@@ -126,15 +67,17 @@ class _Crops(Dataset):
         crop_size: int,
         degrade: Callable[[Tensor], Tensor] | None,
         equalise_quality: int | None,
-        read: Callable[[Path], Tensor] = read_pixels,
     ):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
-        self.crop_size, self.degrade, self.equalise_quality, self.read = crop_size, degrade, equalise_quality, read
+        self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, equalise_quality
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __getitem__(self, index: int):
+        return self.view(self.window(index))
 
     def view(self, window: Tensor) -> Tensor:
         """Degrade and cut a (1, 3, H, W) window, float or uint8, to (3, S, S) float."""
@@ -142,11 +85,8 @@ class _Crops(Dataset):
         return as_float(equalise(random_crop(window, self.crop_size), self.equalise_quality))[0]
 
     def window(self, index: int) -> Tensor:
-        """A (1, 3, S + margin, S + margin) cut of the image, large enough for a rescaling to half the size.
-
-        uint8, for as many steps as can do with it: JPEG needs 8 bits anyway. float where the image has to be padded.
-        """
-        image = self.read(self.paths[index])[None]
+        """A (1, 3, H, W) uint8 cut of the image, mirrored or not, large enough for a rescaling to half the size."""
+        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
         height, width = image.shape[-2:]
         size = 2 * self.crop_size if self.degrade else self.crop_size
         window = random_crop(image, min(size + MARGIN, max(min(height, width), self.crop_size)))
@@ -164,19 +104,17 @@ class RealFakeDataset(_Crops):
         crop_size: S, pixels.
         degrade: takes and gives (B, 3, H, W) in [0, 1]; none trains on untouched crops.
         equalise_quality: JPEG quality that every crop passes; none leaves formats as they are.
-        read: gives a file's pixels, (3, H, W) uint8; `decoded.Decoded` keeps them.
 
     Raises:
-        ValueError: an empty table.
-        ImageError: a file that cannot be read, by name.
+        ValueError: an empty table. ImageError: a file that cannot be read, by name.
     """
 
-    def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90, read=read_pixels):
-        super().__init__(table, root, crop_size, degrade, equalise_quality, read)
+    def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90):
+        super().__init__(table, root, crop_size, degrade, equalise_quality)
         self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.view(self.window(index)), self.is_fake[index]
+        return super().__getitem__(index), self.is_fake[index]
 
 
 class GFDTwoViewDataset(_Crops):
@@ -186,20 +124,16 @@ class GFDTwoViewDataset(_Crops):
     of the generator in classes; and `carrier` (3, S, S), a real photo's crop, where carriers are given.
 
     Args:
-        table: rows of the manifest; rows that are not fake are refused.
-        root: the folder that the paths are relative to.
+        table, root, crop_size, degrade, equalise_quality: as in RealFakeDataset; rows that are not fake are refused.
         classes: generator names, in the order of the logits.
-        crop_size, degrade, equalise_quality, read: as in RealFakeDataset.
         carriers: draws the carrier; none leaves the key out.
 
     Raises:
         ValueError: an empty table, real photos in it, or a label that classes does not name.
     """
 
-    def __init__(
-        self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None, read=read_pixels
-    ):
-        super().__init__(table, root, crop_size, degrade, equalise_quality, read)
+    def __init__(self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None):
+        super().__init__(table, root, crop_size, degrade, equalise_quality)
         strangers = sorted(set(table["label"]) - set(classes))
         if strangers or not table["is_fake"].all():
             raise ValueError(f"stage 2 takes fakes of {list(classes)} only; the table also has {strangers or 'photos'}")
@@ -215,25 +149,16 @@ class GFDTwoViewDataset(_Crops):
 
 
 class CarrierBuilder(_Crops):
-    """Draws real photos of one split as carriers, cut and degraded like the fakes.
+    """Draws real photos of one split, and never of another, as carriers, cut and degraded like the fakes.
 
-    Args:
-        table: the whole manifest; real photos of `split` are used, and never those of another split.
-        root: the folder that the paths are relative to.
-        split: train, val or test.
-
-    Raises:
-        ValueError: the split has no real photo.
+    Arguments as in RealFakeDataset; a table, the whole manifest, whose split has no real photo is a ValueError.
     """
 
-    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90, read=read_pixels):
+    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90):
         photos = table[~table["is_fake"] & (table["split"] == split)]
         if photos.empty:
             raise ValueError(f"no real photo in split {split!r} to carry a fingerprint")
-        super().__init__(photos, root, crop_size, degrade, equalise_quality, read)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.view(self.window(index))
+        super().__init__(photos, root, crop_size, degrade, equalise_quality)
 
     def __call__(self) -> Tensor:
         """One carrier, (3, S, S) in [0, 1], drawn at random."""
@@ -241,10 +166,7 @@ class CarrierBuilder(_Crops):
 
 
 class Seeded(Dataset):
-    """Another data set, whose items hang on the index and a seed alone: not on what was drawn before, nor by whom.
-
-    It takes draws, (index, seed), in place of an index. torch's global generator is left as it was found.
-    """
+    """Another data set, indexed by draws (index, seed), on which alone an item hangs; torch's state stays as it was."""
 
     def __init__(self, data: Dataset):
         self.data = data
@@ -264,39 +186,33 @@ def seeds(count: int, *key: int) -> list[int]:
     return np.random.SeedSequence(key).generate_state(count).tolist()
 
 
-def balanced_sampler(table: pd.DataFrame, draws: int, binary: bool, generator: torch.Generator | None = None):
-    """Draw images so that classes weigh the same: real and fake halves, and generators alike within the fakes.
+class EpochSampler(Sampler):
+    """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
     Args:
         table: rows of the manifest, in the data set's order.
-        draws: images per epoch; drawn with replacement.
-        binary: stage 1 (real photos weigh as much as all fakes) or stage 2 (generators only).
-        generator: makes the order repeatable.
+        cfg: images_per_epoch, batch_size and seed are read; draws are with replacement and fill whole batches.
+        binary: photos and fakes take turns; else fakes alone are drawn. Generators weigh alike within the fakes.
+        every: of so many batches one has indices as they are; those of the others count on from the table's length.
     """
-    counts = table["label"].value_counts()
-    fakes = table.loc[table["is_fake"], "label"].nunique()
-    weight = 1 / table["label"].map(counts).astype(float)
-    if binary:
-        weight = weight.where(~table["is_fake"], weight / max(fakes, 1))
-    return WeightedRandomSampler(weight.tolist(), draws, replacement=True, generator=generator)
 
+    def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
+        is_fake = table["is_fake"].to_numpy(dtype=bool)
+        weight = 1 / table["label"].map(table["label"].value_counts()).to_numpy(dtype=float)
+        self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
+        self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]
+        self.images, self.seed, self.every, self.epoch = len(table), cfg.seed, every, 0
+        self.batches, self.batch_size = max(1, (cfg.images_per_epoch or len(table)) // cfg.batch_size), cfg.batch_size
 
-def spread(is_fake: np.ndarray) -> np.ndarray:
-    """An order of draws in which photos and fakes are spread evenly, each kind in its own order: (N,) bool to indices.
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
 
-    Batches then hold as many of each as the whole, give or take one, and the networks meet few sizes: for each new one
-    a CPU's kernels have to be made anew.
-    """
-    place = np.empty(len(is_fake))
-    for kind in (False, True):
-        where = np.flatnonzero(is_fake == kind)
-        place[where] = (np.arange(len(where)) + 0.5) / max(len(where), 1)
-    return np.argsort(place, kind="stable")
-
-
-MODES = ("five", "grid", "random")
-MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
-Corner = tuple[int, int]  # (top, left) of a window, pixels
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng, count = np.random.default_rng([self.seed, self.epoch + 1]), -(-len(self) // len(self.sides))
+        columns = [rng.choice(rows, count, p=p) for rows, p in zip(self.sides, self.weights, strict=True)]
+        indices = np.stack(columns, axis=1).ravel()[: len(self)]
+        is_shifted = np.arange(len(self)) // self.batch_size % self.every > 0
+        yield from np.stack([indices + self.images * is_shifted, rng.integers(2**32, size=len(self))], axis=1).tolist()
 
 
 @dataclass(frozen=True)
@@ -308,10 +224,9 @@ class Plan:
 
 
 def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> Plan:
-    """Choose the windows of an image.
+    """Choose the windows of an image of height x width pixels; a side below size is padded when the window is cut.
 
     Args:
-        height, width: of the image, pixels; a side below size is padded to it when the window is cut.
         size: side of the square window, pixels.
         crops: windows at most; never more than MAX_CROPS, and fewer where the image holds fewer different ones.
         mode: five, the centre, then the four corners, then ever finer grids; grid, rows and columns that cover every
@@ -325,8 +240,8 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
         raise ValueError(f"an image of {width} x {height} pixels has nothing to cut")
     if crops < 1:
         raise ValueError(f"crops must be at least 1, got {crops}")
-    if mode not in MODES:
-        raise ValueError(f"crop mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode not in CROP_MODES:
+        raise ValueError(f"crop mode must be one of {', '.join(CROP_MODES)}, got {mode!r}")
     down, right = max(height - size, 0), max(width - size, 0)  # the last window's top and left
     limit = min(crops, MAX_CROPS)
     if mode == "grid":
@@ -342,15 +257,11 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
 
 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
-    """Cut one window; only its own pixels become float.
+    """Cut one (1, 3, size, size) window in [0, 1], reflect-padded at the bottom and right where the image is smaller.
 
     Args:
-        image: a PIL image, or (1, 3, H, W) in [0, 1], RGB.
+        image: a PIL image, of which only the window's pixels become float, or (1, 3, H, W) in [0, 1], RGB.
         corner: top and left, pixels.
-        size: side S, pixels.
-
-    Returns:
-        (1, 3, S, S) in [0, 1], RGB; reflect-padded at the bottom and right where the image is smaller.
     """
     top, left = corner
     if isinstance(image, Image.Image):

@@ -6,32 +6,26 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dfd.config import REAL
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
 MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
-# Starts of names that may lie beside the class folders.
-ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")
+ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 EXPECTED = """expected one of
   RealPhotos/ and one folder per generator (ProGAN/, StyleGAN2/, ...)
   <generator>/[<class>/]0_real/ and 1_fake/       (CNNDetection, ForenSynths)
   <generator>/train/ and val/, each with nature/ and ai/       (GenImage)
 or any of them below train/, val/ and test/"""
-Place = Callable[[tuple[str, ...]], tuple[str, str | None] | None]
+Parts = tuple[str, ...]  # of a path
+Place = Callable[[Parts], tuple[str, str | None] | None]  # folders -> label and split, or None outside every class
 
 
 class ManifestError(ValueError):
@@ -39,7 +33,7 @@ class ManifestError(ValueError):
 
 
 @dataclass
-class Found:
+class Listing:
     """What lies in a data folder, before any file is opened."""
 
     layout: str  # one line for people
@@ -49,7 +43,7 @@ class Found:
     stamps: dict[str, tuple[int, int]]  # size and time (ns) by path: a file that has changed is known by them
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> Listing:
     """List a data folder and recognise its layout.
 
     Links are followed, unless they lead back up. Names that are not UTF-8 are rejected, for neither a table nor a
@@ -74,18 +68,18 @@ def find(root: Path) -> Found:
             placed.append((path, *position))
         elif parts or not name.lower().startswith(ASIDE):
             rejected.append({"path": path, "reason": "outside every class folder"})
-    labels = sorted({position[0] for parts in folders if (position := place(parts))})
-    return Found(layout, sorted(placed), labels, rejected, files)
+    labels = {position[0] for position in map(place, folders) if position}
+    return Listing(layout, sorted(placed), sorted(labels), rejected, files)
 
 
-def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, ...]], list[dict[str, str]]]:
+def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dict[str, str]]]:
     """List every file, with its stamp, and every folder below root; what cannot be entered becomes a row."""
     files, folders, rejected = {}, [], []
 
-    def reject(parts: tuple[str, ...], reason: str) -> None:
+    def reject(parts: Parts, reason: str) -> None:
         rejected.append({"path": printable("/".join(parts)) or ".", "reason": reason})
 
-    stack = [((), root, (_identity(root.stat()),))]
+    stack: list[tuple[Parts, Path, tuple]] = [((), root, (_identity(root.stat()),))]
     while stack:
         parts, folder, above = stack.pop()
         try:
@@ -99,8 +93,7 @@ def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, ...]]
             try:
                 info = entry.stat()
             except OSError as error:
-                link = "broken link" if entry.is_symlink() else "cannot be read"
-                reject(here, f"{link}: {error.strerror}")
+                reject(here, f"{'broken link' if entry.is_symlink() else 'cannot be read'}: {error.strerror}")
                 continue
             if printable(entry.name) != entry.name:
                 reject(here, "name is not valid UTF-8")
@@ -118,44 +111,40 @@ def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, ...]]
     return files, folders, rejected
 
 
-def _recognise(root: Path, folders: list[tuple[str, ...]]) -> tuple[str, Place]:
+def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     """Name the layout and give the function from a file's folders to its label and split."""
     tops = {parts[0] for parts in folders}
     above = {top for top in tops if top.lower() in SPLITS}
     if above and above != tops:
-        beside = ", ".join(sorted(tops - above))
-        raise ManifestError(
-            f"{root} has split folders ({', '.join(sorted(above))}) beside others ({beside}); {EXPECTED}"
-        )
+        beside = f"split folders ({', '.join(sorted(above))}) beside others ({', '.join(sorted(tops - above))})"
+        raise ManifestError(f"{root} has {beside}; {EXPECTED}")
     depth = 1 if above else 0
     suffix = f", below {', '.join(sorted(tops))}" if depth else ""
     inner = [parts[depth:] for parts in folders if len(parts) > depth]
 
-    def split_of(parts: tuple[str, ...]) -> str | None:
+    def split_of(parts: Parts) -> str | None:
         return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), None)
 
-    def by_class(parts: tuple[str, ...]) -> tuple[str, str | None] | None:
+    def by_class(parts: Parts) -> tuple[str, str | None] | None:
         if len(parts) <= depth:
             return None
         label = REAL if parts[depth].lower() == REAL.lower() else parts[depth]
         return label, split_of(parts[:depth])
 
-    def by_marker(real: str, fake: str) -> Place:
-        def place(parts: tuple[str, ...]) -> tuple[str, str | None] | None:
-            rest = parts[depth:]
-            at = next((i for i, part in enumerate(rest) if part in (real, fake)), None)
-            if at is None:
-                return None
-            generator = rest[0] if at else root.name
-            return REAL if rest[at] == real else generator, split_of(parts[:depth] or rest[1:at])
-
-        return place
+    def by_marker(real: str, fake: str, parts: Parts) -> tuple[str, str | None] | None:
+        rest = parts[depth:]
+        at = next((i for i, part in enumerate(rest) if part in (real, fake)), None)
+        if at is None:
+            return None
+        generator = rest[0] if at else root.name
+        return REAL if rest[at] == real else generator, split_of(parts[:depth] or rest[1:at])
 
     if any(parts[0].lower() == REAL.lower() for parts in inner):
         return f"{REAL} and one folder per generator{suffix}", by_class
-    for name, markers in MARKERS.items():
-        if {part for parts in inner for part in parts} >= set(markers):
-            return name + suffix, by_marker(*markers)
+    names = {part for parts in inner for part in parts}
+    for name, (real, fake) in MARKERS.items():
+        if {real, fake} <= names:
+            return name + suffix, partial(by_marker, real, fake)
     seen = ", ".join(sorted(tops)) or "files without folders"
     raise ManifestError(f"{root} has no known layout (no {REAL}); {EXPECTED}\nfound: {seen}")
 

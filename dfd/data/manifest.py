@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import json
 import os
 import sqlite3
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dfd import __version__
 from dfd.config import REAL
-from dfd.core import images, runs
-from dfd.core.io import NO_SPACE, atomic_write
-from dfd.core.runs import bar
-from dfd.data import layouts, provenance
-from dfd.data import splits as splits_module
-from dfd.data.layouts import Found, ManifestError
+from dfd.core import images, io, runs
+from dfd.data import layouts, provenance, splits
+from dfd.data.layouts import Listing, ManifestError
 
-__all__ = ["ManifestError", "scan", "load", "summary", "digest", "REAL"]
-COLUMNS = (
-    "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
-    + "subsampling bytes phash".split()  # for the format audit and the grouping
-)
+COLUMNS = "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
+COLUMNS += ["subsampling", "bytes", "phash"]  # for the format audit and the grouping
 COMMIT_SECONDS = 5.0  # what a killed scan loses at most
-PART = 16  # files that a thread takes at a time at most
 
 
 def scan(
@@ -49,11 +43,11 @@ def scan(
     """List, check, group and split the images of a folder, which is only ever read.
 
     Files that have not changed since the last scan (size and time) are not decoded again; images keep the split that
-    an earlier scan with the same seed and fractions drew for them. See `dfd.data.layouts` for the layouts, `dfd.core.images` for
-    the checks, `dfd.data.splits` for groups. A file groups.csv (columns path, group) in the folder ties images together.
+    an earlier scan with the same seed and fractions drew for them. `dfd.core.images` has the checks, `dfd.data.splits`
+    the groups. A file groups.csv (columns path, group) in the folder ties images together.
 
     Args:
-        folder: data folder, in any of the layouts.
+        folder: data folder, in any layout of `dfd.data.layouts`.
         out: where to write manifest.parquet, manifest.csv and rejected.csv; nothing is written if None.
         seed: of the split.
         val_fraction, test_fraction: shares of the images, each in (0, 1), together below 1. Splits that the folder
@@ -61,8 +55,7 @@ def scan(
         group_by: column of provenance.csv, source for instance; whole values of it then make the test split (see
             `dfd.data.provenance`), whatever an earlier scan drew. Off if empty.
         hold_out: the values that do; chosen to meet test_fraction if empty.
-        workers: decoding threads (Pillow decodes outside Python's lock: on two cores threads were no slower than
-            processes for images of 256 px); as many as there are cores if None.
+        workers: decoding threads, for Pillow decodes outside Python's lock; as many as there are cores if None.
         progress: show a bar.
 
     Returns:
@@ -82,39 +75,34 @@ def scan(
         raise ManifestError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave room to train")
     if hold_out and not group_by:
         raise ManifestError("hold_out needs group_by, the column of provenance.csv that its names come from")
-    found = layouts.find(root)
+    listing = layouts.find(root)
     origins = provenance.read(root, group_by) if group_by else None
-    print(f"layout: {found.layout}")
-    key = f"seed {seed}, val {val_fraction}, test {test_fraction}"
+    print(f"layout: {listing.layout}")
+    draw = f"seed {seed}, val {val_fraction}, test {test_fraction}"
     if group_by:
-        key += f", group by {group_by}, hold out {sorted(hold_out)}"
-    with ScanCache(root) as cache:
-        described = pd.DataFrame(_describe(root, found, cache, workers, progress))
-        _need_every_class(found, described)
+        draw += f", group by {group_by}, hold out {sorted(hold_out)}"
+    with closing(ScanCache(root)) as cache:
+        described = pd.DataFrame(_describe(root, listing, cache, workers, progress))
+        _need_every_class(listing, described)
         if origins is not None:
             described["source"] = provenance.match(described.path, origins)
             described["given"] = provenance.give(described, hold_out, seed, test_fraction)
-        earlier = described.sha256.map(cache.splits(key)).astype(object)
-        table = _split(_tie(root, described), earlier, found, seed, val_fraction, test_fraction)
-        _need_every_class(found, table)
-        cache.keep_splits(key, dict(zip(table.sha256, table.split, strict=True)))
-    rejected = sorted(found.rejected, key=lambda row: row["path"])
-    table.attrs = {"root": str(root), "layout": found.layout, "rejected": rejected}
+        earlier = described.sha256.map(lambda sha256: cache.entries.get(f"split {draw} {sha256}")).astype(object)
+        table = _split(_tie(root, described), earlier, listing, seed, val_fraction, test_fraction)
+        _need_every_class(listing, table)
+        cache.store({f"split {draw} {row.sha256}": row.split for row in table[["sha256", "split"]].itertuples()})
+    rejected = sorted(listing.rejected, key=lambda row: row["path"])
+    table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
     for line in _report(table):
         print(line)
     if out is not None:
-        out = Path(out).expanduser()
-        with runs.run_lock(out):
+        with runs.run_lock(out := Path(out).expanduser()):
             write(table, out)
     return table
 
 
 def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
-    """Read the manifest of a run folder.
-
-    Args:
-        out: the run folder.
-        data: the data folder that it should be about; none takes any.
+    """Read the manifest of a run folder, which is about the folder `data` where one is given.
 
     Raises:
         FileNotFoundError: there is none yet; the text says how to get it.
@@ -133,13 +121,10 @@ def write(table: pd.DataFrame, out: Path) -> None:
     """Write manifest.parquet, manifest.csv and rejected.csv, each whole or not at all."""
     rejected = pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"])
     out.mkdir(parents=True, exist_ok=True)
-    for name, save in (
-        ("manifest.parquet", lambda path: table.to_parquet(path, index=False)),
-        ("manifest.csv", lambda path: table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
-        ("rejected.csv", lambda path: rejected.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)),
-    ):
-        with atomic_write(out / name) as draft:
-            save(draft)
+    with io.atomic_write(out / "manifest.parquet") as draft:
+        table.to_parquet(draft, index=False)
+    for name, rows in (("manifest.csv", table), ("rejected.csv", rejected)):
+        io.write_text(out / name, rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +139,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         rows[label] = {
             "images": len(part),
             "groups": part.group.nunique(),
-            **{split: int(counts.get(split, 0)) for split in splits_module.SPLITS},
+            **{split: int(counts.get(split, 0)) for split in splits.SPLITS},
             "formats": ", ".join(f"{name} {count}" for name, count in part.format.value_counts().items()),
             "median size": f"{part.width.median():.0f} x {part.height.median():.0f}",
         }
@@ -164,75 +149,56 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def digest(table: pd.DataFrame) -> str:
     """Name a manifest by its content, in any row order: 16 hexadecimal digits over path, label, split and sha256."""
-    rows = table[["path", "label", "split", "sha256"]].sort_values("path")
-    return hashlib.sha256(rows.to_json(orient="values").encode()).hexdigest()[:16]
+    return io.digest(table[["path", "label", "split", "sha256"]].sort_values("path").to_json(orient="values"))
 
 
-def _describe(root: Path, found: Found, cache: ScanCache, workers: int | None, progress: bool) -> list[dict[str, Any]]:
-    """Describe each good file, from the cache or by decoding; bad ones go to found.rejected."""
+def _describe(root: Path, listing: Listing, cache: ScanCache, workers: int | None, progress: bool) -> list[dict]:
+    """Describe each good file, from the cache or by decoding; bad ones go to listing.rejected."""
 
-    def look(path: str) -> dict[str, Any]:
+    def inspect(path: str) -> dict[str, Any]:
         try:
             return images.inspect(root / path)
-        except images.ImageError as error:
-            # what the system refused may be allowed tomorrow, without the file changing
+        except images.ImageError as error:  # what the system refused may be allowed tomorrow, the file being the same
             return {"error": str(error), "passing": bool(getattr(error.__cause__, "errno", None))}
 
-    descriptions = cache.files(found.stamps)
-    new = [path for path, *_ in found.files if path not in descriptions]
-    ready: deque[tuple[str, dict[str, Any]]] = deque()  # filled by the threads, file by file
-    fresh: dict[str, tuple[int, int, dict[str, Any]]] = {}  # not yet on disk
-    last = time.monotonic()
-
-    def look_at(part: list[str]) -> None:
-        ready.extend((path, look(path)) for path in part)
-
-    def keep() -> int:
-        rows = [ready.popleft() for _ in range(len(ready))]
-        descriptions.update(rows)
-        fresh.update({path: (*found.stamps[path], seen) for path, seen in rows if not seen.get("passing")})
-        return len(rows)
-
-    threads = workers or os.cpu_count()
-    step = max(1, min(PART, len(new) // (8 * threads)))
-    pool = ThreadPoolExecutor(threads)
+    keys = {path: f"file {__version__} {listing.stamps[path]} {path}" for path, *_ in listing.files}
+    known = {path: json.loads(cache.entries[key]) for path, key in keys.items() if key in cache.entries}
+    new = [path for path in keys if path not in known]
+    fresh: dict[str, str] = {}  # not yet on disk
+    stored = time.monotonic()
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),  # about odd metadata; what matters is raised
-            bar(None, total=len(new), desc="images", disable=not (progress and new)) as shown,
-        ):
-            for _ in pool.map(look_at, [new[i : i + step] for i in range(0, len(new), step)]):
-                shown.update(keep())
-                if time.monotonic() - last > COMMIT_SECONDS:
-                    cache.keep_files(fresh)
-                    fresh.clear()
-                    last = time.monotonic()
+        with warnings.catch_warnings(action="ignore"):  # about odd metadata; what matters is raised
+            described = zip(new, pool.map(inspect, new), strict=True)
+            for path, info in runs.bar(described, total=len(new), desc="images", disable=not (progress and new)):
+                known[path] = info
+                if not info.get("passing"):
+                    fresh[keys[path]] = json.dumps(info)
+                if time.monotonic() - stored > COMMIT_SECONDS:
+                    cache.store(fresh)
+                    fresh, stored = {}, time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
-        keep()
-        cache.keep_files(fresh)
-    found.rejected += [
-        {"path": path, "reason": descriptions[path]["error"]}
-        for path, *_ in found.files
-        if "error" in descriptions[path]
-    ]
-    return [
-        {"path": path, "label": label, "given": split, **descriptions[path]}
-        for path, label, split in found.files
-        if "error" not in descriptions[path]
-    ]
+        cache.store(fresh)
+    good = []
+    for path, label, split in listing.files:
+        if "error" in known[path]:
+            listing.rejected.append({"path": path, "reason": known[path]["error"]})
+        else:
+            good.append({"path": path, "label": label, "given": split, **known[path]})
+    return good
 
 
-def _need_every_class(found: Found, table: pd.DataFrame) -> None:
+def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
     """Stop where a class has nothing to offer, with the first reasons."""
-    if REAL not in found.labels:
-        raise ManifestError(f"no {REAL}: the layout was read as {found.layout}, but it holds no real images")
-    if len(found.labels) < 2:
+    if REAL not in listing.labels:
+        raise ManifestError(f"no {REAL}: the layout was read as {listing.layout}, but it holds no real images")
+    if len(listing.labels) < 2:
         raise ManifestError(f"no generator: beside {REAL} there must be at least one folder of fakes")
-    for label in found.labels:
+    for label in listing.labels:
         if len(table) == 0 or not (table.label == label).any():
-            paths = {path for path, of, _ in found.files if of == label}
-            rows = [row for row in found.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
+            paths = {path for path, of, _ in listing.files if of == label}
+            rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
             reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"
             raise ManifestError(f"class {label} has no readable image{reasons}")
 
@@ -254,7 +220,7 @@ def _tie(root: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split(
-    table: pd.DataFrame, earlier: pd.Series, found: Found, seed: int, val_fraction: float, test_fraction: float
+    table: pd.DataFrame, earlier: pd.Series, listing: Listing, seed: int, val_fraction: float, test_fraction: float
 ) -> pd.DataFrame:
     """Group and split the described images, and bring the columns into order."""
     given = table.given.astype(object).where(table.given.notna(), None)
@@ -262,19 +228,19 @@ def _split(
     stays = given.isin(held) | (given == "train") & (len(held) == 2)
     fixed = given.where(stays, earlier.mask(earlier.isin(held) & given.notna()))
     fixed = fixed.where(fixed.notna(), None)
-    group, dropped = splits_module.separate(table, given, fixed)
-    found.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]
+    group, dropped = splits.separate(table, given, fixed)
+    listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]
     table = table.loc[group.index].assign(group=group, is_fake=lambda rows: rows.label != REAL)
     table["jpeg_quality"] = table.jpeg_quality.astype(float)
-    given, fixed = given[group.index], fixed[group.index]
     by_source = "source" in table
-    assign = provenance.assign if by_source else splits_module.assign
-    table["split"] = assign(table, given, fixed, seed, val_fraction, test_fraction).astype(str)
-    return table[[*COLUMNS, "source"] if by_source else COLUMNS].sort_values("path", ignore_index=True)
+    assign = provenance.assign if by_source else splits.assign
+    split = assign(table, given[group.index], fixed[group.index], seed, val_fraction, test_fraction)
+    columns = [*COLUMNS, "source"] if by_source else COLUMNS
+    return table.assign(split=split.astype(str))[columns].sort_values("path", ignore_index=True)
 
 
 def _report(table: pd.DataFrame) -> Iterator[str]:
-    """Say what was found, in a few plain lines."""
+    """Say what was scanned, in a few plain lines."""
     rejected = table.attrs["rejected"]
     reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
     details = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})" if rejected else ""
@@ -287,85 +253,52 @@ def _report(table: pd.DataFrame) -> Iterator[str]:
     doubles = (table.groupby("sha256").label.nunique() > 1).sum()
     if doubles:
         yield f"warning: {doubles} images lie byte for byte in more than one class; one of their labels is wrong"
-    for line in splits_module.gaps(table):
+    for line in splits.gaps(table):
         yield f"warning: {line}; it has too few groups, or the folders or sources leave it out"
 
 
-VERSION = 1  # raise it when what `images.inspect` returns changes
-
-
 class ScanCache:
-    """Descriptions by file and splits by content. SQLite commits whole batches, so a killed scan leaves no half one.
+    """What earlier scans of a folder learnt, as text by text: SQLite keeps whole batches, so a kill leaves no half one.
 
-    Each batch is written in one go and no transaction stays open, so that scans of one folder may run side by side.
-
-    The file lies in $DFD_CACHE or ~/.cache/dfd and is named after the data folder's path. Deleting it costs a full
-    scan, and the memory of which image was in which split. Use as a context manager.
-
-    Raises:
-        OSError: the disk is full.
+    Keys hold all that a value depends on: path, size, time and the version of `dfd` for a file, the draw for a split.
+    The file lies in $DFD_CACHE or ~/.cache/dfd. Deleting it costs a full scan, and the memory of which image was in
+    which split. Scans of one folder may run side by side.
     """
 
     def __init__(self, root: Path):
-        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
         folder = Path(os.environ.get("DFD_CACHE") or Path.home() / ".cache" / "dfd")
-        self.path = folder / f"scan-{name}-v{VERSION}.sqlite"
+        self.path = folder / f"scan-{io.digest(root)}.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._connect(self.path)
+            self.connection = self._open(self.path)
         except (OSError, sqlite3.Error) as error:
-            _stop_if_full(error, self.path)
+            self._stop_if_full(error)
             print(f"cache {self.path} cannot be used ({error}); this scan is not remembered")
-            self._connect(":memory:")
+            self.connection = self._open(":memory:")
+        self.entries: dict[str, str] = dict(self.connection.execute("SELECT key, value FROM entries"))
 
-    def __enter__(self) -> ScanCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.connection.close()
 
-    def files(self, stamps: dict[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
-        """Give what was found out about files, by path; those that are new or have changed are left out.
-
-        Args:
-            stamps: size and time of each file, by path.
-        """
-        rows = self.connection.execute("SELECT path, size, mtime, found FROM files")
-        return {path: json.loads(text) for path, *stamp, text in rows if stamps.get(path) == tuple(stamp)}
-
-    def keep_files(self, found: dict[str, tuple[int, int, dict[str, Any]]]) -> None:
-        """Put descriptions, or errors, on disk, by path: size and time of the file, and what was found."""
-        rows = [(path, size, mtime, json.dumps(text)) for path, (size, mtime, text) in found.items()]
-        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
-
-    def splits(self, key: str) -> dict[str, str]:
-        """Give the splits drawn earlier under the same seed and fractions, by sha256."""
-        return dict(self.connection.execute("SELECT sha256, split FROM splits WHERE key = ?", (key,)))
-
-    def keep_splits(self, key: str, splits: dict[str, str]) -> None:
-        """Put splits on disk, by sha256."""
-        self._write("INSERT OR REPLACE INTO splits VALUES (?, ?, ?)", [(key, *item) for item in splits.items()])
-
-    def _connect(self, path: str | Path) -> None:
-        self.connection = sqlite3.connect(path, timeout=60)
-        try:
-            self.connection.execute("CREATE TABLE IF NOT EXISTS files (path PRIMARY KEY, size, mtime, found)")
-            self.connection.execute("CREATE TABLE IF NOT EXISTS splits (key, sha256, split, PRIMARY KEY (key, sha256))")
-            self.connection.execute(f"PRAGMA user_version = {VERSION}")  # fails here, not later, where none may write
-        except sqlite3.Error:
-            self.connection.close()
-            raise
-
-    def _write(self, command: str, rows: list[tuple]) -> None:
+    def store(self, entries: dict[str, str]) -> None:
+        """Put entries on disk, all or none; a full disk is an OSError."""
         try:
             with self.connection:
-                self.connection.executemany(command, rows)
+                self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", list(entries.items()))
         except sqlite3.Error as error:
-            _stop_if_full(error, self.path)
+            self._stop_if_full(error)
             raise
 
+    def _open(self, path: str | Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60)
+        try:
+            connection.execute("CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value)")
+            connection.execute("PRAGMA user_version = 1")  # fails here, not later, where none may write
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
 
-def _stop_if_full(error: Exception, path: Path) -> None:
-    """Turn any library's words for a full disk into one clear error."""
-    if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
-        raise OSError(errno.ENOSPC, NO_SPACE, str(path)) from error
+    def _stop_if_full(self, error: Exception) -> None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
+            raise OSError(errno.ENOSPC, io.NO_SPACE, str(self.path)) from error

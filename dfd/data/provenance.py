@@ -48,23 +48,19 @@ def read(root: Path, column: str) -> pd.Series:
 
 
 def match(paths: pd.Series, values: pd.Series) -> pd.Series:
-    """Look up the source of each image.
-
-    Args:
-        paths: relative to the data folder.
-        values: what `read` gave.
+    """Look up the source of each image, by its path, in what `read` gave.
 
     Raises:
         ManifestError: images without a source; the text says how many and names the first.
     """
-    found = paths.map(values)
-    lost = paths[found.isna()]
+    sources = paths.map(values)
+    lost = paths[sources.isna()]
     if len(lost):
         raise ManifestError(
             f"{values.index.name} has no {values.name} for {len(lost)} of {len(paths)} images, the first is "
             f"{lost.iloc[0]}; add a row for each, with its path relative to the data folder"
         )
-    return found
+    return sources
 
 
 def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction: float) -> pd.Series:
@@ -111,22 +107,15 @@ def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:
 
     The largest source of every label stays in training; of the others the sum nearest to the fraction is taken, at
     least one. Of equally good choices the seed takes one. A label without another source is left out.
-
-    Args:
-        table: columns label and source.
-
-    Returns:
-        The chosen sources.
     """
     counts = _counts(table)
-    largest = set(counts.idxmax())
-    order = counts.drop(index=largest).sample(frac=1, random_state=seed)
+    order = counts.drop(index=set(counts.idxmax())).sample(frac=1, random_state=seed)
     chosen: list[str] = []
     for label in order:
         sizes = order.loc[order[label] > 0, label]
         before = [name for name in chosen if name in sizes]  # a source may have images of several labels
         target = test_fraction * counts[label].sum() - sizes[before].sum()
-        chosen += _nearest(sizes.drop(before).to_dict(), target, bool(before))
+        chosen += _nearest(sizes.drop(before).to_dict(), target, may_be_none=bool(before))
     return chosen
 
 
@@ -136,32 +125,22 @@ def assign(
     """Draw the splits that `give` leaves open; validation images come from training sources.
 
     Groups without an image from `give` are drawn as always. Of the rest what is not held out is divided into train
-    and val, in the proportion that the fractions ask for.
-
-    Args:
-        As in `splits.assign`; given is from `give`.
-
-    Returns:
-        Splits, "train", "val" or "test", equal within a group.
+    and val, in the proportion that the fractions ask for. Arguments and result are those of `splits.assign`.
     """
     bound = table.group.isin(table.group[given.notna()])
+    in_test = table.group.isin(table.group[given == "test"])
     parts = []
-    if not bound.all():
-        parts.append(splits.assign(table[~bound], given[~bound], fixed[~bound], seed, val_fraction, test_fraction))
-    if bound.any():
-        rows = table[bound]
-        share = 1 - rows.group.isin(table.group[given == "test"]).mean()  # not held out
-        val = share * val_fraction / (1 - test_fraction)
-        parts.append(splits.assign(rows, given[bound], fixed[bound], seed, val, test_fraction))
+    for rows, val in (
+        (~bound, val_fraction),
+        (bound, (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)),
+    ):
+        if rows.any():
+            parts.append(splits.assign(table[rows], given[rows], fixed[rows], seed, val, test_fraction))
     return pd.concat(parts).reindex(table.index)
 
 
 def sources(table: pd.DataFrame) -> pd.DataFrame:
-    """Count the images of each label and source, in all and in each split.
-
-    Args:
-        table: a manifest that was made with group_by.
-    """
+    """Count the images of each label and source, in all and in each split, of a manifest made with group_by."""
     _counts(table)
     counts = pd.crosstab([table.label, table.source], table.split).reindex(columns=list(splits.SPLITS), fill_value=0)
     counts.insert(0, "images", counts.sum(axis=1))
@@ -169,11 +148,7 @@ def sources(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def leave_one_source_out(table: pd.DataFrame) -> Iterator[tuple[str]]:
-    """Yield one hold_out for each source that can be held out: every label keeps another source.
-
-    Args:
-        table: a manifest that was made with group_by.
-    """
+    """Yield one hold_out for each source of a manifest that can be held out: every label keeps another source."""
     counts = _counts(table) > 0
     for name, has in counts.iterrows():
         if (counts.sum()[has] > 1).all():
@@ -188,15 +163,11 @@ def _counts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _nearest(sizes: Mapping[str, int], target: float, may_be_none: bool) -> list[str]:
-    """Take the names whose sizes add up nearest to the target; of equal sums the one found first."""
-    reached: dict[int, tuple[int, str] | None] = {0: None}  # sum -> the sum before its last name, and that name
+    """Take the names whose sizes add up nearest to the target; of equal sums the one reached first."""
+    reached: dict[int, list[str]] = {0: []}  # sum -> names that make it
     for name, size in sizes.items():
-        for total in list(reached):
+        for total, names in list(reached.items()):
             if total < target:
-                reached.setdefault(total + size, (total, name))
-    total = min((one for one in reached if one or may_be_none), key=lambda one: abs(one - target), default=0)
-    taken = []
-    while reached[total]:
-        total, name = reached[total]
-        taken.append(name)
-    return taken
+                reached.setdefault(total + size, [*names, name])
+    sums = [total for total in reached if total or may_be_none]
+    return reached[min(sums, key=lambda total: abs(total - target), default=0)]

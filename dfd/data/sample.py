@@ -6,8 +6,6 @@ PNG of one size with the same names; `groups.csv` says which photo a tile or a f
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
@@ -18,7 +16,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dfd.core.io import atomic_write, write_text
+from dfd.config import REAL
+from dfd.core.io import atomic_write, digest, read_json, write_json, write_text
 from dfd.core.runs import bar
 from dfd.models import simulators
 
@@ -31,6 +30,15 @@ NOTE = (
     "The fakes of this run are simulated: photos rebuilt by small decoders made of each generator's blocks. In a "
     "trial, a detector trained on such fakes alone was worse than chance on real ones of unseen sources (AUC 0.30)."
 )
+LICENCES = """# Where these pictures come from
+
+`RealPhotos/` holds tiles of photographs that Python packages install; the other folders hold the same
+tiles rebuilt by *simulated* generators (`dfd/models/simulators.py`): no picture here comes from a real GAN.
+Photos stored as JPEG carry its traces in their real tiles; the PNG format here adds none.
+
+| photo | installed file | source and licence |
+|---|---|---|
+"""
 SKIMAGE, SKLEARN, MATPLOTLIB = "skimage/data", "sklearn/datasets/images", "matplotlib/mpl-data/sample_data"
 
 
@@ -71,8 +79,11 @@ PHOTOS = (
 )
 
 
+LABELS = (REAL, *simulators.NAMES)
+
+
 def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = True) -> Path:
-    """Write the built-in data set, or what of it is missing.
+    """Write the built-in data set, or what of it is missing, and give the folder back.
 
     Makes RealPhotos/ and one folder per simulator, all with the same file names, `groups.csv` (path, group),
     LICENCES.md and a marker. A complete folder of the same recipe (seed, weights, photos) is left alone, a partial one
@@ -83,24 +94,21 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
         seed: of the choice of tiles and StyleGAN2's noise.
         progress: show a bar over the photos.
 
-    Returns:
-        The folder.
-
     Raises:
         FileNotFoundError: a package without its photo, or a simulator without weights.
         FileExistsError: the folder holds something else, which is not touched.
     """
-    folder = Path(folder)
-    recipe = _recipe(seed)
-    state = _open(folder, recipe)
+    folder, recipe = Path(folder), _recipe(seed)
+    complete = _begin(folder, recipe)
     groups = {photo.name: tiles(photo, seed) for photo in PHOTOS}
     rows = [(f"{label}/{name}", group) for label in LABELS for group, cut in groups.items() for name in cut]
     missing = {group for path, group in rows if not (folder / path).is_file()}
-    if not state["complete"] or missing:
-        _write(folder, {group: cut for group, cut in groups.items() if group in missing}, groups, seed, progress)
+    if missing or not complete:
+        _write(folder, groups, missing, seed, progress)
         write_text(folder / "groups.csv", pd.DataFrame(rows, columns=["path", "group"]).to_csv(index=False))
-        write_text(folder / "LICENCES.md", _licences())
-        _mark(folder, recipe, complete=True)
+        photos = (f"| {photo.name} | {photo.folder}/{photo.file} | {photo.source} |\n" for photo in PHOTOS)
+        write_text(folder / "LICENCES.md", LICENCES + "".join(photos))
+        write_json(folder / MARKER, {"recipe": recipe, "complete": True})
     return folder
 
 
@@ -109,21 +117,11 @@ def is_sample(folder: str | Path) -> bool:
     return (Path(folder) / MARKER).is_file()
 
 
-LABELS = ("RealPhotos", *simulators.NAMES)
-
-
 def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
-    """Cut a photo in tiles that show something.
-
-    Args:
-        photo: one of PHOTOS.
-        seed: of the choice where there are more than MOST.
+    """Cut a photo in tiles that show something; where there are more than MOST, the seed chooses.
 
     Returns:
         Tiles by file name <photo>_<left>_<top>.png, each (TILE, TILE, 3) uint8 RGB, or (TILE, TILE) of a grey photo.
-
-    Raises:
-        FileNotFoundError: the package came without the photo.
     """
     if not photo.path.is_file():
         raise FileNotFoundError(f"{photo.path} is missing; reinstall the package {photo.folder.split('/')[0]}")
@@ -147,20 +145,24 @@ def _starts(side: int, overlap: bool) -> list[int]:
 
 
 @torch.inference_mode()
-def _write(folder: Path, todo: dict, groups: dict, seed: int, progress: bool) -> None:
-    """Write the photo tiles of the groups to do, and their reconstructions."""
-    models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES if todo}
-    first = dict(zip(groups, np.cumsum([0, *(len(cut) for cut in groups.values())]).tolist(), strict=False))
-    for group, cut in bar(todo.items(), desc="sample", unit="photo", disable=not progress):
-        grey = next(iter(cut.values())).ndim == 2
-        stack = np.stack([np.stack([tile] * 3, axis=-1) if grey else tile for tile in cut.values()])
-        images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
-        _save(folder / "RealPhotos", cut, stack)
-        for name, model in models.items():
-            rebuilt = model(images, seed=seed + first[group])
-            if grey:
-                rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-            _save(folder / name, cut, (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy())
+def _write(folder: Path, groups: dict, missing: set, seed: int, progress: bool) -> None:
+    """Write the photo tiles of the missing groups, and their reconstructions."""
+    models = {}
+    if missing:
+        models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES}
+    number = 0  # of the group's first tile, from which its noise follows
+    for group, cut in bar(groups.items(), desc="sample", unit="photo", disable=not progress):
+        if group in missing:
+            grey = next(iter(cut.values())).ndim == 2
+            stack = np.stack([np.stack([tile] * 3, axis=-1) if grey else tile for tile in cut.values()])
+            images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
+            _save(folder / REAL, cut, stack)
+            for name, model in models.items():
+                rebuilt = model(images, seed=seed + number)
+                if grey:
+                    rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+                _save(folder / name, cut, (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        number += len(cut)
 
 
 def _save(folder: Path, names: dict, stack: np.ndarray) -> None:
@@ -173,50 +175,23 @@ def _save(folder: Path, names: dict, stack: np.ndarray) -> None:
 
 def _recipe(seed: int) -> str:
     """Digest of all that the files follow from: version, seed, tile size, photos, weights."""
-    digest = hashlib.sha256(json.dumps([VERSION, seed, TILE, MOST, FEWEST, FLAT, *map(astuple, PHOTOS)]).encode())
-    for name in simulators.NAMES:
-        path = simulators.WEIGHTS / f"{name}.safetensors"
+    paths = [simulators.WEIGHTS / f"{name}.safetensors" for name in simulators.NAMES]
+    for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"no weights at {path}; make them with: {simulators.REMAKE}")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    weights = [path.read_bytes() for path in paths]
+    return digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, [astuple(photo) for photo in PHOTOS], weights)
 
 
-def _open(folder: Path, recipe: str) -> dict:
-    """Read the folder's marker, after emptying a folder of another recipe; start one in a new folder."""
-    marker = folder / MARKER
-    if not marker.is_file():
-        if folder.exists() and any(folder.iterdir()):
-            raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        return _mark(folder, recipe, complete=False)
-    state = json.loads(marker.read_text())
-    if state["recipe"] == recipe:
-        return state
+def _begin(folder: Path, recipe: str) -> bool:
+    """Make the folder, or empty one of another recipe, and say whether it is complete already."""
+    state = read_json(folder / MARKER)
+    if state.get("recipe") == recipe:
+        return state["complete"]
+    if not state and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")
     for label in LABELS:
         shutil.rmtree(folder / label, ignore_errors=True)
-    return _mark(folder, recipe, complete=False)
-
-
-def _mark(folder: Path, recipe: str, complete: bool) -> dict:
-    state = {"recipe": recipe, "complete": complete}
-    write_text(folder / MARKER, json.dumps(state))
-    return state
-
-
-def _licences() -> str:
-    rows = [f"| {photo.name} | {photo.folder}/{photo.file} | {photo.source} |" for photo in PHOTOS]
-    return "\n".join(
-        [
-            "# Where these pictures come from",
-            "",
-            "`RealPhotos/` holds tiles of photographs that Python packages install; the other folders hold the same",
-            "tiles rebuilt by *simulated* generators (`dfd/simulators.py`): no picture here comes from a real GAN.",
-            "Photos stored as JPEG carry its traces in their real tiles; the PNG format here adds none.",
-            "",
-            "| photo | installed file | source and licence |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MARKER, {"recipe": recipe, "complete": False})
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -11,12 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
 SPLITS = ("train", "val", "test")
 NEAR = 60  # differing bits of 256, up to which two images are near-duplicates; see `components`
-TILE, WIDE = 1024, 8192  # hashes that are compared at a time: their products take 32 MB
-MOST = 4_000_000  # pairs that are held before they are thinned out to what ties the same groups
+BLOCK = 512  # hashes that are looked up at a time: were all alike, 100,000 would take 1 GB
 
 
 def components(table: pd.DataFrame) -> np.ndarray:
@@ -25,8 +22,7 @@ def components(table: pd.DataFrame) -> np.ndarray:
     Near means at most NEAR of the 256 bits of a 16 x 16 perceptual hash. Measured on 3,946 images (faces, ImageNet,
     three GANs): all 191 pairs up to 60 bits lie in one class, and those that we looked at are one picture or one
     latent walk; from 61 on, aligned faces of different people start to match. Recompression at quality 30, halving,
-    blur and noise at 27 dB change at most 38 bits, a crop of 4 pixels a side 58 in 99 % of the cases. The usual 64-bit
-    hash cannot part them: where it finds the latent walks (10 bits), it merges 16 groups of photos and fakes.
+    blur and noise at 27 dB change at most 38 bits, a crop of 4 pixels a side 58 in 99 % of the cases.
 
     Args:
         table: columns sha256, phash (hexadecimal or null), and, where there is a sidecar, tied (any value or null).
@@ -35,18 +31,15 @@ def components(table: pd.DataFrame) -> np.ndarray:
         (N,) component numbers, in no particular order.
     """
     sources, targets, size = [], [], len(table)
-    for column in ("sha256", "tied", "phash"):
-        if column not in table:
-            continue
+    for column in (name for name in ("sha256", "tied", "phash") if name in table):
         codes, values = pd.factorize(table[column])  # every value is one more node of the graph; null is -1
         sources.append(np.flatnonzero(codes >= 0))
         targets.append(size + codes[codes >= 0])
         if column == "phash":
-            near = _near(values)
-            sources.append(size + near[0])
-            targets.append(size + near[1])
+            sources.append(size + np.arange(len(values)))
+            targets.append(size + _near(values))
         size += len(values)
-    return _connected(np.stack([np.concatenate(sources), np.concatenate(targets)]), size)[: len(table)]
+    return _connected(np.concatenate(sources), np.concatenate(targets), size)[: len(table)]
 
 
 def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[pd.Series, dict[int, str]]:
@@ -68,8 +61,8 @@ def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[p
     number = pd.Series(components(table), index=table.index)
     sides = fixed.groupby(number).nunique()
     for rows in _members(number, sides[sides > 1].index):
-        one, other = (rows[fixed[rows] == split][0] for split in fixed[rows].dropna().unique()[:2])
-        both = f"{fixed[one]} image {table.path[one]} and {fixed[other]} image {table.path[other]}"
+        first, second = (rows[fixed[rows] == split][0] for split in fixed[rows].dropna().unique()[:2])
+        both = f"{fixed[first]} image {table.path[first]} and {fixed[second]} image {table.path[second]}"
         dropped |= dict.fromkeys(rows[fixed[rows].isna()], f"near-duplicate of both {both}")
         rest = rows[fixed[rows].notna()]
         parts = pd.Series(components(table.loc[rest]), index=rest)
@@ -122,40 +115,28 @@ def gaps(table: pd.DataFrame) -> list[str]:
 
 
 def _near(hashes: Sequence[str]) -> np.ndarray:
-    """Link the hashes at most NEAR bits apart, (2, P): every such pair, or fewer that tie the same groups.
+    """The first hash of each one's group, (N,), where those at most NEAR bits apart are linked.
 
-    Bits as -1 and 1 have the product: bits in common minus bits that differ. NumPy multiplies matrices of them on all
-    cores, tile by tile above the diagonal, exactly, for whole numbers are small. Memory grows with the number of hashes
-    alone, time with its square; docs/performance.md has both.
+    scikit-learn compares them all, block by block; what ties a group is kept, not its pairs, of which copies have many.
     """
+    first = np.arange(len(hashes))
     if len(hashes) == 0:
-        return np.zeros((2, 0), dtype=int)
+        return first
+    from sklearn.neighbors import NearestNeighbors  # here: it takes a second to import
+
     packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
-    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # (N, bits)
-    least = signs.shape[1] - 2 * NEAR
-    found, held = [], 0
-    for top in range(0, len(signs), TILE):
-        for left in range(top, len(signs), WIDE):
-            products = signs[top : top + TILE] @ signs[left : left + WIDE].T
-            row, column = np.divmod(np.flatnonzero(products >= least), products.shape[1])
-            found.append(np.stack([top + row, left + column]))
-            held += len(row)
-            if held > MOST + 2 * len(signs):  # many copies: what ties them suffices
-                found = [_forest(np.concatenate(found, axis=1), len(signs))]
-                held = found[0].shape[1]
-    return np.concatenate(found, axis=1)
+    bits = np.unpackbits(packed, axis=1).astype(np.float32)  # (N, bits): squared distances are whole numbers, exact
+    neighbours = NearestNeighbors(radius=NEAR + 0.5, metric="sqeuclidean", algorithm="brute").fit(bits)
+    for start in range(0, len(bits), BLOCK):
+        rows, columns = neighbours.radius_neighbors_graph(bits[start : start + BLOCK]).nonzero()
+        links = np.concatenate([rows + start, first]), np.concatenate([columns, np.arange(len(bits))])
+        number = _connected(*links, len(bits))
+        first = np.unique(number, return_index=True)[1][number]
+    return first
 
 
-def _forest(pairs: np.ndarray, size: int) -> np.ndarray:
-    """Tie the same groups with fewer pairs: each member and the first of its group, (2, P)."""
-    number = _connected(pairs, size)
-    first = np.unique(number, return_index=True)[1][number]
-    rest = np.flatnonzero(first != np.arange(size))
-    return np.stack([rest, first[rest]])
-
-
-def _connected(pairs: np.ndarray, size: int) -> np.ndarray:
-    graph = coo_array((np.ones(pairs.shape[1], dtype=bool), (pairs[0], pairs[1])), shape=(size, size))
+def _connected(sources: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
+    graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(size, size))
     return connected_components(graph, directed=False)[1]
 
 
@@ -175,11 +156,11 @@ def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
     """Take about this share of the rows, as whole groups, stratified by label."""
     limit = min(20, table.group.nunique(), int(table.label.value_counts().max()))  # NumPy's integers would overflow
     folds = Fraction(float(share)).limit_denominator(limit)
-    from dfd.data.splits import Folds  # here: it brings scikit-learn, for which a scan that draws nothing need not wait
-
     if folds.denominator == 1:
         return table.index[: len(table) * folds.numerator]
-    splitter = Folds(folds.denominator, shuffle=True, random_state=seed)
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(folds.denominator, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # classes smaller than the number of folds; `gaps` reports them
         parts = [part for _, part in splitter.split(table, table.label, table.group)]
     return table.index[np.concatenate(parts[: folds.numerator])]
@@ -195,35 +176,9 @@ def _fill_gaps(table: pd.DataFrame, split: pd.Series, wanted: list[str], movable
             if len(names) < 3 or (sides == name).any():
                 continue
             counts = sides.value_counts()
-            spare = [g for g in names if g in movable and sides[g] in wanted and counts[sides[g]] > 1]
+            spare = [group for group in names if group in movable and sides[group] in wanted]
+            spare = [group for group in spare if counts[sides[group]] > 1]
             if spare:
-                chosen = min(spare, key=lambda g: (-counts[sides[g]], sizes[g], g))
+                chosen = min(spare, key=lambda group: (-counts[sides[group]], sizes[group], group))
                 split = split.mask(table.group == chosen, name)
     return split
-
-
-class Folds(StratifiedGroupKFold):
-    """The same folds as StratifiedGroupKFold's.
-
-    scikit-learn tries a group in each fold in turn, with NumPy calls for each; 10,000 groups took as long as decoding
-    10,000 images. Here the folds are tried at once. A scikit-learn that chooses otherwise, and does not call this
-    method, is merely slow again; a test compares the folds.
-    """
-
-    def _find_best_fold(self, y_counts_per_fold: np.ndarray, y_cnt: np.ndarray, group_y_counts: np.ndarray) -> int:
-        """The fold that a group leaves most even; the smallest among equals.
-
-        Args:
-            y_counts_per_fold: (folds, labels), images so far.
-            y_cnt: (labels,), of the whole table.
-            group_y_counts: (labels,), of the group.
-        """
-        tried = y_counts_per_fold + np.eye(self.n_splits)[:, :, None] * group_y_counts  # (folds, folds, labels)
-        uneven = np.std(tried / y_cnt, axis=1).mean(axis=1).tolist()
-        sizes = y_counts_per_fold.sum(axis=1).tolist()
-        best = 0
-        for fold in range(1, self.n_splits):
-            equal = math.isclose(uneven[fold], uneven[best], rel_tol=0, abs_tol=1e-8 + 1e-5 * abs(uneven[best]))
-            if uneven[fold] < uneven[best] or equal and sizes[fold] < sizes[best]:
-                best = fold
-        return best

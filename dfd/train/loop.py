@@ -29,14 +29,14 @@ from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_objec
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from dfd import __version__, config
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.core.io import digest
 from dfd.data import manifest
-from dfd.data.crops import Seeded, seeds
+from dfd.data.crops import EpochSampler, Seeded, seeds
 from dfd.inference import stage as inference
 
 TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
@@ -47,37 +47,6 @@ NOT_LEARNT_FROM = (  # parameters that leave the weights as they are; the checkp
 )  # fmt: skip
 NOT_IN_KEY = ("minutes", "crops", "crop_mode")  # a training may go on with others
 PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
-
-
-class EpochSampler(Sampler):
-    """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and `epoch` alone.
-
-    Args:
-        table: rows of the manifest, in the data set's order.
-        cfg: images_per_epoch, batch_size and seed are read; draws are with replacement and fill whole batches.
-        binary: photos and fakes take turns; else fakes alone are drawn. Generators weigh alike within the fakes.
-        every: of so many batches one has indices as they are; those of the others count on from the table's length.
-    """
-
-    def __init__(self, table: pd.DataFrame, cfg: config.Training, binary: bool, every: int = 1):
-        is_fake = table["is_fake"].to_numpy(dtype=bool)
-        weight = 1 / table["label"].map(table["label"].value_counts()).to_numpy(dtype=float)
-        self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
-        self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]
-        self.images, self.seed, self.every, self.epoch = len(table), cfg.seed, every, 0
-        self.batches, self.batch_size = max(1, (cfg.images_per_epoch or len(table)) // cfg.batch_size), cfg.batch_size
-
-    def __len__(self) -> int:
-        return self.batches * self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        rng, count = np.random.default_rng([self.seed, self.epoch + 1]), -(-len(self) // len(self.sides))
-        columns = [rng.choice(rows, count, p=p) for rows, p in zip(self.sides, self.weights, strict=True)]
-        indices = np.stack(columns, axis=1).ravel()[: len(self)]
-        is_shifted = np.arange(len(self)) // self.batch_size % self.every > 0
-        yield from zip(
-            (indices + self.images * is_shifted).tolist(), rng.integers(2**32, size=len(self)).tolist(), strict=True
-        )
 
 
 class Learner:

@@ -16,12 +16,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from dfd import config
-from dfd.data.crops import RealFakeDataset, equalise
+from dfd.data.crops import EpochSampler, RealFakeDataset, equalise
 from dfd.degrade.registry import RandomDegrade
 from dfd.losses import ADVERSARIAL, DETECTION, r1_penalty, real_fake_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.models.classifiers import UNetRes
-from dfd.train.loop import EpochSampler, Trainer
+from dfd.train.loop import Trainer
 
 
 class Launderer(nn.Module):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from dfd import config
-from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, equalise
+from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equalise
 from dfd.degrade.registry import RandomDegrade
 from dfd.inference.stage import Stage, fit_feature_bank
 from dfd.losses import ADVERSARIAL, consistency_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
-from dfd.train.loop import EpochSampler, Trainer
+from dfd.train.loop import Trainer
 
 
 class Disentangler(nn.Module):

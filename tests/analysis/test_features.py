@@ -5,7 +5,7 @@ import pytest
 import torch
 from networks import untrained
 
-from dfd.analysis import label_errors
+from dfd.analysis import explain, label_errors
 from dfd.data import manifest
 
 
@@ -19,11 +19,12 @@ def test_the_last_layer_makes_the_logits_from_the_features(name):
     stage = untrained(name)
     crops = torch.rand(3, 3, 64, 64)
     found = torch.from_numpy(label_errors.extract(stage, crops))
+    head = explain.backbone(stage).get_classifier()
     with torch.inference_mode():
-        logits = label_errors.network(stage).get_classifier()(found)
+        logits = head(found)
         expected = stage.model(crops)
     assert torch.allclose(logits.reshape(expected.shape), expected, atol=1e-5)
-    assert not label_errors.network(stage).get_classifier()._forward_pre_hooks
+    assert not head._forward_pre_hooks
 
 
 def test_features_are_made_once_and_anew_for_other_weights(table, tmp_path, monkeypatch):
@@ -31,19 +32,14 @@ def test_features_are_made_once_and_anew_for_other_weights(table, tmp_path, monk
     extract = label_errors.extract
     monkeypatch.setattr(label_errors, "extract", lambda stage, crops: made.append(len(crops)) or extract(stage, crops))
     stage = untrained("stage1")
-    first = label_errors.load(stage, table.head(5), tmp_path)
+    first = label_errors.cached_features(stage, table.head(5), tmp_path)
     table.head(5).to_csv(tmp_path / "unrelated.csv")
-    whole = label_errors.load(stage, table, tmp_path)
+    whole = label_errors.cached_features(stage, table, tmp_path)
     assert made == [5, len(table) - 5]
     assert np.array_equal(whole[:5], first) and whole.dtype == np.float32
     shuffled = table.sample(frac=1, random_state=0)
-    assert np.array_equal(label_errors.load(stage, shuffled, tmp_path), whole[shuffled.index])
+    assert np.array_equal(label_errors.cached_features(stage, shuffled, tmp_path), whole[shuffled.index])
     assert sum(made) == len(table)
-    other = label_errors.load(untrained("stage1", seed=1), table.head(5), tmp_path)
-    assert sum(made) == len(table) + 5 and not np.allclose(other, first)
-
-
-def test_crop_size_and_weights_name_a_stage():
-    names = {label_errors.weights_hash(untrained("stage1", seed, size)) for seed in (0, 1) for size in (64, 96)}
-    assert len(names) == 4
-    assert label_errors.weights_hash(untrained("stage1")) == label_errors.weights_hash(untrained("stage1"))
+    for number, stage in enumerate([untrained("stage1", seed=1), untrained("stage1", seed=1, crop_size=96)], 1):
+        other = label_errors.cached_features(stage, table.head(5), tmp_path)
+        assert sum(made) == len(table) + 5 * number and not np.allclose(other, first)

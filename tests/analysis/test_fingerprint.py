@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from dfd import plots
 from dfd.analysis import explain, fingerprint
 from dfd.inference import stage as stage_module
 from dfd.models import backbones
-from dfd.plots import analysis
 
 LABELS = ["BigGAN", "ProGAN", "StyleGAN2"]
 SIZE, SIDE, EACH = 36, 32, 8  # of the images, of the crops, and images per label and split
@@ -54,6 +54,12 @@ def tiny_stage(quality=None, stage="stage2"):
         "key": "k", "weights": model.state_dict(),
     }  # fmt: skip
     return stage_module.Stage(content, torch.device("cpu"))
+
+
+def residuals(stage, table, paths):
+    """(N, S, S, 3) of the centre crops of some images."""
+    crops = torch.cat([explain.crop_center(table, path, SIDE) for path in paths])
+    return explain.residuals(stage, crops).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +109,7 @@ def test_fingerprint_is_the_mean_residual_of_training_images_alone(stage, table)
     prints = fingerprint.fingerprints(stage, table, limit=100)
     assert list(prints) == LABELS
     paths = [f"ProGAN/{number:02}.png" for number in range(EACH)]
-    expected = np.mean(explain.residuals(stage, explain.read_images(table, paths)), axis=0)
+    expected = np.mean(residuals(stage, table, paths), axis=0)
     assert prints["ProGAN"].images == EACH
     np.testing.assert_allclose(prints["ProGAN"].mean, expected, atol=1e-6)
     with pytest.raises(ValueError, match="no fake"):
@@ -113,11 +119,11 @@ def test_fingerprint_is_the_mean_residual_of_training_images_alone(stage, table)
 def test_spectrum_of_white_noise_is_its_variance_and_of_stripes_a_point_whatever_their_phase():
     rng = np.random.default_rng(0)
     noise = torch.from_numpy(rng.normal(0.3, 0.01, (200, 3, 32, 32)))
-    ring = fingerprint.power_spectrum(noise.float())[:10]
+    ring = explain.spectrum(noise.float())[:10]
     assert np.median(ring) == pytest.approx(-4, abs=0.03) and np.abs(ring + 4).max() < 0.25
     x = np.arange(32)
     stripes = [np.broadcast_to(np.cos(np.pi / 2 * x + phase), (3, 32, 32)) for phase in (0, np.pi)]  # their mean is 0
-    spectrum = fingerprint.power_spectrum(torch.from_numpy(np.stack(stripes)).float())
+    spectrum = explain.spectrum(torch.from_numpy(np.stack(stripes)).float())
     assert sorted(np.argwhere(spectrum > spectrum.max() - 1e-3).tolist()) == [[16, 8], [16, 24]]
 
 
@@ -135,7 +141,7 @@ def test_correlation_is_pearsons_over_all_pixels_of_test_images(stage, table):
     found = fingerprint.correlations(stage, prints, table, EACH)
     assert found["path"].tolist() == table.loc[table["split"] == "test", "path"].tolist()
     row = found.iloc[11]
-    (residual,) = explain.residuals(stage, explain.read_images(table, [row["path"]]))
+    (residual,) = residuals(stage, table, [row["path"]])
     for name, one in prints.items():
         assert row[f"corr_{name}"] == pytest.approx(np.corrcoef(residual.ravel(), one.mean.ravel())[0, 1], abs=1e-5)
     assert row["prediction"] == max(LABELS, key=lambda name: row[f"corr_{name}"])
@@ -220,16 +226,16 @@ def test_embedding_of_few_images_and_its_sources():
 
 
 def test_carriers_are_photos_of_the_split_and_of_other_groups(table):
-    pairs = pd.concat([fingerprint.pairs_of(table, EACH, seed=seed) for seed in range(5)])
+    pairs = pd.concat([fingerprint.draw_pairs(table, EACH, seed=seed) for seed in range(5)])
     assert len(pairs) == 5 * 3 * EACH
     merged = pairs.merge(table, left_on="carrier", right_on="path", suffixes=("", "_photo"))
     assert (merged["group_photo"] != merged["group"]).all() and (merged["carrier_group"] == merged["group_photo"]).all()
     assert (merged["label_photo"] == "RealPhotos").all() and (merged["split"] == "test").all()
     assert merged["carrier"].nunique() == EACH
     with pytest.raises(ValueError, match="no photo outside group"):
-        fingerprint.pairs_of(table[table["is_fake"] | (table["group"] == "g08")], EACH)
+        fingerprint.draw_pairs(table[table["is_fake"] | (table["group"] == "g08")], EACH)
     with pytest.raises(ValueError, match="no fake"):
-        fingerprint.pairs_of(table[~table["is_fake"]], EACH)
+        fingerprint.draw_pairs(table[~table["is_fake"]], EACH)
 
 
 def test_transfer_repeats_under_its_seed_and_leaves_strange_generators_out(stage, table):
@@ -326,7 +332,7 @@ def test_confusion_ends_with_the_carriers_alone():
 
 def test_plot_of_fingerprints_has_a_column_per_generator(stage, table):
     prints = fingerprint.fingerprints(stage, table, 5)
-    figure = analysis.plot_fingerprints(prints)
+    figure = plots.plot_fingerprints(prints)
     assert len(figure.axes) == 2 * 3 + 1 and figure.axes[-1].get_ylabel() == "log10 power"
     for ax, below, (name, one) in zip(figure.axes[:3], figure.axes[3:6], prints.items(), strict=True):
         assert ax.get_title() == f"{name}\n5 images, ±{3 * 255 * one.mean.std():.2f} of 255"
@@ -339,14 +345,14 @@ def test_plot_of_fingerprints_has_a_column_per_generator(stage, table):
 
 def test_plot_of_correlations_writes_them_and_the_accuracy(found):
     means = fingerprint.mean_correlations(found)
-    figure = analysis.plot_correlations(means, {"value": 0.9, "low": 0.85, "high": 0.95})
-    ax, bar = figure.axes
+    ax = plots.plot_correlations(means, {"value": 0.9, "low": 0.85, "high": 0.95})
+    bar = ax.figure.axes[1]
     assert [text.get_text() for text in ax.texts] == [f"{one:.3f}" for one in means.to_numpy().ravel()]
     assert ax.get_title() == "named by the largest: 0.90 right (0.85 to 0.95)"
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [*LABELS, "RealPhotos"]
     assert bar.get_ylabel() == "mean correlation"
     alone = {"value": 0.9, "low": None, "high": None}
-    titles = [analysis.plot_correlations(means, one).axes[0].get_title() for one in (alone, None)]
+    titles = [plots.plot_correlations(means, accuracy).get_title() for accuracy in (alone, None)]
     assert titles == ["named by the largest: 0.90 right", ""]
 
 
@@ -356,7 +362,7 @@ def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sou
     source = [f"s{i % sources:02}" for i in range(count)] + ["s00"]
     points = pd.DataFrame({"x": 0.0, "y": np.arange(count + 1), "label": "A", "source": source})
     points.loc[::3, "label"] = "B"
-    ax = analysis.plot_embedding(points).axes[0]
+    ax = plots.plot_embedding(points)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     named = texts[texts.index("source") + 1 :]
     assert texts[: texts.index("source")] == ["generator", "A", "B"]
@@ -368,7 +374,7 @@ def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sou
 def test_plot_of_transfer_shows_the_three_pictures_of_each_pair(stage, table):
     pairs = fingerprint.carry(stage, table, 1)
     carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
-    figure = analysis.plot_transfer(pairs, carried, times=4)
+    figure = plots.plot_transfer(pairs, carried, times=4)
     assert len(figure.axes) == 3 * 3
     assert [figure.axes[i].get_ylabel() for i in (0, 3, 6)] == ["carrier", "fingerprint × 4", "sum"]
     first = pairs.iloc[0]

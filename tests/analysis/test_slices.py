@@ -100,9 +100,9 @@ def test_errors_by_property_count_images_groups_and_intervals():
     found = slices.by_property(rows, slices.binned(measured, bins=2)).set_index(["property", "bin"])
     a = found.loc[("source", "a")]
     assert (a["images"], a["groups"], a["errors"], a["error"]) == (4, 2, 2, 0.5)
-    assert (a["low"], a["high"]) == (0, 1)  # two groups: one all wrong, one all right
+    assert (a["error_low"], a["error_high"]) == (0, 1)  # two groups: one all wrong, one all right
     b = found.loc[("source", "b")]
-    assert (b["error"], b["low"]) == (0, 0) and b["high"] == pytest.approx(1 - 0.025 ** (1 / 4))
-    assert list(found.loc["size"].index) == ["1 to 4", "5 to 8"]
+    assert (b["error"], b["error_low"]) == (0, 0) and b["error_high"] == pytest.approx(1 - 0.025 ** (1 / 4))
+    assert list(found.loc["size"].index) == ["1 to 4", "5 to 8"] and found.attrs["average"] == 0.25
     alone = slices.by_property(rows.assign(group=0), slices.binned(measured, ["source"]))
-    assert alone["low"].isna().all()
+    assert alone["error_low"].isna().all()

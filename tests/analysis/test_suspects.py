@@ -87,7 +87,7 @@ def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / folder / f"{i}.png")
         planted |= {f"{folder}/{i}.png"} if i in wrong else set()
     table = manifest.scan(tmp_path / "data", progress=False)
-    values = label_errors.load(untrained("stage1", representation="highpass"), table, tmp_path)
+    values = label_errors.cached_features(untrained("stage1", representation="highpass"), table, tmp_path)
     found = label_errors.suspected(values, table)
     assert planted <= set(found["path"].head(40))
 

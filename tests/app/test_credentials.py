@@ -91,8 +91,8 @@ def test_damaged_credentials_are_no_error(signed):
 
 def test_most_files_have_none_and_that_says_nothing():
     plain = encoded(picture(3), "JPEG")
-    assert metadata.read_credentials(plain, "JPEG") == metadata.NONE
-    assert metadata.read_credentials(plain + b"c2pa", "JPEG") == metadata.NONE
+    assert metadata.read_credentials(plain, "JPEG") == metadata.NO_CREDENTIALS
+    assert metadata.read_credentials(plain + b"c2pa", "JPEG") == metadata.NO_CREDENTIALS
 
 
 def test_without_the_library_nothing_is_claimed(signed, monkeypatch):

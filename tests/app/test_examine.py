@@ -181,28 +181,6 @@ def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image)
     assert [label for label, _ in tiles] == ["this image", "BigGAN", "ProGAN"]
 
 
-class Bright(torch.nn.Module):
-    """A network whose logit is the mean brightness of the lower right corner, for Grad-CAM to find."""
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = torch.nn.Module()
-        self.backbone.feature_info = [{"module": "deep"}]
-        self.backbone.deep = torch.nn.AvgPool2d(4)
-
-    def forward(self, images):
-        return self.backbone.deep(images)[:, :, 4:, 4:].mean(dim=(1, 2, 3))
-
-
-def test_grad_cam_is_brightest_where_the_logit_comes_from():
-    crops = torch.zeros(2, 3, 32, 32)
-    crops[0, :, 20:28, 20:28] = 1
-    heat = evidence.grad_cam(Bright(), crops)
-    assert heat.shape == (2, 32, 32) and heat[0].max() == 1 and heat[1].max() == 0
-    row, column = divmod(int(heat[0].argmax()), 32)
-    assert 20 <= row < 28 and 20 <= column < 28
-
-
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
     one = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
     assert one.name == "../../etc/pass wd gnp.exe" and one.verdict.path is None

@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +68,7 @@ def test_stopped_scan_keeps_what_it_has(data, monkeypatch, decoded, interrupt):
 
 def test_broken_or_unwritable_cache_does_not_stop_a_scan(data, tmp_path, monkeypatch, capsys):
     classes(data)
-    with ScanCache(data) as cache:
+    with closing(ScanCache(data)) as cache:
         path = cache.path
     path.write_bytes(b"no database" * 1000)
     assert len(scan(data)) == 18
@@ -78,10 +79,10 @@ def test_broken_or_unwritable_cache_does_not_stop_a_scan(data, tmp_path, monkeyp
 
 
 def test_full_disk_is_named(data, tmp_path, monkeypatch):
-    with ScanCache(data) as cache:
+    with closing(ScanCache(data)) as cache:
         cache.connection.execute("PRAGMA max_page_count = 6")
         with pytest.raises(OSError, match="disk full") as caught:
-            cache.keep_files({"a": (1, 1, {"text": "x" * 100_000})})
+            cache.store({"a": "x" * 100_000})
         assert caught.value.errno == errno.ENOSPC
     classes(data)
     table = scan(data, tmp_path / "out")
@@ -98,15 +99,23 @@ def test_full_disk_is_named(data, tmp_path, monkeypatch):
 
 
 def test_cache_holds_whole_batches(data):
-    with ScanCache(data) as cache:
-        cache.keep_files({"a": (1, 2, {"width": 3})})
+    with closing(ScanCache(data)) as cache:
+        cache.store({"a": "b"})
         with pytest.raises(sqlite3.Error):
-            cache.keep_files({"b": (1, 2, {}), "c": ([], 2, {})})
-        with sqlite3.connect(cache.path) as other:  # what another process sees, or what a kill would leave
-            assert other.execute("SELECT path FROM files").fetchall() == [("a",)]
-        other.close()
-        assert cache.files({"a": (1, 2), "c": (1, 2)}) == {"a": {"width": 3}}
-        assert cache.files({"a": (1, 3)}) == {}
+            cache.store({"c": "d", "e": ["no text"]})
+        with closing(ScanCache(data)) as other:  # what another process sees, or what a kill would leave
+            assert other.entries == {"a": "b"}
+
+
+def test_what_another_version_learnt_is_not_trusted_but_its_splits_stay(data, decoded, monkeypatch):
+    classes(data, 10)
+    first = scan(data).set_index("path").split
+    decoded.clear()
+    monkeypatch.setattr(manifest, "__version__", "0.0.0")
+    fill(data / "ProGAN", 5, start=10)
+    second = scan(data).set_index("path").split
+    assert len(decoded) == 35
+    assert (second[first.index] == first).all()
 
 
 @pytest.mark.parametrize(("module", "name"), [(images, "inspect"), (splits, "separate")])
@@ -124,5 +133,5 @@ def test_a_second_scan_of_the_folder_may_come_and_go_during_the_first(module, na
     monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.5))
     assert len(scan(data, workers=1)) == 18 and len(calls) > 1
     assert "cannot be used" not in capsys.readouterr().out
-    with ScanCache(data) as cache:
-        assert [len(cache.splits(f"seed {seed}, val 0.2, test 0.2")) for seed in (0, 1)] == [18, 18]
+    with closing(ScanCache(data)) as cache:
+        assert [sum(key.startswith(f"split seed {seed},") for key in cache.entries) for seed in (0, 1)] == [18, 18]

@@ -1,11 +1,16 @@
-"""Where crops lie: different, inside, covering what they should, and never more than the cap."""
+"""Where crops lie, and the data sets: no resizing, one codec for all, fair draws, carriers from their split only."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from dfd.data.crops import MAX_CROPS, MODES, cut, plan
+from dfd.config import CROP_MODES, Stage1
+from dfd.core.images import ImageError
+from dfd.data import crops
+from dfd.data.crops import MAX_CROPS, cut, plan
+from dfd.degrade import operators, registry
 
 
 def seen(height, width, size, corners):
@@ -16,13 +21,13 @@ def seen(height, width, size, corners):
     return counts
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", CROP_MODES)
 @pytest.mark.parametrize("size", [(32, 32), (33, 32), (40, 35), (200, 310), (64, 1000), (5, 7), (1, 500)])
-@pytest.mark.parametrize("crops", [1, 2, 3, 5, 7, 20, 1000])
-def test_windows_are_different_inside_and_no_more_than_asked(mode, size, crops):
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 20, 1000])
+def test_windows_are_different_inside_and_no_more_than_asked(mode, size, count):
     height, width = size
-    found = plan(height, width, 32, crops, mode)
-    assert 1 <= len(found.corners) <= min(crops, MAX_CROPS)
+    found = plan(height, width, 32, count, mode)
+    assert 1 <= len(found.corners) <= min(count, MAX_CROPS)
     assert len(set(found.corners)) == len(found.corners)
     assert all(0 <= top <= max(height - 32, 0) and 0 <= left <= max(width - 32, 0) for top, left in found.corners)
     assert found.needed >= len(found.corners)
@@ -35,12 +40,12 @@ def test_five_are_the_centre_and_the_corners():
     assert plan(32, 64, 32, 5).corners == [(0, 16), (0, 0), (0, 32), (0, 11), (0, 21)]  # corners coincide
 
 
-@pytest.mark.parametrize("crops", [6, 9, 15, 20, 60, 255])
-def test_more_than_five_go_on_as_a_grid_over_the_whole_image(crops):
-    corners = plan(600, 900, 64, crops).corners
-    assert len(corners) == crops and corners[:5] == plan(600, 900, 64, 5).corners
+@pytest.mark.parametrize("count", [6, 9, 15, 20, 60, 255])
+def test_more_than_five_go_on_as_a_grid_over_the_whole_image(count):
+    corners = plan(600, 900, 64, count).corners
+    assert len(corners) == count and corners[:5] == plan(600, 900, 64, 5).corners
     middle = np.mean(corners[5:], axis=0)
-    assert crops < 9 or np.abs(middle / [536, 836] - 0.5).max() < 0.1  # nowhere more than elsewhere
+    assert count < 9 or np.abs(middle / [536, 836] - 0.5).max() < 0.1  # nowhere more than elsewhere
 
 
 def test_many_crops_of_five_cover_the_whole_image():
@@ -56,10 +61,10 @@ def test_a_grid_covers_every_pixel_with_the_fewest_rows_and_columns(size):
 
 
 @pytest.mark.parametrize(("size", "windows"), [((5000, 8000), 79 * 125), ((64, 640_000), 10_000), ((9_999, 8), 157)])
-@pytest.mark.parametrize("crops", [1, 2, 7, 100, 256, 10**9])
-def test_a_grid_that_may_not_cover_is_thinned_evenly_and_says_so(size, windows, crops):
-    found = plan(*size, 64, crops, "grid")
-    limit = min(crops, MAX_CROPS, windows)
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 256, 10**9])
+def test_a_grid_that_may_not_cover_is_thinned_evenly_and_says_so(size, windows, count):
+    found = plan(*size, 64, count, "grid")
+    limit = min(count, MAX_CROPS, windows)
     assert found.needed == windows
     assert limit / 2 < len(found.corners) <= limit
     for places, last in zip(zip(*found.corners, strict=True), (max(side - 64, 0) for side in size), strict=True):
@@ -128,3 +133,189 @@ def test_small_images_are_reflected(size):
     padded = np.pad(pixels, [*padding, (0, 0)], mode="reflect")[corner[0] : corner[0] + 32, corner[1] : corner[1] + 32]
     window = cut(Image.fromarray(pixels), corner, 32)
     torch.testing.assert_close(window, torch.from_numpy(padded.transpose(2, 0, 1) / 255).float()[None])
+
+
+# The data sets
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six classes' worth of flat pictures whose colour says which file they are."""
+    rows = []
+    for label, count in (("RealPhotos", 8), ("ProGAN", 4), ("BigGAN", 2)):
+        (tmp_path / label).mkdir()
+        for i in range(count):
+            grey = 10 * len(rows) + 5
+            Image.new("RGB", (70, 50), (grey, grey, grey)).save(tmp_path / label / f"{i}.png")
+            split = "test" if label == "RealPhotos" and i >= 6 else "train"
+            rows.append((f"{label}/{i}.png", label, label != "RealPhotos", split, grey))
+    table = pd.DataFrame(rows, columns=["path", "label", "is_fake", "split", "grey"])
+    table.attrs["root"] = str(tmp_path)
+    return table
+
+
+def test_pad_reflects_and_never_resizes():
+    ramp = torch.arange(5.0).expand(1, 3, 4, 5) / 10
+    padded = crops.pad_to(ramp, 8)
+    assert padded.shape == (1, 3, 8, 8)
+    assert torch.equal(padded[..., :4, :5], ramp)
+    assert (padded[0, 0, 0, 5:8] * 10).tolist() == pytest.approx([3, 2, 1])
+    assert crops.pad_to(torch.rand(1, 3, 1, 1), 40).shape == (1, 3, 40, 40)
+    assert crops.pad_to(ramp, 3) is ramp
+
+
+def test_random_crop_cuts_pixels_that_are_there():
+    image = torch.arange(20 * 30).float().view(1, 1, 20, 30).expand(1, 3, 20, 30)
+    torch.manual_seed(0)
+    corners = {float(crops.random_crop(image, 16)[0, 0, 0, 0]) for _ in range(200)}
+    crop = crops.random_crop(image, 16)
+    assert crop.shape == (1, 3, 16, 16)
+    assert float(crop[0, 0, 1, 0] - crop[0, 0, 0, 0]) == 30
+    assert corners <= {30.0 * y + x for y in range(5) for x in range(15)} and len(corners) > 40
+
+
+def test_real_fake_items_are_crops_in_range(folder):
+    data = crops.RealFakeDataset(folder, folder.attrs["root"], crop_size=32, degrade=registry.RandomDegrade())
+    for i in range(len(data)):
+        crop, is_fake = data[i]
+        assert crop.shape == (3, 32, 32) and 0 <= crop.min() and crop.max() <= 1
+        assert bool(is_fake) == folder["is_fake"][i]
+
+
+def test_items_show_the_file_they_name(folder):
+    data = crops.RealFakeDataset(folder, folder.attrs["root"], crop_size=32, equalise_quality=None)
+    assert [round(float(data[i][0].mean()) * 255) for i in range(len(data))] == folder["grey"].tolist()
+
+
+def test_equalise_gives_every_crop_a_jpeg_history(folder, monkeypatch):
+    """A second pass at the same quality must change next to nothing: the crop has been through that codec."""
+    rng = np.random.default_rng(0)
+    for path in folder["path"]:
+        Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(f"{folder.attrs['root']}/{path}")
+
+    def second_pass(quality):
+        crop = crops.RealFakeDataset(folder, folder.attrs["root"], 32, equalise_quality=quality)[0][0][None]
+        return float((operators.jpeg(crop, 75) - crop).abs().mean())
+
+    assert second_pass(75) < 0.35 * second_pass(None)
+
+
+def test_two_views_differ_and_share_the_source(folder):
+    fakes = folder[folder["is_fake"]]
+    rng = np.random.default_rng(0)
+    for path in fakes["path"]:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(f"{folder.attrs['root']}/{path}")
+    classes = ["BigGAN", "ProGAN"]
+    data = crops.GFDTwoViewDataset(fakes, folder.attrs["root"], classes, 32, registry.RandomDegrade(p_codec=1))
+    for i, label in enumerate(fakes["label"]):
+        item = data[i]
+        assert classes[item["source"]] == label
+        assert set(item) == {"view1", "view2", "source"}
+        assert item["view1"].shape == item["view2"].shape == (3, 32, 32)
+        assert not torch.equal(item["view1"], item["view2"])
+
+
+def test_two_view_data_refuses_photos_and_strangers(folder):
+    with pytest.raises(ValueError, match="photos"):
+        crops.GFDTwoViewDataset(folder, folder.attrs["root"], ["BigGAN", "ProGAN", "RealPhotos"], 32)
+    with pytest.raises(ValueError, match="BigGAN"):
+        crops.GFDTwoViewDataset(folder[folder["is_fake"]], folder.attrs["root"], ["ProGAN"], 32)
+
+
+def test_carriers_are_photos_of_their_split(folder):
+    carriers = crops.CarrierBuilder(folder, folder.attrs["root"], "train", 32, equalise_quality=None)
+    torch.manual_seed(0)
+    seen = {round(float(carriers().mean()) * 255) for _ in range(80)}
+    assert seen == set(folder.loc[~folder["is_fake"] & (folder["split"] == "train"), "grey"])
+    with pytest.raises(ValueError, match="val"):
+        crops.CarrierBuilder(folder, folder.attrs["root"], "val", 32)
+
+
+def test_two_view_items_carry_a_carrier_when_given_one(folder):
+    carriers = crops.CarrierBuilder(folder, folder.attrs["root"], "test", 32, equalise_quality=None)
+    fakes = folder[folder["is_fake"]]
+    item = crops.GFDTwoViewDataset(fakes, folder.attrs["root"], ["BigGAN", "ProGAN"], 32, carriers=carriers)[0]
+    assert round(float(item["carrier"].mean()) * 255) in folder.loc[folder["split"] == "test", "grey"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("binary", "expected"),
+    [(True, {"RealPhotos": 1 / 2, "ProGAN": 1 / 4, "BigGAN": 1 / 4}), (False, {"ProGAN": 1 / 2, "BigGAN": 1 / 2})],
+)
+def test_sampler_weighs_classes_alike(folder, binary, expected):
+    table = folder if binary else folder[folder["is_fake"]]
+    cfg = Stage1(images_per_epoch=6000, batch_size=8)
+    drawn = [index for index, _ in crops.EpochSampler(table, cfg, binary)]
+    shares = table["label"].iloc[drawn].value_counts(normalize=True).to_dict()
+    assert shares == pytest.approx(expected, abs=0.03)
+
+
+def test_draws_take_turns_and_hang_on_seed_and_epoch_alone(folder):
+    cfg = Stage1(images_per_epoch=807, batch_size=8)
+    sampler = crops.EpochSampler(folder, cfg, binary=True)
+    draws = list(sampler)
+    assert len(draws) == len(sampler) == 800 and draws == list(crops.EpochSampler(folder, cfg, binary=True))
+    indices, seeds = zip(*draws, strict=True)
+    assert folder["is_fake"].iloc[list(indices)].tolist() == [False, True] * 400 and len(set(seeds)) == 800
+    sampler.epoch = 1
+    assert draws != list(sampler)
+    shifted = [index >= len(folder) for index, _ in crops.EpochSampler(folder, cfg, binary=False, every=4)]
+    assert shifted == ([False] * 8 + [True] * 24) * 25
+
+
+def test_a_seeded_item_hangs_on_its_draw_alone(folder):
+    root, classes = folder.attrs["root"], ["BigGAN", "ProGAN"]
+    rng = np.random.default_rng(0)
+    for path in folder["path"]:
+        Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(f"{root}/{path}")
+    carriers = crops.CarrierBuilder(folder, root, "train", 32, registry.RandomDegrade())
+    fakes = folder[folder["is_fake"]]
+    data = crops.Seeded(crops.GFDTwoViewDataset(fakes, root, classes, 32, registry.RandomDegrade(), 90, carriers))
+    torch.manual_seed(0)
+    state, first = torch.get_rng_state(), data[0, 5]
+    assert torch.equal(torch.get_rng_state(), state)
+    data[3, 7]
+    torch.rand(3)
+    again, other = data[0, 5], data[0, 6]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in ("view1", "view2", "carrier"))
+
+
+def test_a_seed_follows_from_its_place_and_key_alone():
+    assert crops.seeds(9, 0, 1)[:4] == crops.seeds(4, 0, 1)
+    keys = [(0, 1), (1, 0), (0, 2), (0, 1, 1), (0, 1, 2)]
+    assert len({seed for key in keys for seed in crops.seeds(50, *key)}) == 250
+
+
+def test_unreadable_file_stops_by_name(folder):
+    path = folder["path"][3]
+    with open(f"{folder.attrs['root']}/{path}", "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n broken")
+    data = crops.RealFakeDataset(folder, folder.attrs["root"], 32)
+    with pytest.raises(ImageError, match="3.png"):
+        data[3]
+
+
+def test_empty_table_is_an_error(folder):
+    with pytest.raises(ValueError, match="no image"):
+        crops.RealFakeDataset(folder.iloc[:0], folder.attrs["root"], 32)
+
+
+@pytest.mark.parametrize("quality", [None, 90])
+def test_eight_bit_windows_give_what_float_ones_give(tmp_path, quality):
+    """Whatever chain is drawn, and where the image has to be padded too."""
+    rng = np.random.default_rng(0)
+    for name, side in (("large", 100), ("small", 40)):
+        Image.fromarray(rng.integers(0, 256, (side, side + 7, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    table = pd.DataFrame({"path": ["large.png", "small.png"], "is_fake": [False, True]})
+    often = registry.RandomDegrade(p_history=0.5, p_crop=0.5, p_noise=0.5, p_codec=0.9, p_double=0.4, p_webp=0.4)
+    data = crops.RealFakeDataset(table, tmp_path, 48, often, quality)
+    for index in (0, 1):
+        for seed in range(40):
+            torch.manual_seed(seed)
+            window = data.window(index)
+            assert window.dtype == torch.uint8
+            state = torch.get_rng_state()
+            as_bytes = data.view(window)
+            torch.set_rng_state(state)
+            assert torch.equal(as_bytes, data.view(window / 255)) and as_bytes.dtype == torch.float32

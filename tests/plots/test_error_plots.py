@@ -7,10 +7,10 @@ import torch
 from networks import untrained
 from score_tables import stage1_table, stage2_table
 
+from dfd import plots
 from dfd.analysis import explain
 from dfd.data import manifest
 from dfd.evaluate import metrics
-from dfd.plots import analysis
 
 pytestmark = pytest.mark.usefixtures("closed")
 
@@ -24,38 +24,40 @@ def written(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_confusions_count_each_class_above_its_shares():
-    one = stage1_table([-1, -1, -1, 1, -1.0], ["RealPhotos", "RealPhotos", "BigGAN", "BigGAN", "ProGAN"])
-    figure = analysis.plot_confusions({"stage 1": one, "stage 2": stage2_table(push=50.0)})
-    counts, stage2_counts, shares, stage2_shares = figure.axes
-    assert written(counts) == ["2", "0", "1", "1", "1", "0"]
-    assert written(shares) == ["100%", "0%", "50%", "50%", "100%", "0%"]
-    assert [tick.get_text() for tick in shares.get_yticklabels()] == ["RealPhotos", "BigGAN", "ProGAN"]
-    assert written(stage2_counts)[::4] == ["100"] * 3 and written(stage2_shares)[::4] == ["100%"] * 3
-    assert counts.get_title() == "stage 1, images" and shares.get_xlabel() == "predicted"
+def test_confusions_by_label_tell_the_generators_apart():
+    first = stage1_table([-1, -1, -1, 1, -1.0], ["RealPhotos", "RealPhotos", "BigGAN", "BigGAN", "ProGAN"])
+    figure = plots.plot_confusions({"stage 1": first, "stage 2": stage2_table(push=50.0)}, "test", by_label=True)
+    ax, stage2 = figure.axes
+    assert written(ax) == ["2\n(100%)", "0\n(0%)", "1\n(50%)", "1\n(50%)", "1\n(100%)", "0\n(0%)"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["RealPhotos", "BigGAN", "ProGAN"]
+    assert written(stage2)[::4] == ["100\n(100%)"] * 3
+    assert ax.get_title() == "stage 1, test" and ax.get_xlabel() == "predicted"
 
 
 def test_errors_stand_in_their_bins_beside_the_average():
     rows = {"property": ["size", "size"], "bin": ["64", "128"], "images": [10, 30], "groups": [5, 5]}
-    one = pd.DataFrame(rows | {"errors": [5, 3], "error": [0.5, 0.1], "low": [0.2, 0.0], "high": [0.8, 0.3]})
+    one = pd.DataFrame(
+        rows | {"errors": [5, 3], "error": [0.5, 0.1], "error_low": [0.2, 0.0], "error_high": [0.8, 0.3]}
+    )
     two = one.iloc[1:].assign(errors=30, error=1.0)
-    figure = analysis.plot_errors({"stage1": one, "stage2": two})
+    one.attrs["average"], two.attrs["average"] = 0.2, 1.0
+    figure = plots.plot_errors({"stage1": one, "stage2": two})
     (ax,) = figure.axes
-    points, average, other = ax.lines[0], ax.lines[2], ax.lines[1]
-    assert points.get_xdata().tolist() == [50, 10] and np.round(points.get_ydata()).tolist() == [0, 1]
-    assert other.get_xdata().tolist() == [100] and np.round(other.get_ydata()).tolist() == [1]
-    assert average.get_xdata()[0] == 20  # 8 of 40
+    points, average, other = ax.lines[0], ax.lines[1], ax.lines[2]
+    assert points.get_xdata().tolist() == [0.5, 0.1] and np.round(points.get_ydata()).tolist() == [0, 1]
+    assert other.get_xdata().tolist() == [1] and np.round(other.get_ydata()).tolist() == [1]
+    assert average.get_xdata()[0] == 0.2
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["64", "128"]
-    assert ax.get_title() == "size: shorter side (pixels)" and ax.get_xlabel() == "images wrong (%)"
-    assert ax.collections[0].get_segments()[0][:, 0].tolist() == [20, 80]
+    assert ax.get_title() == "size: shorter side (pixels)" and ax.get_xlabel() == "images wrong"
+    assert ax.collections[0].get_segments()[0][:, 0].tolist() == [0.2, 0.8]
 
 
 def test_slices_within_others_are_not_drawn():
     row = {"images": 20, "groups": 9, "errors": 10, "error": 0.5, "average": 0.1, "z": 5.0, "p": 0.001}
     found = pd.DataFrame([row | {"slice": name, "within": w} for name, w in (("a", ""), ("b", "a"), ("c", ""))])
-    ax = analysis.plot_slices(found, "stage 1")
+    ax = plots.plot_slices(found, "stage 1")
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "c"]
-    assert ax.lines[0].get_xdata().tolist() == [50, 50] and ax.lines[1].get_xdata()[0] == 10
+    assert ax.lines[0].get_xdata().tolist() == [0.5, 0.5] and ax.lines[1].get_xdata()[0] == 0.1
     assert written(ax) == ["10 of 20 wrong, 9 groups"] * 2 and ax.get_title() == "stage 1"
 
 
@@ -63,7 +65,7 @@ def test_captions_say_truth_verdict_and_how_probable_it_was():
     rows = stage1_table([-2.0, -2.0], ["RealPhotos", "ProGAN"])
     rows = rows.join(metrics.certainty(rows, 1.0))
     expected = ["RealPhotos, rightly called real, p 0.88", "ProGAN, wrongly called real, p 0.88"]
-    assert analysis.captions(rows) == expected
+    assert plots.captions(rows) == expected
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
@@ -73,20 +75,20 @@ def test_dossiers_show_image_residual_spectrum_and_cam(name, table):
     found = explain.dossiers(stage, table, rows)
     first = found[0]
     height, width = table.loc[rows.index[0], ["height", "width"]]
-    assert first["image"].shape == (height, width, 3)
-    assert first["box"] == ((width - 64) // 2, (height - 64) // 2, 64, 64)
-    left, top, _, _ = first["box"]
-    assert np.allclose(first["crop"], first["image"][top : top + 64, left : left + 64], atol=1e-6)
-    assert first["residual"].shape == (64, 64, 3) and first["cam"].shape == first["spectrum"].shape == (64, 64)
-    figure = analysis.plot_dossiers(found, ["one", "two", "three"])
+    assert first.image.shape == (height, width, 3)
+    assert first.box == ((width - 64) // 2, (height - 64) // 2, 64, 64)
+    left, top, _, _ = first.box
+    assert np.allclose(first.crop, first.image[top : top + 64, left : left + 64], atol=1e-6)
+    assert first.residual.shape == (64, 64, 3) and first.cam.shape == first.spectrum.shape == (64, 64)
+    figure = plots.plot_dossiers(found, ["one", "two", "three"])
     assert len(figure.axes) == 12
-    assert [ax.get_xlabel() for ax in figure.axes[:4]] == list(analysis.PARTS.values())
+    assert [ax.get_xlabel() for ax in figure.axes[:4]] == ["image and crop", "residual", "spectrum", "Grad-CAM"]
     assert figure.subfigs[2].get_suptitle() == "3: three"
 
 
 def test_a_checkerboard_shows_in_the_corner_of_its_spectrum(table):
     rows = table[table["label"] == "ProGAN"].head(1).assign(prediction="fake")
-    spectrum = explain.dossiers(untrained("stage1"), table, rows)[0]["spectrum"]
+    spectrum = explain.dossiers(untrained("stage1"), table, rows)[0].spectrum
     assert spectrum[0, 0] > np.median(spectrum) + 1
 
 
@@ -108,7 +110,7 @@ def test_grad_cam_points_at_what_moves_the_logit():
     object.__setattr__(stage.model, "backbone", stage.model)
     crop = torch.zeros(1, 3, 64, 64)
     crop[..., :32, :32] = 1
-    cam = explain.grad_cam(stage, crop, "fake")
+    (cam,) = explain.grad_cam(stage, crop, "fake")
     assert cam.shape == (64, 64) and cam[:24, :24].min() == 1 and cam[40:, 40:].max() == 0
     assert explain.grad_cam(stage, crop, "real").max() == 0  # nothing speaks for it
     with pytest.raises(ValueError, match="no class 'ProGAN'"):
@@ -118,7 +120,7 @@ def test_grad_cam_points_at_what_moves_the_logit():
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
 def test_grad_cam_of_real_networks_differs_between_classes(name):
     stage, crop = untrained(name), torch.rand(1, 3, 64, 64)
-    maps = [explain.grad_cam(stage, crop, target) for target in stage.classes]
+    maps = [explain.grad_cam(stage, crop, target)[0] for target in stage.classes]
     assert all(one.max() == pytest.approx(1) and one.min() >= 0 for one in maps)
     assert not np.allclose(*maps, atol=0.1)
     assert all(parameter.grad is None for parameter in stage.model.parameters())
@@ -132,14 +134,15 @@ def test_neighbours_are_framed_by_whether_their_label_agrees(table):
             "similarity": [0.9, 0.8], "bits": [12.0, np.nan], "twin": [True, False],
         }
     )  # fmt: skip
-    pictures = explain.beside(table, near)
+    pictures = explain.neighbour_pictures(table, near)
     assert list(pictures) == [first] and len(pictures[first]) == 3
-    _, agrees, differs = analysis.plot_neighbours(pictures, near).axes
+    _, agrees, differs = plots.plot_neighbours(pictures, near).axes
     assert agrees.get_title() == "ProGAN\n0.90, 12 bits, TWIN" and differs.get_title() == "BigGAN\n0.80"
     assert agrees.spines["top"].get_linestyle() == "-" and differs.spines["top"].get_linestyle() == "--"
 
 
-def test_captioned_pictures_come_in_rows(table):
-    pictures, captions = explain.captioned(table, table.head(5), list("abcde"), columns=3)
-    assert {name: len(row) for name, row in pictures.items()} == {"1 to 3": 3, "4 to 5": 2}
-    assert captions == {"1 to 3": ["a", "b", "c"], "4 to 5": ["d", "e"]}
+def test_a_gallery_comes_in_rows(table):
+    pictures = [explain.thumbnail(table, path) for path in table["path"].head(5)]
+    axes = [ax for ax in plots.plot_gallery(pictures, list("abcde"), columns=3).axes if ax.images]
+    assert [ax.get_title() for ax in axes] == list("abcde")
+    assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["1 to 3", "4 to 5"]

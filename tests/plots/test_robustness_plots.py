@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
 
+from dfd import plots
 from dfd.degrade import registry
 from dfd.evaluate import robustness
-from dfd.plots import analysis
 
 LEVELS = {"none": [0.0], "jpeg": [90.0, 50.0, 75.0], "blur": [1.0, 2.0], "noise": [0.02]}
 
@@ -33,7 +33,7 @@ def found():
 def test_conditions_stand_under_each_other_with_their_intervals(found):
     metric = robustness.ACCURACY["stage1"]
     table = robustness.wide(found, "stage1", [metric])
-    ax = analysis.plot_conditions(table, {metric: "words"}, "share")
+    ax = plots.plot_conditions(table, {metric: "words"}, "share")
     assert [label.get_text() for label in ax.get_yticklabels()] == list(table.index) and ax.yaxis_inverted()
     assert ax.lines[0].get_xdata().tolist() == table[metric].tolist()
     (bars,) = [one for one in ax.collections if isinstance(one, LineCollection)]
@@ -46,14 +46,14 @@ def test_conditions_stand_under_each_other_with_their_intervals(found):
 def test_two_metrics_have_a_legend_and_differences_a_line_at_0():
     columns = {f"{name}{end}": [0.1, -0.2] for name in ("a", "b") for end in ("", "_low", "_high")}
     table = pd.DataFrame(columns, index=["as it is", "jpeg 50"])
-    ax = analysis.plot_conditions(table, {"a": "first", "b": "second"}, "x")
+    ax = plots.plot_conditions(table, {"a": "first", "b": "second"}, "x")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first", "second"]
     assert ax.lines[-1].get_xdata() == [0, 0]
     assert ax.lines[0].get_ydata()[0] < ax.lines[1].get_ydata()[0]
 
 
 def test_series_have_a_panel_each_from_mild_to_severe(found):
-    figure = analysis.plot_series(found, 0.7)
+    figure = plots.plot_series(found, 0.7)
     jpeg, blur = [ax for ax in figure.axes if ax.axison]
     assert [jpeg.get_title(), blur.get_title()] == ["jpeg", "blur"]
     assert jpeg.get_xlabel() == "JPEG quality (Pillow)" and blur.get_xlabel() == "sigma of the blur, pixels"
@@ -69,12 +69,12 @@ def test_series_have_a_panel_each_from_mild_to_severe(found):
 
 def test_a_grid_of_single_levels_says_that_there_is_no_curve(found):
     single = found[found["degradation"].isin(["none", "noise"])]
-    assert "no curve" in analysis.plot_series(single, 0.7).texts[0].get_text()
+    assert "no curve" in plots.plot_series(single, 0.7).texts[0].get_text()
 
 
 def test_heat_map_has_a_column_per_label_and_a_row_per_condition(found):
     table = robustness.recalls(found, "stage1")
-    ax = analysis.plot_recalls(table, "Stage 1")
+    ax = plots.plot_recalls(table, "Stage 1")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["RealPhotos", "ProGAN"]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(table.columns)
     assert ax.texts[1].get_text() == f"{table.loc['ProGAN', 'as it is']:.2f}"
@@ -84,7 +84,7 @@ def test_heat_map_has_a_column_per_label_and_a_row_per_condition(found):
 def test_probe_marks_what_is_named():
     areas = {"clean": 0.9, "photos_only": [0.5, 0.9], "fakes_only": [0.8, 0.7], "both": [0.6, 0.7]}
     table = pd.DataFrame({**areas, "named": [True, False]}, index=["jpeg 50", "blur 1"])
-    ax = analysis.plot_probe(table)
+    ax = plots.plot_probe(table)
     assert [line.get_xdata().tolist() for line in ax.lines[:3]] == [[0.5, 0.9], [0.8, 0.7], [0.6, 0.7]]
     assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal"]
     assert ax.lines[3].get_xdata() == [0.9, 0.9]

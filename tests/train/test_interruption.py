@@ -129,7 +129,9 @@ def test_a_signal_ends_after_the_step_and_the_same_again_goes_on(
     cfg = configured(stage, tmp_path, tiny_data, **TINY[stage])
     before = [signal.getsignal(one) for one in runs.SIGNALS]
     disturb(monkeypatch, *moment, lambda: signal.raise_signal(number))
-    with pytest.raises(runs.Interrupted, match=rf"stopped after {steps}; kept in .*train_{stage}.pt. The same") as ended:
+    with pytest.raises(
+        runs.Interrupted, match=rf"stopped after {steps}; kept in .*train_{stage}.pt. The same"
+    ) as ended:
         fit(table, cfg)
     assert ended.value.code == 128 + number and "stopping after this step" in capsys.readouterr().out
     assert [signal.getsignal(one) for one in runs.SIGNALS] == before
@@ -138,7 +140,9 @@ def test_a_signal_ends_after_the_step_and_the_same_again_goes_on(
     assert_same(end_state(tmp_path, stage), ends[stage])
 
 
-def test_a_state_within_an_epoch_is_resumed_with_loader_processes(undisturbed, tiny_data, tmp_path, monkeypatch, capsys):
+def test_a_state_within_an_epoch_is_resumed_with_loader_processes(
+    undisturbed, tiny_data, tmp_path, monkeypatch, capsys
+):
     table, ends = undisturbed
     cfg = configured("stage2", tmp_path, tiny_data, **TINY["stage2"], checkpoint_minutes=1e-9, workers=2)
 

@@ -23,7 +23,9 @@ def curves(out, stage="stage1"):
     """What TensorBoard shows of a stage: name -> (epoch, value) of each point."""
     board = EventAccumulator(str(out / "tensorboard" / stage)).Reload()
     names = board.Tags()["scalars"]
-    return {name: [(event.step, pytest.approx(event.value, rel=1e-6)) for event in board.Scalars(name)] for name in names}
+    return {
+        name: [(event.step, pytest.approx(event.value, rel=1e-6)) for event in board.Scalars(name)] for name in names
+    }
 
 
 def test_the_event_files_of_a_training_hold_its_history_and_a_resumed_one_doubles_no_epoch(table, tiny_data, tmp_path):

@@ -26,7 +26,7 @@ def trainer_of(table, cfg):
     """A trainer of stage 1 with its detector and nothing else."""
     trainer = loop.Trainer("stage1", table, cfg, ["real", "fake"])
     train = table[table["split"] == "train"]
-    trainer.load("train", crops.RealFakeDataset(train, cfg.data, cfg.crop_size), loop.EpochSampler(train, cfg, True))
+    trainer.load("train", crops.RealFakeDataset(train, cfg.data, cfg.crop_size), crops.EpochSampler(train, cfg, True))
     trainer.add("detector", trainer.build_model(), cfg.lr_gc, of_model=True)
     return trainer
 
@@ -35,25 +35,10 @@ def trainer_of(table, cfg):
 def test_same_seed_gives_the_same_first_loss_whatever_the_workers(stage, table, tiny_data, tmp_path):
     losses = {}
     for name, changes in {"a": {}, "b": {"workers": 2}, "c": {"seed": 1}}.items():
-        losses[name] = fit(table, configured(stage, tmp_path / name, tiny_data, num_epochs=1, **changes))["train_loss"][0]
+        losses[name] = fit(table, configured(stage, tmp_path / name, tiny_data, num_epochs=1, **changes))["train_loss"][
+            0
+        ]
     assert losses["a"] == losses["b"] != losses["c"]
-
-
-def test_draws_are_balanced_and_hang_on_seed_and_epoch_alone(table, tiny_data, tmp_path):
-    cfg = configured("stage1", tmp_path, tiny_data, images_per_epoch=8007)
-    rows = pd.concat([table, table[table["label"] == "ProGAN"]])  # twice as many, but drawn as often
-    sampler = loop.EpochSampler(rows, cfg, binary=True)
-    indices, seeds = zip(*sampler, strict=True)
-    assert len(indices) == len(sampler) == 8000 and len(set(seeds)) > 7990
-    assert list(zip(indices, seeds, strict=True)) == list(loop.EpochSampler(rows, cfg, binary=True))
-    drawn = rows.iloc[list(indices)]
-    assert drawn["is_fake"].tolist() == [False, True] * 4000  # each process's part of a batch holds as many of both
-    assert drawn["label"].value_counts()[["ProGAN", "BigGAN"]].tolist() == pytest.approx([2000, 2000], abs=150)
-    sampler.epoch = 1
-    assert indices != next(zip(*sampler, strict=True))
-    every = [index // len(rows) for index, _ in loop.EpochSampler(rows, cfg, binary=False, every=4)]
-    assert every == ([0] * 8 + [1] * 24) * 250
-    assert rows.iloc[[index % len(rows) for index, _ in loop.EpochSampler(rows, cfg, binary=False)]]["is_fake"].all()
 
 
 def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny_data, tmp_path, capsys):
@@ -168,7 +153,11 @@ def test_each_part_that_learns_has_its_loss_in_the_history(stage, changes, expec
 @pytest.mark.parametrize(
     ("stage", "changes", "expected"),
     [
-        ("stage1", {"images_per_epoch": 32}, ["discriminator", "launderer", "detector", "discriminator", "detector"] * 2),
+        (
+            "stage1",
+            {"images_per_epoch": 32},
+            ["discriminator", "launderer", "detector", "discriminator", "detector"] * 2,
+        ),
         ("stage2", {"carried_every": 2}, ["discriminator", "model", "model"]),
         (
             "stage2",

@@ -6,6 +6,8 @@ compiled libraries, and nobody needs to be root for it.
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from score_tables import stage1_table
 
-from dfd.analysis import fingerprint, label_errors
+from dfd.analysis import fingerprint
 from dfd.core import io
 from dfd.data import manifest
 from dfd.evaluate import scores
@@ -40,7 +42,6 @@ WRITERS = {
         lambda folder, n: scores.save_scores(stage1_table([n], ["ProGAN"]), folder, "stage1"),
     ),
     "manifest": ("manifest.parquet", lambda folder, n: manifest.write(_manifest(n), folder)),
-    "features": ("f.npz", lambda folder, n: label_errors._write(folder / "f.npz", f"{n}", {"a": np.zeros(3)})),
     "spectra": (fingerprint.SPECTRA, lambda folder, n: fingerprint.save_spectra(_prints(n), folder)),
 }
 
@@ -109,5 +110,40 @@ def test_what_a_killed_run_left_is_overwritten_or_swept(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / (name + io.PART)).write_text("left by a run that was killed, and longer")
     io.write_text(tmp_path / "a.txt", "x")
-    io.sweep(tmp_path)
+    io.remove_drafts(tmp_path)
     assert contents(tmp_path) == {"a.txt": b"x"}
+
+
+def test_digest_is_that_of_the_content_and_not_of_order_or_container():
+    weights = {"a": torch.ones(2, 3), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    same = io.digest(1, ["x", (2.5, None)], {"b": 2, "a": b"1"}, {"s", "t"}, np.arange(3), weights)
+    again = [np.arange(3), dict(reversed(weights.items()))]
+    assert same == io.digest(1, ("x", [2.5, None]), {"a": b"1", "b": 2}, {"t", "s"}, *again)
+    assert len(same) == 16 and int(same, 16)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", 1),
+        ("ab", "abc"),
+        ([1, 2], [2, 1]),
+        (["ab"], ["a", "b"]),
+        (b"1", "1"),
+        (np.zeros(2, np.float32), np.zeros(1, np.float64)),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
+        ({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-30])}),
+        (float("nan"), 0.0),
+    ],
+)
+def test_digest_tells_values_apart(one, other):
+    assert io.digest(one) != io.digest(other) and io.digest(one) == io.digest(one)
+
+
+def test_digest_is_the_same_in_another_process_and_has_no_doubt_about_what_it_hashes():
+    script = "from dfd.core.io import digest; print(digest({'b', 'a', 'c'}, 'ü', 0.1))"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == io.digest({"b", "a", "c"}, "ü", 0.1)
+    with pytest.raises(TypeError):
+        io.digest(object())

@@ -1,10 +1,7 @@
 """Pulling the plug: signals, kills, two runs at once; what was done is kept, and the end is as without."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -101,68 +98,3 @@ def test_a_killed_run_goes_on_and_redoes_nothing(case):
     assert whole == {path.name: path.read_bytes() for path in case.out.glob("00_first.*")}
     assert [entry["status"] for entry in case.record().values()] == ["finished", "finished"]
     assert not list(case.out.glob("*.part")) and not (case.out / runs.HOLDER).exists()
-
-
-HOLD = (
-    "import sys, time; from dfd import interruption\nwith interruption.run_lock({!r}):\n    print('in', flush=True); {}"
-)
-
-
-def holding(folder, then="time.sleep(300)"):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(str(folder), then)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "in\n"
-    return process
-
-
-def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone_however_it_ends(case):
-    with holding(case.out) as process:
-        with pytest.raises(runs.InUse, match=rf"{case.out} is in use by process {process.pid} on .* since"):
-            case.write("00_first")
-            case.run()
-        assert not list(case.out.glob("*.ipynb"))
-        process.kill()
-    with runs.run_lock(case.out):
-        kept = json.loads((case.out / runs.HOLDER).read_text())
-        assert kept["pid"] == os.getpid()
-        with runs.run_lock(case.out / "ablation"):
-            pass  # a training inside the run
-    assert not (case.out / runs.HOLDER).exists()
-
-
-def test_processes_that_a_killed_run_leaves_do_not_hold_its_folder(tmp_path):
-    with holding(tmp_path, "import os; os.fork() or print(os.getpid(), flush=True); time.sleep(300)") as process:
-        child = int(process.stdout.readline())
-        process.kill()
-        process.wait()
-        try:
-            with runs.run_lock(tmp_path):
-                pass
-        finally:
-            os.kill(child, signal.SIGKILL)
-
-
-def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(OSError, match="cannot be written; make it writable"), runs.run_lock("/sys"):
-        pass
-
-
-@pytest.mark.parametrize(("name", "value"), [("DFD_HEADLESS", "1"), ("RANK", "1")])
-def test_kernels_of_a_run_and_helpers_of_a_training_work_under_its_lock(name, value, tmp_path, monkeypatch):
-    with holding(tmp_path) as process:
-        monkeypatch.setenv(name, value)
-        with runs.run_lock(tmp_path):
-            process.kill()
-
-
-def test_the_first_signal_waits_for_the_step_and_the_second_does_not(capsys):
-    before = [signal.getsignal(number) for number in runs.SIGNALS]
-    with runs.deferred("one moment") as stop:
-        assert stop.number == 0
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.number == signal.SIGTERM and capsys.readouterr().out == "one moment\n"
-        with pytest.raises(runs.Interrupted) as ended:
-            signal.raise_signal(signal.SIGINT)
-        assert ended.value.code == 143
-    assert [signal.getsignal(number) for number in runs.SIGNALS] == before
