@@ -8,5 +8,6 @@ from dfd.data.layouts import ManifestError
 from dfd.data.manifest import load, scan, summary
 
 __all__ = [
-    "CarrierBuilder", "EpochSampler", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary",
+    "CarrierBuilder", "EpochSampler", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan",
+    "summary",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ def curves(out, stage="stage1"):
     board = EventAccumulator(str(out / "tensorboard" / stage)).Reload()
     names = board.Tags()["scalars"]
     return {
-        name: [(event.step, pytest.approx(event.value, rel=1e-6)) for event in board.Scalars(name)] for name in names
+        name: [(e.step, pytest.approx(e.value, rel=1e-6)) for e in board.Scalars(name)] for name in names
     }
 
 

@@ -1,4 +1,4 @@
-"""Training: fixed seeds, early stopping, the checkpoint's content, which network learns from what, and real learning."""
+"""Training: fixed seeds, early stopping, what a checkpoint holds, which network learns from what, and real learning."""
 
 import math
 from pathlib import Path
