@@ -3,7 +3,8 @@
 Imports `dfd.config`, `dfd.core`, `dfd.degrade`, and `dfd.models` for the built-in sample's simulators.
 """
 
-from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, RealFakeDataset
+from typing import Any
+
 from dfd.data.layouts import ManifestError
 from dfd.data.manifest import load, scan, summary
 
@@ -11,3 +12,11 @@ __all__ = [
     "CarrierBuilder", "EpochSampler", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan",
     "summary",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dfd.data import crops
+
+    return getattr(crops, name)

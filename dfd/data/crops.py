@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,9 +22,6 @@ from torchvision.transforms.v2 import functional as TF
 from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
 from dfd.degrade.operators import as_float, jpeg, to_tensor
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
 MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
@@ -61,17 +58,12 @@ class _Crops(Dataset):
     """One random view of one image of the table: cut, degrade, cut, equalise."""
 
     def __init__(
-        self,
-        table: pd.DataFrame,
-        root: str | Path,
-        crop_size: int,
-        degrade: Callable[[Tensor], Tensor] | None,
-        equalise_quality: int | None,
+        self, table: pd.DataFrame, root: str | Path, crop_size: int, degrade: Callable | None, quality: int | None
     ):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
-        self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, equalise_quality
+        self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, quality
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -96,17 +88,14 @@ class _Crops(Dataset):
 class RealFakeDataset(_Crops):
     """Stage 1: (crop, is_fake) with the crop (3, S, S) in [0, 1], RGB, and is_fake 0.0 or 1.0.
 
-    Draws come from torch's global generator: seed it, or wrap the set in `Seeded`, to repeat them.
+    Draws come from torch's global generator: seed it, or wrap the set in `Seeded`, to repeat them. A file that cannot
+    be read is an ImageError, an empty table a ValueError.
 
     Args:
-        table: rows of the manifest; `path` and `is_fake` are read.
-        root: the folder that the paths are relative to.
+        table: rows of the manifest, whose paths are relative to `root`.
         crop_size: S, pixels.
-        degrade: takes and gives (B, 3, H, W) in [0, 1]; none trains on untouched crops.
+        degrade: takes and gives (B, 3, H, W) in [0, 1], or uint8; none trains on untouched crops.
         equalise_quality: JPEG quality that every crop passes; none leaves formats as they are.
-
-    Raises:
-        ValueError: an empty table. ImageError: a file that cannot be read, by name.
     """
 
     def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90):
@@ -121,15 +110,8 @@ class GFDTwoViewDataset(_Crops):
     """Stage 2: two independently degraded views, cut from one window of a fake, and its source.
 
     After GFD-Net, arXiv:2106.08749. Items are dicts: `view1`, `view2` (3, S, S) in [0, 1], RGB; `source`, the index
-    of the generator in classes; and `carrier` (3, S, S), a real photo's crop, where carriers are given.
-
-    Args:
-        table, root, crop_size, degrade, equalise_quality: as in RealFakeDataset; rows that are not fake are refused.
-        classes: generator names, in the order of the logits.
-        carriers: draws the carrier; none leaves the key out.
-
-    Raises:
-        ValueError: an empty table, real photos in it, or a label that classes does not name.
+    of the generator in `classes`, the order of the logits; and `carrier` (3, S, S), a real photo's crop, where
+    `carriers` draws them. Other arguments as in RealFakeDataset; photos and labels beyond classes are a ValueError.
     """
 
     def __init__(self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None):
@@ -198,7 +180,7 @@ class EpochSampler(Sampler):
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
         is_fake = table["is_fake"].to_numpy(dtype=bool)
-        weight = 1 / table["label"].map(table["label"].value_counts()).to_numpy(dtype=float)
+        weight = 1 / table.groupby("label")["label"].transform("size").to_numpy(dtype=float)
         self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
         self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]
         self.images, self.seed, self.every, self.epoch = len(table), cfg.seed, every, 0
@@ -246,7 +228,11 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
     limit = min(crops, MAX_CROPS)
     if mode == "grid":
         rows, columns = math.ceil(height / size), math.ceil(width / size)
-        return Plan(_grid(down, right, *_at_most(limit, rows, columns)), rows * columns)
+        needed = rows * columns
+        if needed > limit:  # as many of each in the same proportions
+            rows = min(max(math.isqrt(limit * rows // columns), 1), limit)
+            columns = min(columns, limit // rows)
+        return Plan(_grid(down, right, rows, columns), needed)
     places = (down + 1) * (right + 1)
     if mode == "random":
         drawn = random.Random(f"{height} x {width}").sample(range(places), min(limit, places))
@@ -281,14 +267,6 @@ def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
         chosen = _spread(len(new) - 1, min(limit - len(corners), len(new)))  # evenly, not the topmost ones
         corners |= dict.fromkeys(new[i] for i in chosen)
     return list(corners)[:limit]
-
-
-def _at_most(limit: int, rows: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of the same proportions whose product is at most the limit."""
-    if rows * columns > limit:
-        rows = min(max(math.isqrt(limit * rows // columns), 1), limit)
-        columns = min(columns, limit // rows)
-    return rows, columns
 
 
 def _grid(down: int, right: int, rows: int, columns: int) -> list[Corner]:

@@ -49,14 +49,12 @@ def scan(
     Args:
         folder: data folder, in any layout of `dfd.data.layouts`.
         out: where to write manifest.parquet, manifest.csv and rejected.csv; nothing is written if None.
-        seed: of the split.
         val_fraction, test_fraction: shares of the images, each in (0, 1), together below 1. Splits that the folder
             already has are kept, and only missing ones are drawn, from train.
         group_by: column of provenance.csv, source for instance; whole values of it then make the test split (see
             `dfd.data.provenance`), whatever an earlier scan drew. Off if empty.
         hold_out: the values that do; chosen to meet test_fraction if empty.
         workers: decoding threads, for Pillow decodes outside Python's lock; as many as there are cores if None.
-        progress: show a bar.
 
     Returns:
         One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width
@@ -128,11 +126,7 @@ def write(table: pd.DataFrame, out: Path) -> None:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Count each class: images, groups, splits, formats, median size, and how rare it is beside the largest.
-
-    Returns:
-        One row per label, real photos first; imbalance is the largest class's number of images over this one's.
-    """
+    """Count each class, real photos first; imbalance is the largest class's number of images over this one's."""
     rows = {}
     for label, part in sorted(table.groupby("label"), key=lambda item: (item[0] != REAL, item[0])):
         counts = part.split.value_counts()
@@ -258,11 +252,11 @@ def _report(table: pd.DataFrame) -> Iterator[str]:
 
 
 class ScanCache:
-    """What earlier scans of a folder learnt, as text by text: SQLite keeps whole batches, so a kill leaves no half one.
+    """What earlier scans of a folder learnt, text by text, in an SQLite file in $DFD_CACHE or ~/.cache/dfd.
 
     Keys hold all that a value depends on: path, size, time and the version of `dfd` for a file, the draw for a split.
-    The file lies in $DFD_CACHE or ~/.cache/dfd. Deleting it costs a full scan, and the memory of which image was in
-    which split. Scans of one folder may run side by side.
+    Batches are whole, whoever is killed, and scans of one folder may run side by side. Deleting the file costs a full
+    scan, and the memory of which image was in which split.
     """
 
     def __init__(self, root: Path):

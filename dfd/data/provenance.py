@@ -14,14 +14,9 @@ from dfd.data.layouts import ManifestError
 
 
 def read(root: Path, column: str) -> pd.Series:
-    """Read one column of provenance.csv in the data folder, or in the folder above it.
+    """Read one column of provenance.csv, in the data folder or above it: values by path, empty ones left out.
 
-    Args:
-        root: the data folder.
-        column: the wanted column; the table also has a column file or path, relative to the data folder.
-
-    Returns:
-        Values by path; empty ones are left out.
+    The table also has a column file or path, relative to the data folder.
 
     Raises:
         ManifestError: no table, no such column, or two values for one file; the text names the file and the remedy.
@@ -48,11 +43,7 @@ def read(root: Path, column: str) -> pd.Series:
 
 
 def match(paths: pd.Series, values: pd.Series) -> pd.Series:
-    """Look up the source of each image, by its path, in what `read` gave.
-
-    Raises:
-        ManifestError: images without a source; the text says how many and names the first.
-    """
+    """Look up the source of each image, by its path, in what `read` gave; one without is a ManifestError."""
     sources = paths.map(values)
     lost = paths[sources.isna()]
     if len(lost):
@@ -69,15 +60,13 @@ def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction:
     Args:
         table: columns label, source, and given, the split that the folders give or None.
         hold_out: sources that make the test split; chosen by `choose` if empty.
-        seed, test_fraction: of that choice.
 
     Returns:
         "test" for the held-out sources, "train" (not in test) for the other images of their labels, None for labels
         of which nothing is held out: their test images are drawn by group.
 
     Raises:
-        ManifestError: the folders give splits already, no image has such a source, or a label would have only test
-            images.
+        ManifestError: the folders give splits already, no image has such a source, or a label keeps none to train on.
     """
     if table.given.notna().any():
         raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
@@ -129,13 +118,12 @@ def assign(
     """
     bound = table.group.isin(table.group[given.notna()])
     in_test = table.group.isin(table.group[given == "test"])
-    parts = []
-    for rows, val in (
-        (~bound, val_fraction),
-        (bound, (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)),
-    ):
-        if rows.any():
-            parts.append(splits.assign(table[rows], given[rows], fixed[rows], seed, val, test_fraction))
+    val_of_bound = (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)
+    parts = [
+        splits.assign(table[rows], given[rows], fixed[rows], seed, val, test_fraction)
+        for rows, val in ((~bound, val_fraction), (bound, val_of_bound))
+        if rows.any()
+    ]
     return pd.concat(parts).reindex(table.index)
 
 

@@ -17,18 +17,14 @@ BLOCK = 512  # hashes that are looked up at a time: were all alike, 100,000 woul
 
 
 def components(table: pd.DataFrame) -> np.ndarray:
-    """Number the groups: images linked by equal bytes, near-equal looks, or the sidecar.
+    """Number the groups, (N,): images linked by equal bytes, near-equal looks, or the sidecar.
 
-    Near means at most NEAR of the 256 bits of a 16 x 16 perceptual hash. Measured on 3,946 images (faces, ImageNet,
-    three GANs): all 191 pairs up to 60 bits lie in one class, and those that we looked at are one picture or one
-    latent walk; from 61 on, aligned faces of different people start to match. Recompression at quality 30, halving,
-    blur and noise at 27 dB change at most 38 bits, a crop of 4 pixels a side 58 in 99 % of the cases.
+    Near means at most NEAR of the 256 bits of a 16 x 16 perceptual hash. Of 3,946 images (faces, ImageNet, three GANs)
+    all 191 pairs up to 60 bits lie in one class; from 61 on, aligned faces of different people start to match.
+    Recompression at quality 30, halving, blur and noise at 27 dB change at most 38 bits.
 
     Args:
         table: columns sha256, phash (hexadecimal or null), and, where there is a sidecar, tied (any value or null).
-
-    Returns:
-        (N,) component numbers, in no particular order.
     """
     sources, targets, size = [], [], len(table)
     for column in (name for name in ("sha256", "tied", "phash") if name in table):
@@ -43,7 +39,7 @@ def components(table: pd.DataFrame) -> np.ndarray:
 
 
 def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[pd.Series, dict[int, str]]:
-    """Group the images so that no group holds two splits; what would bridge two is left out.
+    """Name the groups of the images so that none holds two splits; what would bridge two is left out, with a reason.
 
     Of a group with several fixed splits, images without one go first: with them gone, the rest usually falls apart. If
     it does not, test outranks val and val outranks train. A new image in a given train folder that looks like a given
@@ -51,11 +47,7 @@ def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[p
 
     Args:
         table: as in `components`, and path.
-        given: split that the folders give, or None.
-        fixed: split that must not change, or None.
-
-    Returns:
-        Group names for the images kept, and the reason for each index left out.
+        given, fixed: split that the folders give, and that must not change, or None.
     """
     dropped: dict[int, str] = {}
     number = pd.Series(components(table), index=table.index)
@@ -82,20 +74,15 @@ def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[p
 def assign(
     table: pd.DataFrame, given: pd.Series, fixed: pd.Series, seed: int, val_fraction: float, test_fraction: float
 ) -> pd.Series:
-    """Draw splits for the groups that have none, stratified by label (scikit-learn's StratifiedGroupKFold).
+    """Draw a split, "train", "val" or "test", for the groups that have none, stratified by label.
 
-    Groups with a fixed split keep it. The draw aims at the fractions of the whole table, so that what was added earlier
-    is made up for. Afterwards, a class of at least three groups that is missing from a split gets one moved there,
-    unless every one of its groups is fixed.
+    The draw aims at the fractions of the whole table, so that what was added earlier is made up for. Afterwards, a
+    class of at least three groups that is missing from a split gets one moved there, unless all its groups are fixed.
 
     Args:
         table: columns label and group.
         given: split that the folders give, or None; a split that is given is never drawn.
         fixed: split that must not change, or None.
-        seed, val_fraction, test_fraction: of the draw.
-
-    Returns:
-        Splits, "train", "val" or "test", equal within a group.
     """
     split = fixed.groupby(table.group).transform("first")
     missing = [name for name in ("test", "val") if name not in set(given.dropna())]

@@ -140,9 +140,7 @@ def test_a_signal_ends_after_the_step_and_the_same_again_goes_on(
     assert_same(end_state(tmp_path, stage), ends[stage])
 
 
-def test_a_state_within_an_epoch_is_resumed_with_workers(
-    undisturbed, tiny_data, tmp_path, monkeypatch, capsys
-):
+def test_a_state_within_an_epoch_is_resumed_with_workers(undisturbed, tiny_data, tmp_path, monkeypatch, capsys):
     table, ends = undisturbed
     cfg = configured("stage2", tmp_path, tiny_data, **TINY["stage2"], checkpoint_minutes=1e-9, workers=2)
 

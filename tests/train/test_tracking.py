@@ -23,9 +23,7 @@ def curves(out, stage="stage1"):
     """What TensorBoard shows of a stage: name -> (epoch, value) of each point."""
     board = EventAccumulator(str(out / "tensorboard" / stage)).Reload()
     names = board.Tags()["scalars"]
-    return {
-        name: [(e.step, pytest.approx(e.value, rel=1e-6)) for e in board.Scalars(name)] for name in names
-    }
+    return {name: [(e.step, pytest.approx(e.value, rel=1e-6)) for e in board.Scalars(name)] for name in names}
 
 
 def test_the_event_files_of_a_training_hold_its_history_and_a_resumed_one_doubles_no_epoch(table, tiny_data, tmp_path):
