@@ -20,7 +20,7 @@ from torch.utils.data import ConcatDataset
 from dfd import config
 from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equalise
 from dfd.degrade.registry import RandomDegrade
-from dfd.inference.stage import Stage, fit_feature_bank
+from dfd.inference import Stage, fit_feature_bank
 from dfd.losses import ADVERSARIAL, consistency_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.train.loop import Trainer
