@@ -25,7 +25,8 @@ from dfd.core.io import read_json, write_text
 from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.data.splits import SPLITS
-from dfd.evaluate import metrics as measures
+from dfd.evaluate.metrics import clean
+from dfd.evaluate.scores import at_operating_points, readable
 from dfd.reports import summary
 
 CARDS = {"stage1": "model_card_stage1.md", "stage2": "model_card_stage2.md"}
@@ -69,10 +70,10 @@ def model_card(out: Path, stage: str) -> str:
     known = table is not None and manifest.digest(table) == content["manifest_hash"]  # what it was trained on
     points, rows = None, pd.DataFrame()
     if measured and (out / f"scores_{stage}.parquet").exists():
-        rows = measures.clean(pd.read_parquet(out / f"scores_{stage}.parquet"), "test")
+        rows = clean(pd.read_parquet(out / f"scores_{stage}.parquet"), "test")
         if stage == "stage1" and content["operating_points"]:
-            reached = measures.at_operating_points(rows, content["operating_points"], content["temperature"])
-            points = measures.readable(reached, ["fpr", "tpr", "accuracy"])
+            reached = at_operating_points(rows, content["operating_points"], content["temperature"])
+            points = readable(reached, ["fpr", "tpr", "accuracy"])
             points.insert(0, "threshold", reached["threshold"])
     stem = next(stem for stem, cls in config.NOTEBOOKS.items() if cls.__name__.lower() == stage)
     generators = measured.get("test", {}).get("by_generator", {})
@@ -144,7 +145,7 @@ def jpeg_sweep(out: Path, stage: str) -> pd.DataFrame | None:
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
     names = {"stage1": ["auc", "accuracy_at_threshold", "real_accuracy"], "stage2": ["accuracy", "balanced_accuracy"]}
     known = [name for name in names[stage] if f"{name}_low" in table]
-    return measures.readable(table, known) if known else None
+    return readable(table, known) if known else None
 
 
 def command(record: Mapping[str, Any], stem: str) -> str:

@@ -17,8 +17,8 @@ from nbformat import NotebookNode
 from dfd import config
 from dfd.core.io import read_json
 from dfd.core.runs import elapsed
-from dfd.evaluate import compare
-from dfd.evaluate.compare import STAGES, Comparison, Paired
+from dfd.evaluate.compare import STAGES, Comparison, Paired, compare
+from dfd.evaluate.metrics import METRICS
 
 FEW_GROUPS = 20  # with fewer in the test split, a bootstrap over groups is crude
 NOT_SHOWN = re.compile(r"^\W*\*\*Not shown:?\*\*:?\s*(.+)$", re.MULTILINE)
@@ -165,8 +165,8 @@ HEADLINES = ("auc", "accuracy_at_threshold", "accuracy")  # metrics in the index
 
 def metric_name(name: str) -> str:
     """A metric in words."""
-    names = {"auc": "AUC", "tpr_at_fpr_5": "Fakes found at 5 % false alarms", "macro_f1": "Macro F1"}
-    return names.get(name, name.replace("_", " ").capitalize())
+    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    return label[0].upper() + label[1:]
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -261,7 +261,7 @@ def beside(out: Path) -> dict[str, Any]:
     others = [run for run in runs if run != own][:CANDIDATES] if own in runs else []
     for folder in others:
         try:
-            (comparison,) = compare.compare([folder, own])
+            (comparison,) = compare([folder, own])
         except Exception as error:  # whatever is in that folder, this run's index is written
             if "cannot be compared" not in str(error):  # no test image in common
                 failed[folder.name] = f"{type(error).__name__}: {error}"

@@ -31,14 +31,14 @@ from dfd import __version__, config
 from dfd.core import runs
 from dfd.core.io import digest, read_json, write_json, write_text
 from dfd.core.runs import cores, elapsed
-from dfd.evaluate import compare
+from dfd.evaluate.compare import CompareError, compare
+from dfd.evaluate.metrics import METRICS
 from dfd.reports import html, runner, summary
 
 RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE, PAUSE = 90.0, 0.2  # seconds that a run has to save and end; between two looks at it
-METRICS = {"auc": 1, "accuracy": 1, "ece": 0}
 COMPARED = 4  # runs that are compared with the best, image by image
 UNFINISHED = ("failed", "interrupted")
 Settings = dict[str, str]  # parameters as words for `run -p`
@@ -267,8 +267,8 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     write_text(out / "sweep.csv", table.to_csv(index=False))
     best = table["run"][: COMPARED + 1]
     if len(best) > 1 and all((out / run / "metrics.json").exists() for run in best):
-        with contextlib.suppress(compare.CompareError):
-            html.write_comparison(compare.compare([out / run for run in best]), out / COMPARISON)
+        with contextlib.suppress(CompareError):
+            html.write_comparison(compare([out / run for run in best]), out / COMPARISON)
     settings = [name for name in names if name != "seed"]
     content = {
         "sweep": sweep,
@@ -311,7 +311,7 @@ def words(metric: str) -> str:
 
 def rank(table: pd.DataFrame, by: str, metric: str) -> pd.DataFrame:
     """A table's rows, the best first, those without a value last."""
-    rising = not METRICS[metric.partition(".")[2]]
+    rising = not METRICS[metric.partition(".")[2]].higher_is_better
     return table.sort_values(by, ascending=rising, kind="stable", na_position="last")
 
 
