@@ -231,4 +231,4 @@ def test_the_index_compares_with_few_runs(runs, tmp_path):
 def test_a_run_without_scores_says_nothing_of_others(runs, tmp_path):
     assert "other runs" not in html.write_index(write(tmp_path / "new")).read_text()
     (runs[0] / "scores_stage1.parquet").write_bytes(b"no table")
-    assert "Not compared with a: the tables of" in html.write_index(runs[0]).read_text()
+    assert "Not compared with b: CompareError: the tables of" in html.write_index(runs[0]).read_text()
