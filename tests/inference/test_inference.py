@@ -55,7 +55,7 @@ def by_hand(mode):
 
 
 @pytest.mark.parametrize("quality", [None, 90])
-@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("mode", crops.CROP_MODES)
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
 def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
     monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
@@ -122,7 +122,7 @@ def test_the_mode_is_the_checkpoints_unless_a_call_names_one(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("mode", crops.CROP_MODES)
 def test_a_constant_colour_gets_a_finite_answer_without_spread(stage, mode):
     (scored,) = Stage(content(stage), CPU).stream([Image.new("RGB", (100, 80), (90, 120, 30))], mode=mode)
     assert torch.isfinite(scored.logits).all()
@@ -133,7 +133,7 @@ def test_a_constant_colour_gets_a_finite_answer_without_spread(stage, mode):
 def test_small_pil_images_and_tensors_are_padded_alike(size):
     stage, image = Stage(content(quality=None), CPU), noise(*size)
     tensor = torch.from_numpy(np.array(image) / 255).float().permute(2, 0, 1)[None]
-    for mode in crops.MODES:
+    for mode in crops.CROP_MODES:
         one, other = stage.stream([image, tensor], 5, mode)
         torch.testing.assert_close(one.logits, other.logits, atol=1e-3, rtol=1e-3)
         assert torch.isfinite(one.logits).all()
@@ -169,7 +169,7 @@ def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, 
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("mode", crops.CROP_MODES)
 def test_a_large_image_becomes_float_only_by_its_crops(mode, monkeypatch):
     """Its pixels stay 8 bits until a batch of crops is made of them."""
     pixels, batches = [], []
