@@ -2,6 +2,10 @@
 
 import ast
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -96,3 +100,49 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     verdict = next(detector.Detector.load(out).predict([tiny_data / table["path"][0]]))
     assert verdict.error is None and set(verdict.p_source) == {"BigGAN", "ProGAN"}
     assert torch.load(out / "best_gfd2_model.pt", weights_only=True)["temperature"] != 1.0
+
+
+@pytest.fixture(scope="module")
+def checkout(tiny_data, tmp_path_factory):
+    """A copy of the project with small built-in data, in which a notebook may run as it is."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("dfd", "notebooks", "configs"):
+        shutil.copytree(config.ROOT / name, folder / name)
+    shutil.copytree(tiny_data, folder / "data" / "sample")
+    return folder
+
+
+def execute(checkout, place, *words):
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=checkout / place, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (".", ("papermill", "-f", "configs/quick.yaml", "notebooks/00_eda.ipynb", "made.ipynb")),
+        ("notebooks", ("nbconvert", "--execute", "--to", "html", "00_eda.ipynb", "--output-dir", "../made")),
+    ],
+)
+def test_papermill_and_nbconvert_run_a_notebook_from_either_folder(place, words, checkout):
+    shutil.rmtree(checkout / "reports", ignore_errors=True)
+    ran = execute(checkout, place, *words)
+    assert ran.returncode == 0, ran.stderr
+    assert {"manifest.parquet", "metrics.json"} <= {path.name for path in (checkout / "reports" / "demo").iterdir()}
+
+
+@pytest.mark.slow
+def test_papermill_takes_a_profile_for_each_notebook_and_no_misspelt_name(checkout):
+    words = ("papermill", "-f", "configs/quick.yaml", "notebooks/03_robustness.ipynb", "made.ipynb")
+    execute(checkout, ".", *words)  # ends where there is no trained model
+    (shown,) = [
+        output["data"]["text/plain"]
+        for cell in nbformat.read(checkout / "made.ipynb", as_version=4).cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "execute_result"
+    ][:1]
+    assert "crops=3," in shown and "accuracy=0.7," in shown
+    ran = execute(checkout, ".", *words, "-p", "crop", "2")
+    assert ran.returncode != 0 and "unknown parameter 'crop'; did you mean 'crops'?" in ran.stderr

