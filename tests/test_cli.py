@@ -247,7 +247,7 @@ def test_predict_knows_the_crop_modes_and_the_cap(call):
 
 def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     from bad_files import picture, png_header
-    from test_inference import content
+    from networks import content
 
     from dfd.inference import detector as inference
 

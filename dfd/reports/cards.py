@@ -27,6 +27,7 @@ from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.data.splits import SPLITS
 from dfd.evaluate import metrics as metrics_module
+from dfd.evaluate import scores as scores_module
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 CARDS = {"stage1": "model_card_stage1.md", "stage2": "model_card_stage2.md"}
@@ -183,8 +184,8 @@ def operating_points(out: Path, content: Mapping[str, Any]) -> pd.DataFrame | No
     if not path.exists() or not content["operating_points"]:
         return None
     rows = metrics_module.clean(pd.read_parquet(path), "test")
-    found = metrics_module.at_operating_points(rows, content["operating_points"], content["temperature"])
-    table = metrics_module.readable(found, ["fpr", "tpr", "accuracy"])
+    found = scores_module.at_operating_points(rows, content["operating_points"], content["temperature"])
+    table = scores_module.readable(found, ["fpr", "tpr", "accuracy"])
     table.insert(0, "threshold", found["threshold"])
     return table
 
@@ -197,7 +198,7 @@ def jpeg_sweep(out: Path, stage: str) -> pd.DataFrame | None:
     table = pd.read_csv(path)
     wanted = ("auc", "accuracy_at_threshold", "real_accuracy", "accuracy", "balanced_accuracy")
     names = [name for name in wanted if name in table and f"{name}_low" in table]
-    return metrics_module.readable(table, names[: 3 if stage == "stage1" else None]) if names else None
+    return scores_module.readable(table, names[: 3 if stage == "stage1" else None]) if names else None
 
 
 def test_sizes(out: Path, stage: str) -> dict[str, int] | None:

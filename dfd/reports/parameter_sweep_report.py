@@ -171,20 +171,20 @@ def beside(frame: pd.DataFrame, metric: str, out: Path) -> dict[str, Any]:
     stage, name = metric.split(".")
     known = order(frame[frame[column(metric)].notna()], metric)["run"].tolist()
     found: dict[str, Any] = {"metric": words(metric), "best": known[0], "rows": [], "failed": {}}
-    if name not in compare.METRICS[stage]:
+    if name not in compare.COMPARED[stage]:
         found["failed"][known[0]] = "no paired comparison is offered for this metric"
         return found
     for other in known[1 : COMPARED + 1]:
         try:
-            base, run = (compare.tables(out / one).get(stage) for one in (known[0], other))
+            base, run = (compare.read_tables(out / one).get(stage) for one in (known[0], other))
             if base is None or run is None:
                 raise compare.CompareError("a score table is missing")
-            rows, _ = compare.share(base, run, (known[0], other))
-            if rows.empty:
+            first, second, _ = compare.share(base, run, (known[0], other))
+            if first.empty:
                 raise compare.CompareError("no test image in common")
-            draws = max(20, min(DRAWS, WORK // len(rows)))
-            row = compare.differences(rows, stage, replicates=draws, only=[name]).loc[name].to_dict()
-            found["rows"].append({"name": other, "images": len(rows)} | row)
+            draws = max(20, min(DRAWS, WORK // len(first)))
+            row = compare.differences(first, second, stage, resamples=draws, only=[name]).loc[name].to_dict()
+            found["rows"].append({"name": other, "images": len(first)} | row)
         except compare.CompareError as error:
             found["failed"][other] = str(error)
     return found

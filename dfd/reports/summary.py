@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from dfd import config
 from dfd.core.io import read_json, write_text
 from dfd.core.runs import elapsed
-from dfd.evaluate.compare import STAGES, CompareError, Comparison, Paired, pair, tables
+from dfd.evaluate.compare import STAGES, CompareError, Comparison, Paired, pair, read_tables
 from dfd.reports import html
 
 FEW_GROUPS = 20  # with fewer in the test split, a bootstrap over groups is crude
@@ -181,7 +181,7 @@ def _mistakes(out: Path, metrics: dict, entry: dict) -> list[Number]:
             ]
         for what, part, metric in parts:
             if len(part):
-                wrong = len(evaluation.mistakes(part))
+                wrong = len(scores.mistakes(part))
                 share, right = wrong / len(part), measured.get(metric, {})
                 number = {"value": share, "low": None, "high": None}
                 if abs(right.get("value", -1) - (1 - share)) < 1e-6:
@@ -356,15 +356,15 @@ def section(out: Path) -> dict[str, Any]:
     runs, failed = [], {}
     try:
         folders = [folder for folder in out.resolve().parent.iterdir() if folder != out.resolve() and _written(folder)]
-        own = tables(out) if folders and _written(out) else {}
+        own = read_tables(out) if folders and _written(out) else {}
     except (OSError, ValueError) as error:
         return {"beside": [], "failed": {out.name: str(error)}}
     for folder in sorted(folders, key=_written, reverse=True)[: CANDIDATES if own else 0]:
         try:
-            run = tables(folder)
+            run = read_tables(folder)
             images = max(len(rows) for rows in (*own.values(), *run.values()))
             draws, only = min(DRAWS, WORK // max(images, 1)), sum(HEADLINES.values(), ())
-            found = pair(run, own, (folder, out), (folder.name, out.name), replicates=max(draws, 20), only=only)
+            found = pair(run, own, (folder, out), (folder.name, out.name), resamples=max(draws, 20), only=only)
         except CompareError as error:
             if "cannot be read" in str(error):
                 failed[folder.name] = str(error)

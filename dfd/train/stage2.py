@@ -11,6 +11,7 @@ from functools import partial
 
 import pandas as pd
 import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
@@ -20,7 +21,6 @@ from dfd.core.parallel import gathered
 from dfd.core.runs import Live
 from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset, equalise
 from dfd.degrade.registry import RandomDegrade
-from dfd.evaluate import metrics
 from dfd.inference.stage import Stage, fit_feature_bank
 from dfd.losses import ADVERSARIAL, consistency_loss, focal_loss, real_fake_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
@@ -160,8 +160,8 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1) -> pd.DataFrame:
                 loss = loss + cfg.laundered_weight * detection(escaped, torch.ones_like(escaped))
             session.step(loss)
         logits, is_fake = session.validate(clean)
-        auc = metrics.auc(is_fake.numpy(), logits.numpy())
-        auc_degraded = metrics.auc(is_fake.numpy(), session.validate(degraded)[0].numpy())
+        auc = roc_auc_score(is_fake.numpy(), logits.numpy())
+        auc_degraded = roc_auc_score(is_fake.numpy(), session.validate(degraded)[0].numpy())
         values = {"val_loss": float(real_fake_loss(logits, is_fake)), "val_auc": auc, "val_auc_degraded": auc_degraded}
         session.end_epoch(epoch, values, score=(auc + auc_degraded) / 2)
     return session.finish()
@@ -262,7 +262,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2) -> pd.DataFrame:
             )
             session.step(total, learners[block % len(learners)])
         logits, source = session.validate(check)
-        score = metrics.balanced_accuracy(source.numpy(), logits.argmax(1).numpy())
+        score = balanced_accuracy_score(source.numpy(), logits.argmax(1).numpy())
         loss = float(source_loss(logits, source))
         session.end_epoch(epoch, {"val_loss": loss, "val_balanced_accuracy": score}, score=score)
     history = session.finish()
