@@ -188,7 +188,8 @@ def spread(is_fake: np.ndarray) -> np.ndarray:
     Batches then hold as many of each as the whole, give or take one, and a CPU's kernels meet few sizes.
     """
     kinds = pd.Series(is_fake).groupby(is_fake)
-    return np.argsort((kinds.cumcount() + 0.5) / kinds.transform("size"), kind="stable").to_numpy()
+    place = (kinds.cumcount() + 0.5) / kinds.transform("size")
+    return np.argsort(place.to_numpy(), kind="stable")
 
 
 @dataclass(frozen=True)
