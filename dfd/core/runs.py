@@ -66,7 +66,7 @@ def deferred(
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
-    Only the main thread gets signals; elsewhere nothing is changed. Processes forked within ignore them.
+    Processes forked within ignore them, and in other threads than the main one nothing is changed.
 
     Args:
         say: told at the first signal.
@@ -131,8 +131,8 @@ def left_to_the_parent(_: int = 0) -> None:
 def run_lock(folder: str | Path) -> Iterator[None]:
     """Work in a run folder that nobody else writes to meanwhile; it is made where it is missing.
 
-    The system's lock on `.lock` goes with the process, however it ends. A kernel of `run` works under the lock of its
-    run, the other processes of a training under that of the first, and a folder inside a held one under that one.
+    The system's lock goes with the process, however it ends. A kernel of `run` works under the lock of its run, the
+    other processes of a training under that of the first, and a folder inside a held one under that one.
 
     Raises:
         InUse: another run works there; the text names its process and machine.
