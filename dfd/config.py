@@ -108,7 +108,6 @@ class Training(Shared):
     minutes: float = Field(0.0, ge=0)  # stop training after the epoch that passes this; 0: no limit
     checkpoint_minutes: float = Field(5.0, ge=0)  # between states to go on from; 0: only after each epoch
     workers: int = Field(-1, ge=-1)  # loader processes; -1: one for each core, at most 8; 0: the training process loads
-    decoded_gb: float = Field(1.0, ge=0)  # memory for decoded training images, which the loaders share
     resume: bool = True  # go on from the last checkpoint of the same configuration
     track: Literal["auto", "tensorboard", "mlflow", "none"] = "auto"  # where epochs are logged; auto: tensorboard
     pretrained: bool = True  # ImageNet weights of the backbone where they can be had
