@@ -33,7 +33,7 @@ def rows(folder: Path, count: int, repeats: int) -> Iterator[Row]:
 
     def swept() -> None:
         with tempfile.TemporaryDirectory() as out:
-            robustness.run(stages, table, conditions, out)
+            robustness.sweep(stages, table, conditions, out)
 
     def parts() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

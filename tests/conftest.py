@@ -44,7 +44,7 @@ def case(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A run folder with two untrained checkpoints."""
-    from test_inference import content
+    from networks import content
 
     for stage, name in CHECKPOINTS.items():
         save_checkpoint(content(stage), tmp_path / name)

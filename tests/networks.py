@@ -1,6 +1,8 @@
-"""Small untrained stages."""
+"""Small untrained stages, and pictures for them."""
 
+import numpy as np
 import torch
+from PIL import Image
 
 from dfd.inference import stage as stage_module
 
@@ -25,3 +27,26 @@ def checkpoint(stage, seed=0, crop_size=64, **settings):
         "preprocessing": {"crop_size": crop_size, "equalise_quality": None}, "temperature": 1.0, "history": [],
         "manifest_hash": "x", "key": "k", "weights": stage_module.build_model(stage, settings, 2).state_dict(),
     }  # fmt: skip
+
+
+def content(stage="stage1", crop_size=32, quality=90, **changes):
+    settings = {"backbone": "test_resnet.r160_in1k", "representation": "rgb", "unet_width": 4, "residual_bound": 0.1}
+    classes = ["real", "fake"] if stage == "stage1" else ["BigGAN", "ProGAN", "StyleGAN2"]
+    torch.manual_seed(1)
+    model = stage_module.build_model(stage, settings, len(classes))
+    head = (model if stage == "stage1" else model.classifier).backbone.get_classifier()
+    torch.nn.init.normal_(head.weight)  # crops of one image shall differ
+    basic = {"stage": stage, "classes": classes, "config": settings, "weights": model.state_dict()}
+    preprocessing = {"preprocessing": {"crop_size": crop_size, "equalise_quality": quality}, "crops": 5}
+    rest = {"threshold": 0.5, "temperature": 1.0, "history": [], "manifest_hash": "x", "key": "k"}
+    return {**basic, **preprocessing, **rest, **changes}
+
+
+CPU = torch.device("cpu")
+
+
+def noise(width, height, seed=0):
+    """A picture whose windows differ: noise whose strength grows to the right and downwards."""
+    strength = np.linspace(0, 60, height)[:, None, None] + np.linspace(0, 60, width)[None, :, None]
+    pixels = 128 + strength * np.random.default_rng(seed).uniform(-1, 1, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8))

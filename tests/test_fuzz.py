@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 from bad_files import encoded, picture
+from networks import content
 from PIL import Image
-from test_inference import content
 
 from dfd.inference import stage as stage_module
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_inference import content, noise
+from networks import content, noise
 
 from dfd import config
 from dfd.config import CHECKPOINTS

@@ -21,9 +21,9 @@ from dfd.core.runs import bar
 from dfd.data.crops import GFDTwoViewDataset, Seeded, cut, equalise, plan, seeds
 from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
-from dfd.inference import openset
+from dfd.inference import decide, openset
 from dfd.inference.stage import Stage, extract_features, sample_crops
-from dfd.train.stage2 import fit
+from dfd.train import fit
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
@@ -100,7 +100,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         cfg: the parameters; each training has its own folder below `left_out` in the run folder.
 
     Returns:
-        One row per generator and score, as of `metrics.openset_summary`, against test images of the other generators,
+        One row per generator and score, as of `scores.openset_summary`, against test images of the other generators,
         and auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
         share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
         Of several processes only the main one has any rows.
@@ -125,12 +125,12 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         val, known_test, unknown_test = (_score_openset(stage, gaussians, rows) for rows in parts)
         scores.calibrate(stage, val, variant.out, cfg.coverage, cfg.accept)
         rows, near = (
-            metrics.openset_summary(side, unknown_test, stage.temperature, cfg.seed, replicates=metrics.REPLICATES)
+            scores.openset_summary(side, unknown_test, stage.temperature, cfg.seed, resamples=metrics.RESAMPLES)
             for side in (known_test, val)
         )
         near = near[["auroc", "auroc_low", "auroc_high"]].rename(columns=lambda c: c.replace("auroc", "auroc_val"))
         scored = [openset.unknown_scores(part, stage.temperature) for part in (val, unknown_test)]
-        limits = scored[0].apply(lambda column: openset.fit_threshold(column.to_numpy(), cfg.accept))
+        limits = scored[0].apply(lambda column: decide.fit_ood_threshold(column.to_numpy(), cfg.accept))
         accepted = rows["score"].map((scored[1] <= limits).mean())
         result.append(rows.join(near).assign(accepted=accepted, left_out=name))
         _save(result, Path(cfg.out) / "left_out.csv")
@@ -207,14 +207,14 @@ def _measure(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFram
     for (degradation, level), part in rows.groupby(["degradation", "level"], sort=False):
         row = {"variant": name, "degradation": "as it is" if degradation == "none" else f"JPEG {level:.0f}"}
         if isinstance(cfg, Stage1):
-            values = metrics.stage1_metrics(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
-            row |= metrics.flat({"auc": values["auc"], "accuracy": values["accuracy_at_threshold"]})
+            values = metrics.evaluate(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
+            row |= metrics.flatten({"auc": values["auc"], "accuracy": values["accuracy_at_threshold"]})
             for label in sorted(set(part["label"]) - {REAL}):
                 pair = part[part["label"].isin([label, REAL])]
                 row[f"auc {label}"] = metrics.auc(pair["label"] == label, pair["logit_fake"])
         else:
-            recalls = metrics.stage2_by_generator(part, cfg.seed)
-            row |= metrics.flat(metrics.stage2_metrics(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")))
-            row |= metrics.flat({f"recall {label}": values["recall"] for label, values in recalls.items()})
+            recalls = metrics.by_generator(part, cfg.seed)
+            row |= metrics.flatten(metrics.evaluate(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")))
+            row |= metrics.flatten({f"recall {label}": values["recall"] for label, values in recalls.items()})
         result.append(row)
     return pd.DataFrame(result)

@@ -119,17 +119,21 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
     """
     (_, plain), *conditions = by_condition(scores)
     fake, before = true_class(plain).eq("fake").to_numpy(), plain["logit_fake"].to_numpy()
-    draws, rows = metrics.draws(plain["group"], seed), {}
-    clean = metrics.weighted_auc(draws.weights, fake, before)
+    rows = {}
     for name, part in conditions:
         after = part["logit_fake"].to_numpy()
-        mixes = np.where(fake, before, after), np.where(fake, after, before), after
-        photos_only, fakes_only, both = (metrics.weighted_auc(draws.weights, fake, logits) for logits in mixes)
-        moves = draws.interval(photos_only - clean), draws.interval(both - fakes_only)
-        moved = max(moves, key=lambda move: np.nan_to_num(abs(move["value"])))
-        areas = {"clean": clean[0], "photos_only": photos_only[0], "fakes_only": fakes_only[0], "both": both[0]}
+        mixes = before, np.where(fake, before, after), np.where(fake, after, before), after
+
+        def areas(weights: np.ndarray, mixes: tuple = mixes) -> np.ndarray:
+            clean, photos_only, fakes_only, both = (metrics.weighted_auc(weights, fake, logits) for logits in mixes)
+            return np.stack([clean, photos_only, fakes_only, both, photos_only - clean, both - fakes_only])
+
+        values, low, high = metrics.bootstrap(plain["group"], areas, seed)
+        larger = 4 + int(np.nan_to_num(np.abs(values[4:])).argmax())
+        moved = {"value": values[larger], "low": low[larger], "high": high[larger]}
+        of_mixes = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
         named = bool(moved["low"] > margin or moved["high"] < -margin)
-        rows[name] = areas | metrics.flat({"moved": moved}) | {"named": named}
+        rows[name] = of_mixes | metrics.flatten({"moved": moved}) | {"named": named}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
 
@@ -201,10 +205,14 @@ def shortcuts(
             forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
             forest.fit(values.loc[train["path"]].to_numpy(), _labels(train, name))
             answers[kind] = list(forest.classes_), forest.predict_proba(values.loc[rows["path"]].to_numpy())
-        truth, draws = true_class(rows).to_numpy(), metrics.draws(rows["group"], seed)
+        truth = true_class(rows).to_numpy()
         for kind, (classes, p) in answers.items():
             judged = [i for i, label in enumerate(classes) if name == "stage2" or label == "fake"]
-            areas = [metrics.weighted_auc(draws.weights, truth == classes[i], p[:, i]) for i in judged]
-            auc = draws.interval(np.mean(areas, axis=0))
+            columns = [(truth == classes[i], p[:, i]) for i in judged]
+
+            def mean_auc(weights: np.ndarray, columns: list = columns) -> np.ndarray:
+                return np.mean([metrics.weighted_auc(weights, *column) for column in columns], axis=0)
+
+            auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed)["auc"]
             result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
     return pd.DataFrame(result).set_index(["stage", "classifier"])

@@ -21,7 +21,7 @@ from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
-from dfd.evaluate.metrics import flat, interval
+from dfd.evaluate.metrics import flatten, interval
 
 FILE = "properties.parquet"
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
@@ -198,7 +198,7 @@ def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.Dat
             elif groups > 1 and error["value"] == 1:
                 error["low"] = 1 - reach
             row = {"property": name, "bin": str(word), "images": len(part), "groups": groups}
-            result.append(row | {"errors": int(part["wrong"].sum())} | flat({"error": error}))
+            result.append(row | {"errors": int(part["wrong"].sum())} | flatten({"error": error}))
     columns = "property bin images groups errors error error_low error_high".split()
     table = pd.DataFrame(result, columns=columns).astype({"error_low": float, "error_high": float})
     table.attrs["average"] = float(rows["wrong"].mean())

@@ -21,8 +21,8 @@ from dfd.app.metadata import plain, read_facts
 from dfd.core.images import Source, as_rgb
 from dfd.core.io import template
 from dfd.degrade.registry import DEGRADATIONS, at_level, compose, describe, to_tensor
+from dfd.inference.decide import UNKNOWN
 from dfd.inference.detector import Detector, Verdict
-from dfd.inference.stage import UNKNOWN
 
 LIMITS = (
     "The rates hold for images like those of the validation split. On photos of other sources the share that is called "
@@ -51,7 +51,7 @@ def examine(
     scored1, scored2 = detector.scored(image, crops, mode)
     path = str(source) if isinstance(source, str | Path) else None
     verdict = detector.judge(path, scored1, scored2)
-    p_crops = detector.stage1.probabilities(scored1.each)[:, 1].tolist()
+    p_crops = detector.stage1.probabilities(scored1.crop_logits)[:, 1].tolist()
     side = detector.stage1.crop_size
     windows = tuple(Crop(top, left, side, p) for (top, left), p in zip(scored1.corners, p_crops, strict=True))
     notes = ()

@@ -6,46 +6,27 @@ bootstrap draws the same groups for both, so that what makes an image hard for b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn import metrics as skm
 
 from dfd.core.io import read_json
-from dfd.evaluate import metrics as metrics_module
-from dfd.evaluate.metrics import REPLICATES, band
+from dfd.evaluate.metrics import METRICS, RESAMPLES, bootstrap, judged
 from dfd.inference.decide import true_class
 
 STAGES = {"stage1": "Stage 1, real or fake", "stage2": "Stage 2, which generator"}
-Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # of true class, prediction and stage 1's logit
-METRICS: dict[str, dict[str, Metric]] = {  # as in metrics.json; those that need no temperature
-    "stage1": {
-        "auc": lambda true, called, logit: metrics_module.auc(true == "fake", logit),
-        "accuracy_at_threshold": lambda true, called, logit: _share(called == true),
-        "real_accuracy": lambda true, called, logit: _share(called[true == "real"] == "real"),
-        "fake_accuracy": lambda true, called, logit: _share(called[true == "fake"] == "fake"),
-        "tpr_at_fpr_5": lambda true, called, logit: metrics_module.tpr_at_fpr(true == "fake", logit, 0.05),
-    },
-    "stage2": {
-        "accuracy": lambda true, called, logit: _share(called == true),
-        "balanced_accuracy": lambda true, called, logit: metrics_module.balanced_accuracy(true, called),
-        "macro_f1": lambda true, called, logit: skm.f1_score(true, called, average="macro", zero_division=0.0),
-    },
+COMPARED = {  # those of METRICS that need no temperature
+    "stage1": ("auc", "accuracy_at_threshold", "real_accuracy", "fake_accuracy", "tpr_at_fpr_5"),
+    "stage2": ("accuracy", "balanced_accuracy", "macro_f1"),
 }
-
-
-def _share(which: np.ndarray) -> float:
-    return float(which.mean()) if len(which) else np.nan
-
-
-UNSAID = ("out", "notebooks", "written", "manifest")  # differ always, or have a row of their own
+DIFFER_ALWAYS = ("out", "notebooks", "written", "manifest")  # or have a row of their own
+SIDES = ("base", "other")
 
 
 class CompareError(ValueError):
@@ -97,19 +78,15 @@ def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
         raise CompareError("the same run folder is named twice")
     last = [path.resolve().name for path in paths]
     names = last if len(set(last)) == len(last) else [str(path) for path in paths]
-    base, *others = [tables(path) for path in paths]
+    base, *others = [read_tables(path) for path in paths]
     return [
         pair(base, other, (paths[0], path), (names[0], name), seed)
         for other, path, name in zip(others, paths[1:], names[1:], strict=True)
     ]
 
 
-def tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """What each stage of a run said of its test images as they are; of a stage without a score table nothing.
-
-    Returns:
-        stage -> rows by path: label, group, true, called, logit (stage 1's; 0 for stage 2), and sha256 (None without
-        a manifest).
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None).
 
     Raises:
         CompareError: no folder, no score table in it, or one that cannot be read.
@@ -122,28 +99,19 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
             f"{folder} is no finished run: it holds no score table (scores_stage1.parquet, scores_stage2.parquet); "
             "`python -m dfd run` writes them"
         )
+    tables, hashes = {}, pd.Series(dtype=object)
     try:
-        hashes = pd.Series(dtype=object)
         if (folder / "manifest.parquet").exists():
             hashes = pd.read_parquet(folder / "manifest.parquet", columns=["path", "sha256"]).set_index("path").sha256
-        return {stage: _rows(path, hashes) for stage, path in files.items() if path.exists()}
+        for stage, path in files.items():
+            if path.exists():
+                scores = pd.read_parquet(path, filters=[("split", "==", "test"), ("degradation", "==", "none")])
+                if scores["path"].duplicated().any():
+                    raise ValueError(f"{path.name} names an image twice")
+                tables[stage] = scores.set_index("path").assign(sha256=scores["path"].map(hashes).to_numpy(object))
     except (ValueError, KeyError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise CompareError(f"the tables of {folder} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _rows(path: Path, hashes: pd.Series) -> pd.DataFrame:
-    scores = pd.read_parquet(path, filters=[("split", "==", "test"), ("degradation", "==", "none")])
-    if scores["path"].duplicated().any():
-        raise ValueError(f"{path.name} names an image twice")
-    columns = {
-        "label": scores["label"],
-        "group": scores["group"],
-        "true": true_class(scores),
-        "called": scores["prediction"],
-        "logit": scores.get("logit_fake", 0.0),
-        "sha256": scores["path"].map(hashes).astype(object),
-    }
-    return pd.DataFrame(columns).set_index(scores["path"])
+    return tables
 
 
 def pair(
@@ -152,114 +120,111 @@ def pair(
     folders: tuple[Path, Path],
     names: tuple[str, str],
     seed: int = 0,
-    replicates: int = REPLICATES,
+    resamples: int = RESAMPLES,
     only: Sequence[str] | None = None,
 ) -> Comparison:
     """Compare two runs.
 
     Args:
-        base, other: their tables; see `tables`.
+        base, other: their tables; see `read_tables`.
         folders: theirs, for config.json and environment.json.
         names: what to call them.
-        seed, replicates: of the bootstrap.
-        only: some of the metrics; all of them if none are named.
+        seed, resamples: of the bootstrap.
+        only: some of COMPARED; all of them if none are named.
 
     Raises:
         CompareError: no stage shares a test image.
     """
     stages, missing = {}, {}
     for stage in STAGES:
-        without = [name for name, run in zip(names, (base, other), strict=True) if stage not in run]
-        if without:
+        if without := [name for name, run in zip(names, (base, other), strict=True) if stage not in run]:
             missing[stage] = f"no score table in {' and '.join(without)}"
             continue
-        rows, unshared = share(base[stage], other[stage], names)
-        if len(rows):
-            metrics = differences(rows, stage, seed, replicates, only)
-            stages[stage] = Paired(stage, len(rows), rows["group"].nunique(), unshared, metrics, changes(rows))
-        else:
+        first, second, unshared = share(base[stage], other[stage], names)
+        if first.empty:
             missing[stage] = "no test image in common"
+            continue
+        metrics = differences(first, second, stage, seed, resamples, only)
+        changed = changed_verdicts(first, second)
+        stages[stage] = Paired(stage, len(first), first["group"].nunique(), unshared, metrics, changed)
     if not stages:
         why = "; ".join(f"{STAGES[stage]}: {text}" for stage, text in missing.items())
         raise CompareError(f"{names[0]} and {names[1]} cannot be compared. {why}")
     return Comparison(*names, stages, missing, made_from(*folders))
 
 
-def share(base: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The images that two runs tested, with what both said: the same path, the same label, the same bytes.
-
-    Args:
-        base, other: of one stage; bytes are compared where both runs have a manifest.
-        names: what to call the runs.
+def share(
+    base: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """The images that two runs tested: the same path, the same label, the same bytes (where both have a manifest).
 
     Returns:
-        Rows by path: label, true, group (images that either run ties together are one), and called and logit of each
-        run with the suffix _base or _other; and how many images were left out, by reason.
+        Both tables on these images, in one order and with one group column (images that either run ties together are
+        one group); and how many images were left out, by reason.
     """
-    both = base.merge(other, left_index=True, right_index=True, suffixes=("_base", "_other"))
-    known = both["sha256_base"].notna() & both["sha256_other"].notna()
-    same = (both["label_base"] == both["label_other"]) & (~known | (both["sha256_base"] == both["sha256_other"]))
+    both = base.index.intersection(other.index, sort=False)
+    first, second = base.loc[both], other.loc[both]
+    unknown = first["sha256"].isna() | second["sha256"].isna()
+    same = (first["label"] == second["label"]) & (unknown | (first["sha256"] == second["sha256"]))
     unshared = {
         f"only in {names[0]}": len(base) - len(both),
         f"only in {names[1]}": len(other) - len(both),
         "of the same name, but with other content or another label": int((~same).sum()),
     }
-    rows = both[same].rename(columns={"label_base": "label", "true_base": "true"})
-    group = _tied(rows["group_base"], rows["group_other"])
-    kept = ["label", "true", "called_base", "called_other", "logit_base", "logit_other"]
-    return rows[kept].assign(group=group), {why: count for why, count in unshared.items() if count}
-
-
-def _tied(first: pd.Series, second: pd.Series) -> np.ndarray:
-    """Number the groups in which images lie together that either of two groupings ties."""
-    if first.empty:
-        return np.array([], dtype=int)
-    left, right = (pd.factorize(one)[0] for one in (first, second))
-    count = left.max() + right.max() + 2
-    links = coo_array((np.ones(len(left)), (left, right + left.max() + 1)), shape=(count, count))
-    return connected_components(links, directed=False)[1][left]
+    first, second = first[same], second[same]
+    if len(first):
+        left, right = (pd.factorize(table["group"])[0] for table in (first, second))
+        links = coo_array(
+            (np.ones(len(left)), (left, right + left.max() + 1)), shape=2 * (left.max() + right.max() + 2,)
+        )
+        group = connected_components(links, directed=False)[1][left]
+        first, second = first.assign(group=group), second.assign(group=group)
+    return first, second, {why: count for why, count in unshared.items() if count}
 
 
 def differences(
-    rows: pd.DataFrame, stage: str, seed: int = 0, replicates: int = REPLICATES, only: Sequence[str] | None = None
+    base: pd.DataFrame,
+    other: pd.DataFrame,
+    stage: str,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A stage's metrics in both runs, and the difference with its paired 95 % interval.
 
     Args:
-        rows: what `share` gives.
+        base, other: what `share` gives.
         stage: stage1 or stage2.
-        seed, replicates: of the bootstrap over groups; each draw is scored for both runs.
-        only: some of METRICS.
+        seed, resamples: of the bootstrap over groups; each draw is scored for both runs.
+        only: some of COMPARED.
 
     Returns:
         One row per metric: base, other, difference (other minus base), low, high; NaN where undefined.
     """
-    metrics = {name: metric for name, metric in METRICS[stage].items() if only is None or name in only}
+    names = [name for name in COMPARED[stage] if only is None or name in only]
+    runs = judged(base), judged(other)
 
-    def scored(t: Any, run: str) -> np.ndarray:
-        called, logit = getattr(t, f"called_{run}"), getattr(t, f"logit_{run}")
-        return np.array([metric(t.true, called, logit) for metric in metrics.values()])
+    def values(weights: np.ndarray) -> np.ndarray:  # (2, K, R)
+        return np.array([[METRICS[name].function(run, weights) for name in names] for run in runs], dtype=float)
 
-    whole, low, high = band(rows, lambda t: scored(t, "other") - scored(t, "base"), seed, replicates)
-    columns = SimpleNamespace(**{name: rows[name].to_numpy() for name in rows})
-    values = {run: scored(columns, run) for run in ("base", "other")}
-    index = pd.Index(list(metrics), name="metric")
-    return pd.DataFrame({**values, "difference": whole, "low": low, "high": high}, index=index)
+    difference, low, high = bootstrap(
+        base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed, resamples
+    )
+    of_base, of_other = values(np.ones((1, len(base))))[..., 0]
+    columns = {"base": of_base, "other": of_other, "difference": difference, "low": low, "high": high}
+    return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
 
 
-def changes(rows: pd.DataFrame) -> pd.DataFrame:
+def changed_verdicts(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """The images whose verdict differs, the broken ones first: path, label, base, other, change.
 
     Args:
-        rows: what `share` gives; change is mended, broken, or wrong in both (stage 2: two wrong names).
+        base, other: what `share` gives; change is mended, broken, or wrong in both (stage 2: two wrong names).
     """
-    found = rows[rows["called_base"] != rows["called_other"]]
-    right = {run: found[f"called_{run}"] == found["true"] for run in ("base", "other")}
-    change = np.select([right["other"], right["base"]], ["mended", "broken"], "wrong in both")
-    table = pd.DataFrame(
-        {"label": found["label"], "base": found["called_base"], "other": found["called_other"], "change": change}
-    )
-    return table.reset_index().sort_values(["change", "path"], ignore_index=True)
+    true, columns = true_class(base), {"base": base["prediction"], "other": other["prediction"]}
+    change = np.select([columns["other"] == true, columns["base"] == true], ["mended", "broken"], "wrong in both")
+    rows = pd.DataFrame({"label": base["label"], **columns, "change": change}).rename_axis("path").reset_index()
+    return rows[rows["base"] != rows["other"]].sort_values(["change", "path"], ignore_index=True)
 
 
 def made_from(base: Path, other: Path) -> pd.DataFrame:
@@ -270,41 +235,29 @@ def made_from(base: Path, other: Path) -> pd.DataFrame:
     Raises:
         CompareError: one of these files is not JSON.
     """
-    found = []
-    for kind, told in (("setting", _settings), ("data", _data), ("version", _versions)):
-        try:
-            one, two = told(base), told(other)
-        except ValueError as error:
-            raise CompareError(
-                f"config.json or environment.json of {base} or {other} cannot be read: {error}"
-            ) from error
-        for name in dict.fromkeys([*one, *two]):
-            first, second = (str(run.get(name, "–")) for run in (one, two))
-            if first != second:
-                found.append({"kind": kind, "name": name, "base": first, "other": second})
-    return pd.DataFrame(found, columns=["kind", "name", "base", "other"])
+    try:
+        first, second = _made_from(base), _made_from(other)
+    except ValueError as error:
+        raise CompareError(f"config.json or environment.json of {base} or {other} cannot be read: {error}") from error
+    rows = []
+    for kind in first:
+        for name in dict.fromkeys([*first[kind], *second[kind]]):
+            values = [str(run[kind].get(name, "–")) for run in (first, second)]
+            if values[0] != values[1]:
+                rows.append({"kind": kind, "name": name, **dict(zip(SIDES, values, strict=True))})
+    return pd.DataFrame(rows, columns=["kind", "name", *SIDES])
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    found = {name: value for name, value in config.items() if name not in UNSAID}
+def _made_from(folder: Path) -> dict[str, dict[str, Any]]:
+    """Kind -> name -> value."""
+    config, environment = read_json(folder / "config.json"), read_json(folder / "environment.json")
+    settings = {name: value for name, value in config.items() if name not in DIFFER_ALWAYS}
+    versions = {name: value for name, value in environment.items() if name not in (*DIFFER_ALWAYS, "packages")}
+    versions |= environment.get("packages", {})
     for stem, entry in config.get("notebooks", {}).items():
         for name, value in entry.get("parameters", {}).items():
             if name not in config:
-                found[f"{stem[:2]}.{name}"] = value
-    return found
-
-
-def _data(folder: Path) -> dict[str, Any]:
-    return {"manifest": read_json(folder / "environment.json").get("manifest", "–")}
-
-
-def _versions(folder: Path) -> dict[str, Any]:
-    environment = read_json(folder / "environment.json")
-    packages = environment.pop("packages", {})
-    code = {
-        f"code of {stem}": entry["code"]
-        for stem, entry in read_json(folder / "config.json").get("notebooks", {}).items()
-        if "code" in entry
-    }
-    return {name: value for name, value in environment.items() if name not in UNSAID} | packages | code
+                settings[f"{stem[:2]}.{name}"] = value
+        if "code" in entry:
+            versions[f"code of {stem}"] = entry["code"]
+    return {"setting": settings, "data": {"manifest": environment.get("manifest", "–")}, "version": versions}

@@ -1,14 +1,15 @@
-"""Score tables: one row per image, split and degradation; every figure and metric comes from them."""
+"""Score tables, one row per image, split and degradation, and the tables that are made from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.special import softmax
+from scipy.special import logit
+from sklearn.metrics import classification_report
 from torch import Tensor
 
 from dfd.config import CHECKPOINTS
@@ -18,18 +19,11 @@ from dfd.core.runs import bar
 from dfd.degrade.registry import at_level, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide, openset
-from dfd.inference.stage import Stage, update_checkpoint
+from dfd.inference.decide import class_names, closed_set, logit_columns, p_fake, probabilities, true_class
+from dfd.inference.stage import Scored, Stage, update_checkpoint
 
-# What is fitted on validation and stored beside the weights.
-FITTED = (
-    "temperature",
-    "threshold",
-    "operating_points",
-    "validation",
-    "ood_threshold",
-    "conformal_quantile",
-    "coverage",
-)
+FPR_GRID = np.geomspace(1e-4, 1, 161)  # where a ROC curve's band is taken
+RECALL_GRID = np.linspace(0.01, 1, 100)  # where a precision-recall curve's band is taken
 
 
 def score(
@@ -52,8 +46,8 @@ def score(
         crops, mode: as in `Stage.stream`; none takes the checkpoint's.
 
     Returns:
-        The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction,
-        crops, crop_std; and ood_score, how far the nearest training images are, where the stage remembers some.
+        The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction
+        (with unknown, as the Detector says it), crops, crop_std; and ood_score where the stage has a feature bank.
 
     Raises:
         ImageError: an image that the manifest lists can no longer be read.
@@ -62,88 +56,63 @@ def score(
         raise ValueError("stage 2 names generators; give it the fakes only")
     root = Path(table.attrs["root"])
     what = "clean" if degradation == "none" else f"{degradation} {level:g}"
+
+    def read(path: str) -> Image.Image | Tensor:
+        image = load_rgb(root / path)
+        return image if degradation == "none" else at_level(to_tensor(image), degradation, level)
+
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
-    scored = stage.stream(_images(root, paths, degradation, level), crops, mode)
-    found = [(one.logits.tolist(), one.crops, one.spread, one.needed, one.ood_score) for one in scored]
-    logits, count, spread, needed, ood_score = zip(*found, strict=True) if found else [()] * 5
-    if short := [most for most, taken in zip(needed, count, strict=True) if taken < most]:
-        print(f"{stage.stage} {what}: {len(short)} of {len(found)} images needed more crops, up to {max(short)}")
-    logits = np.array(logits, dtype=np.float32).reshape(len(table), len(stage.classes))
-    scores = table[["path", "label", "split", "group"]].reset_index(drop=True)
-    scores["degradation"], scores["level"] = degradation, float(level)
-    for i, name in enumerate(stage.classes):
-        scores[f"logit_{name}"] = logits[:, i]
-    scores["prediction"] = predictions(stage, logits)
-    scores["crops"], scores["crop_std"] = list(count), list(spread)
+    answers = list(stage.stream(map(read, paths), crops, mode))
+    if short := [answer.needed for answer in answers if answer.crops < answer.needed]:
+        print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {max(short)}")
+    known = table[["path", "label", "split", "group"]].reset_index(drop=True)
+    known["degradation"], known["level"] = degradation, float(level)
+    return with_predictions(stage, known.join(answer_columns(stage, answers)))
+
+
+def answer_columns(stage: Stage, answers: Sequence[Scored]) -> pd.DataFrame:
+    """What a stage says of images as the columns of a score table: logits, crops, crop_std and ood_score."""
+    logits = np.array([answer.logits.tolist() for answer in answers], dtype=np.float32).reshape(-1, len(stage.classes))
+    columns = pd.DataFrame(logits, columns=[f"logit_{name}" for name in stage.classes])
+    columns["crops"] = [answer.crops for answer in answers]
+    columns["crop_std"] = [answer.crop_std for answer in answers]
     if stage.feature_bank is not None:
-        scores["ood_score"] = list(ood_score)
-    return scores
+        columns["ood_score"] = [answer.ood_score for answer in answers]
+    return columns
 
 
-def _images(root: Path, paths: Iterable[str], degradation: str, level: float) -> Iterator[Image.Image | Tensor]:
-    """PIL images as they are; (1, 3, H, W) where a degradation meets the whole image."""
-    for path in paths:
-        if degradation == "none":
-            yield load_rgb(root / path)
-        else:
-            yield at_level(to_tensor(load_rgb(root / path)), degradation, level)
+def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
+    """The table with the column prediction, as `decide` has it, after the logits."""
+    logits = [f"logit_{name}" for name in stage.classes]
+    decisions = decide.decide(scores[logits].to_numpy(), stage, scores.get("ood_score"))
+    rest = scores.drop(columns="prediction", errors="ignore")
+    rest.insert(rest.columns.get_loc(logits[-1]) + 1, "prediction", decisions.prediction)
+    return rest
 
 
 def calibrate(
     stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
 ) -> pd.DataFrame:
-    """Fit on the validation rows, and store in the checkpoint: the temperature; for stage 1 thresholds, and the p_fake
-    of these rows for thresholds at other rates; for stage 2 the ood_score above which a generator is unknown, and
-    the quantile of the sets of possible names.
+    """Fit a stage's decisions on the clean validation rows, see `dfd.inference.decide.fit`; the checkpoint keeps them.
 
     Args:
-        stage: the trained stage; its temperature and thresholds are replaced.
-        scores: its score table; the clean rows of split val are fitted on.
+        stage: the trained stage; what it decides by is replaced.
+        scores: its score table.
         out: the run folder that holds the checkpoint.
-        coverage: promise of stage 2's conformal sets.
-        accept: share of these rows that stage 2 does not call unknown.
+        coverage, accept: as in `decide.fit`.
 
     Returns:
-        The table with stage 1's predictions taken at the new threshold.
+        The table with its predictions taken anew.
     """
-    rows = metrics.clean(scores, "val")
-    stage.temperature = decide.fit_temperature(rows)
-    if stage.stage == "stage1":
-        stage.operating_points = decide.operating_points(rows, stage.temperature)
-        stage.threshold = stage.operating_points["balanced"]
-        p, is_photo = decide.p_fake(rows, stage.temperature), rows["label"].eq("RealPhotos")
-        stage.validation = {"photos": sorted(p[is_photo].tolist()), "fakes": sorted(p[~is_photo].tolist())}
-    else:
-        logits = rows[decide.logit_columns(rows)].to_numpy(float)
-        true = rows["label"].map(stage.classes.index).to_numpy()
-        p = softmax(logits / stage.temperature, axis=1)
-        stage.coverage = coverage
-        stage.conformal_quantile = decide.fit_conformal(p, true, coverage, rows["group"].to_numpy())
-        if stage.feature_bank is not None:
-            stage.ood_threshold = openset.fit_threshold(rows["ood_score"].to_numpy(float), accept)
-    values = {name: getattr(stage, name) for name in FITTED}
-    update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **values)
-    return scores.assign(prediction=predictions(stage, scores[decide.logit_columns(scores)].to_numpy()))
-
-
-def predictions(stage: Stage, logits: np.ndarray) -> np.ndarray:
-    """Class names (N,) from logits (N, classes): stage 1 at its threshold, stage 2 the largest."""
-    if stage.stage == "stage1":
-        return np.where(
-            softmax(logits.astype(float) / stage.temperature, axis=1)[:, 1] >= stage.threshold, "fake", "real"
-        )
-    return np.array(stage.classes)[logits.argmax(1)]
+    fitted = decide.fit(stage, metrics.clean(scores, "val"), coverage, accept)
+    for name, value in fitted.items():
+        setattr(stage, name, value)
+    update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **fitted)
+    return with_predictions(stage, scores)
 
 
 def jpeg_sweep(stage: Stage, table: pd.DataFrame, qualities: Sequence[int], crops: int | None = None) -> pd.DataFrame:
-    """Score every image as it is and at each JPEG quality.
-
-    Args:
-        stage: the trained stage.
-        table: rows of the manifest, with its root in attrs; stage 2 takes the fakes.
-        qualities: Pillow qualities.
-        crops: crops per image at most; none takes the checkpoint's number.
-    """
+    """Score every image as it is and at each JPEG quality, the best first; arguments as in `score`."""
     levels = [("none", 0.0), *(("jpeg", float(q)) for q in sorted(set(qualities), reverse=True))]
     return pd.concat([score(stage, table, name, level, crops) for name, level in levels], ignore_index=True)
 
@@ -160,11 +129,10 @@ def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | N
     Raises:
         OSError: the table cannot be written; the previous one is untouched.
     """
-    path = Path(out) / f"scores_{stage}.parquet"
     if keep is not None:
-        kept = load_scores(out, stage)
-        scores = pd.concat([kept[kept["degradation"] == keep], scores[scores["degradation"] != keep]])
-    with atomic_write(path) as draft:
+        stored = load_scores(out, stage)
+        scores = pd.concat([stored[stored["degradation"] == keep], scores[scores["degradation"] != keep]])
+    with atomic_write(Path(out) / f"scores_{stage}.parquet") as draft:
         scores.to_parquet(draft, index=False)
 
 
@@ -179,3 +147,203 @@ def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
         notebook = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}[stage]
         raise FileNotFoundError(f"{path} is missing; run notebook {notebook} with the same `out` first")
     return pd.read_parquet(path)
+
+
+def mistakes(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose prediction is wrong, the surest first; `margin` is the predicted logit minus the true class's.
+
+    Stage 2's unknown is left aside: its likeliest name counts.
+    """
+    rows = scores.assign(prediction=closed_set(scores), true=true_class(scores))
+    wrong = rows[rows["prediction"] != rows["true"]]
+    margin = [row[f"logit_{row['prediction']}"] - row[f"logit_{row['true']}"] for _, row in wrong.iterrows()]
+    wrong = wrong.drop(columns="true").assign(margin=np.array(margin, dtype=float))
+    return wrong.sort_values("margin", ascending=False, ignore_index=True)
+
+
+def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) -> pd.DataFrame:
+    """How sure each row's prediction is, and how far it lies from the decision.
+
+    Args:
+        scores: rows of a score table.
+        temperature: of the calibration.
+        threshold: stage 1's, on the calibrated probability.
+
+    Returns:
+        On the rows' index: confidence, the calibrated probability of what the image was called, in [0, 1]; distance,
+        in logits: stage 1's from its threshold, stage 2's between the two likeliest classes.
+    """
+    logits = scores[logit_columns(scores)].to_numpy(float) / temperature
+    p = probabilities(scores, temperature)
+    if "logit_fake" in scores:
+        confidence = np.where(scores["prediction"] == "fake", p[:, 1], p[:, 0])
+        distance = np.abs(logits[:, 1] - logits[:, 0] - logit(threshold))
+    else:
+        confidence = p.max(1)
+        distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
+    return pd.DataFrame({"confidence": confidence, "distance": distance}, index=scores.index)
+
+
+def roc(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Stage 1's ROC curve with its pointwise 95 % band: columns fpr, tpr, low, high; NaN where undefined."""
+    return _curve(scores, metrics.tpr_at_fpr, ("fpr", "tpr"), FPR_GRID, seed)
+
+
+def precision_recall(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Stage 1's precision-recall curve with its pointwise 95 % band: columns recall, precision, low, high.
+
+    The mean of the precision column is the average precision, but for the grid's step; NaN where undefined.
+    """
+    return _curve(scores, metrics.precision_at_recall, ("recall", "precision"), RECALL_GRID, seed)
+
+
+def _curve(scores: pd.DataFrame, height, names: tuple[str, str], grid: np.ndarray, seed: int) -> pd.DataFrame:
+    is_fake, score_of = true_class(scores).eq("fake").to_numpy(), scores["logit_fake"].to_numpy()
+    band = metrics.bootstrap(scores["group"], lambda weights: height(weights, is_fake, score_of, grid), seed)
+    return pd.DataFrame(dict(zip((*names, "low", "high"), (grid, *band), strict=True)))
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """Columns confidence and accuracy (means) and images of each bin of confidence that holds an image, in order."""
+    rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, float), "images": 1})
+    bins = rows.groupby(metrics.confidence_bin(confidence))
+    return bins.agg({"confidence": "mean", "accuracy": "mean", "images": "sum"}).reset_index(drop=True)
+
+
+def jpeg_table(scores: pd.DataFrame, temperature: float, seed: int = 0) -> pd.DataFrame:
+    """One row per JPEG quality (none: the image as it is), with images, and each metric beside its _low and _high."""
+    rows = []
+    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
+        quality = np.nan if degradation == "none" else level
+        values = metrics.flatten(metrics.evaluate(part, temperature, seed))
+        rows.append({"quality": quality, "images": len(part), **values})
+    return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"images"}, float))
+
+
+def at_operating_points(
+    scores: pd.DataFrame, points: dict[str, float], temperature: float, seed: int = 0
+) -> pd.DataFrame:
+    """What thresholds that were fitted elsewhere do on these rows, with 95 % intervals.
+
+    Args:
+        scores: stage 1's rows, the test split's for instance.
+        points: name -> threshold on p_fake.
+        temperature: the one that the thresholds were fitted with.
+
+    Returns:
+        One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each
+        beside its _low and _high; NaN where undefined.
+    """
+    names = {"false_positive_rate": "fpr", "true_positive_rate": "tpr", "accuracy_at_threshold": "accuracy"}
+    rows, p = {}, p_fake(scores, temperature)
+    for point, threshold in points.items():
+        called = scores.assign(prediction=np.where(p >= threshold, "fake", "real"))
+        values = metrics.evaluate(called, temperature, seed, list(names))
+        rows[point] = {"threshold": threshold, **metrics.flatten({names[name]: x for name, x in values.items()})}
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("point")
+
+
+def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, seed: int = 0) -> pd.DataFrame:
+    """What the sets of names hold under each degradation, with 95 % intervals.
+
+    Args:
+        scores: stage 2's rows of one split, other than the one that the quantile was fitted on; known generators only.
+        quantile: of `fit_conformal`, on probabilities at the same temperature.
+        temperature: divides the logits.
+
+    Returns:
+        One row per degradation and level, in the table's order: images; coverage, the share whose set holds the true
+        name; names, the mean size of a set; single, the share of sets with one name; each beside its _low and _high.
+
+    Raises:
+        ValueError: a label that is not among the classes.
+    """
+    classes, rows = class_names(scores), []
+    if others := sorted(set(scores["label"]) - set(classes)):
+        raise ValueError(f"no set can hold these labels, for the classifier has no such class: {', '.join(others)}")
+    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
+        sets = decide.prediction_sets(probabilities(part, temperature), quantile)
+        held = sets[np.arange(len(part)), part["label"].map(classes.index)]
+        columns = {"coverage": held, "names": sets.sum(1), "single": sets.sum(1) == 1}
+        means = {
+            name: lambda weights, column=column: metrics.share(weights, column) for name, column in columns.items()
+        }
+        values = metrics.flatten(metrics.bootstrap_all(part["group"], means, seed))
+        rows.append({"degradation": degradation, "level": level, "images": len(part), **values})
+    return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"degradation", "images"}, float))
+
+
+def openset_summary(
+    known: pd.DataFrame,
+    unknown: pd.DataFrame,
+    temperature: float,
+    seed: int = 0,
+    names: Sequence[str] = openset.SCORES,
+    resamples: int = metrics.RESAMPLES,
+) -> pd.DataFrame:
+    """How well each score tells one left-out generator from the known ones, with 95 % intervals over groups.
+
+    Args:
+        known: stage 2's rows of one split and one degradation, of generators in training.
+        unknown: such rows of the generator that was left out. Groups are drawn from both together, so that a photo's
+            fakes stay together: both tables come from one manifest.
+        temperature: divides the logits.
+        names: of `dfd.inference.openset.SCORES`.
+
+    Returns:
+        One row per name: score, auroc and oscr, each beside its _low and _high.
+
+    Raises:
+        ValueError: an empty table, a name of the unknown among the classes, or what `unknown_scores` refuses.
+    """
+    if known.empty or unknown.empty:
+        raise ValueError(f"{len(known)} known and {len(unknown)} unknown images; both are needed")
+    if trained := sorted(set(class_names(known)) & set(unknown["label"])):
+        raise ValueError(f"not unknown, for the classifier has these classes: {', '.join(trained)}")
+    rows = pd.concat([known, unknown], ignore_index=True)
+    is_unknown, right = np.arange(len(rows)) >= len(known), closed_set(rows).eq(rows["label"]).to_numpy()
+    result = []
+    for name, column in openset.unknown_scores(rows, temperature, names).items():
+        values = column.to_numpy()
+        rates = {
+            "auroc": lambda weights, x=values: metrics.weighted_auc(weights, is_unknown, x),
+            "oscr": lambda weights, x=values: metrics.oscr(weights, is_unknown, right, x),
+        }
+        result.append({"score": name, **metrics.flatten(metrics.bootstrap_all(rows["group"], rates, seed, resamples))})
+    return pd.DataFrame(result).astype(dict.fromkeys(set(result[0]) - {"score"}, float))
+
+
+def as_table(values: dict) -> pd.DataFrame:
+    """Metrics as rows for a report: name, value and 95 % interval."""
+    rows = [{"metric": name, **value} for name, value in values.items() if isinstance(value, dict) and "value" in value]
+    return pd.DataFrame(rows).set_index("metric").astype(float).round(3)
+
+
+def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A table for reading: one column per metric, each "value [low, high]"; a dash where undefined.
+
+    Args:
+        table: each metric beside its _low and _high; rows with a column quality are named by it.
+        names: which metrics.
+    """
+
+    def cell(value: float, low: float, high: float) -> str:
+        if np.isnan(value):
+            return "–"
+        return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    index = table.index
+    if "quality" in table:
+        index = pd.Index(["as it is" if np.isnan(q) else f"JPEG {q:g}" for q in table["quality"]], name="quality")
+    columns = {name: table[[name, f"{name}_low", f"{name}_high"]].to_numpy(float) for name in names}
+    return pd.DataFrame({name: [cell(*row) for row in values] for name, values in columns.items()}, index=index)
+
+
+def classification_text(tables: dict[str, pd.DataFrame], split: str) -> str:
+    """The classification report of each stage on one split's clean images, as text for val_report.txt and the like."""
+    parts = [f"Split: {split}. Images as they are (no degradation). Stage 1 at the threshold chosen on validation."]
+    for stage, scores in tables.items():
+        rows = metrics.clean(scores, split)
+        text = classification_report(true_class(rows), closed_set(rows), digits=3, zero_division=0.0)
+        parts.append(f"{stage}, {len(rows)} images of {rows['group'].nunique()} groups\n\n{text}")
+    return "\n\n".join(parts) + "\n"

@@ -1,14 +1,61 @@
-"""From logits to decisions: temperature, thresholds, and how far confidence is from accuracy."""
+"""The one place that turns logits into decisions, and what the decisions are fitted with on validation images."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn import metrics as skm
+from sklearn.metrics import roc_curve
 
-BINS = 15  # equal-width bins of confidence, behind the calibration error and the reliability diagram
+from dfd.config import REAL
+
+UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
+OPERATING_POINTS = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}  # name -> false positive rate on validation
+
+
+class Rule(Protocol):
+    """What a stage decides by: a `Stage`, or anything with the same attributes."""
+
+    stage: str
+    classes: Sequence[str]
+    temperature: float
+    threshold: float  # stage 1: on p_fake
+    ood_threshold: float | None  # stage 2: above it a fake's generator is unknown
+    conformal_quantile: float  # stage 2: of the sets of possible names
+
+
+class Decisions(NamedTuple):
+    """What a stage says of N images."""
+
+    prediction: np.ndarray  # (N,) real or fake, or a generator's name or unknown
+    probabilities: np.ndarray  # (N, K), calibrated
+    candidates: np.ndarray  # (N, K) bool: the classes that stay possible, a conformal set; stage 1 rules none out
+
+
+def decide(
+    logits: np.ndarray, rule: Rule, ood_score: np.ndarray | None = None, threshold: float | None = None
+) -> Decisions:
+    """Decide on images, for score tables and for the Detector alike.
+
+    Args:
+        logits: (N, K), in the order of the rule's classes.
+        rule: the stage that gave them.
+        ood_score: (N,), how far from the training images each lies; none knows no unknown generator.
+        threshold: on p_fake, in place of the rule's own.
+    """
+    p = softmax(np.asarray(logits, dtype=float) / rule.temperature, axis=1)
+    if rule.stage == "stage1":
+        cut = rule.threshold if threshold is None else threshold
+        return Decisions(np.where(p[:, 1] >= cut, "fake", "real"), p, np.ones(p.shape, dtype=bool))
+    prediction = np.array(rule.classes, dtype=object)[p.argmax(1)]
+    ood_threshold = getattr(rule, "ood_threshold", None)
+    if ood_score is not None and ood_threshold is not None:
+        prediction[np.asarray(ood_score, dtype=float) > ood_threshold] = UNKNOWN
+    return Decisions(prediction, p, prediction_sets(p, getattr(rule, "conformal_quantile", 1.0)))
 
 
 def logit_columns(scores: pd.DataFrame) -> list[str]:
@@ -16,59 +63,73 @@ def logit_columns(scores: pd.DataFrame) -> list[str]:
     return [name for name in scores.columns if name.startswith("logit_")]
 
 
-def true_class(scores: pd.DataFrame) -> pd.Series:
-    """The class each row should get: real or fake in stage 1's table, the generator in stage 2's."""
-    if "logit_fake" in scores:
-        return scores["label"].eq("RealPhotos").map({True: "real", False: "fake"})
-    return scores["label"]
+def class_names(scores: pd.DataFrame) -> list[str]:
+    """The classes of a score table, in order."""
+    return [name.removeprefix("logit_") for name in logit_columns(scores)]
+
+
+def probabilities(scores: pd.DataFrame, temperature: float) -> np.ndarray:
+    """Calibrated probabilities (N, K) of a score table's classes."""
+    return softmax(scores[logit_columns(scores)].to_numpy(float) / temperature, axis=1)
 
 
 def p_fake(scores: pd.DataFrame, temperature: float) -> np.ndarray:
     """Calibrated probability of fake, (N,), from stage 1's logits."""
-    return softmax(scores[["logit_real", "logit_fake"]].to_numpy(float) / temperature, axis=1)[:, 1]
+    return probabilities(scores[["logit_real", "logit_fake"]], temperature)[:, 1]
+
+
+def true_class(scores: pd.DataFrame) -> pd.Series:
+    """The class each row should get: real or fake in stage 1's table, the generator in stage 2's."""
+    if "logit_fake" in scores:
+        return scores["label"].eq(REAL).map({True: "real", False: "fake"})
+    return scores["label"]
+
+
+def closed_set(scores: pd.DataFrame) -> pd.Series:
+    """The prediction among the known classes: stage 1's own, stage 2's likeliest name, also where it says unknown."""
+    if "logit_fake" in scores:
+        return scores["prediction"]
+    likeliest = scores[logit_columns(scores)].to_numpy(float).argmax(1)
+    return pd.Series(np.array(class_names(scores), dtype=object)[likeliest], scores.index, name="prediction")
 
 
 def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Probability of each row's likeliest class, (N,) in [0, 1], and whether that class is the true one, (N,)."""
+    p = probabilities(scores, temperature)
     if "logit_fake" in scores:
-        p = p_fake(scores, temperature)
-        return np.maximum(p, 1 - p), (p >= 0.5) == true_class(scores).eq("fake").to_numpy()
-    p = softmax(scores[logit_columns(scores)].to_numpy(float) / temperature, axis=1)
-    return p.max(1), scores["prediction"].eq(scores["label"]).to_numpy()
+        return p.max(1), (p[:, 1] >= 0.5) == true_class(scores).eq("fake").to_numpy()
+    return p.max(1), closed_set(scores).eq(scores["label"]).to_numpy()
 
 
-def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> pd.DataFrame:
-    """Mean confidence and accuracy in equal-width bins of confidence; empty bins have no row.
+def fit(stage: Rule, rows: pd.DataFrame, coverage: float = 0.9, accept: float = 0.95) -> dict[str, Any]:
+    """Fit what a stage decides by, on validation rows.
 
     Args:
-        confidence: (N,) probability of the predicted class, in [0, 1].
-        correct: (N,) whether the prediction is right.
-        bins: number of bins over [0, 1].
+        stage: its classes are read.
+        rows: its score table, clean images of the validation split.
+        coverage: promise of stage 2's conformal sets.
+        accept: share of these rows that stage 2 does not call unknown.
 
     Returns:
-        Columns confidence, accuracy, images; one row per bin that holds an image, in order.
+        Attributes of a Stage, and entries of its checkpoint. temperature; of stage 1 threshold, operating_points, and
+        validation, the p_fake of these photos and fakes, for thresholds at other rates; of stage 2 coverage,
+        conformal_quantile, and ood_threshold where the rows have an ood_score.
     """
-    rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, float), "images": 1})
-    each = rows.groupby(_bin(confidence, bins))
-    return each.agg({"confidence": "mean", "accuracy": "mean", "images": "sum"}).reset_index(drop=True)
-
-
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their size.
-
-    Guo et al. 2017, arXiv:1706.04599.
-
-    Args:
-        confidence: (N,) probability of the predicted class, in [0, 1].
-        correct: (N,) whether the prediction is right.
-        bins: number of bins over [0, 1].
-    """
-    gap = np.bincount(_bin(confidence, bins), weights=np.asarray(correct, float) - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
-def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:
-    return np.minimum((confidence * bins).astype(int), bins - 1)
+    temperature = fit_temperature(rows)
+    fitted: dict[str, Any] = {"temperature": temperature}
+    if stage.stage == "stage1":
+        points, p = operating_points(rows, temperature), p_fake(rows, temperature)
+        is_photo = rows["label"].eq(REAL).to_numpy()
+        fitted |= {"operating_points": points, "threshold": points["balanced"]}
+        return fitted | {
+            "validation": {"photos": np.sort(p[is_photo]).tolist(), "fakes": np.sort(p[~is_photo]).tolist()}
+        }
+    true = rows["label"].map(list(stage.classes).index).to_numpy()
+    quantile = fit_conformal(probabilities(rows, temperature), true, coverage, rows["group"].to_numpy())
+    fitted |= {"coverage": coverage, "conformal_quantile": quantile}
+    if "ood_score" in rows:
+        fitted["ood_threshold"] = fit_ood_threshold(rows["ood_score"].to_numpy(float), accept)
+    return fitted
 
 
 def fit_temperature(scores: pd.DataFrame) -> float:
@@ -80,9 +141,8 @@ def fit_temperature(scores: pd.DataFrame) -> float:
     Returns:
         A temperature between 0.05 and 20.
     """
-    names = [name.removeprefix("logit_") for name in logit_columns(scores)]
-    truth = true_class(scores)
-    logits, index = scores[logit_columns(scores)].to_numpy(), np.array([names.index(one) for one in truth])
+    truth, names = true_class(scores), class_names(scores)
+    logits, index = scores[logit_columns(scores)].to_numpy(), truth.map(names.index).to_numpy()
     weight = (1 / truth.map(truth.value_counts())).to_numpy()
 
     def loss(log_t: float) -> float:
@@ -108,48 +168,44 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
         ValueError: the rows hold one class alone, or fpr is not in [0, 1).
     """
     is_fake, p = true_class(scores).eq("fake").to_numpy(), p_fake(scores, temperature)
-    if len(np.unique(is_fake)) < 2:
+    if is_fake.all() or not is_fake.any():
         raise ValueError("a threshold is fitted on photos and fakes, and these rows hold one of them only; see split")
     if fpr is not None:
-        return lowest_cut(p, p[~is_fake], fpr)
-    false, true, cuts = skm.roc_curve(is_fake, p, drop_intermediate=False)
+        return threshold_at_fpr(fpr, p[~is_fake], p[is_fake])
+    false, true, cuts = roc_curve(is_fake, p, drop_intermediate=False)
     gain = true - false
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
     cut = cuts[best[len(best) // 2]]
     if not np.isfinite(cut):
         return 0.5
-    below = p[p < cut]
-    return float((cut + (below.max() if len(below) else cut)) / 2)
+    return float((cut + max(p[p < cut], default=cut)) / 2)
 
 
-def lowest_cut(p: np.ndarray, photos: np.ndarray, fpr: float) -> float:
-    """Midway between the highest score that must not be called fake and the next one in p.
+def threshold_at_fpr(fpr: float, photos: Sequence[float], fakes: Sequence[float]) -> float:
+    """Midway between the highest score that must not be called fake and the next one.
 
     Args:
-        p: (N,) p_fake of photos and fakes.
-        photos: (M,) those of the photos.
         fpr: share of the photos that may be called fake, in [0, 1).
+        photos, fakes: their p_fake.
+
+    Raises:
+        ValueError: fpr outside [0, 1).
     """
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
     allowed = int(fpr * len(photos) + 1e-9)  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less than 29
     spared = np.sort(photos)[::-1][allowed]
-    higher = np.append(p[p > spared], 1 + 1e-6)
-    return float((spared + higher.min()) / 2)
+    p = np.concatenate([photos, fakes])
+    return float((spared + min(p[p > spared], default=1 + 1e-6)) / 2)
 
 
 def operating_points(scores: pd.DataFrame, temperature: float) -> dict[str, float]:
-    """Thresholds on p_fake, fitted on these rows, the validation split's: name -> cut; see fit_threshold.
-
-    Returns:
-        balanced: the best balanced accuracy; fpr_5, fpr_1: at most 5 % or 1 % of the photos called fake.
-    """
-    shares = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}
-    return {name: fit_threshold(scores, temperature, share) for name, share in shares.items()}
+    """Thresholds on p_fake by their names in OPERATING_POINTS, fitted on these rows; see fit_threshold."""
+    return {name: fit_threshold(scores, temperature, fpr) for name, fpr in OPERATING_POINTS.items()}
 
 
-def threshold_at(fpr: float, validation: dict[str, list[float]], points: dict[str, float]) -> float:
-    """The p_fake from which at most this share of the validation photos is called fake, from a checkpoint's values.
+def stored_threshold(fpr: float, validation: dict[str, list[float]], points: dict[str, float]) -> float:
+    """The threshold at a false positive rate, from a checkpoint's values.
 
     Args:
         fpr: a share in [0, 1); below one photo's share the threshold lies above every photo.
@@ -160,16 +216,30 @@ def threshold_at(fpr: float, validation: dict[str, list[float]], points: dict[st
         ValueError: fpr outside [0, 1), or nothing stored that gives its threshold; the text says what is.
     """
     if validation:
-        photos, fakes = (np.array(validation[name]) for name in ("photos", "fakes"))
-        return lowest_cut(np.concatenate([photos, fakes]), photos, fpr)
-    known = {0.01: "fpr_1", 0.05: "fpr_5"}
-    for share, name in known.items():
-        if abs(fpr - share) < 1e-9 and name in points:
-            return points[name]
-    has = [f"{share:g}" for share, name in known.items() if name in points]
-    rest = f"it has {' and '.join(has)}" if has else "nor for any other"
+        return threshold_at_fpr(fpr, validation["photos"], validation["fakes"])
+    stored = {rate: points[name] for name, rate in OPERATING_POINTS.items() if rate and name in points}
+    for rate, threshold in stored.items():
+        if abs(fpr - rate) < 1e-9:
+            return threshold
+    rest = f"it has {' and '.join(f'{rate:g}' for rate in sorted(stored))}" if stored else "nor for any other"
     remedy = "notebook 01 stores what every other rate needs when it is run again"
     raise ValueError(f"this checkpoint has no threshold for a false positive rate of {fpr:g}; {rest}; {remedy}")
+
+
+def fit_ood_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
+    """The lowest threshold that at least the share `accept` of these images do not exceed.
+
+    Args:
+        known_scores: (N,) of validation images of known generators; an image is unknown where its score is above.
+        accept: share in (0, 1]; 1 gives the highest score.
+
+    Raises:
+        ValueError: no score, one that is not finite, or accept outside (0, 1].
+    """
+    if not len(known_scores) or not np.isfinite(known_scores).all() or not 0 < accept <= 1:
+        raise ValueError(f"a threshold needs finite scores and a share in (0, 1]; got {len(known_scores)} and {accept}")
+    needed = int(np.ceil(accept * len(known_scores) - 1e-9))  # 0.07 * 100 is a little more than 7
+    return float(np.sort(known_scores)[needed - 1])
 
 
 def fit_conformal(
@@ -196,7 +266,7 @@ def fit_conformal(
     Raises:
         ValueError: no images, rows that are not probabilities, classes that do not exist, or coverage outside (0, 1).
     """
-    p, true = _probabilities(probabilities), np.asarray(true)
+    p, true = _checked(probabilities), np.asarray(true)
     if not len(p) or true.shape != (len(p),) or not np.isin(true, np.arange(p.shape[1])).all():
         raise ValueError(f"each image needs one class in 0..{p.shape[1] - 1}; got {len(p)} images, {true.size} classes")
     if not 0 < coverage < 1:
@@ -216,11 +286,11 @@ def prediction_sets(probabilities: np.ndarray, quantile: float) -> np.ndarray:
     Raises:
         ValueError: rows that are not probabilities.
     """
-    p = _probabilities(probabilities)
+    p = _checked(probabilities)
     return (1 - p <= quantile) | (np.arange(p.shape[1]) == p.argmax(1)[:, None])
 
 
-def _probabilities(p: np.ndarray) -> np.ndarray:
+def _checked(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, dtype=float)
     if p.ndim != 2 or not (p >= 0).all() or not np.allclose(p.sum(1), 1, atol=1e-4):
         raise ValueError("probabilities are (N, K), not negative, and each row sums to 1")

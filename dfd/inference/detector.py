@@ -1,4 +1,4 @@
-"""Inference: the Detector, which gives one Verdict per image from both stages."""
+"""The Detector, which gives one Verdict per image from both stages."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dfd.config import CHECKPOINTS
+from dfd.config import CHECKPOINTS, REAL
 from dfd.core.images import ImageError, Source, as_rgb, is_batch, load_rgb
-from dfd.core.runs import cores
-from dfd.data.crops import MAX_CROPS
-from dfd.inference.decide import prediction_sets
-from dfd.inference.stage import BATCH, Prepared, Scored, Stage, in_groups, prepared
-
-__all__ = [  # what notebooks and users need of the stages stands here too
-    "Detector", "Verdict", "Stage", "Scored", "CHECKPOINTS", ]  # fmt: skip
+from dfd.inference.decide import decide, stored_threshold
+from dfd.inference.stage import Scored, Stage, score_files
 
 
 @dataclass(frozen=True)
@@ -72,9 +66,7 @@ class Detector:
         Raises:
             ValueError: fpr outside [0, 1), or a checkpoint without what is needed; the text says what has it.
         """
-        from dfd.inference.decide import threshold_at
-
-        threshold = threshold_at(fpr, self.stage1.validation, self.stage1.operating_points)
+        threshold = stored_threshold(fpr, self.stage1.validation, self.stage1.operating_points)
         return Detector(self.stage1, self.stage2, self.run, threshold)
 
     def __call__(self, source: Source | Sequence[Source], crops: int | None = None, mode: str | None = None):
@@ -94,9 +86,9 @@ class Detector:
             TypeError: nothing of the above.
         """
         if is_batch(source):
-            return [self(one, crops, mode) for one in source]
-        image, name = as_rgb(source), str(source) if isinstance(source, str | Path) else None
-        return self.judge(name, *self.scored(image, crops, mode))
+            return [self(image, crops, mode) for image in source]
+        name = str(source) if isinstance(source, str | Path) else None
+        return self.judge(name, *self.scored(as_rgb(source), crops, mode))
 
     def predict(
         self,
@@ -119,54 +111,30 @@ class Detector:
         Yields:
             One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
-        stages = self.stage1, self.stage2
+        with closing(score_files((self.stage1, self.stage2), paths, read, crops, mode, batch)) as answers:
+            for path, scored in answers:
+                if isinstance(scored, ImageError):
+                    yield Verdict(str(path), error=str(scored).removeprefix(f"{path}: "))
+                    continue
+                if limited := next((answer for answer in scored if answer.crops < answer.needed), None):
+                    report(f"{path}: scored on {limited.crops} of {limited.needed} crops, the limit for one image")
+                yield self.judge(str(path), *scored)
 
-        def prepare(path: Any) -> list[Prepared] | str:
-            try:
-                image = read(path)
-            except ImageError as error:
-                return str(error).removeprefix(f"{path}: ")
-            return prepared(stages, image, crops, mode)
-
-        per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
-        meanwhile, size = self.stage1.device.type != "cpu", max(1, 2 * (batch or BATCH) // per_image)
-        threads = min(8, cores() if meanwhile else torch.get_num_threads())  # no more than the networks have
-        with closing(in_groups(prepare, paths, size, threads, meanwhile=meanwhile)) as groups:
-            for group in groups:
-                ready = [found for _, found in group if not isinstance(found, str)]
-                each = (stage.score([one[i] for one in ready], batch) for i, stage in enumerate(stages))
-                scored = zip(*each, strict=True)
-                for path, found in group:
-                    if isinstance(found, str):
-                        yield Verdict(str(path), error=found)
-                        continue
-                    one, two = next(scored)
-                    if short := next((part for part in (one, two) if part.crops < part.needed), None):
-                        report(f"{path}: scored on {short.crops} of {short.needed} crops, the limit for one image")
-                    yield self.judge(str(path), one, two)
-
-    def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> tuple[Scored, Scored]:
+    def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> list[Scored]:
         """What each stage says of one image; as in `Stage.stream`."""
-        stages = self.stage1, self.stage2
-        ready = prepared(stages, image, crops, mode)
-        one, two = (next(stage.score([cut])) for stage, cut in zip(stages, ready, strict=True))
-        return one, two
+        ((_, answers),) = score_files((self.stage1, self.stage2), [image], lambda image: image, crops, mode)
+        return answers
 
-    def judge(self, path: str | None, one: Scored, two: Scored) -> Verdict:
-        """Put what both stages say of an image into one Verdict."""
-        p_fake = float(self.stage1.probabilities(one.logits)[1])
-        p_source = self.stage2.probabilities(two.logits).tolist()
-        named = dict(zip(self.stage2.classes, p_source, strict=True))
-        is_fake = p_fake >= self.threshold
-        source = self.stage2.source(two) if is_fake else "RealPhotos"
-        possible = prediction_sets(np.array([p_source]), self.stage2.conformal_quantile)[0]
-        candidates = tuple(name for name, kept in zip(named, possible, strict=True) if kept)
-        return Verdict(path, is_fake, p_fake, source, named, candidates, one.crops, one.spread)
-
-
-if __name__ == "__main__":  # the seed's spelling: python -m dfd.inference.detector --image photo.jpg
-    import sys
-
-    from dfd.__main__ import main
-
-    main(["predict", *(word.removeprefix("--image=") for word in sys.argv[1:] if word != "--image")])
+    def judge(self, path: str | None, first: Scored, second: Scored) -> Verdict:
+        """Put what stage 1 and stage 2 say of an image into one Verdict."""
+        real_or_fake = decide(first.logits[None].numpy(), self.stage1, threshold=self.threshold)
+        ood_score = None if second.ood_score is None else [second.ood_score]
+        generator = decide(second.logits[None].numpy(), self.stage2, ood_score)
+        is_fake = bool(real_or_fake.prediction[0] == "fake")
+        p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
+        candidates = [name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept]
+        return Verdict(
+            path, is_fake, float(real_or_fake.probabilities[0, 1]),
+            str(generator.prediction[0]) if is_fake else REAL, p_source, tuple(candidates),
+            first.crops, first.crop_std,
+        )  # fmt: skip

@@ -1,9 +1,10 @@
-"""How far an image is from the training images, by the directions of their features. Light to import."""
+"""How far an image is from the training images, by its logits or its features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp, softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 from dfd.inference.decide import logit_columns
 
@@ -19,10 +22,10 @@ from dfd.inference.decide import logit_columns
 class FeatureBank:
     """Training images by the direction of their features; Sun et al. 2022, arXiv:2204.06507.
 
-    An image is strange where few training images are like it, whatever their classes.
+    An image is out of distribution where few training images are like it, whatever their classes.
     """
 
-    bank: np.ndarray  # (M, D) float32, of length 1
+    features: np.ndarray  # (M, D) float32, of length 1
     k: int = 10  # the neighbour that counts; the last one where there are fewer
 
     @classmethod
@@ -32,10 +35,14 @@ class FeatureBank:
         Raises:
             ValueError: no image, values that are not finite, or k below 1.
         """
-        features = finite_features(features)
+        features = _finite(features)
         if not len(features) or k < 1:
             raise ValueError(f"neighbours need images and k of 1 or more; got {len(features)} images and k = {k}")
-        return cls(_directions(features), k)
+        return cls(normalize(features).astype(np.float32), k)
+
+    @cached_property
+    def _neighbours(self) -> NearestNeighbors:
+        return NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine").fit(self.features)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D).
@@ -43,30 +50,18 @@ class FeatureBank:
         Raises:
             ValueError: values that are not finite, or another number of features.
         """
-        features = finite_features(features)
-        if features.shape[1] != self.bank.shape[1]:
-            raise ValueError(f"fitted on {self.bank.shape[1]} features, got {features.shape[1]}")
-        far, last = 1 - _directions(features) @ self.bank.T, min(self.k, len(self.bank)) - 1
-        return np.clip(np.partition(far, last, axis=1)[:, last], 0, 2).astype(float)
+        features = _finite(features, self.features.shape[1]).astype(np.float32)
+        return self._neighbours.kneighbors(features)[0][:, -1].astype(float) if len(features) else np.zeros(0)
 
 
-def _directions(features: np.ndarray) -> np.ndarray:
-    return (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-
-
-def finite_features(features: np.ndarray) -> np.ndarray:
-    """(N, D) in float64.
-
-    Raises:
-        ValueError: another shape, or a value that is not finite.
-    """
+def _finite(features: np.ndarray, size: int | None = None) -> np.ndarray:
+    """(N, D) in float64; a ValueError for another shape, or a value that is not finite."""
     features = np.asarray(features, dtype=float)
     if features.ndim != 2 or not np.isfinite(features).all():
         raise ValueError(f"features are finite and (N, D); got {features.shape} or a value that is not finite")
+    if size is not None and features.shape[1] != size:
+        raise ValueError(f"fitted on {size} features, got {features.shape[1]}")
     return features
-
-
-DIMENSIONS = 64  # principal components of the features that the distance is taken in, at most
 
 
 def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -91,13 +86,13 @@ class Gaussians:
     generator changes outside them; `outside` sees that alone. In one sum the noise of one may hide the other.
     """
 
-    center: np.ndarray  # (D,) mean feature
+    pca: PCA  # of the features (D)
     components: np.ndarray  # (P, D) orthonormal
     means: np.ndarray  # (K, P)
     precision: np.ndarray  # (P, P) inverse of the covariance within classes
 
     @classmethod
-    def fit(cls, features: np.ndarray, labels: Sequence, dimensions: int = DIMENSIONS) -> Gaussians:
+    def fit(cls, features: np.ndarray, labels: Sequence, dimensions: int = 64) -> Gaussians:
         """Fit on training images.
 
         Args:
@@ -108,7 +103,7 @@ class Gaussians:
         Raises:
             ValueError: values that are not finite, no more images than classes, or classes whose images are all alike.
         """
-        features = finite_features(features)
+        features = _finite(features)
         names, index = np.unique(np.asarray(labels), return_inverse=True)
         free = len(features) - len(names)
         if len(index) != len(features) or free < 1 or dimensions < 1:
@@ -119,8 +114,7 @@ class Gaussians:
         components = pca.components_[pca.explained_variance_ratio_ > 1e-10]
         projected = (features - pca.mean_) @ components.T  # (N, P)
         means = _class_means(projected, index)
-        precision = LedoitWolf(assume_centered=True).fit(projected - means[index]).precision_
-        return cls(pca.mean_, components, means, precision)
+        return cls(pca, components, means, LedoitWolf(assume_centered=True).fit(projected - means[index]).precision_)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Mahalanobis distance to the nearest class mean, (N,) from (N, D).
@@ -140,33 +134,23 @@ class Gaussians:
         return np.linalg.norm(centered - centered @ self.components.T @ self.components, axis=1)
 
     def _centered(self, features: np.ndarray) -> np.ndarray:
-        features = finite_features(features)
-        if features.shape[1] != len(self.center):
-            raise ValueError(f"fitted on {len(self.center)} features, got {features.shape[1]}")
-        return features - self.center
+        return _finite(features, len(self.pca.mean_)) - self.pca.mean_
 
 
 def _class_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.stack([values[index == k].mean(0) for k in range(index.max() + 1)])
 
 
-# name -> (N,) from stage 2's rows and the temperature; three have a column, from `FeatureBank` and `Gaussians`
-SCORES: dict[str, Callable[[pd.DataFrame, float], np.ndarray]] = {
-    "ood_score": lambda rows, temperature: rows["ood_score"].to_numpy(float),
-    "energy": lambda rows, temperature: energy(rows[logit_columns(rows)].to_numpy(float), temperature),
-    "confidence": lambda rows, temperature: confidence(rows[logit_columns(rows)].to_numpy(float), temperature),
-    "distance": lambda rows, temperature: rows["distance"].to_numpy(float),
-    "outside": lambda rows, temperature: rows["outside"].to_numpy(float),
-}
-MEASURED = ("ood_score", "distance", "outside")  # those that need a column of their own
+MEASURED = ("ood_score", "distance", "outside")  # columns: `FeatureBank.distance`, and the methods of `Gaussians`
+OF_LOGITS: dict[str, Callable] = {"energy": energy, "confidence": confidence}
+SCORES = ("ood_score", "energy", "confidence", "distance", "outside")
 
 
-def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str] = tuple(SCORES)) -> pd.DataFrame:
+def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str] = SCORES) -> pd.DataFrame:
     """How unknown each row of stage 2's score table looks: one column per name, on the table's index.
 
     Args:
-        scores: stage 2's rows, with a column for each of MEASURED that is asked for: what `FeatureBank.distance`, and
-            the methods of `Gaussians` of the same name, gave.
+        scores: stage 2's rows, with a column for each of MEASURED that is asked for.
         temperature: divides the logits.
         names: of SCORES.
 
@@ -175,30 +159,11 @@ def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str
     """
     if wrong := sorted(set(names) - set(SCORES)):
         raise ValueError(f"no such score: {', '.join(wrong)}; there are {', '.join(SCORES)}")
-    if missing := [name for name in MEASURED if name in names and name not in scores]:
+    if missing := [name for name in names if name in MEASURED and name not in scores]:
         raise ValueError(f"the score table has no column {missing[0]}; fill it or leave that name out")
-    return pd.DataFrame({name: SCORES[name](scores, temperature) for name in names}, index=scores.index)
-
-
-def fit_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
-    """The lowest threshold that at least the share `accept` of these images do not exceed.
-
-    Args:
-        known_scores: (N,) of validation images of known generators; an image is unknown where its score is above.
-        accept: share in (0, 1]; 1 gives the highest score.
-
-    Raises:
-        ValueError: no score, one that is not finite, or accept outside (0, 1].
-    """
-    known_scores = _finite(known_scores)
-    if not len(known_scores) or not 0 < accept <= 1:
-        raise ValueError(f"a threshold needs scores and a share in (0, 1]; got {len(known_scores)} scores and {accept}")
-    needed = int(np.ceil(accept * len(known_scores) - 1e-9))  # 0.07 * 100 is a little more than 7
-    return float(np.sort(known_scores)[needed - 1])
-
-
-def _finite(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, dtype=float)
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite")
-    return scores
+    logits = scores[logit_columns(scores)].to_numpy(float)
+    values = {
+        name: OF_LOGITS[name](logits, temperature) if name in OF_LOGITS else scores[name].to_numpy(float)
+        for name in names
+    }
+    return pd.DataFrame(values, index=scores.index)

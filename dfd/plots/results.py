@@ -17,6 +17,7 @@ from sklearn import metrics as skm
 
 from dfd.config import REAL
 from dfd.evaluate import metrics
+from dfd.evaluate.scores import FPR_GRID, precision_recall, reliability, roc
 from dfd.inference import decide
 
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
@@ -56,7 +57,7 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool 
         classes = [name.removeprefix("logit_") for name in decide.logit_columns(scores)]
         true = images["label"] if by_label else decide.true_class(images)
         labels = sorted(true.unique(), key=lambda label: (label != REAL, label))
-        plot_cm(true, images["prediction"], classes, ax, f"{title}, {split}", labels if by_label else classes)
+        plot_cm(true, decide.closed_set(images), classes, ax, f"{title}, {split}", labels if by_label else classes)
     return figure
 
 
@@ -117,11 +118,11 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or new_axes()
     for name, pair, colour in _against_photos(scores):
-        curve = metrics.roc(pair)
+        curve = roc(pair)
         area = skm.roc_auc_score(pair["label"] != REAL, pair["logit_fake"])
         _plot_band(ax, curve["fpr"], curve["tpr"], curve, "post", colour, f"{name}, AUC {area:.3f}")
     photos = scores["label"].eq(REAL).sum()
-    ax.set(xscale="log", xlim=(max(0.5 / photos, metrics.FPR_GRID[0]), 1), ylim=(0, 1.02))
+    ax.set(xscale="log", xlim=(max(0.5 / photos, FPR_GRID[0]), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return _with_legend(ax)
@@ -134,7 +135,7 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax, chances = ax or new_axes(), set()
     for name, pair, colour in _against_photos(scores):
-        is_fake, curve = pair["label"] != REAL, metrics.precision_recall(pair)
+        is_fake, curve = pair["label"] != REAL, precision_recall(pair)
         area = skm.average_precision_score(is_fake, pair["logit_fake"])
         _plot_band(ax, curve["recall"], curve["precision"], curve, "pre", colour, f"{name}, AP {area:.3f}")
         chances.add(is_fake.mean())
@@ -178,11 +179,11 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     below = ax.inset_axes([0, 0, 1, 0.2], sharex=ax)
     for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
         confidence, right = decide.confidences(scores, divisor)
-        bins = decide.reliability(confidence, right)
-        error = decide.expected_calibration_error(confidence, right)
+        bins = reliability(confidence, right)
+        error = metrics.calibration_error(np.ones((1, len(right))), confidence, right)[0]
         label = f"{title} (T = {divisor:.2f}), ECE {error:.3f}"
         ax.plot(bins["confidence"], bins["accuracy"], marker=marker, ms=5, color=colour, label=label)
-        below.hist(confidence, np.linspace(0, 1, decide.BINS + 1), histtype="step", color=colour, lw=1.5)
+        below.hist(confidence, np.linspace(0, 1, metrics.BINS + 1), histtype="step", color=colour, lw=1.5)
     bottom = min(line.get_ydata().min() for line in ax.lines)
     ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
     ax.set(yticks=[tick for tick in np.linspace(0, 1, 11) if tick >= bottom])

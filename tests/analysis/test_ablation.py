@@ -10,7 +10,8 @@ from dfd.analysis import ablation
 from dfd.config import CHECKPOINTS
 from dfd.data import manifest
 from dfd.evaluate import metrics
-from dfd.inference.stage import UNKNOWN, Scored, Stage
+from dfd.inference.decide import UNKNOWN, decide
+from dfd.inference.stage import Stage
 
 RGB = "baseline: EfficientNet on rgb"
 
@@ -110,9 +111,7 @@ def test_each_generator_is_left_out_in_turn(three_generators, tmp_path, monkeypa
     for name in ("BigGAN", "ProGAN", "StyleGAN2"):
         stage = Stage.load(tmp_path / "run" / "left_out" / name / CHECKPOINTS["stage2"])
         assert name not in stage.classes and len(stage.classes) == 2
-        sure = torch.tensor([1e6, 0.0])
-        far = Scored(sure, 1, 0.0, 1, ood_score=2.0)
-        assert stage.ood_threshold < 2 and stage.source(far) == UNKNOWN
+        assert stage.ood_threshold < 2 and decide([[1e6, 0.0]], stage, [2.0]).prediction == UNKNOWN
 
 
 def test_two_generators_are_too_few_to_leave_one_out(tiny_data, tmp_path):

@@ -26,7 +26,7 @@ class Planted(Stage):
         self.crop_size, self.equalise_quality, self.threshold, self.temperature = SIDE, None, 0.5, 1.0
         self.feature_bank = None
 
-    def _answers(self, batch, equal=False):
+    def _of_crops(self, batch):
         return [(torch.stack([torch.zeros(()), one]), None) for one in self.formula(batch.mean(1))]
 
 
@@ -64,7 +64,7 @@ def folder(tmp_path, photos):
 
 def swept(formula, table, out):
     test = table[table["split"] == "test"]
-    return robustness.run({"stage1": Planted(formula)}, test, CONDITIONS, out)["stage1"]
+    return robustness.sweep({"stage1": Planted(formula)}, test, CONDITIONS, out)["stage1"]
 
 
 @pytest.mark.parametrize("photos", ["BMP", "JPEG"])

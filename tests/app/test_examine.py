@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from bad_files import encoded
+from networks import noise
 from PIL import Image
-from test_inference import noise
 
 from dfd.analysis import fingerprint
 from dfd.app import evidence, examine
 from dfd.config import CHECKPOINTS
 from dfd.core import images as images_module
-from dfd.inference.decide import threshold_at
+from dfd.inference.decide import stored_threshold
 from dfd.inference.detector import Detector
 from dfd.inference.stage import update_checkpoint
 
@@ -99,12 +99,12 @@ def test_words_for_the_threshold_come_from_the_validation_photos(run, image):
 def test_any_rate_works_with_validation_scores():
     photos = list(np.linspace(0, 0.9, 10))
     validation = {"photos": photos, "fakes": [0.85]}
-    assert threshold_at(0.1, validation, {}) == pytest.approx((0.8 + 0.85) / 2)
+    assert stored_threshold(0.1, validation, {}) == pytest.approx((0.8 + 0.85) / 2)
     for fpr in (0, 0.05, 0.2, 0.55):
-        cut = threshold_at(fpr, validation, {})
+        cut = stored_threshold(fpr, validation, {})
         assert sum(score >= cut for score in photos) == int(fpr * 10 + 1e-9)
     with pytest.raises(ValueError, match="share"):
-        threshold_at(1.5, validation, {})
+        stored_threshold(1.5, validation, {})
 
 
 def test_words_for_unknown_generators_and_candidates(run, image):

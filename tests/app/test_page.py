@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from bad_files import encoded
+from networks import content, noise
 from PIL import Image, PngImagePlugin
-from test_inference import content, noise
 
 from dfd.app import evidence, page
 from dfd.app.examine import examine, refused

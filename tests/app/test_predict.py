@@ -11,7 +11,7 @@ import time
 import pytest
 from bad_files import encoded, picture
 from click.testing import CliRunner
-from test_inference import content, noise
+from networks import content, noise
 
 from dfd import cli
 from dfd.app import predict
@@ -120,7 +120,7 @@ def test_report_is_the_page_with_every_file(call, tmp_path, monkeypatch):
 
 
 def test_the_seeds_spelling_works(call, tmp_path):
-    command = [sys.executable, "-m", "dfd.inference.detector", "--model", "run", "--json", "--image", "in/a.png"]
+    command = [sys.executable, "-m", "dfd.inference", "--model", "run", "--json", "--image", "in/a.png"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["path"] == "in/a.png"

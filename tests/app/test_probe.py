@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from bad_files import png_header
+from networks import content, noise
 from PIL import Image
-from test_inference import content, noise
 
 from dfd import config
 from dfd.app import page, probe

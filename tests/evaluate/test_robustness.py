@@ -9,6 +9,7 @@ from scipy.special import softmax
 from score_tables import CLASSES, noisy_table, stage2_table
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from dfd.degrade import registry
 from dfd.evaluate import metrics, robustness
 from dfd.inference import decide
 
@@ -50,7 +51,7 @@ def at(found, stage, condition, metric, label="all"):
 def test_stage1_is_what_evaluation_says_of_each_condition(swept, found):
     rows = swept["stage1"]
     rows = rows[(rows["degradation"] == "jpeg") & (rows["level"] == 50)].sort_values("path")
-    expected = metrics.stage1_metrics(rows, 1.6, only=["auc", "ece", "ece_before", "real_accuracy"])
+    expected = metrics.evaluate(rows, 1.6, only=["auc", "ece", "ece_before", "real_accuracy"])
     for name in ("auc", "ece", "ece_before"):
         three = at(found, "stage1", "jpeg 50", name)[["value", "low", "high"]].to_dict()
         assert three == pytest.approx(expected[name])
@@ -67,7 +68,7 @@ def test_stage1_is_what_evaluation_says_of_each_condition(swept, found):
 def test_stage2_is_what_evaluation_says_of_each_condition(swept, found):
     rows = swept["stage2"]
     rows = rows[rows["degradation"] == "rescale 0.5 bicubic + jpeg"]
-    expected = metrics.stage2_metrics(rows, 0.7, only=["balanced_accuracy", "ece"])
+    expected = metrics.evaluate(rows, 0.7, only=["balanced_accuracy", "ece"])
     for name, three in expected.items():
         row = at(found, "stage2", "rescale 0.5 bicubic + jpeg 75", name)
         assert row[["value", "low", "high"]].to_dict() == pytest.approx(three)
@@ -115,7 +116,7 @@ def test_wide_and_recalls_keep_the_order_of_the_grid(found):
 
 def designed(values, stage="stage1", width=0.02):
     rows = [{"stage": stage, "label": "all", "metric": robustness.ACCURACY[stage], "degradation": d, "level": level,
-             "condition": robustness.grid.name(d, level), "value": v, "low": v - width, "high": v + width, "images": 9}
+             "condition": registry.name(d, level), "value": v, "low": v - width, "high": v + width, "images": 9}
             for (d, level), v in values.items()]  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -4,11 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from networks import content, noise
 from PIL import Image
-from test_inference import content, noise
+from score_tables import noisy_table
 
-from dfd.degrade import registry
+from dfd.config import CHECKPOINTS
+from dfd.data import manifest
 from dfd.evaluate import scores
+from dfd.inference import decide
+from dfd.inference import stage as stage_module
+from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
 
 
@@ -42,16 +47,91 @@ def test_rows_hold_what_the_stage_says_of_each_image(table):
         (alone,) = stage.stream([Image.open(f"{table.attrs['root']}/{name}")], 4)
         assert (row.path, row.crops) == (name, alone.crops)
         assert [row.logit_real, row.logit_fake] == pytest.approx(alone.logits.tolist(), abs=0.03)
-        assert row.crop_std == pytest.approx(alone.spread, abs=0.03)
+        assert row.crop_std == pytest.approx(alone.crop_std, abs=0.03)
 
 
 def test_only_degraded_images_become_float_as_a_whole(table, monkeypatch):
     sizes = []
-    whole = registry.to_tensor
-    monkeypatch.setattr(registry, "to_tensor", lambda image: sizes.append(image.size) or whole(image))
+    whole = scores.to_tensor
+    monkeypatch.setattr(scores, "to_tensor", lambda image: sizes.append(image.size) or whole(image))
     stage = Stage(content(), torch.device("cpu"))
     clean = scores.score(stage, table)
     assert sizes == []
     blurred = scores.score(stage, table, "blur", 2.0)
     assert sizes == [(32, 32), (160, 128), (320, 160)]
     assert not np.allclose(clean["logit_fake"], blurred["logit_fake"], atol=0.01)
+
+
+def test_a_table_calls_an_image_what_the_detector_calls_it(table):
+    """Unknown generators included; what the networks would say among the known ones stays readable."""
+    bank = torch.rand(12, Stage(content("stage2")).model.classifier.backbone.num_features)
+    stage = Stage(content("stage2", feature_bank=bank), torch.device("cpu"))
+    stage.ood_threshold = sorted(scores.score(stage, table)["ood_score"])[1]
+    found = scores.score(stage, table)
+    detector = Detector(Stage(content(threshold=0.0), torch.device("cpu")), stage)
+    verdicts = list(detector.predict([f"{table.attrs['root']}/{path}" for path in table["path"]]))
+    assert found["prediction"].tolist() == [verdict.source for verdict in verdicts]
+    assert found["prediction"].eq("unknown").sum() == 1
+    assert decide.closed_set(found).tolist() == [max(one.p_source, key=one.p_source.get) for one in verdicts]
+
+
+@pytest.fixture
+def noisy():
+    return noisy_table()
+
+
+def test_a_new_score_table_replaces_the_old_one(tmp_path, noisy):
+    scores.save_scores(noisy.assign(split="val"), tmp_path, "stage1")
+    scores.save_scores(noisy, tmp_path, "stage1")
+    pd.testing.assert_frame_equal(scores.load_scores(tmp_path, "stage1"), noisy)
+
+
+def test_a_sweep_leaves_the_clean_rows_as_they_were(tmp_path, noisy):
+    scores.save_scores(noisy, tmp_path, "stage1")
+    clean, old, new = (
+        noisy.assign(degradation=d, logit_fake=v) for d, v in (("none", 7.0), ("jpeg", 8.0), ("jpeg", 9.0))
+    )
+    for swept in (old, new):
+        scores.save_scores(pd.concat([clean, swept]), tmp_path, "stage1", keep="none")
+    found = scores.load_scores(tmp_path, "stage1")
+    pd.testing.assert_frame_equal(found[found["degradation"] == "none"], noisy)
+    assert found.loc[found["degradation"] == "jpeg", "logit_fake"].eq(9).all() and len(found) == 600
+
+
+def test_missing_scores_name_the_notebook(tmp_path):
+    with pytest.raises(FileNotFoundError, match="02_stage2_attribution"):
+        scores.load_scores(tmp_path, "stage2")
+
+
+def test_score_calibrate_and_sweep_a_real_stage(tiny_data, tmp_path):
+    table = manifest.scan(tiny_data, tmp_path, progress=False)
+    settings = {"backbone": "test_resnet.r160_in1k", "representation": "rgb"}
+    torch.manual_seed(0)
+    content = {
+        "stage": "stage1", "classes": ["real", "fake"], "config": settings, "crops": 2, "threshold": 0.5,
+        "preprocessing": {"crop_size": 32, "equalise_quality": 90}, "temperature": 1.0, "history": [],
+        "manifest_hash": "x", "key": "k", "weights": stage_module.build_model("stage1", settings, 2).state_dict(),
+    }  # fmt: skip
+    path = tmp_path / CHECKPOINTS["stage1"]
+    stage_module.save_checkpoint(content, path)
+    stage = stage_module.Stage.load(path)
+    val = scores.score(stage, table[table["split"] == "val"])
+    assert val["path"].tolist() == table.loc[table["split"] == "val", "path"].tolist()
+    assert (val["crops"] == 2).all() and (val["degradation"] == "none").all()
+    calibrated = scores.calibrate(stage, val, tmp_path)
+    stored = torch.load(path, weights_only=True)
+    assert (stored["threshold"], stored["temperature"]) == (stage.threshold, stage.temperature) != (0.5, 1.0)
+    p = decide.p_fake(calibrated, stage.temperature)
+    assert (calibrated["prediction"] == np.where(p >= stage.threshold, "fake", "real")).all()
+
+    swept = scores.jpeg_sweep(stage, table[table["split"] == "test"], [30, 90], crops=1)
+    assert swept.groupby(["degradation", "level"]).size().nunique() == 1
+    assert swept["level"].unique().tolist() == [0, 90, 30]
+    levels = [part["logit_fake"].to_numpy() for _, part in swept.groupby("level")]
+    assert not np.allclose(levels[0], levels[1])
+
+
+def test_stage2_refuses_photos(tiny_data, tmp_path):
+    table = manifest.scan(tiny_data, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="fakes only"):
+        scores.score(type("Stage", (), {"stage": "stage2"})(), table)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from test_inference import CPU, content
+from networks import CPU, content
 
 from dfd.core import images
 from dfd.data import manifest
@@ -33,7 +33,7 @@ def cells(out):
 
 
 def test_rows_are_those_of_one_condition_at_a_time(table, stages, tmp_path):
-    found = robustness.run(stages, table, CONDITIONS, tmp_path, crops=2)
+    found = robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=2)
     for name, rows in (("stage1", table), ("stage2", table[table["is_fake"]])):
         for degradation, level in (("none", 0), ("jpeg", 75)):
             expected = scores.score(stages[name], rows, degradation, level, crops=2)
@@ -45,38 +45,38 @@ def test_rows_are_those_of_one_condition_at_a_time(table, stages, tmp_path):
 
 
 def test_the_first_crop_is_what_one_crop_alone_gives(table, stages, tmp_path):
-    several = robustness.run(stages, table, CONDITIONS[:2], tmp_path, crops=5)["stage1"]
-    alone = robustness.run(stages, table, CONDITIONS[:2], tmp_path / "alone", crops=1)["stage1"]
+    several = robustness.sweep(stages, table, CONDITIONS[:2], tmp_path, crops=5)["stage1"]
+    alone = robustness.sweep(stages, table, CONDITIONS[:2], tmp_path / "alone", crops=1)["stage1"]
     assert several["first_fake"].to_numpy() == pytest.approx(alone["logit_fake"].to_numpy(), abs=0.02)
     assert (several["logit_fake"] - several["first_fake"]).abs().max() > 0.05
 
 
 def test_each_image_is_decoded_once(table, stages, tmp_path, monkeypatch):
     read, load = [], images.load_rgb
-    monkeypatch.setattr(images, "load_rgb", lambda path: read.append(path) or load(path))
-    robustness.run(stages, table, CONDITIONS, tmp_path, crops=1)
+    monkeypatch.setattr(robustness, "load_rgb", lambda path: read.append(path) or load(path))
+    robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)
     assert sorted(path.name for path in read) == sorted(path.split("/")[-1] for path in table["path"])
-    robustness.run(stages, table, CONDITIONS, tmp_path, crops=1)
+    robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)
     assert len(read) == len(table)
 
 
 def test_a_stopped_sweep_goes_on_to_the_same_table(table, stages, tmp_path, monkeypatch):
-    whole = robustness.run(stages, table, CONDITIONS, tmp_path / "whole", crops=2)
+    whole = robustness.sweep(stages, table, CONDITIONS, tmp_path / "whole", crops=2)
     write, written = robustness._write, []
 
-    def stop_at_the_fourth(found, classes, path):
+    def stop_at_the_fourth(*given):
         if len(written) == 3:
             raise KeyboardInterrupt
-        written.append(path)
-        write(found, classes, path)
+        written.append(given)
+        write(*given)
 
     monkeypatch.setattr(robustness, "_write", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        robustness.run(stages, table, CONDITIONS, tmp_path / "stopped", crops=2)
+        robustness.sweep(stages, table, CONDITIONS, tmp_path / "stopped", crops=2)
     monkeypatch.setattr(robustness, "_write", write)
     kept = cells(tmp_path / "stopped")
     assert len(kept) == 3
-    again = robustness.run(stages, table, CONDITIONS, tmp_path / "stopped", crops=2)
+    again = robustness.sweep(stages, table, CONDITIONS, tmp_path / "stopped", crops=2)
     after = cells(tmp_path / "stopped")
     assert len(after) == 8 and {name: after[name] for name in kept} == kept
     for name in stages:
@@ -90,20 +90,20 @@ def test_a_half_written_cell_is_not_used(table, stages, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
     with pytest.raises(OSError, match="disk full"):
-        robustness.run(stages, table, CONDITIONS, tmp_path, crops=1)
+        robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)
     assert list((tmp_path / robustness.CELLS).iterdir()) == []
 
 
 @pytest.mark.parametrize("change", ["weights", "crops", "images", "seed"])
 def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, change):
-    before = robustness.run(stages, table, CONDITIONS, tmp_path, crops=1)["stage1"]
+    before = robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)["stage1"]
     names = cells(tmp_path)
     if change == "weights":
         with torch.no_grad():
             next(stages["stage1"].model.parameters()).mul_(1.5)
     changed = table.assign(sha256="other") if change == "images" else table
     crops, seed = (3 if change == "crops" else 1), (1 if change == "seed" else 0)
-    after = robustness.run(stages, changed, CONDITIONS, tmp_path, crops, seed)["stage1"]
+    after = robustness.sweep(stages, changed, CONDITIONS, tmp_path, crops, seed)["stage1"]
     new = {name for name in cells(tmp_path) if name not in names}
     assert len(new) == {"weights": 4, "crops": 8, "images": 8, "seed": 2}[change]
     differ = before["logit_fake"] != after["logit_fake"]
@@ -114,18 +114,19 @@ def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, 
 
 
 def test_a_longer_grid_scores_only_what_is_new(table, stages, tmp_path, capsys):
-    robustness.run(stages, table, CONDITIONS[:2], tmp_path, crops=1)
+    robustness.sweep(stages, table, CONDITIONS[:2], tmp_path, crops=1)
     names = cells(tmp_path)
-    robustness.run(stages, table, CONDITIONS, tmp_path, crops=1)
+    robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)
     assert names.items() <= cells(tmp_path).items()
     assert f"{len(table)} images: 2 of 4 conditions kept, 2 to score" in capsys.readouterr().out
 
 
-def test_a_set_that_does_not_fit_into_memory_is_swept_in_blocks(table, stages, tmp_path, monkeypatch):
-    whole = robustness.run(stages, table, CONDITIONS, tmp_path / "whole", crops=1)
+def test_images_that_do_not_fit_into_memory_are_decoded_again(table, stages, tmp_path, monkeypatch):
+    whole = robustness.sweep(stages, table, CONDITIONS, tmp_path / "whole", crops=1)
+    read, load = [], images.load_rgb
+    monkeypatch.setattr(robustness, "load_rgb", lambda path: read.append(path) or load(path))
     monkeypatch.setattr(robustness, "HELD", int(3 * table["width"].max() * table["height"].max() * 2.5))
-    monkeypatch.setattr(robustness, "CHUNK", 1)
-    assert max(len(block) for block in robustness._blocks(table)) in (2, 3)
-    parts = robustness.run(stages, table, CONDITIONS, tmp_path / "parts", crops=1)
+    parts = robustness.sweep(stages, table, CONDITIONS, tmp_path / "parts", crops=1)
+    assert len(table) < len(read) < len(table) * len(CONDITIONS)
     for name in stages:
         pd.testing.assert_frame_equal(parts[name], whole[name], atol=0.02)

@@ -5,8 +5,12 @@ import pandas as pd
 import pytest
 from score_tables import noisy_table, planted, stage1_table
 
-from dfd.evaluate import metrics
+from dfd.evaluate import metrics, scores
 from dfd.inference import decide
+
+
+def calibration_error(confidence, correct):
+    return metrics.calibration_error(np.ones((1, len(confidence))), confidence, correct)[0]
 
 
 @pytest.fixture
@@ -17,13 +21,13 @@ def noisy():
 def test_calibration_error_of_a_known_case():
     confidence = np.r_[np.full(50, 0.9), np.full(50, 0.6)]
     correct = np.r_[np.ones(40), np.zeros(10), np.ones(30), np.zeros(20)].astype(bool)
-    assert decide.expected_calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
+    assert calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
 
 
 def test_reliability_of_a_known_case():
     confidence = np.r_[np.full(50, 0.9), np.full(30, 0.6), np.full(20, 1.0)]
     correct = np.r_[np.ones(40), np.zeros(10), np.ones(15), np.zeros(15), np.ones(20)].astype(bool)
-    found = decide.reliability(confidence, correct)
+    found = scores.reliability(confidence, correct)
     assert found["confidence"].tolist() == pytest.approx([0.6, 0.9, 1.0])
     assert found["accuracy"].tolist() == pytest.approx([0.5, 0.8, 1.0])
     assert found["images"].tolist() == [30, 50, 20]
@@ -31,18 +35,18 @@ def test_reliability_of_a_known_case():
 
 def test_reliability_rows_make_up_the_calibration_error(noisy):
     confidence, right = decide.confidences(noisy, 0.7)
-    rows = decide.reliability(confidence, right)
+    rows = scores.reliability(confidence, right)
     gaps = (rows["accuracy"] - rows["confidence"]).abs()
     assert len(rows) == 8  # the likelier of two classes has at least 0.5
     expected = np.average(gaps, weights=rows["images"])
-    assert decide.expected_calibration_error(confidence, right) == pytest.approx(expected)
+    assert calibration_error(confidence, right) == pytest.approx(expected)
 
 
 def test_confidence_is_of_the_likeliest_class():
     rows = stage1_table([-np.log(3), np.log(9), np.log(9)], ["RealPhotos", "RealPhotos", "ProGAN"])
     confidence, right = decide.confidences(rows, 1.0)
     assert confidence.tolist() == pytest.approx([0.75, 0.9, 0.9]) and right.tolist() == [True, False, True]
-    three = pd.DataFrame({"label": ["A", "B"], "prediction": ["A", "A"], "logit_A": np.log(2), "logit_B": 0.0})
+    three = pd.DataFrame({"label": ["A", "B"], "logit_A": np.log(2), "logit_B": 0.0})
     confidence, right = decide.confidences(three.assign(logit_C=0.0), 1.0)
     assert confidence.tolist() == pytest.approx([0.5, 0.5]) and right.tolist() == [True, False]
 
@@ -103,7 +107,7 @@ def test_operating_points_are_three_thresholds(noisy):
 
 def test_points_are_counted_on_the_rows_that_are_given(noisy):
     points = {"low": 0.2, "high": 0.6}
-    found = metrics.at_operating_points(noisy, points, 2.0)
+    found = scores.at_operating_points(noisy, points, 2.0)
     p, fake = 1 / (1 + np.exp(-noisy["logit_fake"] / 2)), noisy["label"] != "RealPhotos"
     for name, cut in points.items():
         row = found.loc[name]
@@ -112,14 +116,14 @@ def test_points_are_counted_on_the_rows_that_are_given(noisy):
         assert row["tpr"] == pytest.approx((p[fake] >= cut).mean())
         assert row["accuracy"] == pytest.approx(((p >= cut) == fake).mean())
         assert all(row[f"{rate}_low"] < row[rate] < row[f"{rate}_high"] for rate in ("fpr", "tpr", "accuracy"))
-    shown = metrics.readable(found, ["fpr"])
+    shown = scores.readable(found, ["fpr"])
     row = found.loc["low"]
     assert shown.loc["low", "fpr"] == f"{row['fpr']:.3f} [{row['fpr_low']:.3f}, {row['fpr_high']:.3f}]"
 
 
 def test_points_on_fakes_alone_or_one_group_leave_gaps(noisy):
-    fakes = metrics.at_operating_points(noisy[noisy["label"] != "RealPhotos"], {"cut": 0.5}, 1.0).loc["cut"]
+    fakes = scores.at_operating_points(noisy[noisy["label"] != "RealPhotos"], {"cut": 0.5}, 1.0).loc["cut"]
     assert fakes[["fpr", "fpr_low", "fpr_high"]].isna().all() and fakes["tpr"] == fakes["accuracy"]
-    alone = metrics.at_operating_points(noisy.assign(group="one"), {"cut": 0.5}, 1.0)
+    alone = scores.at_operating_points(noisy.assign(group="one"), {"cut": 0.5}, 1.0)
     assert alone[["fpr_low", "tpr_high"]].isna().all(axis=None)
-    assert metrics.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"
+    assert scores.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from score_tables import CLASSES, stage2_table
 
-from dfd.evaluate import metrics
+from dfd.evaluate.scores import coverage_table
 from dfd.inference import decide
 
 
@@ -97,7 +97,7 @@ def test_coverage_is_counted_for_each_degradation():
     ]
     parts = [stage2_table(), *degraded]
     scores = pd.concat(parts, ignore_index=True)
-    found = metrics.coverage_table(scores, 0.7, 1.3)
+    found = coverage_table(scores, 0.7, 1.3)
     assert found[["degradation", "level"]].values.tolist() == [["none", 0.0], ["jpeg", 30.0], ["blur", 1.0]]
     for part, (_, row) in zip(parts, found.iterrows(), strict=True):
         held, sizes = [], []
@@ -111,7 +111,7 @@ def test_coverage_is_counted_for_each_degradation():
         assert row[["images", "coverage", "names", "single"]].tolist() == pytest.approx(expected)
         assert all(row[f"{name}_low"] < row[name] < row[f"{name}_high"] for name in ("coverage", "names", "single"))
     assert found.loc[1, "coverage_high"] < found.loc[0, "coverage_low"]
-    assert metrics.coverage_table(scores, 0.7, 1.3).equals(found)
-    assert not metrics.coverage_table(scores, 0.7, 1.3, seed=1).equals(found)
+    assert coverage_table(scores, 0.7, 1.3).equals(found)
+    assert not coverage_table(scores, 0.7, 1.3, seed=1).equals(found)
     with pytest.raises(ValueError, match="no such class: GigaGAN"):
-        metrics.coverage_table(stage2_table(labels=["GigaGAN"]), 0.7, 1.0)
+        coverage_table(stage2_table(labels=["GigaGAN"]), 0.7, 1.0)

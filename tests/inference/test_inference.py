@@ -12,36 +12,14 @@ import numpy as np
 import pytest
 import torch
 from bad_files import png_header
+from networks import CPU, content, noise
 from PIL import Image
 
+from dfd.config import CHECKPOINTS, CROP_MODES
 from dfd.data import crops
-from dfd.degrade import registry
 from dfd.inference import stage as stage_module
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
-
-
-def content(stage="stage1", crop_size=32, quality=90, **changes):
-    settings = {"backbone": "test_resnet.r160_in1k", "representation": "rgb", "unet_width": 4, "residual_bound": 0.1}
-    classes = ["real", "fake"] if stage == "stage1" else ["BigGAN", "ProGAN", "StyleGAN2"]
-    torch.manual_seed(1)
-    model = stage_module.build_model(stage, settings, len(classes))
-    head = (model if stage == "stage1" else model.classifier).backbone.get_classifier()
-    torch.nn.init.normal_(head.weight)  # crops of one image shall differ
-    basic = {"stage": stage, "classes": classes, "config": settings, "weights": model.state_dict()}
-    preprocessing = {"preprocessing": {"crop_size": crop_size, "equalise_quality": quality}, "crops": 5}
-    rest = {"threshold": 0.5, "temperature": 1.0, "history": [], "manifest_hash": "x", "key": "k"}
-    return {**basic, **preprocessing, **rest, **changes}
-
-
-CPU = torch.device("cpu")
-
-
-def noise(width, height, seed=0):
-    """A picture whose windows differ: noise whose strength grows to the right and downwards."""
-    strength = np.linspace(0, 60, height)[:, None, None] + np.linspace(0, 60, width)[None, :, None]
-    pixels = 128 + strength * np.random.default_rng(seed).uniform(-1, 1, (height, width, 3))
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def by_hand(mode):
@@ -55,7 +33,7 @@ def by_hand(mode):
 
 
 @pytest.mark.parametrize("quality", [None, 90])
-@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("mode", CROP_MODES)
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
 def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
     monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
@@ -74,7 +52,7 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
     assert np.std(alone) > 0.01  # otherwise any window would do
     assert scored.crops == scored.needed == len(alone)
     assert scored.logits.tolist() == pytest.approx([0, np.mean(alone)], abs=1e-3)
-    assert scored.spread == pytest.approx(np.std(alone), abs=1e-3)
+    assert scored.crop_std == pytest.approx(np.std(alone), abs=1e-3)
     if not as_tensor:
         assert stage(image, None if mode == "grid" else 9, mode).tolist() == scored.logits.tolist()
 
@@ -122,18 +100,18 @@ def test_the_mode_is_the_checkpoints_unless_a_call_names_one(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("mode", CROP_MODES)
 def test_a_constant_colour_gets_a_finite_answer_without_spread(stage, mode):
     (scored,) = Stage(content(stage), CPU).stream([Image.new("RGB", (100, 80), (90, 120, 30))], mode=mode)
     assert torch.isfinite(scored.logits).all()
-    assert scored.crops > 1 and scored.spread == pytest.approx(0, abs=1e-2)
+    assert scored.crops > 1 and scored.crop_std == pytest.approx(0, abs=1e-2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 20)])
 def test_small_pil_images_and_tensors_are_padded_alike(size):
     stage, image = Stage(content(quality=None), CPU), noise(*size)
     tensor = torch.from_numpy(np.array(image) / 255).float().permute(2, 0, 1)[None]
-    for mode in crops.MODES:
+    for mode in CROP_MODES:
         one, other = stage.stream([image, tensor], 5, mode)
         torch.testing.assert_close(one.logits, other.logits, atol=1e-3, rtol=1e-3)
         assert torch.isfinite(one.logits).all()
@@ -154,8 +132,8 @@ def test_predict_refuses_by_name_and_answers_the_rest(run, tmp_path):
 
 
 def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(crops, "MAX_CROPS", 12)
-    monkeypatch.setattr(crops, "MAX_CROPS", 12)
+    for module in (crops, stage_module):
+        monkeypatch.setattr(module, "MAX_CROPS", 12)
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     noise(96, 64).save(small)
     noise(160, 128).save(large)
@@ -169,12 +147,12 @@ def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, 
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("mode", crops.MODES)
+@pytest.mark.parametrize("mode", CROP_MODES)
 def test_a_large_image_becomes_float_only_by_its_crops(mode, monkeypatch):
     """Its pixels stay 8 bits until a batch of crops is made of them."""
     pixels, batches = [], []
-    whole = registry.to_tensor
-    monkeypatch.setattr(registry, "to_tensor", lambda image: pixels.append(image.width * image.height) or whole(image))
+    whole = crops.to_tensor
+    monkeypatch.setattr(crops, "to_tensor", lambda image: pixels.append(image.width * image.height) or whole(image))
     stage = Stage(content(quality=None), CPU)
     stage.model.register_forward_pre_hook(lambda model, given: batches.append(tuple(given[0].shape)))
     stage(Image.new("RGB", (32, 32)))  # the first time it is tried on noise too
@@ -284,8 +262,8 @@ def test_on_a_cpu_no_more_threads_read_than_compute(given):
 def test_unknown_and_candidates_come_from_the_checkpoints_thresholds(run, tmp_path):
     path = tmp_path / "x.png"
     noise(64, 64).save(path)
-    stage_module.update_checkpoint(run / stage_module.CHECKPOINTS["stage1"], threshold=0.0)
-    stage2 = run / stage_module.CHECKPOINTS["stage2"]
+    stage_module.update_checkpoint(run / CHECKPOINTS["stage1"], threshold=0.0)
+    stage2 = run / CHECKPOINTS["stage2"]
     plain = next(Detector.load(run).predict([path]))
     order = sorted(plain.p_source, key=plain.p_source.get, reverse=True)
     assert plain.source == order[0] and plain.candidates == tuple(Stage.load(stage2).classes)
@@ -310,7 +288,7 @@ def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGB", (64, 64), (90, 120, 30)).save(path)
     before = next(Detector.load(run).predict([path]))
-    stage1 = run / stage_module.CHECKPOINTS["stage1"]
+    stage1 = run / CHECKPOINTS["stage1"]
     stage_module.update_checkpoint(stage1, threshold=before.p_fake + 1e-3)
     assert not next(Detector.load(run).predict([path])).is_fake
     stage_module.update_checkpoint(stage1, threshold=before.p_fake - 1e-3, temperature=2.0)
@@ -320,7 +298,7 @@ def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):
 
 
 def test_a_stage_takes_a_pil_image(run):
-    logits = Stage.load(run / stage_module.CHECKPOINTS["stage2"])(Image.new("L", (40, 300)))
+    logits = Stage.load(run / CHECKPOINTS["stage2"])(Image.new("L", (40, 300)))
     assert logits.shape == (3,) and torch.isfinite(logits).all()
 
 
@@ -342,8 +320,11 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
         ({"crops": 0}, "crops cannot be right"),
         ({"preprocessing": {"crop_size": 10**6, "equalise_quality": 90}}, "crop_size cannot be right"),
         ({"temperature": float("nan")}, "temperature cannot be right"),
-        ({"classes": ["a", "b", "c", "d"], "stage": "stage2"}, "weights do not fit"),
-        ({"weights": {}}, "weights do not fit"),
+        (
+            {"classes": ["a", "b", "c", "d"], "stage": "stage2"},
+            r"weight is \(3, .* in the file, \(4, ",
+        ),
+        ({"weights": {}}, "weights do not fit the network that it names: .*, which the file lacks"),
     ],
 )
 def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_path):
@@ -354,7 +335,7 @@ def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_pa
 
 
 def test_checkpoints_under_each_others_names_are_told(run):
-    one, two = (run / name for name in stage_module.CHECKPOINTS.values())
+    one, two = (run / name for name in CHECKPOINTS.values())
     one.rename(run / "kept")
     two.rename(one)
     (run / "kept").rename(two)

@@ -6,8 +6,8 @@ import pytest
 from scipy.special import softmax
 from score_tables import CLASSES, stage2_table
 
-from dfd.evaluate import metrics
-from dfd.inference import openset
+from dfd.evaluate import metrics, scores
+from dfd.inference import decide, openset
 from dfd.inference.openset import FeatureBank, Gaussians
 
 
@@ -39,10 +39,10 @@ def test_distance_finds_a_far_cluster_among_many_features():
     beyond = shift - shift @ gaussians.components.T @ gaussians.components
     for measure, seen, unseen in (("distance", within, beyond), ("outside", beyond, within)):
         known, far, same = (getattr(gaussians, measure)(near + by) for by in (0, seen, unseen))
-        assert metrics.auroc(known, far) > 0.95
+        assert auroc(known, far) > 0.95
         assert same == pytest.approx(known)
     again, _ = clusters(rng)
-    assert metrics.auroc(gaussians.distance(near), gaussians.distance(again)) == pytest.approx(0.5, abs=0.1)
+    assert auroc(gaussians.distance(near), gaussians.distance(again)) == pytest.approx(0.5, abs=0.1)
 
 
 def test_distance_is_to_the_nearest_mean_in_units_of_the_spread():
@@ -120,7 +120,7 @@ def test_neighbours_find_a_cluster_that_training_did_not_have():
     features, labels = clusters(np.random.default_rng(1))
     near = FeatureBank.fit(features[labels != 3][:100])
     known, strange = near.distance(features[labels != 3][100:]), near.distance(features[labels == 3])
-    assert metrics.auroc(known, strange) > 0.85
+    assert auroc(known, strange) > 0.85
 
 
 def test_neighbours_refuse_what_they_cannot_compare():
@@ -158,26 +158,18 @@ def test_threshold_is_the_lowest_that_accepts_enough(accept, digits):
     """Rounded scores make ties; of 100 images 0.29 is a whole number."""
     known = np.random.default_rng(0).normal(0, 1, 100).round(digits)
     enough = [cut for cut in known if (known <= cut).sum() >= round(accept * 100)]
-    assert openset.fit_threshold(known, accept) == min(enough)
+    assert decide.fit_ood_threshold(known, accept) == min(enough)
 
 
 def test_threshold_calls_few_of_the_known_unknown():
     known = np.random.default_rng(1).normal(0, 1, 137)
-    assert 0.03 < (known > openset.fit_threshold(known)).mean() <= 0.05
+    assert 0.03 < (known > decide.fit_ood_threshold(known)).mean() <= 0.05
 
 
 @pytest.mark.parametrize("known, accept", [([], 0.95), ([0.0, np.nan], 0.95), ([0.0, 1.0], 0.0), ([0.0, 1.0], 95)])
 def test_threshold_refuses_what_it_cannot_be_fitted_on(known, accept):
-    with pytest.raises(ValueError, match="not finite|needs scores and a share"):
-        openset.fit_threshold(known, accept)
-
-
-def test_auroc_counts_pairs():
-    rng = np.random.default_rng(2)
-    known, unknown = rng.integers(0, 6, 40), rng.integers(2, 8, 30)
-    pairs = [(u > k) + 0.5 * (u == k) for k in known for u in unknown]
-    assert metrics.auroc(known, unknown) == pytest.approx(np.mean(pairs))
-    assert np.isnan(metrics.auroc([], unknown)) and np.isnan(metrics.auroc(known, []))
+    with pytest.raises(ValueError, match="needs finite scores and a share"):
+        decide.fit_ood_threshold(known, accept)
 
 
 def area(known, correct, unknown):
@@ -188,35 +180,36 @@ def area(known, correct, unknown):
     return np.trapezoid(right, false)
 
 
+def auroc(known, unknown):
+    return metrics.auc(np.repeat([False, True], [len(known), len(unknown)]), np.concatenate([known, unknown]))
+
+
+def oscr(known, correct, unknown):
+    is_unknown = np.repeat([False, True], [len(known), len(unknown)])
+    right, score = np.concatenate([correct, np.zeros(len(unknown))]).astype(bool), np.concatenate([known, unknown])
+    return metrics.oscr(np.ones((1, len(score))), is_unknown, right, score)[0]
+
+
 @pytest.mark.parametrize("levels", [2, 5, 30, 10**6])
 def test_oscr_is_the_area_under_its_curve(levels):
     rng = np.random.default_rng(levels)
     for known, unknown in [(50, 40), (7, 60), (1, 1)]:
         known, unknown = rng.integers(0, levels, known), rng.integers(levels // 4, levels + 2, unknown)
         correct = rng.random(len(known)) < np.where(known < levels / 2, 0.9, 0.4)
-        assert metrics.oscr(known, correct, unknown) == pytest.approx(area(known, correct, unknown))
+        assert oscr(known, correct, unknown) == pytest.approx(area(known, correct, unknown))
 
 
 def test_oscr_of_the_extremes():
     known, correct = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, True, False])
-    assert metrics.oscr(known, correct, [0.5, 0.6]) == 0.75
-    assert metrics.oscr(known, correct, [0.0, 0.05]) == 0
-    assert metrics.oscr(known, np.zeros(4, bool), [0.5]) == 0
-    assert np.isnan(metrics.oscr([], [], [0.5])) and np.isnan(metrics.oscr(known, ~correct, []))
-
-
-def test_rates_refuse_scores_that_are_not_finite():
-    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
-        metrics.auroc([0.0, np.nan], [1.0])
-    with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
-        metrics.oscr([0.0, np.nan], [True, False], [1.0])
-    with pytest.raises(ValueError, match="2 known scores, 1 answers"):
-        metrics.oscr([0.0, 1.0], [True], [1.0])
+    assert oscr(known, correct, [0.5, 0.6]) == 0.75
+    assert oscr(known, correct, [0.0, 0.05]) == 0
+    assert oscr(known, np.zeros(4, bool), [0.5]) == 0
+    assert np.isnan(oscr([], [], [0.5])) and np.isnan(oscr(known, ~correct, []))
 
 
 def test_summary_has_each_score_with_its_interval():
     known, unknown = stage2_table(), stage2_table(seed=1, images=100, labels=["GigaGAN"])
-    found = metrics.openset_summary(known, unknown, 1.5, replicates=20).set_index("score")
+    found = scores.openset_summary(known, unknown, 1.5, resamples=20).set_index("score")
     assert list(found.index) == list(openset.SCORES)
     assert list(found) == [f"{name}{end}" for name in ("auroc", "oscr") for end in ("", "_low", "_high")]
     right = (known["prediction"] == known["label"]).to_numpy()
@@ -226,18 +219,18 @@ def test_summary_has_each_score_with_its_interval():
         assert row["auroc"] == pytest.approx(np.mean(sides[1][None] > sides[0][:, None]))
         assert row["oscr"] == pytest.approx(area(sides[0], right, sides[1]))
         assert all(row[f"{rate}_low"] < row[rate] < row[f"{rate}_high"] for rate in ("auroc", "oscr"))
-    assert metrics.openset_summary(known, unknown, 1.5, replicates=20).set_index("score").equals(found)
+    assert scores.openset_summary(known, unknown, 1.5, resamples=20).set_index("score").equals(found)
 
 
 def test_summary_draws_groups_not_images():
     known, unknown = stage2_table(), stage2_table(seed=1, labels=["GigaGAN"])
     copies = [pd.concat([rows] * 4) for rows in (known, unknown)]
     alone, together = (
-        metrics.openset_summary(*pair, 1.0, names=["distance"], replicates=20) for pair in ((known, unknown), copies)
+        scores.openset_summary(*pair, 1.0, names=["distance"], resamples=20) for pair in ((known, unknown), copies)
     )
     assert together.equals(alone)  # four copies of an image in its group say no more than one
-    lone = metrics.openset_summary(
-        known.assign(group="one"), unknown.assign(group="one"), 1.0, names=["distance"], replicates=20
+    lone = scores.openset_summary(
+        known.assign(group="one"), unknown.assign(group="one"), 1.0, names=["distance"], resamples=20
     )
     assert lone[["auroc_low", "oscr_high"]].isna().all(axis=None) and lone["auroc"].equals(alone["auroc"])
 
@@ -246,6 +239,6 @@ def test_summary_refuses_what_it_cannot_compare():
     known, unknown = stage2_table(), stage2_table(labels=["GigaGAN"])
     for pair in ((known[:0], unknown), (known, unknown[:0])):
         with pytest.raises(ValueError, match="both are needed"):
-            metrics.openset_summary(*pair, 1.0)
+            scores.openset_summary(*pair, 1.0)
     with pytest.raises(ValueError, match="has these classes: BigGAN"):
-        metrics.openset_summary(known, stage2_table(labels=["GigaGAN", "BigGAN"]), 1.0)
+        scores.openset_summary(known, stage2_table(labels=["GigaGAN", "BigGAN"]), 1.0)

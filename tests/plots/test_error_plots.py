@@ -10,7 +10,7 @@ from score_tables import stage1_table, stage2_table
 from dfd import plots
 from dfd.analysis import explain
 from dfd.data import manifest
-from dfd.evaluate import metrics
+from dfd.evaluate import scores
 
 pytestmark = pytest.mark.usefixtures("closed")
 
@@ -63,7 +63,7 @@ def test_slices_within_others_are_not_drawn():
 
 def test_captions_say_truth_verdict_and_how_probable_it_was():
     rows = stage1_table([-2.0, -2.0], ["RealPhotos", "ProGAN"])
-    rows = rows.join(metrics.certainty(rows, 1.0))
+    rows = rows.join(scores.certainty(rows, 1.0))
     expected = ["RealPhotos, rightly called real, p 0.88", "ProGAN, wrongly called real, p 0.88"]
     assert plots.captions(rows) == expected
 

@@ -12,6 +12,7 @@ from dfd import config, plots
 from dfd.analysis import explain
 from dfd.data import manifest
 from dfd.evaluate import metrics
+from dfd.evaluate.scores import precision_recall, roc
 from dfd.inference import decide
 from dfd.inference import stage as stage_module
 
@@ -66,7 +67,7 @@ def test_curves_are_drawn_with_a_band_on_the_given_axes(draw, curve):
     ax = plt.figure().gca()
     draw(table, ax)
     pair = table[table["label"] != "ProGAN"]
-    expected = {"tpr": metrics.roc, "precision": metrics.precision_recall}[curve](pair)
+    expected = {"tpr": roc, "precision": precision_recall}[curve](pair)
     assert np.array_equal(ax.lines[0].get_ydata(), expected[curve])
     bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
     drawn = bands[0].get_paths()[0].vertices[:, 1]
@@ -104,7 +105,7 @@ def test_reliability_is_drawn_before_and_after():
     before, after = ax.lines[1:]
     assert np.all(before.get_ydata() < before.get_xdata())
     assert np.abs(after.get_ydata() - after.get_xdata()).max() < 0.06
-    named = [decide.expected_calibration_error(*decide.confidences(table, t)) for t in (1.0, 4.0)]
+    named = [metrics.calibration_error(np.ones((1, len(table))), *decide.confidences(table, t))[0] for t in (1.0, 4.0)]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels[1:] == [f"before (T = 1.00), ECE {named[0]:.3f}", f"after (T = 4.00), ECE {named[1]:.3f}"]
     assert len(ax.child_axes[0].patches) == 2

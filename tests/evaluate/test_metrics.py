@@ -5,15 +5,13 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from scipy.stats import norm
 from score_tables import noisy_table, planted, stage1_table
 from sklearn import metrics as skm
 
 from dfd.core.io import read_json
-from dfd.data import manifest
 from dfd.evaluate import metrics, scores
 from dfd.inference import decide
-from dfd.inference import stage as stage_module
 
 
 @pytest.fixture
@@ -26,68 +24,73 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(noisy):
     fake = noisy["label"] != "RealPhotos"
     pairs = itertools.product(noisy.loc[fake, "logit_fake"], noisy.loc[~fake, "logit_fake"])
     expected = np.mean([a > b for a, b in pairs])
-    assert metrics.stage1_metrics(noisy, 1.0)["auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert metrics.evaluate(noisy, 1.0)["auc"]["value"] == pytest.approx(expected, abs=1e-9)
     assert np.isnan(metrics.auc(np.ones(3), np.arange(3)))
 
 
 def test_accuracies_are_counted_at_their_own_cut(noisy):
     moved = noisy.assign(prediction=np.where(noisy["logit_fake"] >= 1.0, "fake", "real"))
     fake = moved["label"] != "RealPhotos"
-    found = {name: value["value"] for name, value in metrics.stage1_metrics(moved, 1.0).items()}
+    found = {name: value["value"] for name, value in metrics.evaluate(moved, 1.0).items()}
     assert found["accuracy"] == pytest.approx(((moved["logit_fake"] > 0) == fake).mean())
     assert found["accuracy_at_threshold"] == pytest.approx(((moved["logit_fake"] >= 1) == fake).mean())
     assert found["fake_accuracy"] == pytest.approx((moved.loc[fake, "logit_fake"] >= 1).mean())
     assert found["real_accuracy"] == pytest.approx((moved.loc[~fake, "logit_fake"] < 1).mean())
 
 
+def tpr_at_fpr(truth, score, fpr):
+    return metrics.tpr_at_fpr(np.ones((1, len(truth))), truth.astype(bool), score, fpr)[0]
+
+
 def test_tpr_at_fpr_accuses_no_more_photos_than_allowed():
     photos, fakes = np.arange(100.0), np.array([98.5, 50, 99.5, 120])
     truth, score = np.r_[np.zeros(100), np.ones(4)], np.r_[photos, fakes]
-    assert metrics.tpr_at_fpr(truth, score, 0.01) == pytest.approx(3 / 4)
-    assert metrics.tpr_at_fpr(truth, score, 0.0) == pytest.approx(2 / 4)
+    assert tpr_at_fpr(truth, score, 0.01) == pytest.approx(3 / 4)
+    assert tpr_at_fpr(truth, score, 0.0) == pytest.approx(2 / 4)
 
 
 def test_undefined_metric_is_none_not_nan():
     rows = stage1_table([1.0, 2.0], ["ProGAN", "ProGAN"])
-    assert metrics.stage1_metrics(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
+    assert metrics.evaluate(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
 
 
 def test_tpr_at_fpr_counts_tied_scores_as_they_are_called():
     """Three steps of one photo and one fake each lie on a line; the point in its middle counts too."""
     truth, score = np.array([0, 1, 0, 1, 0, 1, 0]), np.array([3.0, 3, 2, 2, 1, 1, 0])
-    assert metrics.tpr_at_fpr(truth, score, 0.5) == pytest.approx(2 / 3)
+    assert tpr_at_fpr(truth, score, 0.5) == pytest.approx(2 / 3)
 
 
 def test_calibration_lowers_the_error_of_an_over_confident_model():
     val, test = planted(4.0, seed=1), planted(4.0, 3000, seed=2)
     temperature = decide.fit_temperature(val)
-    found = metrics.stage1_metrics(test, temperature)
+    found = metrics.evaluate(test, temperature)
     assert temperature == pytest.approx(4, rel=0.1)
     assert found["ece_before"]["low"] > 0.1 and found["ece"]["high"] < 0.04
     p = 1 / (1 + np.exp(-test["logit_fake"]))
     right = (p > 0.5) == (test["label"] != "RealPhotos")
-    before = decide.expected_calibration_error(np.maximum(p, 1 - p).to_numpy(), right)
+    gaps = pd.Series(right - np.maximum(p, 1 - p)).groupby(np.floor(15 * np.maximum(p, 1 - p)))
+    before = gaps.sum().abs().sum() / len(p)
     assert found["ece_before"]["value"] == pytest.approx(before)
 
 
 def test_by_generator_compares_each_with_all_photos(noisy):
-    found = metrics.stage1_by_generator(noisy)
+    found = metrics.by_generator(noisy)
     assert set(found) == {"ProGAN", "BigGAN"}
     pair = noisy[noisy["label"] != "BigGAN"]
-    expected = metrics.stage1_metrics(pair, 1.0)["auc"]["value"]
+    expected = metrics.evaluate(pair, 1.0)["auc"]["value"]
     assert found["ProGAN"]["auc"]["value"] == pytest.approx(expected)
 
 
 def test_accuracy_of_a_generator_weighs_photos_and_its_fakes_alike(noisy):
     called = noisy["prediction"] == "fake"
     fakes, photos = called[noisy["label"] == "BigGAN"].head(7), called[noisy["label"] == "RealPhotos"]
-    found = metrics.stage1_by_generator(noisy.loc[[*fakes.index, *photos.index]])["BigGAN"]
+    found = metrics.by_generator(noisy.loc[[*fakes.index, *photos.index]])["BigGAN"]
     assert found["accuracy"]["value"] == pytest.approx((fakes.mean() + (~photos).mean()) / 2)
     assert found["fake_accuracy"]["value"] == pytest.approx(fakes.mean())
 
 
 def test_roc_is_the_share_found_at_each_rate(noisy):
-    curve = metrics.roc(noisy)
+    curve = scores.roc(noisy)
     photos = np.sort(noisy.loc[noisy["label"] == "RealPhotos", "logit_fake"])[::-1]
     fakes = noisy.loc[noisy["label"] != "RealPhotos", "logit_fake"].to_numpy()
     for fpr, tpr in curve[["fpr", "tpr"]].to_numpy()[::20]:
@@ -97,7 +100,7 @@ def test_roc_is_the_share_found_at_each_rate(noisy):
 
 
 def test_precision_recall_encloses_the_average_precision(noisy):
-    curve = metrics.precision_recall(noisy)
+    curve = scores.precision_recall(noisy)
     expected = skm.average_precision_score(noisy["label"] != "RealPhotos", noisy["logit_fake"])
     assert curve["precision"].mean() == pytest.approx(expected, abs=0.005)
     for recall, precision in curve[["recall", "precision"]].to_numpy()[::11]:
@@ -106,7 +109,7 @@ def test_precision_recall_encloses_the_average_precision(noisy):
         assert precision == pytest.approx(fake[noisy["logit_fake"] >= cut].mean())
 
 
-@pytest.mark.parametrize(("curve", "height"), [(metrics.roc, "tpr"), (metrics.precision_recall, "precision")])
+@pytest.mark.parametrize(("curve", "height"), [(scores.roc, "tpr"), (scores.precision_recall, "precision")])
 def test_bands_hold_the_curve_and_shrink_with_more_groups(curve, height):
     few, many = curve(noisy_table(300)), curve(noisy_table(2700))
     for found in (few, many):
@@ -116,7 +119,7 @@ def test_bands_hold_the_curve_and_shrink_with_more_groups(curve, height):
     assert 0 < 2 * width[1] < width[0]  # nine times the groups: about a third
 
 
-@pytest.mark.parametrize(("curve", "height"), [(metrics.roc, "tpr"), (metrics.precision_recall, "precision")])
+@pytest.mark.parametrize(("curve", "height"), [(scores.roc, "tpr"), (scores.precision_recall, "precision")])
 def test_no_curve_of_one_class_and_no_band_of_one_group(curve, height, noisy):
     photos = noisy[noisy["label"] == "RealPhotos"]
     assert curve(photos)[[height, "low", "high"]].isna().all(axis=None)
@@ -135,21 +138,21 @@ def stage2_table():
 
 
 def test_stage2_metrics_of_a_table_done_by_hand():
-    found = metrics.stage2_metrics(stage2_table(), 1.0)
+    found = metrics.evaluate(stage2_table(), 1.0)
     assert found["accuracy"]["value"] == pytest.approx(4 / 6)
     assert found["balanced_accuracy"]["value"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert found["macro_f1"]["value"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
-    assert metrics.stage2_by_generator(stage2_table())["A"]["recall"]["value"] == pytest.approx(2 / 3)
+    assert metrics.by_generator(stage2_table())["A"]["recall"]["value"] == pytest.approx(2 / 3)
 
 
 def test_certainty_is_of_what_was_called_and_distance_from_the_threshold():
     table = stage1_table([-2.0, 0.0, 4.0], ["RealPhotos", "ProGAN", "ProGAN"], threshold=0.6)
-    found = metrics.certainty(table, 2.0, 0.6)
+    found = scores.certainty(table, 2.0, 0.6)
     p = 1 / (1 + np.exp(-np.array([-1.0, 0.0, 2.0])))
     assert found["confidence"].tolist() == pytest.approx([1 - p[0], 1 - p[1], p[2]])
     assert found["distance"].tolist() == pytest.approx(np.abs(np.array([-1.0, 0.0, 2.0]) - np.log(1.5)))
     table = stage2_table()
-    found = metrics.certainty(table, 1.0)
+    found = scores.certainty(table, 1.0)
     logits = np.sort(table[["logit_A", "logit_B", "logit_C"]].to_numpy(), axis=1)
     assert found["distance"].tolist() == pytest.approx(logits[:, 2] - logits[:, 1])
     shares = np.exp(logits[:, 2]) / np.exp(logits).sum(1)
@@ -157,30 +160,18 @@ def test_certainty_is_of_what_was_called_and_distance_from_the_threshold():
 
 
 def test_mistakes_are_all_the_wrong_ones_surest_first():
-    wrong = metrics.mistakes(stage2_table())
+    wrong = scores.mistakes(stage2_table())
     assert wrong["path"].tolist() == ["A/1.png", "C/5.png"]
     assert wrong["margin"].tolist() == [2.0, 1.0]
-    assert metrics.mistakes(stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"])).empty
-
-
-def test_by_source_puts_the_worst_first(noisy):
-    named = noisy.assign(path=[f"{one.label}/{'ab'[i % 2]}_{i}.png" for i, one in enumerate(noisy.itertuples())])
-    table = pd.DataFrame({"path": named["path"], "format": "PNG"})
-    found = metrics.by_source(named, table)
-    assert len(found) == 6 and found["images"].sum() == 300
-    assert found["accuracy"].is_monotonic_increasing
-    first = found.iloc[0]
-    rows = named[named["path"].str.startswith(f"{first['label']}/{first['origin']}_")]
-    right = (rows["prediction"] == "fake") == (rows["label"] != "RealPhotos")
-    assert first["accuracy"] == pytest.approx(right.mean(), abs=1e-3)
+    assert scores.mistakes(stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"])).empty
 
 
 def test_sweep_has_a_row_per_quality(noisy):
     worse = noisy.assign(degradation="jpeg", level=50.0, logit_fake=noisy["logit_fake"] * 0.0)
-    found = metrics.sweep(pd.concat([noisy, worse]), 1.0)
+    found = scores.jpeg_table(pd.concat([noisy, worse]), 1.0)
     assert np.isnan(found["quality"][0]) and found["quality"][1] == 50
     assert found["auc"][0] > 0.7 and found["auc"][1] == 0.5
-    assert metrics.readable(found, ["auc"]).loc["JPEG 50", "auc"] == "0.500 [0.500, 0.500]"
+    assert scores.readable(found, ["auc"]).loc["JPEG 50", "auc"] == "0.500 [0.500, 0.500]"
 
 
 def test_measure_reads_clean_rows_of_each_split(noisy):
@@ -192,7 +183,7 @@ def test_measure_reads_clean_rows_of_each_split(noisy):
 
 
 def test_report_text_counts_images_and_groups(noisy):
-    text = metrics.classification_text({"stage 1": noisy}, "test")
+    text = scores.classification_text({"stage 1": noisy}, "test")
     assert "stage 1, 300 images of 60 groups" in text and "macro avg" in text
 
 
@@ -203,58 +194,99 @@ def test_metrics_sections_are_merged(tmp_path):
     assert content["stage1"]["test"]["auc"]["value"] == 0.9 and content["notes"] == ["a"]
 
 
-def test_a_new_score_table_replaces_the_old_one(tmp_path, noisy):
-    scores.save_scores(noisy.assign(split="val"), tmp_path, "stage1")
-    scores.save_scores(noisy, tmp_path, "stage1")
-    pd.testing.assert_frame_equal(scores.load_scores(tmp_path, "stage1"), noisy)
+# Weights and the bootstrap
 
 
-def test_a_sweep_leaves_the_clean_rows_as_they_were(tmp_path, noisy):
-    scores.save_scores(noisy, tmp_path, "stage1")
-    clean, old, new = (
-        noisy.assign(degradation=d, logit_fake=v) for d, v in (("none", 7.0), ("jpeg", 8.0), ("jpeg", 9.0))
+def test_weights_count_what_a_resample_holds():
+    rng = np.random.default_rng(0)
+    positive, score = rng.random(60) < 0.4, rng.integers(0, 8, 60).astype(float)  # with ties
+    labels, predicted = rng.choice(["a", "b", "c"], 60), rng.choice(["a", "b", "d"], 60)
+    weights = rng.integers(0, 3, (5, 60)).astype(float)
+    for i, row in enumerate(weights):
+        rows = np.repeat(np.arange(60), row.astype(int))
+        expected = {
+            metrics.weighted_auc: skm.roc_auc_score(positive[rows], score[rows]),
+            metrics.average_precision: skm.average_precision_score(positive[rows], score[rows]),
+        }
+        for metric, value in expected.items():
+            assert metric(weights, positive, score)[i] == pytest.approx(value)
+        recall = skm.recall_score(labels[rows], predicted[rows], average=None, labels=["a", "b", "c"]).mean()
+        assert metrics.mean_recall(weights, labels, labels == predicted)[i] == pytest.approx(recall)
+        f1 = skm.f1_score(labels[rows], predicted[rows], average="macro")
+        assert metrics.macro_f1(weights, labels, predicted)[i] == pytest.approx(f1)
+        false, true, _ = skm.roc_curve(positive[rows], score[rows], drop_intermediate=False)
+        assert metrics.tpr_at_fpr(weights, positive, score, 0.3)[i] == pytest.approx(true[false <= 0.3].max())
+
+
+def test_what_a_resample_lacks_is_undefined_or_left_out():
+    weights, labels = np.array([[1, 1, 1, 1], [1, 1, 0, 0.0]]), np.array(["a", "a", "b", "b"])
+    assert metrics.mean_recall(weights, labels, np.array([1, 0, 1, 1], bool)).tolist() == [0.75, 0.5]
+    for metric in (metrics.weighted_auc, lambda *given: metrics.tpr_at_fpr(*given, 0.5)):
+        assert np.isnan(metric(weights, labels == "a", np.arange(4.0))).tolist() == [False, True]
+    assert np.isnan(metrics.share(weights, labels == "a", labels == "b")).tolist() == [False, True]
+
+
+def test_interval_widens_when_images_share_groups():
+    rng = np.random.default_rng(1)
+    right = np.repeat(rng.random(20) < 0.7, 10)
+    rows = pd.DataFrame({"right": right, "group": np.repeat(range(20), 10)})
+    grouped = metrics.interval(rows, lambda t: t.right.mean())
+    alone = metrics.interval(rows.assign(group=range(200)), lambda t: t.right.mean())
+    assert grouped["value"] == alone["value"] == right.mean()
+    assert grouped["low"] < grouped["value"] < grouped["high"]
+    assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
+    standard_error = np.sqrt(right.mean() * (1 - right.mean()) / 20)
+    assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
+
+
+def test_one_group_has_no_interval():
+    rows = pd.DataFrame({"right": [True, False, True, True], "group": "one"})
+    assert metrics.interval(rows, lambda t: t.right.mean()) == {"value": 0.75, "low": None, "high": None}
+
+
+def test_many_numbers_at_once_are_those_of_each():
+    rng = np.random.default_rng(0)
+    group, x = np.arange(40) // 2, rng.normal(size=(3, 40))
+    means = metrics.bootstrap(group, lambda weights: x @ weights.T / weights.sum(1))
+    for i, row in enumerate(x):
+        alone = metrics.bootstrap(group, lambda weights, row=row: weights @ row / weights.sum(1))
+        assert [limit[i] for limit in means] == pytest.approx([float(limit) for limit in alone])
+        looped = metrics.interval(pd.DataFrame({"x": row, "group": group}), lambda t: t.x.mean())
+        assert list(looped.values()) == pytest.approx([float(limit) for limit in alone])
+
+
+def test_a_draw_takes_whole_groups():
+    drawn = []
+    metrics.bootstrap([0, 0, 0, 1, 2], lambda weights: drawn.append(weights) or weights.sum(1), resamples=50)
+    weights = np.concatenate(drawn)
+    assert (weights[:, :3] == weights[:, :1]).all() and len(np.unique(weights, axis=0)) > 5
+    assert set(weights[:, [0, 3, 4]].sum(1)) == {2, 3}  # draws of three groups, and each left out in turn
+
+
+def test_where_bca_is_undefined_percentiles_of_the_defined_draws_stand():
+    x = np.array([1.0, 2.0, 3.0, np.nan])
+    _, low, high = metrics.bootstrap(
+        range(4), lambda w: np.stack([np.where(w[:, 3] > 0, np.nan, w @ np.nan_to_num(x)), w.sum(1) * 0 + 4])
     )
-    for swept in (old, new):
-        scores.save_scores(pd.concat([clean, swept]), tmp_path, "stage1", keep="none")
-    found = scores.load_scores(tmp_path, "stage1")
-    pd.testing.assert_frame_equal(found[found["degradation"] == "none"], noisy)
-    assert found.loc[found["degradation"] == "jpeg", "logit_fake"].eq(9).all() and len(found) == 600
+    assert np.isfinite([low, high]).all() and low[0] < high[0] and low[1] == high[1] == 4
 
 
-def test_missing_scores_name_the_notebook(tmp_path):
-    with pytest.raises(FileNotFoundError, match="02_stage2_attribution"):
-        scores.load_scores(tmp_path, "stage2")
-
-
-def test_score_calibrate_and_sweep_a_real_stage(tiny_data, tmp_path):
-    table = manifest.scan(tiny_data, tmp_path, progress=False)
-    settings = {"backbone": "test_resnet.r160_in1k", "representation": "rgb"}
-    torch.manual_seed(0)
-    content = {
-        "stage": "stage1", "classes": ["real", "fake"], "config": settings, "crops": 2, "threshold": 0.5,
-        "preprocessing": {"crop_size": 32, "equalise_quality": 90}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "key": "k", "weights": stage_module.build_model("stage1", settings, 2).state_dict(),
-    }  # fmt: skip
-    path = tmp_path / stage_module.CHECKPOINTS["stage1"]
-    stage_module.save_checkpoint(content, path)
-    stage = stage_module.Stage.load(path)
-    val = scores.score(stage, table[table["split"] == "val"])
-    assert val["path"].tolist() == table.loc[table["split"] == "val", "path"].tolist()
-    assert (val["crops"] == 2).all() and (val["degradation"] == "none").all()
-    calibrated = scores.calibrate(stage, val, tmp_path)
-    stored = torch.load(path, weights_only=True)
-    assert (stored["threshold"], stored["temperature"]) == (stage.threshold, stage.temperature) != (0.5, 1.0)
-    p = decide.p_fake(calibrated, stage.temperature)
-    assert (calibrated["prediction"] == np.where(p >= stage.threshold, "fake", "real")).all()
-
-    swept = scores.jpeg_sweep(stage, table[table["split"] == "test"], [30, 90], crops=1)
-    assert swept.groupby(["degradation", "level"]).size().nunique() == 1
-    assert swept["level"].unique().tolist() == [0, 90, 30]
-    levels = [part["logit_fake"].to_numpy() for _, part in swept.groupby("level")]
-    assert not np.allclose(levels[0], levels[1])
-
-
-def test_stage2_refuses_photos(tiny_data, tmp_path):
-    table = manifest.scan(tiny_data, tmp_path, progress=False)
-    with pytest.raises(ValueError, match="fakes only"):
-        scores.score(type("Stage", (), {"stage": "stage2"})(), table)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("area", "photos", "fakes", "per_group", "alike"),
+    [(0.8, 100, 100, 1, 0.0), (0.97, 60, 180, 1, 0.0), (0.99, 200, 200, 1, 0.0), (0.9, 75, 225, 4, 0.8)],
+)
+def test_intervals_of_a_known_auc_hold_it(area, photos, fakes, per_group, alike):
+    """Binormal scores: fakes lie sqrt(2) * norm.ppf(AUC) above; images of one group share a part of their score."""
+    held, count = 0, photos + fakes
+    for seed in range(200):
+        rng = np.random.default_rng(1000 + seed)
+        group = np.arange(count) // per_group
+        fake = np.arange(count) >= photos if per_group == 1 else np.arange(count) % per_group >= 1
+        score = np.sqrt(1 - alike) * rng.normal(size=count) + np.sqrt(alike) * rng.normal(size=count)[group]
+        score += np.sqrt(2) * norm.ppf(area) * fake
+        _, low, high = metrics.bootstrap(
+            group, lambda weights, fake=fake, score=score: metrics.weighted_auc(weights, fake, score), seed
+        )
+        held += low <= area <= high
+    assert 0.9 <= held / 200 <= 0.98
