@@ -23,7 +23,7 @@ from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
 from dfd.inference import decide, openset
 from dfd.inference.stage import Stage, extract_features, sample_crops
-from dfd.train.stage2 import fit
+from dfd.train import fit
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
