@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pandas as pd
 import torch
+from dfd.train.learners import MODEL
 
 from benchmarks.measure import Row, in_turns
 from dfd import config
@@ -20,7 +21,6 @@ from dfd.data import manifest
 from dfd.train import loop, stage2
 from dfd.train import stage2 as disentangling
 from dfd.train import stage2 as training
-from dfd.train.learners import MODEL
 from dfd.train.loop import Session
 
 WARM, TIMED = 8, 16  # batches: one cycle of the adversaries to warm up, two that count

@@ -27,7 +27,6 @@ Quality = Annotated[int, Field(ge=1, le=95)]  # Pillow's, of a JPEG
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]  # neither none nor all
-Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 def _texts(value: Any) -> Any:
@@ -109,11 +108,10 @@ class Training(Shared):
     minutes: float = Field(0.0, ge=0)  # stop training after the epoch that passes this; 0: no limit
     checkpoint_minutes: float = Field(5.0, ge=0)  # between states to go on from; 0: only after each epoch
     workers: int = Field(-1, ge=-1)  # loader processes; -1: one for each core, at most 8; 0: the training process loads
-    decoded_gb: float = Field(1.0, ge=0)  # memory for decoded training images, which the loaders share
     resume: bool = True  # go on from the last checkpoint of the same configuration
     track: Literal["auto", "tensorboard", "mlflow", "none"] = "auto"  # where epochs are logged; auto: tensorboard
     pretrained: bool = True  # ImageNet weights of the backbone where they can be had
-    label_smoothing: Smoothing = 0.05
+    label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     adversarial_loss: Literal["hinge", "nonsaturating"] = "hinge"
     ablate: bool = False  # also train with one part left out or changed at a time, and compare
     discriminator_layers: Count = 3  # strided layers; 3 see patches of 70 x 70 pixels, 2 of 34 x 34
@@ -225,11 +223,7 @@ def profile(name: str, stem: str) -> dict[str, Any]:
 def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:
     """Build a config from the notebook's globals: the parameters cell, as its author or papermill left it.
 
-    A name that papermill injects goes before the section of a profile (`papermill -f configs/quick.yaml`), and that
-    before the parameters cell. Sections of other notebooks are left alone.
-
-    Raises:
-        ConfigError: a value out of range, or a parameter that the config does not have.
+    What papermill injects by name goes before a profile's section (`-f configs/quick.yaml`), that before the cell.
     """
     known, own = model.model_fields, SECTIONS.get(model, "")
     values = {name: names[name] for name in known if name in names}
@@ -250,10 +244,10 @@ def _parameter_cells(sources: Sequence[str]) -> list[dict[str, Any]]:
             cell = {target.id: ast.literal_eval(line.value) for line in body for target in line.targets}
         except (SyntaxError, ValueError, AttributeError):  # a statement of another kind
             cell = {}
-        if cells and not cell:
-            break
         if cell:
             cells.insert(0, cell)
+        elif cells:
+            break
     return cells
 
 

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfd.core.parallel import gathered
-
 
 def real_fake_loss(logits: Tensor, is_fake: Tensor, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy with label smoothing (Szegedy et al. 2016, arXiv:1512.00567): targets s/2 and 1 - s/2.
@@ -136,10 +134,11 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     if not (images.requires_grad and logits.requires_grad):
         raise ValueError("r1_penalty needs logits with a graph: call images.requires_grad_() before D sees them")
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gathered(gradient.square().sum(dim=(1, 2, 3))).mean()
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-# D's loss and G's loss, by the name that a config gives.
+# By the names that a config gives: the detector's loss; D's loss and G's.
+DETECTION = {"bce": real_fake_loss, "focal": focal_loss}
 ADVERSARIAL = {
     "hinge": (hinge_discriminator_loss, hinge_generator_loss),
     "nonsaturating": (nonsaturating_discriminator_loss, nonsaturating_generator_loss),

@@ -20,7 +20,7 @@ from sweeps import fabricate
 
 from dfd import config
 from dfd.plots import results
-from dfd.reports import html, parameter_sweep_report
+from dfd.reports import html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PRINTABLE = (680, 1009)  # A4 less margins of 15 mm, in CSS pixels
@@ -80,9 +80,7 @@ def run(tmp_path_factory):
         nbformat.write(new_notebook(cells=cells), out / f"{stem}.ipynb")
         html.export(out / f"{stem}.ipynb", {"cell": 3, "text": "ValueError: no"} if stem == STEMS[-1] else None)
     html.write_index(out)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(parameter_sweep_report, "DRAWS", 20)
-        fabricate(out)
+    fabricate(out)
     return out
 
 

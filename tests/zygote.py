@@ -12,7 +12,7 @@ import sys
 import time
 
 import torch
-from test_training import FITS, configured
+from trainings import FITS, configured
 
 from dfd.data import manifest
 from dfd.inference import stage

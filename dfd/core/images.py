@@ -45,12 +45,11 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read any supported file as an upright RGB image.
 
-    The first frame or page counts. EXIF orientation is applied. Grey is repeated three times; palettes are looked up;
-    alpha is composited over white; CMYK goes through Pillow's formula; 16 bits keep the high byte. Colour profiles are
-    not applied: they would resample the very values that are examined.
+    The first frame or page counts; alpha is composited over white; 16 bits keep the high byte. Colour profiles are not
+    applied: they would resample the very values that are examined.
 
     Args:
-        path: a file with JPEG, PNG, WebP, BMP, TIFF or GIF content, whatever its name; or the content itself.
+        path: a file with content in one of FORMATS, whatever its name; or the content itself.
 
     Raises:
         ImageError: the file and the reason.
@@ -108,15 +107,9 @@ def is_batch(source: Any) -> bool:
 def inspect(path: str | Path) -> dict[str, Any]:
     """Decode a file completely and describe it. Pillow's warnings are left to the caller, for threads share them.
 
-    Corruption inside JPEG data that keeps the stream readable cannot be told from content: JPEG has no checksum.
-
-    Args:
-        path: as in `load_rgb`.
-
     Returns:
-        width and height (pixels, upright), format (by content), jpeg_quality (nearest libjpeg quality, or None),
-        subsampling ("4:4:4", "4:2:2", "4:2:0", "other" or None), bytes, sha256 (of the file), phash (hexadecimal;
-        None for a flat image, whose hash would be noise).
+        width and height (pixels, upright), format (by content), jpeg_quality and subsampling (None: no JPEG), bytes,
+        sha256 (of the file), phash (hexadecimal; None for a flat image, whose hash would be noise).
 
     Raises:
         ImageError: the reason, without the name. Its cause is the system's error where one is behind it.
@@ -149,13 +142,10 @@ def perceptual_hash(image: Image.Image) -> str | None:
 
 
 def jpeg_quality(tables: dict[int, list[int]]) -> int | None:
-    """Estimate libjpeg's quality: the one whose luminance table is nearest to the file's.
+    """Give the libjpeg quality, 1 to 100, whose luminance table is nearest to the file's; None without a usable one.
 
     Args:
         tables: Pillow's `quantization`: 64 entries each, row by row; the luminance table is number 0.
-
-    Returns:
-        1 to 100, or None without a usable table. Encoders with tables of their own get the nearest quality.
     """
     table = np.asarray(tables.get(0, []))
     if table.size != 64:
@@ -261,8 +251,7 @@ def _what_it_is(file: BinaryIO) -> str:
         if start.lstrip().lower().startswith(magic):
             return f"not an image: {name}"
     if start[4:8] == b"ftyp":
-        is_still = start[8:12] in (b"heic", b"heix", b"mif1", b"avif")
-        return "not an image of a supported format: HEIF or AVIF" if is_still else "not an image: a video"
+        return "not an image of a supported format: HEIF, AVIF or a video"
     if b"\0" not in start and start.isascii():
         return "not an image: plain text"
     return f"not an image of a supported format ({', '.join(FORMATS)})"

@@ -26,16 +26,11 @@ CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
-    """Write a file so that a kill, a full disk or a power cut leaves the one before it whole.
-
-    What is left of a killed run under the temporary name is overwritten.
+    """Yield a name to write to, which becomes the path's if all goes well: a kill or a full disk leaves the old file.
 
     Args:
         path: the file.
         sync: wait until it is on disk; without, a power cut may leave it empty.
-
-    Yields:
-        The name to write to; the file takes its own when the block ends without an error.
 
     Raises:
         OSError: the disk is full, or the folder is read-only or gone; the text says what to do.
@@ -45,10 +40,9 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     try:
         yield draft
         if sync:
-            _to_disk(draft)
+            with open(draft, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(draft, path)
-        if sync and os.name == "posix":
-            _to_disk(path.parent, os.O_RDONLY)
     except OSError as error:
         raise explained(error, path) from error
     finally:
@@ -74,17 +68,6 @@ def remove_drafts(folder: Path) -> None:
     """Remove what killed runs left half-written in a folder; for the only one that writes there."""
     for draft in folder.glob(f"*{PART}"):
         draft.unlink()
-
-
-def _to_disk(path: Path, flags: int = os.O_RDWR) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:

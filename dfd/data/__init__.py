@@ -3,12 +3,18 @@
 Imports `dfd.config`, `dfd.core`, `dfd.degrade`, and `dfd.models` for the built-in sample's simulators.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfd.data.layouts import ManifestError
 from dfd.data.manifest import load, scan, summary
 
-__all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary"]
+if TYPE_CHECKING:
+    from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, RealFakeDataset
+
+__all__ = [
+    "CarrierBuilder", "EpochSampler", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan",
+    "summary",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it

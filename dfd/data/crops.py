@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, WeightedRandomSampler
+from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
-from dfd.config import CROP_MODES
+from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
 from dfd.degrade.operators import as_float, jpeg, to_tensor
 
@@ -150,7 +150,7 @@ class CarrierBuilder(_Crops):
 class Seeded(Dataset):
     """Another data set, indexed by draws (index, seed), on which alone an item hangs; torch's state stays as it was."""
 
-    def __init__(self, data: Dataset):
+    def __init__(self, data: _Crops):
         self.data = data
 
     def __len__(self) -> int:
@@ -168,27 +168,33 @@ def seeds(count: int, *key: int) -> list[int]:
     return np.random.SeedSequence(key).generate_state(count).tolist()
 
 
-def balanced_sampler(table: pd.DataFrame, draws: int, binary: bool, generator: torch.Generator | None = None):
-    """Draw images so that classes weigh the same: real and fake halves, and generators alike within the fakes.
+class EpochSampler(Sampler):
+    """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
     Args:
         table: rows of the manifest, in the data set's order.
-        draws: images per epoch; drawn with replacement.
-        binary: stage 1 (real photos weigh as much as all fakes) or stage 2 (generators only).
+        cfg: images_per_epoch, batch_size and seed are read; draws are with replacement and fill whole batches.
+        binary: photos and fakes take turns; else fakes alone are drawn. Generators weigh alike within the fakes.
+        every: of so many batches one has indices as they are; those of the others count on from the table's length.
     """
-    weight = 1 / table.groupby("label")["label"].transform("size")
-    if binary:
-        weight[table["is_fake"]] /= table.loc[table["is_fake"], "label"].nunique()
-    return WeightedRandomSampler(weight.tolist(), draws, replacement=True, generator=generator)
 
+    def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
+        is_fake = table["is_fake"].to_numpy(dtype=bool)
+        weight = 1 / table.groupby("label")["label"].transform("size").to_numpy(dtype=float)
+        self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
+        self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]
+        self.images, self.seed, self.every, self.epoch = len(table), cfg.seed, every, 0
+        self.batches, self.batch_size = max(1, (cfg.images_per_epoch or len(table)) // cfg.batch_size), cfg.batch_size
 
-def spread(is_fake: np.ndarray) -> np.ndarray:
-    """An order of draws, (N,), in which photos and fakes are spread evenly, each kind in its own order.
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
 
-    Batches then hold as many of each as the whole, give or take one, and a CPU's kernels meet few sizes.
-    """
-    kinds = pd.Series(is_fake).groupby(is_fake)
-    return np.argsort((kinds.cumcount() + 0.5) / kinds.transform("size"), kind="stable").to_numpy()
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng, count = np.random.default_rng([self.seed, self.epoch + 1]), -(-len(self) // len(self.sides))
+        columns = [rng.choice(rows, count, p=p) for rows, p in zip(self.sides, self.weights, strict=True)]
+        indices = np.stack(columns, axis=1).ravel()[: len(self)]
+        is_shifted = np.arange(len(self)) // self.batch_size % self.every > 0
+        yield from np.stack([indices + self.images * is_shifted, rng.integers(2**32, size=len(self))], axis=1).tolist()
 
 
 @dataclass(frozen=True)

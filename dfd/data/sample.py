@@ -54,7 +54,10 @@ class Photo:
     @property
     def path(self) -> Path:
         package, *inner = self.folder.split("/")
-        return Path(find_spec(package).origin).parent.joinpath(*inner, self.file)
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"the package {package} is missing; install it")
+        return Path(spec.origin).parent.joinpath(*inner, self.file)
 
 
 PHOTOS = (

@@ -33,7 +33,7 @@ def components(table: pd.DataFrame) -> np.ndarray:
         targets.append(size + codes[codes >= 0])
         if column == "phash":
             sources.append(size + np.arange(len(values)))
-            targets.append(size + _near(values))
+            targets.append(size + _near(list(values)))
         size += len(values)
     return _connected(np.concatenate(sources), np.concatenate(targets), size)[: len(table)]
 
@@ -104,7 +104,8 @@ def gaps(table: pd.DataFrame) -> list[str]:
 def _near(hashes: Sequence[str]) -> np.ndarray:
     """The first hash of each one's group, (N,), where those at most NEAR bits apart are linked.
 
-    scikit-learn compares them all, block by block; what ties a group is kept, not its pairs, of which copies have many.
+    scikit-learn compares each block with all that follows; what ties a group is kept, not its pairs, of which copies
+    have many.
     """
     first = np.arange(len(hashes))
     if len(hashes) == 0:
@@ -113,11 +114,11 @@ def _near(hashes: Sequence[str]) -> np.ndarray:
 
     packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
     bits = np.unpackbits(packed, axis=1).astype(np.float32)  # (N, bits): squared distances are whole numbers, exact
-    neighbours = NearestNeighbors(radius=NEAR + 0.5, metric="sqeuclidean", algorithm="brute").fit(bits)
+    neighbours = NearestNeighbors(radius=NEAR + 0.5, metric="sqeuclidean", algorithm="brute")
     for start in range(0, len(bits), BLOCK):
-        rows, columns = neighbours.radius_neighbors_graph(bits[start : start + BLOCK]).nonzero()
-        links = np.concatenate([rows + start, first]), np.concatenate([columns, np.arange(len(bits))])
-        number = _connected(*links, len(bits))
+        graph = neighbours.fit(bits[start:]).radius_neighbors_graph(bits[start : start + BLOCK])
+        rows, columns = start + np.stack(graph.nonzero())
+        number = _connected(np.append(rows, first), np.append(columns, np.arange(len(bits))), len(bits))
         first = np.unique(number, return_index=True)[1][number]
     return first
 

@@ -1,4 +1,4 @@
-"""What opens a notebook's page: what was run, on what data, the numbers that matter, and what they leave open."""
+"""Numbers and comparisons in words: what opens a notebook's page, and how a run stands beside others."""
 
 from __future__ import annotations
 
@@ -15,16 +15,43 @@ import pandas as pd
 from nbformat import NotebookNode
 
 from dfd import config
-from dfd.core.io import read_json, write_text
+from dfd.core.io import read_json
 from dfd.core.runs import elapsed
-from dfd.evaluate.compare import STAGES, CompareError, Comparison, Paired, pair, read_tables
-from dfd.reports import html
+from dfd.evaluate.compare import STAGES, Comparison, Paired, compare
+from dfd.evaluate.metrics import METRICS
 
 FEW_GROUPS = 20  # with fewer in the test split, a bootstrap over groups is crude
-STAGE_TITLES = {"stage1": "Stage 1", "stage2": "Stage 2"}
 NOT_SHOWN = re.compile(r"^\W*\*\*Not shown:?\*\*:?\s*(.+)$", re.MULTILINE)
 WORST = "The worst of several conditions is picked after seeing them all; its interval does not allow for that."
-Number = dict[str, Any]  # label, value; low and high, None where no interval is known; text: shown in place of value
+NUMBERS = {  # what opens each notebook's page: where in metrics.json, what it is called; `-` for one minus it
+    "00_eda": {
+        "audit stage1 auc": "Real or fake from file metadata alone: AUC",
+        "audit stage2 auc": "Generator from metadata alone: AUC",
+    },
+    "01_stage1_real_fake": {
+        "stage1 test auc": "AUC on the test images",
+        "stage1 test accuracy": "Accuracy at 0.5",
+        "stage1 test real_accuracy": "Photos called photos, at the threshold",
+        "stage1 test fake_accuracy": "Fakes called fake, at the threshold",
+        "stage1 test tpr_at_fpr_5": "Fakes found at 5 % of photos called fake",
+    },
+    "02_stage2_attribution": {
+        "stage2 test accuracy": "Accuracy on the test images",
+        "stage2 test balanced_accuracy": "Balanced accuracy",
+        "stage2 test ece": "Calibration error (ECE)",
+    },
+    "03_robustness": {
+        "robustness stage1_false_positive_rate worst": "Stage 1: photos called fake, worst at",
+        "robustness stage1_balanced_accuracy_at_threshold worst": "Stage 1: balanced accuracy, worst at",
+        "robustness stage2_balanced_accuracy worst": "Stage 2: balanced accuracy, worst at",
+    },
+    "04_error_analysis": {
+        "- stage1 {split} accuracy_at_threshold": "Stage 1: images wrong",
+        "- stage1 {split} real_accuracy": "Stage 1: photos called fake",
+        "- stage1 {split} fake_accuracy": "Stage 1: fakes called photos",
+        "- stage2 {split} accuracy": "Stage 2: images wrong",
+    },
+}
 
 
 def summary(notebook: Path, nb: NotebookNode) -> dict[str, Any]:
@@ -35,261 +62,165 @@ def summary(notebook: Path, nb: NotebookNode) -> dict[str, Any]:
         nb: its content.
 
     Returns:
-        `run` and `data`: a sentence each, or empty; `numbers`: up to five; `caveats`: plain texts; `not_shown`:
-        Markdown of the notebook's own last section. What the folder does not tell is left out.
+        `run` and `data`: a sentence each, or empty; `numbers`: label, value, low and high (None where no interval is
+        known); `caveats`: plain texts; `not_shown`: Markdown of the notebook's own last section.
     """
-    out = notebook.parent
-    record, table = read_json(out / "config.json"), _parquet(out / "manifest.parquet")
-    entry = record.get("notebooks", {}).get(notebook.stem, {})
-    numbers = NUMBERS[notebook.stem](out, read_json(out / "metrics.json"), entry) if notebook.stem in NUMBERS else []
-    found = NOT_SHOWN.findall("\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown"))
+    out, stem = notebook.parent, notebook.stem
+    record = read_json(out / "config.json")
+    parameters = record.get("notebooks", {}).get(stem, {}).get("parameters", {})
+    shown = numbers(stem, read_json(out / "metrics.json"), parameters.get("split", "test"))
+    data, caveats = record.get("data", ""), []
+    if (out / "manifest.parquet").exists():
+        table = pd.read_parquet(out / "manifest.parquet", columns=["label", "split", "group"])
+        test, groups = table[table["split"] == "test"], table.groupby("split")["group"].nunique().get("test", 0)
+        classes = ", ".join(f"{count} {label}" for label, count in table["label"].value_counts().items())
+        data += f": {len(table)} images ({classes}) in {table['group'].nunique()} groups; "
+        data += f"{len(test)} images in {groups} groups are kept for the test"
+        if 0 < groups < FEW_GROUPS and stem != "00_eda":
+            caveats = [f"The test images are {groups} independent groups, so every interval on them is crude."]
+    if stem == "03_robustness" and shown:
+        caveats.append(WORST)
+    not_shown = NOT_SHOWN.findall("\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown"))
     return {
-        "run": _run(notebook.stem, nb, record, entry),
-        "data": _data(table, record.get("data")),
-        "numbers": numbers[:5],
-        "caveats": _caveats(notebook.stem, table, numbers),
-        "not_shown": found[-1] if found else "",
+        "run": _run(stem, nb.metadata.get("papermill", {}), record.get("profile"), parameters),
+        "data": data,
+        "numbers": shown,
+        "caveats": caveats,
+        "not_shown": not_shown[-1] if not_shown else "",
     }
 
 
-def _run(stem: str, nb: NotebookNode, record: dict, entry: dict) -> str:
+def _run(stem: str, timing: dict, profile: str | None, parameters: dict) -> str:
     """When, how long, which profile, and the parameters that differ from their defaults."""
-    timing = nb.metadata.get("papermill", {})
     parts = []
     if timing.get("start_time"):
         parts.append(f"{datetime.fromisoformat(timing['start_time']):%Y-%m-%d %H:%M} UTC")
     if timing.get("duration"):
         parts.append(f"took {elapsed(timing['duration'])}")
-    if record.get("profile"):
-        parts.append(f"profile {record['profile']}")
-    defaults = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json")
-    given = {name: value for name, value in entry.get("parameters", {}).items() if name not in ("data", "out")}
-    changed = [f"{name} = {value}" for name, value in given.items() if value != defaults.get(name)]
-    if given:
-        parts.append(f"with {', '.join(changed)}" if changed else "every parameter at its default")
+    if profile:
+        parts.append(f"profile {profile}")
+    if parameters:
+        differing = ", ".join(f"{name} = {value}" for name, value in changed(stem, parameters).items())
+        parts.append(f"with {differing}" if differing else "every parameter at its default")
     return "; ".join(parts)
 
 
-def _data(table: pd.DataFrame, folder: str | None) -> str:
-    if table.empty:
-        return folder or ""
-    classes = ", ".join(f"{count} {label}" for label, count in table["label"].value_counts().items())
-    test = table[table["split"] == "test"]
-    return (
-        f"{folder + ': ' if folder else ''}{len(table)} images ({classes}) in {table['group'].nunique()} groups; "
-        f"{len(test)} images in {test['group'].nunique()} groups are kept for the test"
-    )
+def changed(stem: str, parameters: dict[str, Any], profile: str = "") -> dict[str, Any]:
+    """The parameters that are not a notebook's defaults, or not those of a profile, but for the folders."""
+    given = config.profile(profile, stem) if profile else {}
+    usual = config.NOTEBOOKS.get(stem, config.Shared)(**given).model_dump(mode="json", exclude={"data", "out"})
+    return {name: parameters[name] for name in usual if name in parameters and parameters[name] != usual[name]}
 
 
-def _caveats(stem: str, table: pd.DataFrame, numbers: list[Number]) -> list[str]:
-    found = []
-    groups = 0 if table.empty else table.loc[table["split"] == "test", "group"].nunique()
-    if 0 < groups < FEW_GROUPS and stem != "00_eda":
-        found.append(
-            f"The test images are {groups} independent groups of pictures, so every interval on them is crude."
-        )
-    if stem == "03_robustness" and numbers:
-        found.append(WORST)
-    return found
+def numbers(stem: str, metrics: dict, split: str = "test") -> list[dict[str, Any]]:
+    """What opens a notebook's page, as far as it has been measured: label, value, low, high."""
+    rows = []
+    for place, label in NUMBERS.get(stem, {}).items():
+        number, names = metrics, place.format(split=split).removeprefix("- ").split()
+        for name in names:
+            number = number.get(name) or {}
+        if "condition" in number:
+            label += f" {number['condition']}"
+        rows.append(_number(label, number, turned=place.startswith("-")))
+    if stem == "02_stage2_attribution":
+        by_label = metrics.get("stage2", {}).get("test", {}).get("by_generator", {})
+        recalls = {label: row["recall"] for label, row in by_label.items() if "recall" in row}
+        worst = min(recalls, key=lambda label: recalls[label]["value"], default=None)
+        rows.append(_number(f"Share named right of the worst generator, {worst}", recalls.get(worst, {})))
+    return [row for row in rows if row["value"] is not None]
 
 
-def _audit(out: Path, metrics: dict, entry: dict) -> list[Number]:
-    names = {"stage1": "Real or fake from file metadata alone: AUC", "stage2": "Generator from metadata alone: AUC"}
-    audits = metrics.get("audit", {})
-    found = [_number(label, audits.get(stage, {}).get("auc")) for stage, label in names.items()]
-    table = _parquet(out / "manifest.parquet")
-    if not table.empty:
-        splits = table.groupby("split")["group"].nunique()
-        found.append(_count("Images", len(table)))
-        found.append(_count("Groups that share content", table["group"].nunique()))
-        found.append(_count("Groups in the test split", splits.get("test", 0)))
-    return _known(found)
-
-
-def _stage1(out: Path, metrics: dict, entry: dict) -> list[Number]:
-    test = metrics.get("stage1", {}).get("test", {})
-    names = {
-        "auc": "AUC on the test images",
-        "accuracy": "Accuracy at 0.5",
-        "real_accuracy": "Photos called photos, at the threshold",
-        "fake_accuracy": "Fakes called fake, at the threshold",
-        "tpr_at_fpr_5": "Fakes found at 5 % of photos called fake",
-    }
-    return _known(_number(label, test.get(name)) for name, label in names.items())
-
-
-def _stage2(out: Path, metrics: dict, entry: dict) -> list[Number]:
-    test = metrics.get("stage2", {}).get("test", {})
-    names = {"accuracy": "Accuracy on the test images", "balanced_accuracy": "Balanced accuracy"}
-    found = [_number(label, test.get(name)) for name, label in names.items()]
-    recalls = {label: row["recall"] for label, row in test.get("by_generator", {}).items() if "recall" in row}
-    if recalls:
-        worst = min(recalls, key=lambda label: recalls[label]["value"])
-        found.append(_number(f"Share named right of the worst generator, {worst}", recalls[worst]))
-    return _known([*found, _number("Calibration error (ECE)", test.get("ece"))])
-
-
-def _robustness(out: Path, metrics: dict, entry: dict) -> list[Number]:
-    found = []
-    table = _csv(out / "robustness.csv")
-    if {"stage", "condition", "label", "metric", "value", "low", "high"} <= set(table):
-        table = table[table["label"] == "all"]
-        for stage, metric, what, highest in (
-            ("stage1", "false_positive_rate", "Photos called fake", True),
-            ("stage1", "auc", "AUC", False),
-            ("stage2", "balanced_accuracy", "Balanced accuracy", False),
-        ):
-            rows = table[(table["stage"] == stage) & (table["metric"] == metric)].dropna(subset="value")
-            if len(rows):
-                row = rows.sort_values("value", ascending=not highest).iloc[0]
-                found.append(_number(f"{STAGE_TITLES[stage]}, worst condition ({row['condition']}): {what}", row))
-    for stage, metric, what in (
-        ("stage1", "auc", "AUC"),
-        ("stage2", "balanced_accuracy", "Balanced accuracy"),
-        ("stage1", "real_accuracy", "Photos called photos"),
-    ):
-        sweep = _csv(out / f"sweep_jpeg_{stage}.csv")
-        if {"quality", metric, f"{metric}_low", f"{metric}_high"} <= set(sweep):
-            rows = sweep[sweep["quality"].notna()].dropna(subset=metric)
-            if len(rows):
-                row = rows.sort_values([metric, "quality"]).iloc[0]
-                interval = {"value": row[metric], "low": row[f"{metric}_low"], "high": row[f"{metric}_high"]}
-                label = f"{STAGE_TITLES[stage]}, worst JPEG (quality {row['quality']:g}): {what}"
-                found.append(_number(label, interval))
-    return _known(found)
-
-
-def _mistakes(out: Path, metrics: dict, entry: dict) -> list[Number]:
-    """Shares that are wrong; each has the interval of its metric turned round, where that is about the same images."""
-    from dfd.evaluate import metrics as evaluation
-    from dfd.evaluate import scores
-
-    split = entry.get("parameters", {}).get("split", "test")
-    found = []
-    for stage in STAGE_TITLES:
-        if not (out / f"scores_{stage}.parquet").exists():
-            continue
-        rows = evaluation.clean(scores.load_scores(out, stage), split)
-        measured = metrics.get(stage, {}).get(split, {})
-        parts = [("images wrong", rows, "accuracy")]
-        if stage == "stage1":
-            real = rows["label"] == "RealPhotos"
-            parts = [
-                ("images wrong", rows, "accuracy_at_threshold"),
-                ("photos called fake", rows[real], "real_accuracy"),
-                ("fakes called photos", rows[~real], "fake_accuracy"),
-            ]
-        for what, part, metric in parts:
-            if len(part):
-                wrong = len(scores.mistakes(part))
-                share, right = wrong / len(part), measured.get(metric, {})
-                number = {"value": share, "low": None, "high": None}
-                if abs(right.get("value", -1) - (1 - share)) < 1e-6:
-                    number |= {"low": 1 - right["high"], "high": 1 - right["low"]}
-                found.append(_number(f"{STAGE_TITLES[stage]}: {what}, {wrong} of {len(part)}", number))
-    return _known(found)
-
-
-NUMBERS = {
-    "00_eda": _audit,
-    "01_stage1_real_fake": _stage1,
-    "02_stage2_attribution": _stage2,
-    "03_robustness": _robustness,
-    "04_error_analysis": _mistakes,
-}
-
-
-def _number(label: str, measured: dict | pd.Series | None) -> Number | None:
-    if measured is None or pd.isna(measured.get("value")):
-        return None
-    value, low, high = (measured.get(key) for key in ("value", "low", "high"))
-    if (
-        pd.isna(low) or pd.isna(high) or low == high
-    ):  # all right or all wrong: resampling cannot tell how far that holds
+def _number(label: str, number: dict, turned: bool = False) -> dict[str, Any]:
+    """A number to show, one minus it if turned; no interval without width: resampling cannot tell how far it holds."""
+    value, low, high = (None if pd.isna(number.get(key)) else number[key] for key in ("value", "low", "high"))
+    if low is None or high is None or low == high:
         low = high = None
-    return {"label": label, "value": value, "low": low, "high": high, "text": ""}
+    if turned and value is not None:
+        value = 1 - value
+        low, high = (1 - high, 1 - low) if low is not None else (None, None)
+    return {"label": label, "value": value, "low": low, "high": high}
 
 
-def _count(label: str, count: int) -> Number:
-    return {"label": label, "value": count, "low": None, "high": None, "text": str(count)}
+def by_generator(metrics: dict[str, Any]) -> pd.DataFrame:
+    """Both stages' metrics on the test split: a row a generator."""
+    rows: dict[str, dict] = {}
+    for stage in STAGES:
+        for label, row in metrics.get(stage, {}).get("test", {}).get("by_generator", {}).items():
+            rows.setdefault(label, {}).update({name: number["value"] for name, number in row.items()})
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _known(numbers) -> list[Number]:
-    return [number for number in numbers if number]
-
-
-def _parquet(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path) if path.exists() else pd.DataFrame()
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() and path.stat().st_size else pd.DataFrame()
+def decimal(value: float | None) -> str:
+    """Three decimals; a dash for what is missing."""
+    return "–" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
 SHOWN = 10  # changed verdicts in the terminal; the CSV has all
 ON_PAGE = 30  # and on the page
 FEW = 30  # groups below which an interval is called rough
-BESIDE = 4  # runs in the index, the newest
-CANDIDATES = 12  # runs beside that are opened at most, the newest
-HEADLINES = {"stage1": ("auc", "accuracy_at_threshold"), "stage2": ("accuracy",)}  # in the index
-DRAWS, WORK = 200, 1_000_000  # in the index: draws at most, and draws times images
-NAMES = {"auc": "AUC", "tpr_at_fpr_5": "Fakes found at 5 % false alarms", "macro_f1": "Macro F1"}
+BESIDE = 4  # runs in the index, the newest that share test images
+CANDIDATES = 12  # run folders that are opened for it at most, the newest
+HEADLINES = ("auc", "accuracy_at_threshold", "accuracy")  # metrics in the index
 
 
 def metric_name(name: str) -> str:
     """A metric in words."""
-    return NAMES.get(name, name.replace("_", " ").capitalize())
+    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    return label[0].upper() + label[1:]
 
 
-def lines(found: Comparison) -> list[str]:
+def lines(comparison: Comparison) -> list[str]:
     """A comparison as lines for a terminal."""
-    told = [f"{found.other} beside {found.base}; a difference is {found.other} minus {found.base},"]
-    told += ["with its 95 % interval; * where that leaves out zero"]
-    for stage, text in found.missing.items():
-        told += ["", f"{STAGES[stage]}: not compared, {text}"]
-    for stage, one in found.stages.items():
-        cells = [_cells(name, row) for name, row in one.metrics.iterrows()]
-        told += ["", f"{STAGES[stage]}: {basis(one)}", *_columns([["", found.base, found.other, "difference"], *cells])]
-        told += [f"  {change_text(one)}"]
-        told += _columns(one.changed.head(SHOWN)[["change", "base", "other", "path"]].to_numpy().tolist(), left=True)
-        if len(one.changed) > SHOWN:
-            told += [f"  … and {len(one.changed) - SHOWN} more"]
-    told += ["", "What differs in how they were made:" if len(found.made) else "Made from and with the same."]
-    told += _columns([["", "", found.base, found.other], *found.made.to_numpy().tolist()] * bool(len(found.made)), True)
-    return told
+    base, other = comparison.base, comparison.other
+    text = [f"{other} beside {base}; a difference is {other} minus {base},"]
+    text += ["with its 95 % interval; * where that leaves out zero"]
+    for stage, why in comparison.missing.items():
+        text += ["", f"{STAGES[stage]}: not compared, {why}"]
+    for stage, paired in comparison.stages.items():
+        columns = {base: paired.metrics["base"].map(decimal), other: paired.metrics["other"].map(decimal)}
+        table = pd.DataFrame(columns).rename(index=metric_name)
+        table["difference"] = [difference(row) + " *" * clear(row) for _, row in paired.metrics.iterrows()]
+        text += ["", f"{STAGES[stage]}: {basis(paired)}", *_indented(table.rename_axis(None))]
+        text += [f"  {change_text(paired)}"]
+        changed = paired.changed.head(SHOWN)[["change", "base", "other", "path"]]
+        text += _indented(changed, header=False, index=False) if len(changed) else []
+        if len(paired.changed) > SHOWN:
+            text += [f"  … and {len(paired.changed) - SHOWN} more"]
+    text += ["", "What differs in how they were made:" if len(comparison.made) else "Made from and with the same."]
+    return text + (_indented(comparison.made, index=False) if len(comparison.made) else [])
 
 
-def basis(one: Paired) -> str:
+def _indented(table: pd.DataFrame, **options: Any) -> list[str]:
+    """A table as lines; control characters of file names are escaped."""
+    safe = table.map(lambda value: "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)))
+    return ["  " + line.rstrip() for line in safe.to_string(**options).splitlines()]
+
+
+def basis(paired: Paired) -> str:
     """What a comparison of one stage rests on, in words."""
-    left = "".join(f"; {count} {why}" for why, count in one.unshared.items())
-    rough = "; so few groups leave the intervals rough" if one.groups < FEW else ""
-    return f"{one.images} test images in {one.groups} groups{left}{rough}"
+    left = "".join(f"; {count} {why}" for why, count in paired.unshared.items())
+    rough = "; so few groups leave the intervals rough" if paired.groups < FEW else ""
+    return f"{paired.images} test images in {paired.groups} groups{left}{rough}"
 
 
-def change_text(one: Paired) -> str:
+def change_text(paired: Paired) -> str:
     """How many verdicts changed, in words."""
-    count = len(one.changed)
-    if not count:
-        return "No verdict changed."
-    ways = ", ".join(f"{count} {way}" for way, count in one.changes.items())
-    return f"{count} verdict{'s' * (count > 1)} of {one.images} changed: {ways}."
+    count = len(paired.changed)
+    ways = ", ".join(f"{number} {way}" for way, number in paired.changes.items())
+    return f"{count} verdict{'s' * (count > 1)} of {paired.images} changed: {ways}." if count else "No verdict changed."
 
 
-def made_text(found: Comparison) -> str:
+def made_text(comparison: Comparison) -> str:
     """How many settings, versions and the like differ, in words."""
-    counts = found.made["kind"].value_counts(sort=False).items()
-    told = [kind if kind == "data" else f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts]
-    return f"{', '.join(told)} differ{'s' * (len(found.made) == 1)}" if told else "made from and with the same"
+    counts = comparison.made["kind"].value_counts(sort=False).items()
+    kinds = [kind if kind == "data" else f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts]
+    verb = "differs" if len(comparison.made) == 1 else "differ"
+    return f"{', '.join(kinds)} {verb}" if kinds else "made from and with the same"
 
 
 def clear(row: pd.Series | dict) -> bool:
     """Whether a difference's interval leaves out zero."""
     return bool(row["low"] > 0 or row["high"] < 0)
-
-
-def _cells(name: str, row: pd.Series) -> list[str]:
-    mark = " *" if clear(row) else ""
-    return [metric_name(name), html.decimal(row["base"]), html.decimal(row["other"]), f"{difference(row)}{mark}"]
 
 
 def difference(row: pd.Series | dict) -> str:
@@ -300,93 +231,51 @@ def difference(row: pd.Series | dict) -> str:
     return f"{value:+.3f}" if np.isnan(low) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _columns(rows: Sequence[Sequence[Any]], left: bool = False) -> list[str]:
-    """Align cells; control characters of file names are escaped."""
-    safe = [[one if one.isprintable() else one.encode("unicode_escape").decode() for one in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*safe, strict=True)]
-    return [
-        "  " + "  ".join(f"{one:{'<' if left or not i else '>'}{widths[i]}}" for i, one in enumerate(row)).rstrip()
-        for row in safe
-    ]
-
-
-def metric_rows(every: Sequence[Comparison]) -> pd.DataFrame:
+def metric_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """All metric differences in one table, one row per pair of runs, stage and metric."""
-    parts = [
-        one.metrics.reset_index().assign(base_run=found.base, other_run=found.other, stage=stage, images=one.images)
-        for found in every
-        for stage, one in found.stages.items()
-    ]
-    order = ["base_run", "other_run", "stage", "metric", "base", "other", "difference", "low", "high", "images"]
-    return pd.concat(parts, ignore_index=True)[order]
+    return _stacked(comparisons, lambda paired: paired.metrics.reset_index().assign(images=paired.images))
 
 
-def changed_rows(every: Sequence[Comparison]) -> pd.DataFrame:
+def changed_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """All changed verdicts in one table, one row per pair of runs, stage and image."""
-    parts = [
-        one.changed.assign(base_run=found.base, other_run=found.other, stage=stage)
-        for found in every
-        for stage, one in found.stages.items()
-    ]
-    order = ["base_run", "other_run", "stage", "path", "label", "base", "other", "change"]
-    return pd.concat(parts, ignore_index=True)[order]
+    return _stacked(comparisons, lambda paired: paired.changed)
 
 
-def write_page(every: Sequence[Comparison], path: Path) -> Path:
-    """Write comparisons as a page that loads nothing."""
-    return write_text(path, html.render("compare.html.j2", every=every, on_page=ON_PAGE, **_words()))
+def _stacked(comparisons: Sequence[Comparison], table_of: Any) -> pd.DataFrame:
+    named = {(c.base, c.other, stage): table_of(paired) for c in comparisons for stage, paired in c.stages.items()}
+    return pd.concat(named, names=["base_run", "other_run", "stage"]).reset_index(level=[0, 1, 2])
 
 
-def _words() -> dict[str, Any]:
-    functions = (metric_name, basis, change_text, clear, difference)
-    return {"stages": STAGES, "decimal": html.decimal} | {one.__name__: one for one in functions}
-
-
-def section(out: Path) -> dict[str, Any]:
+def beside(out: Path) -> dict[str, Any]:
     """Compare a run with the newest ones in the same folder that share test images: what its index says of it.
 
-    Reads score tables and records only, of at most CANDIDATES runs; draws less often than `dfd compare`. Nothing that
-    is wrong with a run stops it.
+    Reads score tables and records only. Nothing that is wrong with a run stops it.
 
     Returns:
-        beside: a row per run, the newest first, with name, page, stages (stage -> Paired, this run minus the other),
-        made (what differs, in words) and command; failed: name -> why it could not be read; and what the template
-        calls.
+        beside: comparison (this run minus the other), page and command for each run, the newest first; failed: name ->
+        why it could not be read.
     """
-    runs, failed = [], {}
-    try:
-        folders = [folder for folder in out.resolve().parent.iterdir() if folder != out.resolve() and _written(folder)]
-        own = read_tables(out) if folders and _written(out) else {}
-    except (OSError, ValueError) as error:
-        return {"beside": [], "failed": {out.name: str(error)}}
-    for folder in sorted(folders, key=_written, reverse=True)[: CANDIDATES if own else 0]:
+    rows, failed = [], {}
+    runs = sorted(filter(_written, out.resolve().parent.glob("*/")), key=_written, reverse=True)
+    own = out.resolve()
+    others = [run for run in runs if run != own][:CANDIDATES] if own in runs else []
+    for folder in others:
         try:
-            run = read_tables(folder)
-            images = max(len(rows) for rows in (*own.values(), *run.values()))
-            draws, only = min(DRAWS, WORK // max(images, 1)), sum(HEADLINES.values(), ())
-            found = pair(run, own, (folder, out), (folder.name, out.name), resamples=max(draws, 20), only=only)
-        except CompareError as error:
-            if "cannot be read" in str(error):
-                failed[folder.name] = str(error)
-            continue
+            (comparison,) = compare([folder, own])
         except Exception as error:  # whatever is in that folder, this run's index is written
-            failed[folder.name] = f"{type(error).__name__}: {error}"
+            if "cannot be compared" not in str(error):  # no test image in common
+                failed[folder.name] = f"{type(error).__name__}: {error}"
             continue
         page = f"../{folder.name}/index.html" if (folder / "index.html").exists() else None
-        command = f"python -m dfd compare {_shown(folder)} {_shown(out)}"
-        entry = {"name": folder.name, "page": page, "stages": found.stages, "command": command}
-        runs.append(entry | {"made": made_text(found)})
-        if len(runs) == BESIDE:
+        names = [os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run) for run in (folder, own)]
+        command = shlex.join(["python", "-m", "dfd", "compare", *names])
+        rows.append({"comparison": comparison, "page": page, "command": command})
+        if len(rows) == BESIDE:
             break
-    return {"beside": runs, "failed": failed, **_words()}
-
-
-def _shown(folder: Path) -> str:
-    absolute = folder.resolve()
-    return shlex.quote(os.path.relpath(absolute) if absolute.is_relative_to(Path.cwd()) else str(absolute))
+    return {"beside": rows, "failed": failed}
 
 
 def _written(folder: Path) -> float:
     """When a run's score tables were written last; 0 without any."""
-    times = [path.stat().st_mtime for stage in STAGES if (path := folder / f"scores_{stage}.parquet").exists()]
-    return max(times, default=0.0)
+    paths = (folder / f"scores_{stage}.parquet" for stage in STAGES)
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)

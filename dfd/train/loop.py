@@ -1,343 +1,437 @@
-"""The session of a training: what both stages keep between epochs, and how they go on after a kill.
+"""What both stages' trainings share: processes, draws, steps, states to resume from, history and tracking.
 
-Each draw of an epoch has its own seed, and so has each step. So `workers` changes nothing, and a run that was killed
-and goes on gives the same weights as one that was not: exactly on a CPU, else but for rounding.
+Several processes (`accelerate launch`, or `dfd.train.fit` on several GPUs) follow DistributedDataParallel: each takes
+its part of every batch, gradients are averaged, and a batch norm sees its own process's part alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
-import random
+import os
+import shutil
+import signal
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, patch_environment, set_seed
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
-from dfd import config
-from dfd.core import parallel, runs
+from dfd import __version__, config
+from dfd.core import runs
 from dfd.core.images import ImageError
-from dfd.core.runs import Live, bar
+from dfd.core.io import digest
 from dfd.data import manifest
-from dfd.data.crops import balanced_sampler, seeds, spread
-from dfd.degrade.registry import RandomDegrade
-from dfd.inference.stage import build_model
-from dfd.plots.results import plot_history
-from dfd.train import kept, loading, tracking
-from dfd.train.learners import MODEL, Learners
+from dfd.data.crops import EpochSampler, Seeded, seeds
+from dfd.inference import stage as inference
 
-CURVES = "Training: losses and validation metrics over the epochs"
+TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
+MAX_WORKERS = 8  # loader processes, where none are asked for
+MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
+NOT_LEARNT_FROM = (  # parameters that leave the weights as they are; the checkpoint does not hold them
+    "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
+)  # fmt: skip
+NOT_IN_KEY = ("minutes", "crops", "crop_mode")  # a training may go on with others
+PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
 
 
-class Session(Learners):
-    """What a training run keeps: networks, optimisers, averaged weights, history, best epoch.
+class Learner:
+    """A network with its optimizer and schedule: a linear warm-up over 5 % of its steps, then a cosine to 1 %."""
+
+    def __init__(self, network: nn.Module, lr: float, weight_decay: float, steps: int, loss_name: str):
+        self.network, self.loss_name, warmup = network, loss_name, max(1, round(0.05 * steps))
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr, weight_decay=weight_decay, fused=True)
+        rise = LinearLR(self.optimizer, 0.01, total_iters=warmup)
+        fall = CosineAnnealingLR(self.optimizer, max(1, steps - warmup), eta_min=0.01 * lr)
+        self.schedule = SequentialLR(self.optimizer, [rise, fall], [warmup])
+        self.stateful = {"network": network, "optimizer": self.optimizer, "schedule": self.schedule}
+
+
+class Trainer:
+    """One training: its devices, loaders, networks and history, and the files that it leaves in the run folder.
 
     Args:
         stage: stage1 or stage2.
-        table: the manifest; its digest goes into the checkpoint.
+        table: the manifest, with its root in attrs.
         cfg: parameters of the stage.
         classes: names of the logits.
+        on_epoch: is given the history after each epoch, in the main process.
     """
 
-    def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
-        parallel.join()
-        super().__init__(stage, cfg, parallel.device())
-        self.classes = classes
-        self.out = Path(cfg.out)
-        if parallel.is_main():
-            self.out.mkdir(parents=True, exist_ok=True)
-        self.manifest_hash = manifest.digest(table)
+    def __init__(
+        self,
+        stage: str,
+        table: pd.DataFrame,
+        cfg: config.Training,
+        classes: list[str],
+        on_epoch: Callable[[pd.DataFrame], None] | None = None,
+    ):
+        self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
+        self.out, self.root, self.tracker = Path(cfg.out), Path(table.attrs["root"]), _tracker(cfg)
+        bfloat16 = inference.uses_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if bfloat16 else "no",
+            log_with=self.tracker,
+            project_dir=self.out / "tensorboard",
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        )
+        self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
+        self.is_main, self.is_alone = self.accelerator.is_main_process, self.accelerator.num_processes == 1
         runs.keep_freed()
-        self.degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
-        self.equalise_quality = cfg.equalise_quality if cfg.equalise else None
-        self.settings = {k: v for k, v in cfg.model_dump().items() if k not in kept.NOT_LEARNT_FROM}
-        self.key = kept.key(stage, self.manifest_hash, self.settings)
-        self.files = kept.Files(stage, self.out, self.key)
-        self.root = Path(table.attrs.get("root", cfg.data))
-        self.tracker = tracking.Tracker(cfg.track, self.out).begin(stage, self.settings, self.key)
-        self.history: list[dict] = []
-        self.steps, self.spent = 0, 0.0  # of the epoch that is not finished
-        self.stop, self.started = runs.Stop(), time.monotonic()
-        self.best = [-math.inf, -math.inf, 0]  # score, minus the loss, and the epoch that reached them
-        self.curves = Live(CURVES)
-        self.done = self.out_of_time = False
-        if cfg.batch_size < parallel.count():
-            raise ValueError(f"batch_size is {cfg.batch_size}, too small for {parallel.count()} processes")
-        if cfg.resume and parallel.is_main() and (finished := self.files.finished(cfg.crops, cfg.crop_mode)):
-            self.history, self.done = finished, True
-            self._draw()
-        self.done, self.history = parallel.agreed((self.done, self.history))
-        if self.done:
-            return
-        seed_everything(cfg.seed)
-        self.add(MODEL, build_model(stage, self.settings, len(classes), pretrained=cfg.pretrained))
-        self.begin_average()
+        self.settings = {name: value for name, value in cfg.model_dump().items() if name not in NOT_LEARNT_FROM}
+        self.manifest_hash = manifest.digest(table)
+        learnt_from = {name: value for name, value in self.settings.items() if name not in NOT_IN_KEY}
+        self.key = digest(__version__, stage, self.manifest_hash, learnt_from)
+        self.best_path, self.state_path = self.out / config.CHECKPOINTS[stage], self.out / f"train_{stage}.pt"
+        self.learners: dict[str, Learner] = {}
+        self.loaders: dict[str, DataLoader] = {}
+        self.history: list[dict[str, float]] = []
+        self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
+        self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
+        self.stop, self.saved, self.began, self.out_of_time = runs.Stop(), time.monotonic(), 0.0, False
 
-    @property
-    def best_path(self) -> Path:
-        """The checkpoint of the best epoch."""
-        return self.files.best_path
+    def is_finished(self) -> bool:
+        """Whether the best checkpoint is that of a finished training of the same data and parameters; says so."""
+        if self.cfg.resume and self.is_main and self.best_path.exists():
+            best = torch.load(self.best_path, map_location="cpu", weights_only=True)
+            if best["key"] == self.key and best["finished"]:
+                print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters.")
+                inference.update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
+                self.history = best["history"]
+                if self.on_epoch:
+                    self.on_epoch(pd.DataFrame(self.history))
+        self.history = broadcast_object_list([self.history])[0]
+        return bool(self.history)
 
-    def epochs(self) -> Iterator[int]:
-        """Epochs still to run; stops early when the validation score has stopped rising or the time is up.
+    def load(self, name: str, data: Dataset, sampler: EpochSampler | None = None) -> None:
+        """Load balanced batches for `batches`, under the name train, or one crop of each image for `validate`."""
+        workers, on_cpu = worker_count(self.cfg.workers), self.device.type == "cpu"
+        every_image = list(enumerate(seeds(len(data), self.cfg.seed, 0)))
+        loader = DataLoader(
+            Seeded(data),
+            self.cfg.batch_size,
+            sampler=sampler or every_image,
+            num_workers=workers,
+            pin_memory=not on_cpu,
+            persistent_workers=workers > 0,
+            worker_init_fn=partial(_start_worker, share_cores=on_cpu),
+            generator=torch.Generator(),  # else it would draw from torch's own
+        )
+        self.loaders[name] = self.accelerator.prepare(loader)
+        self.sampler = sampler or self.sampler
 
-        Raises:
-            Interrupted: SIGINT or SIGTERM came; the step was finished and the state is kept.
-            InUse: another run works in the folder.
-        """
-        if self.done:
-            return
-        say = f"{self.stage}: stopping after this step; once more ends at once."
-        with runs.run_lock(self.out), runs.deferred(say) as self.stop:
-            yield from self._epochs()
+    def build_model(self) -> nn.Module:
+        """The stage's network, and the moving average of its weights, which is what is validated and kept."""
+        set_seed(self.cfg.seed)
+        model = inference.build_model(self.stage, self.settings, len(self.classes), pretrained=self.cfg.pretrained)
+        self.model = model.to(self.device)
 
-    def _epochs(self) -> Iterator[int]:
-        if self.cfg.resume:
-            self._go_on()
-        started, before = time.monotonic(), len(self.history)
-        while len(self.history) < self.cfg.num_epochs:
-            self.started = time.monotonic() - self.spent
-            self._stop_if_asked()
-            if len(self.history) - self.best[2] >= self.cfg.patience:
-                print(f"{self.stage}: no better validation score for {self.cfg.patience} epochs; stopped early.")
-                break
-            late = parallel.agreed(self.cfg.minutes and time.monotonic() - started > 60 * self.cfg.minutes)
-            if late and len(self.history) > before:
-                print(f"{self.stage}: the limit of {self.cfg.minutes:g} minutes is reached; stopped.")
-                self.out_of_time = True
-                break
-            yield len(self.history)
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+            decay = min(self.cfg.ema, (1 + int(count)) / (10 + int(count)))  # fast while the weights are young
+            get_ema_multi_avg_fn(decay)(averaged, current, count)
 
-    def batches(self, data: Dataset, table: pd.DataFrame, binary: bool, every: int = 1) -> Iterator:
-        """One epoch of balanced batches on the device, seeded by the epoch's number, under a progress bar.
+        self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        return self.model
+
+    def add(self, name: str, network: nn.Module, lr: float, every: int = 1, of_model: bool = False) -> None:
+        """Let a network learn; the training data are loaded.
 
         Args:
-            data: of the table's images; where `every` is above 1 it holds them twice, see `plan`.
-            table, binary, every: as in `plan`.
+            name: for `step`, and of its loss in the history.
+            network: on the device.
+            lr: learning rate at its highest.
+            every: batches for one of its steps.
+            of_model: it is the model or a part of it: its loss is the train_loss, and the average follows it.
         """
-        epoch, cfg = len(self.history), self.cfg
-        plan = self.plan(epoch, table, binary, every)
-        self.total_steps = len(plan) * cfg.num_epochs
-        for network in self.networks.values():
-            network.train()
-        loader = self._loader(data, [parallel.share(batch) for batch in plan[self.steps :]])
-        title = f"{self.stage} epoch {epoch + 1}/{cfg.num_epochs}"
-        where = {"initial": self.steps, "total": len(plan), "disable": not parallel.is_main()}
-        shown = bar(loader, desc=title, unit="batch", **where)
-        for step, batch in enumerate(self._read(shown), self.steps):
-            self.set_learning_rate((epoch * len(plan) + step) / self.total_steps)
-            self.turn = step
-            seed_everything(seeds(parallel.count(), cfg.seed, epoch + 1, step + 1)[parallel.rank()])
-            yield self._to_device(batch)
-            shown.set_postfix(loss=f"{np.mean(self.losses[MODEL][-20:]):.3f}")
-            self.steps = step + 1
-            self._stop_if_asked()
-            if self.files.due(cfg.checkpoint_minutes):
-                self._save_state()
+        steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
+        self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, "train" if of_model else name)
 
-    def should_stop(self) -> bool:
-        """Whether a signal asked to end, in any of the processes; all are told at the same step."""
-        self.stop.number = parallel.most(self.stop.number)
-        return bool(self.stop.number)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Work alone in the run folder; a signal ends the training after the step, with a state and Interrupted."""
+        say = f"{self.stage}: stopping after this step; once more ends at once."
+        variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out.resolve() / "mlruns").as_uri()}
+        unset = {name: value for name, value in variables.items() if name not in os.environ}
+        with runs.run_lock(self.out), runs.deferred(say) as self.stop, patch_environment(**unset):
+            try:
+                yield
+            finally:
+                self.loaders.clear()
+                self.accelerator.free_memory()  # which holds the loaders too: their processes end
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
 
-    def _stop_if_asked(self) -> None:
-        if self.should_stop():
+    def epochs(self) -> Iterator[int]:
+        """Epochs still to run; stops early when the validation score has stopped rising or the time is up."""
+        self._resume()
+        started, first, cfg = time.monotonic(), len(self.history), self.cfg
+        while len(self.history) < cfg.num_epochs:
+            self.began = time.monotonic() - self.seconds
+            self._pause()
+            if len(self.history) - self.best[2] >= cfg.patience:
+                self._say(f"no better validation score for {cfg.patience} epochs; stopped early.")
+                return
+            (is_late,) = self._anywhere(cfg.minutes and time.monotonic() - started > 60 * cfg.minutes)
+            if is_late and len(self.history) > first:
+                self._say(f"the limit of {cfg.minutes:g} minutes is reached; stopped.")
+                self.out_of_time = True
+                return
+            yield len(self.history)
+
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        """The rest of the epoch's batches on the device, with their numbers, under a progress bar."""
+        epoch, first = len(self.history), self.step_number
+        self.sampler.epoch = epoch
+        for learner in self.learners.values():
+            learner.network.train()
+        title = f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}"
+        with runs.bar(None, desc=title, initial=first, total=self.sampler.batches, disable=not self.is_main) as shown:
+            for step, batch in enumerate(self._read("train", first), first):
+                set_seed(seeds(1, self.cfg.seed, epoch + 1, step + 1)[0])
+                yield step, batch
+                self.step_number = step + 1
+                shown.set_postfix(loss=f"{np.mean(self.losses['train'][-20:]):.3f}", refresh=False)
+                shown.update()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        """Backpropagate a loss of this process's images into one network only, clip its gradient to norm 1, update it.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        learner, value = self.learners[name], loss.detach().clone()
+        learner.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss, inputs=learner.parameters)
+        gradients = [parameter.grad for parameter in learner.parameters if parameter.grad is not None]
+        self._average([value, *gradients])
+        if not torch.isfinite(value):
+            raise ValueError(f"{self.stage}: the loss of {name} became {value.item()}; lower lr_gc and run again")
+        nn.utils.clip_grad_norm_(learner.parameters, 1.0)
+        learner.optimizer.step()
+        learner.schedule.step()
+        self.losses[learner.loss_name].append(value.item())
+        if learner.loss_name == "train":
+            self.averaged.update_parameters(self.model)
+
+    def record(self, losses: dict[str, Tensor]) -> None:
+        """Add parts of a loss to the history, before their weights."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        self._average([values])
+        for name, value in zip(losses, values.tolist(), strict=True):
+            self.losses[name].append(value)
+
+    @torch.inference_mode()
+    def validate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, ...) of the averaged weights, and targets (N,), of a validation set; the same in each process."""
+        self.averaged.eval()
+        self._broadcast(self.averaged)  # its batch norms have seen one process's part
+        outputs = []
+        for batch in self._read(name):
+            images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
+            with self.autocast():
+                logits = self.averaged(images).float()
+            outputs.append([part.cpu() for part in self.accelerator.gather_for_metrics((logits, target))])
+        logits, targets = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
+        return logits, targets
+
+    def end_epoch(self, score: float, val_loss: float, **metrics: float) -> None:
+        """Add the epoch to the history, keep it if its score is the best or its loss the lowest of those, save all."""
+        losses = {name: float(np.mean(values)) for name, values in self.losses.items()}
+        row = {"epoch": len(self.history) + 1, "seconds": time.monotonic() - self.began}
+        row["lr"] = next(iter(self.learners.values())).optimizer.param_groups[0]["lr"]
+        row |= {"train_loss": losses.pop("train"), "val_loss": val_loss, **metrics}
+        row |= {f"{name}_loss": value for name, value in losses.items()} | {"score": score}
+        self.history.append(row)
+        self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)
+        if is_better := [score, -val_loss] > self.best[:2]:
+            self.best = [score, -val_loss, row["epoch"]]
+        shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", "val_loss", *metrics))
+        left = (self.cfg.num_epochs - row["epoch"]) * row["seconds"]
+        title = f"{self.stage} epoch {row['epoch']}/{self.cfg.num_epochs}"
+        self.accelerator.print(f"{title}: {shown} ({row['seconds']:.0f} s, at most {left:.0f} s left)")
+        if self.is_main:
+            self._track()
+            if self.on_epoch:
+                self.on_epoch(pd.DataFrame(self.history))
+            if is_better:
+                self._save_best()
+        self._save_state()
+
+    def finish(self) -> pd.DataFrame:
+        """Mark the best checkpoint as finished and drop the state, unless the time was out; gives the history."""
+        if self.is_main:
+            inference.update_checkpoint(self.best_path, history=self.history, finished=not self.out_of_time)
+            if not self.out_of_time:
+                self.state_path.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        return pd.DataFrame(self.history)
+
+    def _read(self, name: str, first: int = 0) -> Iterator[Any]:
+        """The batches from the first; between them the training may be stopped. No variable holds loader or iterator:
+        the frame of an error would keep their processes."""
+        try:
+            for batch in skip_first_batches(self.loaders[name], first) if first else self.loaders[name]:
+                self._pause()
+                yield batch
+            self._pause()
+        except (ImageError, OSError) as error:
+            traceback.clear_frames(error.__traceback__)
             self._save_state()
-            self.tracker.end("stopped")
-            parallel.agreed(None)  # one that ends takes the others with it: not before the state is written
+            if not self.root.is_dir():
+                text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
+                raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
+            if isinstance(error, ImageError):  # a loader process adds its traceback to the text
+                raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
+            raise
+
+    def _pause(self) -> None:
+        """Between two steps: save the state where it is due, and stop where a signal asked any process to."""
+        is_due = 0 < 60 * self.cfg.checkpoint_minutes < time.monotonic() - self.saved
+        is_stopped, is_due = self._anywhere(self.stop.number, is_due)
+        if is_stopped or is_due:
+            self._save_state()
+        if is_stopped:
+            self.accelerator.wait_for_everyone()  # the first to end takes the others with it
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
-            text = f"{self.stage}: stopped after {self._where()}; kept in {self.files.state_path}. {how} on from there."
-            raise runs.Interrupted(text, self.stop.number)
+            text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
+            raise runs.Interrupted(text, self.stop.number or signal.SIGTERM)
 
     def _where(self) -> str:
         epoch = len(self.history)
-        return f"step {self.steps} of epoch {epoch + 1}" if self.steps else f"epoch {epoch}"
+        return f"step {self.step_number} of epoch {epoch + 1}" if self.step_number else f"epoch {epoch}"
 
-    def _read(self, batches: Iterable) -> Iterator:
-        """The batches, as many in each process; where one cannot be read, the state is kept and all raise why."""
-        batches = iter(batches)
-        while True:
-            batch = error = None
-            try:
-                batch = next(batches, None)
-            except Exception as raised:
-                traceback.clear_frames(raised.__traceback__)  # they hold the loader, whose processes would linger
-                error = self._explained(raised)
-            if batch is error is None:
-                return
-            if parallel.most(int(error is not None)):
-                self._save_state()
-                try:
-                    raise parallel.first(error)  # which waits for the state: one that ends takes the others with it
-                finally:
-                    error = None  # as the error holds this frame
-            yield batch
+    def _say(self, text: str) -> None:
+        self.accelerator.print(f"{self.stage}: {text}")
 
-    def _explained(self, error: Exception) -> Exception:
-        if not self.root.is_dir():
-            text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-            found = FileNotFoundError(f"{text}What is trained is kept in {self.files.state_path}")
-        elif isinstance(error, ImageError):
-            found = ImageError(str(error).rpartition("ImageError: ")[2].strip())  # a loader process adds its traceback
-        else:
-            return error
-        found.__cause__ = error
-        return found
+    def _anywhere(self, *flags: Any) -> list[bool]:
+        """Whether each flag is set in any of the processes."""
+        counts = torch.tensor([float(bool(flag)) for flag in flags], device=self.device)
+        return (self.accelerator.reduce(counts) > 0).tolist()
 
-    def plan(self, epoch: int, table: pd.DataFrame, binary: bool, every: int = 1) -> list[list[tuple[int, int]]]:
-        """The draws of each batch of an epoch, (index, seed) each, by the epoch's number alone: none is loaded.
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over the processes, in one message."""
+        if not self.is_alone:
+            flat = self.accelerator.reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "mean")
+            for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
 
-        Args:
-            epoch: from 0.
-            table, binary: as in `balanced_sampler`.
-            every: batches for one of indices as they are; those of the others count on from the table's length, where
-                the data set has the images once more.
-        """
-        cfg = self.cfg
-        draws = max(cfg.images_per_epoch or len(table), cfg.batch_size)
-        order, *each = seeds(draws + 1, cfg.seed, epoch + 1)
-        chosen = np.array(list(balanced_sampler(table, draws, binary, torch.Generator().manual_seed(order))))
-        chosen = chosen[spread(table["is_fake"].to_numpy()[chosen])].tolist()
-        found = _batches(list(zip(chosen, each, strict=True)), cfg.batch_size)[: draws // cfg.batch_size]
-        return [[(i + len(table) * bool(turn % every), seed) for i, seed in batch] for turn, batch in enumerate(found)]
-
-    @torch.inference_mode()
-    def validate(self, data: Dataset) -> tuple[Tensor, Tensor]:
-        """Logits of the averaged weights, and targets, for one fixed crop per image, the same in every epoch."""
-        self.averaged.eval()
-        logits, targets = [], []
-        draws = parallel.share(list(enumerate(seeds(len(data), self.cfg.seed, 0))))
-        size = -(-self.cfg.batch_size // parallel.count())
-        plan = _batches(draws, size)
-        most = -(-len(data) // (parallel.count() * size))  # of a process; one that has a batch less reads one in vain
-        for batch in self._read(self._loader(data, plan + [[(0, 0)]] * (most - len(plan)))):
-            self._stop_if_asked()
-            images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
-            with self.precision():
-                logits.append(self.averaged(images.to(self.device)).float().cpu())
-            targets.append(target)
-        return tuple(parallel.gathered(torch.cat(parts)[: len(draws)]) for parts in (logits, targets))
-
-    def end_epoch(self, epoch: int, values: dict[str, float], score: float) -> None:
-        """Add a row to the history, redraw the curves, keep the epoch if it is the best, and write the state."""
-        values, score = parallel.agreed((values, score))
-        losses = {name: float(np.mean(found)) for name, found in self.losses.items()}
-        row = {
-            "epoch": epoch + 1,
-            "seconds": time.monotonic() - self.started,
-            "lr": self.optimizers[MODEL].param_groups[0]["lr"],
-            "train_loss": losses.pop(MODEL),
-            **values,
-            **{f"{name}_loss": value for name, value in losses.items()},
-            "score": score,
-        }
-        self.history.append(row)
-        self.tracker.epoch(row)
-        self.steps, self.spent, self.losses = 0, 0.0, defaultdict(list)
-        better = [score, -values["val_loss"]] > self.best[:2]
-        if better:
-            self.best = [score, -values["val_loss"], epoch + 1]
-        if parallel.is_main():
-            self._report_epoch(epoch, row, values)
-            if better:
-                self._save_best()
-            self._save_state()
-
-    def _report_epoch(self, epoch: int, row: dict[str, float], values: dict[str, float]) -> None:
-        left = (self.cfg.num_epochs - epoch - 1) * row["seconds"]
-        shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", *values))
-        time_text = f"{row['seconds']:.0f} s, at most {left:.0f} s left"
-        print(f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}: {shown} ({time_text})")
-        self._draw()
+    def _broadcast(self, module: nn.Module) -> None:
+        """Give all processes the main one's weights and buffers."""
+        for tensor in () if self.is_alone else module.state_dict().values():
+            tensor.copy_(broadcast(tensor.contiguous()))
 
     def _save_state(self) -> None:
-        if not parallel.is_main():
+        self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
+        if self.is_main:
+            networks = {
+                name: {part: value.state_dict() for part, value in learner.stateful.items()}
+                for name, learner in self.learners.items()
+            }
+            progress = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
+            state = {"key": self.key, "networks": networks, "averaged": self.averaged.state_dict(), **progress}
+            inference.save_checkpoint(state, self.state_path)
+
+    def _resume(self) -> None:
+        state = None
+        if self.cfg.resume and self.is_main and self.state_path.exists():
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            if state["key"] != self.key:
+                self._say(f"{self.state_path.name} belongs to other data or parameters; starting afresh.")
+                state = None
+        state = broadcast_object_list([state])[0]
+        if state is None:
+            for module in (self.averaged, *(learner.network for learner in self.learners.values())):
+                self._broadcast(module)
             return
-        state = {
-            **self.learnt(),
-            "history": self.history,
-            "best": self.best,
-            "steps": self.steps,
-            "losses": dict(self.losses),
-            "spent": time.monotonic() - self.started if self.steps else 0.0,
-        }
-        self.files.save_state(state)
-
-    def finish(self) -> pd.DataFrame:
-        """Mark the best checkpoint as finished, drop the state to go on from, and give the history.
-
-        A training that ran out of time keeps its state, so that it goes on when it is given more.
-        """
-        if not self.done:
-            self.tracker.end("stopped" if self.out_of_time else "finished")
-        if not self.done and not self.out_of_time and parallel.is_main():
-            self.files.finish(self.history)
-        self.done = parallel.agreed(self.done or not self.out_of_time)
-        return pd.DataFrame(self.history)
-
-    def _draw(self) -> None:
-        if parallel.count() > 1:
-            return  # a notebook shows them when its processes have ended; they have no way to its page
-        self.curves.show(lambda: plot_history(pd.DataFrame(self.history)))
+        for name, learner in self.learners.items():
+            for part, value in learner.stateful.items():
+                value.load_state_dict(state["networks"][name][part])
+        self.averaged.load_state_dict(state["averaged"])
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+        self.losses = defaultdict(list, self.losses)
+        self._say(f"going on after {self._where()}.")
 
     def _save_best(self) -> None:
+        buffers, cfg = dict(self.model.named_buffers()), self.cfg  # stage 2 normalises by the image: no mean, no std
+        statistics = {name: buffers[name].flatten().tolist() if name in buffers else None for name in ("mean", "std")}
+        quality = cfg.equalise_quality if cfg.equalise else None
         content = {
-            "stage": self.stage,
-            "weights": self.averaged.module.state_dict(),
-            "classes": self.classes,
-            "preprocessing": self._preprocessing(),
-            "crops": self.cfg.crops,
-            "crop_mode": self.cfg.crop_mode,
-            "threshold": 0.5,
-            "operating_points": {},
-            "temperature": 1.0,
-            "bank": None,
-            "ood_threshold": None,
-            "conformal_quantile": 1.0,
-            "config": self.settings,
-            "manifest_hash": self.manifest_hash,
-            "metrics": {"val": self.history[-1]},
-            "history": self.history,
-        }
-        self.files.save_best(content)
+            "stage": self.stage, "classes": self.classes, "weights": self.averaged.module.state_dict(),
+            "preprocessing": {"crop_size": cfg.crop_size, "equalise_quality": quality, **statistics},
+            "crops": cfg.crops, "crop_mode": cfg.crop_mode, "threshold": 0.5, "temperature": 1.0,
+            "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
+            "metrics": {"val": self.history[-1]}, "history": self.history,
+        }  # fmt: skip
+        inference.save_checkpoint(content, self.best_path)
 
-    def _preprocessing(self) -> dict:
-        """What a crop goes through; mean and std are None where the network normalises each image by itself."""
-        named = dict(self.model.named_buffers())
-        values = {name: named[name].flatten().tolist() if name in named else None for name in ("mean", "std")}
-        return {"crop_size": self.cfg.crop_size, "equalise_quality": self.equalise_quality, **values}
-
-    def _go_on(self) -> None:
-        state = parallel.agreed(self.files.state() if parallel.is_main() else None)
-        if state is None:
-            return
-        self.take_up(state)
-        self.history, self.best = state["history"], state["best"]
-        self.steps, self.spent = state["steps"], state["spent"]
-        self.losses = defaultdict(list, state["losses"])
-        print(f"{self.stage}: going on after {self._where()}.")
-
-    def _loader(self, data: Dataset, plan: list[list[tuple[int, int]]]) -> Iterator:
-        return loading.batches(data, plan, self.device, self.cfg.workers)
-
-    def _to_device(self, batch):
-        if isinstance(batch, dict):
-            return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        return [value.to(self.device, non_blocking=True) for value in batch]
+    def _track(self) -> None:
+        """Log the last epoch, or all where this process has logged none; a log that fails is given up with one line."""
+        try:
+            if self.tracker and not self.accelerator.trackers:
+                name = "dfd" if self.tracker == "mlflow" else self.stage
+                shutil.rmtree(self.out / "tensorboard" / name, ignore_errors=True)
+                values = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in self.settings.items()}
+                options = {"mlflow": {"run_name": f"{self.out.resolve().name} {self.stage}"}}
+                self.accelerator.init_trackers(name, values, options)
+                for row in self.history[:-1]:
+                    self.accelerator.log(row, step=row["epoch"])
+            if self.tracker:
+                self.accelerator.log(self.history[-1], step=len(self.history))
+        except Exception as error:  # whatever a log or its server does, the training goes on
+            reason = (str(error).splitlines() or [""])[0]
+            self._say(f"{self.tracker} failed ({type(error).__name__}: {reason}); going on without it.")
+            self.tracker, self.accelerator.trackers = None, []
 
 
-def _batches(draws: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
-    return [draws[start : start + size] for start in range(0, len(draws), size)]
+def _tracker(cfg: config.Training) -> str | None:
+    """The tracker for accelerate, if its package is installed."""
+    name = {"auto": "tensorboard", "none": None}.get(cfg.track, cfg.track)
+    if name and importlib.util.find_spec(name) is None:
+        if cfg.track != "auto":
+            raise config.ConfigError(f"track is {name}, but the package {name} is not installed; or set track to none")
+        name = None
+    return name
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, the CPU's and the GPU's generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def is_main_process() -> bool:
+    """Whether this process is the first of a training's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def from_main_process(function: Callable[[], Any]) -> Any:
+    """What a function gives in the first process of a training, in all of them; the others wait."""
+    if "WORLD_SIZE" not in os.environ:
+        return function()
+    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    return broadcast_object_list([function() if is_main_process() else None])[0]
+
+
+def worker_count(asked: int) -> int:
+    """Loader processes of one process of a training; below 0 its share of the machine's cores, at most MAX_WORKERS."""
+    share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return asked if asked >= 0 else min(MAX_WORKERS, max(1, share))
+
+
+def _start_worker(number: int, share_cores: bool) -> None:
+    """Leave signals to the training, and give way to it where it computes on the same cores."""
+    runs.left_to_the_parent(number)
+    if share_cores and hasattr(os, "nice"):
+        os.nice(5)

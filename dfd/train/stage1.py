@@ -1,50 +1,40 @@
-"""The adversary of stage 1: a small UNet that launders fakes until they pass for photos.
+"""Stage 1, real or fake: a detector C against a launderer G that changes fakes until a critic D takes them for photos.
 
-x is a fake, G the UNet, x' = x + G(x) the laundered fake. D, a PatchGAN, says whether x' looks like a photo; V, VGG16
-features, holds its content to x's; C, the detector, is to be evaded. G and D are trained in turns with C (Goodfellow
-et al. 2014, arXiv:1406.2661), and C learns to call x' fake as well.
+x is a fake and x' = x + G(x) the laundered fake. D, a PatchGAN, says whether x' looks like a photo; V, VGG16 features,
+holds its content to that of x; C is to be evaded. All learn in turns (Goodfellow et al. 2014, arXiv:1406.2661).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
 import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from dfd.core.parallel import gathered
-from dfd.losses import ADVERSARIAL, r1_penalty, real_fake_loss
+from dfd import config
+from dfd.data.crops import EpochSampler, RealFakeDataset, equalise
+from dfd.degrade.registry import RandomDegrade
+from dfd.losses import ADVERSARIAL, DETECTION, r1_penalty, real_fake_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.models.classifiers import UNetRes
+from dfd.train.loop import Trainer
 
 
 class Launderer(nn.Module):
-    """G, D and V of stage 1, with the loss of each.
+    """G, D and V of stage 1, with the losses of G and D; the config's parameters say how large they are."""
 
-    Args:
-        width: channels of the UNet's first level, and a quarter of the discriminator's.
-        bound: largest change of a pixel, in units of the [0, 1] range.
-        layers: strided layers of the discriminator; 3 see patches of 70 x 70 pixels.
-        loss: hinge or nonsaturating.
-        pretrained: ImageNet weights for V where they can be had.
-        perceptual: whether there is a V.
-        r1_weight: weight of the R1 penalty on D, which spectral norm keeps stable already.
-    """
-
-    def __init__(
-        self,
-        width: int = 8,
-        bound: float = 0.03,
-        layers: int = 3,
-        loss: str = "hinge",
-        pretrained: bool = True,
-        perceptual: bool = True,
-        r1_weight: float = 0.0,
-    ):
+    def __init__(self, cfg: config.Stage1):
         super().__init__()
+        width, bound = cfg.launderer_width, cfg.launderer_bound
         self.generator = UNetRes(width, bound, from_high_pass=False)
-        self.discriminator = PatchDiscriminator(width=4 * width, layers=layers, gain=1 / bound)
-        self.perceptual = VGGPerceptual(pretrained) if perceptual else None
-        self.r1_weight = r1_weight
-        self.of_discriminator, self.of_generator = ADVERSARIAL[loss]
+        self.discriminator = PatchDiscriminator(width=4 * width, layers=cfg.discriminator_layers, gain=1 / bound)
+        self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
+        self.r1_weight = cfg.r1_weight
+        self.loss_of_discriminator, self.loss_of_generator = ADVERSARIAL[cfg.adversarial_loss]
 
     def forward(self, fakes: Tensor) -> Tensor:
         """Laundered fakes x + G(x): (B, 3, H, W) in [0, 1] for the same; the gradient passes the clipping."""
@@ -57,25 +47,102 @@ class Launderer(nn.Module):
             laundered = self(fakes)
         photos = photos.clone().requires_grad_() if self.r1_weight else photos
         logits = self.discriminator(photos).float()
-        loss = self.of_discriminator(gathered(logits), gathered(self.discriminator(laundered).float()))
+        loss = self.loss_of_discriminator(logits, self.discriminator(laundered).float())
         return loss + self.r1_weight / 2 * r1_penalty(logits, photos) if self.r1_weight else loss
 
-    def generator_losses(self, fakes: Tensor, classifier: nn.Module) -> dict[str, Tensor]:
+    def generator_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
         """What G minimises, by name: adversarial (D), evasion (C) and perceptual (V).
 
         Args:
             fakes: (B, 3, H, W) in [0, 1].
-            classifier: C, (B, 3, H, W) to logits (B,), above 0 for fake; evaluated as it predicts.
+            detector: C, (B, 3, H, W) to logits (B,), above 0 for fake; evaluated as it predicts.
         """
-        laundered = self(fakes)
-        training = classifier.training
-        classifier.eval()  # batch statistics of laundered fakes alone must not enter the detector's averages
-        believed = gathered(classifier(laundered).float())
-        found = {
-            "adversarial": self.of_generator(gathered(self.discriminator(laundered).float())),
-            "evasion": real_fake_loss(believed, torch.zeros_like(believed)),
+        laundered, is_training = self(fakes), detector.training
+        detector.eval()  # batch statistics of laundered fakes alone must not enter its averages
+        logits = detector(laundered).float()
+        detector.train(is_training)
+        losses = {
+            "adversarial": self.loss_of_generator(self.discriminator(laundered).float()),
+            "evasion": real_fake_loss(logits, torch.zeros_like(logits)),
         }
-        classifier.train(training)
         if self.perceptual is not None:
-            found["perceptual"] = self.perceptual(laundered, fakes)
-        return found
+            losses["perceptual"] = self.perceptual(laundered, fakes)
+        return losses
+
+
+def fit_stage1(
+    table: pd.DataFrame, cfg: config.Stage1, on_epoch: Callable[[pd.DataFrame], None] | None = None
+) -> pd.DataFrame:
+    """Train the real/fake detector and leave its best epoch in `best_real_fake_model.pt`.
+
+    The same call resumes an interrupted training. Several processes average their gradients; see `dfd.train.loop`.
+
+    Args:
+        table: the manifest, with its root in attrs; splits train and val are read.
+        cfg: the parameters; all of them are stored in the checkpoint.
+        on_epoch: is given the history so far after every epoch.
+
+    Returns:
+        One row per epoch: epoch, seconds, lr, train_loss, val_loss and val_auc (clean crops), val_auc_degraded,
+        the losses of launderer and critic, and the score that chose the best epoch: the mean of both AUCs.
+
+    Raises:
+        ValueError: a split lacks photos or fakes.
+        Interrupted: SIGINT or SIGTERM came; the step was finished and the state is saved.
+    """
+    train, val, test = (table[table["split"] == split] for split in ("train", "val", "test"))
+    for split, rows in (("train", train), ("val", val), ("test", test)):
+        if rows["is_fake"].nunique() < 2:
+            raise ValueError(f"stage 1 needs photos and fakes in split {split!r}; add images or change the fractions")
+    trainer = Trainer("stage1", table, cfg, ["real", "fake"], on_epoch)
+    if trainer.is_finished():
+        return pd.DataFrame(trainer.history)
+
+    quality, degrade = cfg.equalise_quality if cfg.equalise else None, RandomDegrade(smallest=cfg.crop_size)
+    crops = partial(RealFakeDataset, root=table.attrs["root"], crop_size=cfg.crop_size, equalise_quality=quality)
+    sampler = EpochSampler(train, cfg, binary=True)
+    trainer.load("train", crops(train, degrade=degrade if cfg.degrade else None), sampler)
+    trainer.load("clean", crops(val))
+    trainer.load("degraded", crops(val, degrade=degrade))
+
+    detector, launderer = trainer.build_model(), None
+    trainer.add("detector", detector, cfg.lr_gc, of_model=True)
+    if cfg.adversarial:
+        launderer = Launderer(cfg).to(trainer.device)
+        trainer.add("launderer", launderer.generator, cfg.lr_gc, every=cfg.adversarial_every)
+        trainer.add("discriminator", launderer.discriminator, cfg.lr_d)
+    detection = partial(DETECTION[cfg.loss], smoothing=cfg.label_smoothing)
+
+    with trainer.running():
+        for _ in trainer.epochs():
+            for step, (images, is_fake) in trainer.batches():
+                photos, fakes = images[is_fake == 0], images[is_fake == 1]
+                laundered = fakes[:0]
+                if launderer and len(photos) and len(fakes):
+                    # 1. critic: photos against laundered fakes
+                    with trainer.autocast():
+                        loss = launderer.discriminator_loss(photos, fakes)
+                    trainer.step("discriminator", loss)
+                    if step % cfg.adversarial_every == 0:
+                        # 2. launderer: pass for photos before critic and detector, keep the content
+                        with trainer.autocast():
+                            losses = launderer.generator_losses(fakes, detector)
+                        trainer.step("launderer", sum(getattr(cfg, f"{n}_weight") * part for n, part in losses.items()))
+                        trainer.record(losses)
+                        with torch.no_grad(), trainer.autocast():
+                            laundered = equalise(launderer(fakes).clamp(0, 1), quality)
+                # 3. detector: photos, fakes and laundered fakes
+                with trainer.autocast():
+                    logits = detector(torch.cat([images, laundered])).float()
+                logits, logits_laundered = logits.tensor_split([len(images)])
+                loss = detection(logits, is_fake)
+                if len(laundered):
+                    loss = loss + cfg.laundered_weight * detection(logits_laundered, torch.ones_like(logits_laundered))
+                trainer.step("detector", loss)
+            # 4. validate, keep the best, save the state
+            logits, is_fake = trainer.validate("clean")
+            logits_degraded, _ = trainer.validate("degraded")
+            auc, auc_degraded = (roc_auc_score(is_fake, scores) for scores in (logits, logits_degraded))
+            loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(is_fake)).item()
+            trainer.end_epoch((auc + auc_degraded) / 2, loss, val_auc=auc, val_auc_degraded=auc_degraded)
+    return trainer.finish()

@@ -103,7 +103,7 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", watched)
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("renamed"), replace(*names)))
     io.write_text(tmp_path / "a.txt", "x")
-    assert done == [str(tmp_path / "a.txt.part"), "renamed", str(tmp_path)]
+    assert done == [str(tmp_path / "a.txt.part"), "renamed"]
 
 
 def test_what_a_killed_run_left_is_overwritten_or_swept(tmp_path):

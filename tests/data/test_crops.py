@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfd.config import CROP_MODES
+from dfd.config import CROP_MODES, Stage1
 from dfd.core.images import ImageError
 from dfd.data import crops
 from dfd.data.crops import MAX_CROPS, cut, plan
@@ -244,20 +244,23 @@ def test_two_view_items_carry_a_carrier_when_given_one(folder):
 )
 def test_sampler_weighs_classes_alike(folder, binary, expected):
     table = folder if binary else folder[folder["is_fake"]]
-    drawn = list(crops.balanced_sampler(table, 6000, binary, torch.Generator().manual_seed(0)))
+    cfg = Stage1(images_per_epoch=6000, batch_size=8)
+    drawn = [index for index, _ in crops.EpochSampler(table, cfg, binary)]
     shares = table["label"].iloc[drawn].value_counts(normalize=True).to_dict()
     assert shares == pytest.approx(expected, abs=0.03)
 
 
-def test_spread_draws_give_every_batch_its_share_and_keep_the_order_of_each_kind():
-    is_fake = np.random.default_rng(0).random(4000) < 0.3
-    order = crops.spread(is_fake)
-    assert sorted(order) == list(range(4000))
-    for kind in (False, True):
-        assert (np.diff([place for place in order if is_fake[place] == kind]) > 0).all()
-    counts = is_fake[order].reshape(-1, 32).sum(1)
-    assert counts.max() - counts.min() <= 1 and abs(counts.mean() / 32 - is_fake.mean()) < 1e-9
-    assert crops.spread(np.ones(5, dtype=bool)).tolist() == [0, 1, 2, 3, 4]
+def test_draws_take_turns_and_hang_on_seed_and_epoch_alone(folder):
+    cfg = Stage1(images_per_epoch=807, batch_size=8)
+    sampler = crops.EpochSampler(folder, cfg, binary=True)
+    draws = list(sampler)
+    assert len(draws) == len(sampler) == 800 and draws == list(crops.EpochSampler(folder, cfg, binary=True))
+    indices, seeds = zip(*draws, strict=True)
+    assert folder["is_fake"].iloc[list(indices)].tolist() == [False, True] * 400 and len(set(seeds)) == 800
+    sampler.epoch = 1
+    assert draws != list(sampler)
+    shifted = [index >= len(folder) for index, _ in crops.EpochSampler(folder, cfg, binary=False, every=4)]
+    assert shifted == ([False] * 8 + [True] * 24) * 25
 
 
 def test_a_seeded_item_hangs_on_its_draw_alone(folder):

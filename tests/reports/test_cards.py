@@ -170,7 +170,7 @@ def test_known_sources_and_licence_files_are_named(run):
 
 def test_the_command_gives_the_recorded_parameters_again(run):
     record = json.loads((run / "config.json").read_text())
-    words = shlex.split(cards.remake(record, "01_stage1_real_fake"))
+    words = shlex.split(cards.command(record, "01_stage1_real_fake"))
     assert words[:10] == "python -m dfd run --data d --out o --profile quick".split()
     assert words[-2:] == ["00", "01"]
     given = dict(zip(words[11:-2:3], words[12:-2:3], strict=True))
@@ -180,7 +180,7 @@ def test_the_command_gives_the_recorded_parameters_again(run):
     for stem, cls in STEMS.items():
         again = json.loads(json.dumps(vars(cls(**planned[stem]))))
         assert again == record["notebooks"][stem]["parameters"]
-    assert cards.remake({}, "00_eda") == ""
+    assert cards.command({}, "00_eda") == ""
 
 
 @pytest.mark.parametrize(
@@ -203,12 +203,12 @@ def test_a_broken_file_is_named_and_takes_its_old_card_with_it(run):
 
 def test_the_end_of_a_run_writes_and_links_them_and_an_empty_one_has_none(run, tmp_path, capsys):
     made_with = {"dfd": "1", "python": "3", "device": "cpu", "written": "2026-01-01T00:00"}
-    runner._finish(run, json.loads((run / "config.json").read_text()), made_with)
+    runner.finish(run, json.loads((run / "config.json").read_text()), made_with)
     page = (run / "index.html").read_text()
     assert 'href="model_card_stage1.md">Model card' in page and 'href="data_sheet.md">Data sheet' in page
     assert "model_card_stage2" not in page
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "best_gfd2_model.pt").write_bytes(b"no checkpoint")
-    runner._finish(tmp_path / "empty", {"notebooks": {}}, made_with)
+    runner.finish(tmp_path / "empty", {"notebooks": {}}, made_with)
     assert "model_card_stage2.md was not written: " in capsys.readouterr().out
     assert "Model card" not in html.write_index(tmp_path / "empty").read_text()

@@ -107,11 +107,11 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
         '<th scope="row">BigGAN</th><td>–</td><td>0.500</td>',
         "files give &lt;it&gt; away",
         "The fakes are simulated.",
-        "1 file was left out; rejected.csv names its reason.",
+        "Left out: 1 file; rejected.csv names each with its reason.",
         '<a href="00_safe.html">00 · Is it &lt;safe&gt;?</a>',
         "finished, 1:15",
         "And how much?",
-        '<a href="rejected.csv">rejected.csv</a></th><td>24 B</td>',
+        '<a href="rejected.csv">rejected.csv</a></th><td>24.0B</td>',
     ):
         assert text in page
     assert "Which generator: accuracy" not in page and "http" not in page.replace("http-equiv", "")

@@ -21,10 +21,9 @@ def shown(width, height, seed=0, mode="RGB"):
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("plots.plot_split(table);", "Splits: Images per class and split"),
-        ("a = 1\nplots.plot_split(\n    table)", "Splits: Images per class and split"),
+        ("results.plot_split(table);", "Splits: Images per class and split, of a manifest"),
+        ("a = 1\nresults.plot_split(\n    table)", "Splits: Images per class and split, of a manifest"),
         ("plots.plot_nothing(table)", "Splits: figure 2"),
-        ("no_plots.plot_split(table)", "Splits: figure 2"),
         ("training.fit(table)", "Splits: figure 2"),
     ],
 )
@@ -35,12 +34,12 @@ def test_a_picture_is_described_by_its_section_and_the_function_that_drew_it(sou
 def test_a_picture_that_brings_its_own_text_keeps_it():
     output = shown(4, 4)
     output.metadata["alt"] = "Losses over the epochs"
-    nb = {"cells": [new_code_cell("plots.plot_split(table)", outputs=[output, shown(4, 4)])]}
+    nb = {"cells": [new_code_cell("results.plot_split(table)", outputs=[output, shown(4, 4)])]}
     resources = {"dfd": {}}
-    html.Pictures().preprocess(html.NotebookNode(nb), resources)
+    html.picture_texts(html.NotebookNode(nb), resources)
     assert [one.metadata["alt"] for one in nb["cells"][0].outputs] == [
         "Losses over the epochs",
-        "Images per class and split",
+        "Images per class and split, of a manifest",
     ]
     assert resources["dfd"]["compressed"] is False
 
@@ -53,14 +52,14 @@ def test_the_largest_pictures_become_jpegs_until_all_fit():
     assert html.compress(outputs, sum(before) - 1000)
     assert [set(output.data) for output in outputs] == [{"image/jpeg"}, {"image/png"}, {"image/png"}]
     assert len(outputs[0].data["image/jpeg"]) < before[0]
-    seen = np.asarray(html.opened(outputs[0]), dtype=float)
+    seen = np.asarray(html.open_picture(outputs[0]), dtype=float)
     assert seen.shape == (200, 200, 3)
 
 
 def test_pictures_that_are_far_too_large_are_made_smaller_too():
     outputs = [shown(1500, 1500)]
     assert html.compress(outputs, 700_000)
-    assert html.opened(outputs[0]).size == (900, 900) and len(outputs[0].data["image/jpeg"]) <= 700_000
+    assert html.open_picture(outputs[0]).size == (900, 900) and len(outputs[0].data["image/jpeg"]) <= 700_000
 
 
 def test_what_is_transparent_becomes_white():
@@ -71,4 +70,4 @@ def test_what_is_transparent_becomes_white():
     clear.save(file, "PNG", compress_level=0)
     output.data["image/png"] = base64.b64encode(file.getvalue()).decode()
     assert html.compress([output], 2000)
-    assert html.opened(output).getpixel((32, 32)) == (255, 255, 255)
+    assert html.open_picture(output).getpixel((32, 32)) == (255, 255, 255)

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -31,7 +30,7 @@ def manifest(out, groups):
 
 
 def shown(found):
-    return {one["label"]: (one["text"] or one["value"], one["low"], one["high"]) for one in found["numbers"]}
+    return {one["label"]: (one["value"], one["low"], one["high"]) for one in found["numbers"]}
 
 
 @pytest.mark.parametrize("stem", [*config.NOTEBOOKS, "07_own"])
@@ -81,28 +80,23 @@ def test_an_interval_of_no_width_is_not_shown_as_certainty(box, tmp_path):
     assert list(shown(box("01_stage1_real_fake")).values()) == [(1.0, None, None)]
 
 
-def test_robustness_names_the_worst_level_and_the_worst_condition(box, tmp_path):
-    sweep = pd.DataFrame({"quality": [np.nan, 90, 50, 30], "auc": [0.1, 0.9, 0.7, np.nan]})
-    sweep.assign(auc_low=0.6, auc_high=0.95).to_csv(tmp_path / "sweep_jpeg_stage1.csv", index=False)
-    found = box("03_robustness")
-    assert shown(found) == {"Stage 1, worst JPEG (quality 50): AUC": (0.7, 0.6, 0.95)}
-    assert found["caveats"] == [summary.WORST]
-    rates = pd.DataFrame({"condition": ["as it is", "blur 2", "noise 1"], "value": [0.1, 0.5, 0.3], "label": "all"})
-    rates = rates.assign(stage="stage1", metric="false_positive_rate", low=0.05, high=0.6)
-    other = rates.assign(label="ProGAN", value=0.9)
-    pd.concat([rates, other]).to_csv(tmp_path / "robustness.csv", index=False)
-    assert shown(box("03_robustness"))["Stage 1, worst condition (blur 2): Photos called fake"] == (0.5, 0.05, 0.6)
+def test_robustness_names_the_worst_conditions(box, tmp_path):
+    worst = {"condition": "blur 2", "value": 0.5, "low": 0.05, "high": 0.6}
+    section = {"stage1_false_positive_rate": {"as_it_is": worst | {"value": 0.1}, "worst": worst}}
+    (tmp_path / "metrics.json").write_text(json.dumps({"robustness": section}))
+    content = box("03_robustness")
+    assert shown(content) == {"Stage 1: photos called fake, worst at blur 2": (0.5, 0.05, 0.6)}
+    assert content["caveats"] == [summary.WORST]
 
 
-def test_mistakes_are_counted_and_their_interval_is_the_accuracy_turned_round(box, tmp_path):
-    labels = ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN", "ProGAN"]
-    table = pd.DataFrame({"path": list("abcde"), "label": labels, "split": "test", "degradation": "none", "level": 0.0})
-    table = table.assign(logit_real=0.0, logit_fake=0.0, prediction=["fake", "real", "fake", "real", "fake"])
-    degraded = table.assign(degradation="jpeg", level=50.0, prediction="real")
-    pd.concat([table, degraded]).to_parquet(tmp_path / "scores_stage1.parquet")
-    test = {"accuracy_at_threshold": {"value": 0.6, "low": 0.2, "high": 0.9}, "real_accuracy": number(0.8)}
-    (tmp_path / "metrics.json").write_text(json.dumps({"stage1": {"test": test}}))
-    found = shown(box("04_error_analysis"))
-    assert found["Stage 1: images wrong, 2 of 5"] == (0.4, pytest.approx(0.1), pytest.approx(0.8))
-    assert found["Stage 1: photos called fake, 1 of 2"] == (0.5, None, None)  # 0.8 is about other images
-    assert found["Stage 1: fakes called photos, 1 of 3"][0] == pytest.approx(1 / 3)
+def test_mistakes_are_one_minus_the_accuracies_and_so_are_their_intervals(box, tmp_path):
+    section = {"accuracy_at_threshold": {"value": 0.6, "low": 0.2, "high": 0.9}, "fake_accuracy": number(0.8)}
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"stage1": {"test": section, "val": {"real_accuracy": number(0.3)}}})
+    )
+    first = shown(box("04_error_analysis"))
+    assert first["Stage 1: images wrong"] == (pytest.approx(0.4), pytest.approx(0.1), pytest.approx(0.8))
+    assert list(first) == ["Stage 1: images wrong", "Stage 1: fakes called photos"]
+    record = {"notebooks": {"04_error_analysis": {"parameters": {"split": "val"}}}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert list(shown(box("04_error_analysis"))) == ["Stage 1: photos called fake"]

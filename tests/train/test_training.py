@@ -1,6 +1,6 @@
-"""Training: fixed seeds, resume equal to no interruption, early stopping, atomic checkpoints, and real learning."""
+"""Training: fixed seeds, early stopping, what a checkpoint holds, which network learns from what, and real learning."""
 
-import os
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from trainings import FITS, configured
 
 from dfd import config
-from dfd.config import CHECKPOINTS
 from dfd.data import crops, manifest
 from dfd.evaluate import scores as scores_module
-from dfd.inference.stage import Stage, save_checkpoint
-from dfd.train import kept, loop, stage2
-
-FITS = {"stage1": (stage2.fit_stage1, config.Stage1), "stage2": (stage2.fit_stage2, config.Stage2)}
-BACKBONES = {"stage1": "test_resnet.r160_in1k", "stage2": "test_efficientnet.r160_in1k"}
+from dfd.inference.stage import Stage
+from dfd.train import fit, fit_stage1, fit_stage2, loop, stage2
 
 
 @pytest.fixture
@@ -25,235 +22,181 @@ def table(tiny_data, tmp_path):
     return manifest.scan(tiny_data, tmp_path / "scan", progress=False)
 
 
-def configured(stage, out, data, **changes):
-    small = {"backbone": BACKBONES[stage], "pretrained": False, "crop_size": 32, "num_epochs": 3, "batch_size": 8}
-    wide = {"unet_width": 4} if stage == "stage2" else {"launderer_width": 4, "adversarial_every": 2}
-    options = {**small, **wide, "workers": 0, "images_per_epoch": 16, "lr_gc": 1e-3, **changes}
-    return FITS[stage][1](data=str(data), out=str(out), **options)
-
-
-def weights(out, stage):
-    return torch.load(out / CHECKPOINTS[stage], weights_only=True)["weights"]
+def trainer_of(table, cfg):
+    """A trainer of stage 1 with its detector and nothing else."""
+    trainer = loop.Trainer("stage1", table, cfg, ["real", "fake"])
+    train = table[table["split"] == "train"]
+    trainer.load("train", crops.RealFakeDataset(train, cfg.data, cfg.crop_size), crops.EpochSampler(train, cfg, True))
+    trainer.add("detector", trainer.build_model(), cfg.lr_gc, of_model=True)
+    return trainer
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_same_seed_gives_the_same_first_loss(stage, table, tiny_data, tmp_path):
+def test_same_seed_gives_the_same_first_loss_whatever_the_workers(stage, table, tiny_data, tmp_path):
     losses = {}
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        cfg = configured(stage, tmp_path / name, tiny_data, num_epochs=1, seed=seed)
-        losses[name] = FITS[stage][0](table, cfg)["train_loss"][0]
+    for name, changes in {"a": {}, "b": {"workers": 2}, "c": {"seed": 1}}.items():
+        losses[name] = fit(table, configured(stage, tmp_path / name, tiny_data, num_epochs=1, **changes))["train_loss"][
+            0
+        ]
     assert losses["a"] == losses["b"] != losses["c"]
 
 
-@pytest.mark.parametrize(("stage", "workers"), [("stage1", 0), ("stage2", 0), ("stage1", 1)])
-def test_resumed_training_equals_an_uninterrupted_one(stage, workers, table, tiny_data, tmp_path, monkeypatch):
-    fit = FITS[stage][0]
-    whole = fit(table, configured(stage, tmp_path / "whole", tiny_data))
-
-    end_epoch = loop.Session.end_epoch
-
-    def killed_after_first(self, epoch, *rest, **options):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        end_epoch(self, epoch, *rest, **options)
-
-    monkeypatch.setattr(loop.Session, "end_epoch", killed_after_first)
-    with pytest.raises(KeyboardInterrupt):
-        fit(table, configured(stage, tmp_path / "resumed", tiny_data, workers=workers))
-    monkeypatch.setattr(loop.Session, "end_epoch", end_epoch)
-    resumed = fit(table, configured(stage, tmp_path / "resumed", tiny_data, workers=workers))
-
-    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"), check_exact=True)
-    one, other = weights(tmp_path / "whole", stage), weights(tmp_path / "resumed", stage)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not (tmp_path / "resumed" / f"train_{stage}.pt").exists()
-
-
-def test_batches_hang_neither_on_workers_nor_on_the_batches_before(table, tiny_data, tmp_path):
-    train = table[table["is_fake"] & (table["split"] == "train")]
-    found = {}
-    for name, changes in {"0": {}, "2": {"workers": 2}, "seed": {"seed": 1}}.items():
-        session = loop.Session("stage2", table, configured("stage2", tmp_path, tiny_data, **changes), ["a", "b"])
-        carriers = crops.CarrierBuilder(table, tiny_data, "train", 32, session.degrade)
-        data = crops.GFDTwoViewDataset(train, tiny_data, ["BigGAN", "ProGAN"], 32, session.degrade, 90, carriers)
-        session.losses = {"model": [0.0]}
-        found[name] = list(session.batches(data, train, binary=False))
-        assert len(found[name]) == 2
-    for alone, split in zip(found["0"], found["2"], strict=True):
-        assert all(torch.equal(alone[name], split[name]) for name in alone)
-    assert not torch.equal(found["0"][0]["view1"], found["seed"][0]["view1"])
-    later = next(iter(session._loader(data, session.plan(0, train, binary=False)[1:])))
-    assert all(torch.equal(later[name], found["seed"][1][name]) for name in later)
-    assert session.plan(0, train, False) != session.plan(1, train, False)
-
-
 def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny_data, tmp_path, capsys):
-    first = stage2.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
-    stamp = (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns
-    again = stage2.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
-    assert (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns == stamp
+    cfg, shown = configured("stage1", tmp_path, tiny_data, num_epochs=2), []
+    first = fit(table, cfg, lambda history: shown.append(len(history)))
+    assert shown == [1, 2]
+    again = fit(table, cfg.model_copy(update={"crops": 3}), lambda history: shown.append(len(history)))
     pd.testing.assert_frame_equal(first, again)
-    assert "already trained" in capsys.readouterr().out
-    stage2.fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
-    assert (tmp_path / CHECKPOINTS["stage1"]).stat().st_mtime_ns != stamp
+    assert shown == [1, 2, 2] and "already trained" in capsys.readouterr().out
+    assert torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)["crops"] == 3
+    fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
+    assert "already trained" not in capsys.readouterr().out
 
 
-def test_a_finished_training_leaves_the_state_of_another_alone(tmp_path, capsys):
-    one, other = (kept.Files("stage1", tmp_path, key) for key in ("one", "other"))
-    one.save_best({"crops": 1, "crop_mode": "five", "history": [{"epoch": 1}]})
-    one.finish([{"epoch": 1}])
-    other.save_state({"steps": 3})
-    assert one.finished(1, "five") == [{"epoch": 1}] and other.state()["steps"] == 3
-    one.save_state({"steps": 4})
-    assert one.finished(1, "five") and not one.state_path.exists()
+def test_the_state_of_another_training_is_not_used(table, tiny_data, tmp_path, capsys):
+    fit(table, configured("stage1", tmp_path, tiny_data, minutes=1e-6))
+    assert (tmp_path / "train_stage1.pt").exists()
+    history = fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
+    assert "train_stage1.pt belongs to other data or parameters; starting afresh" in capsys.readouterr().out
+    assert len(history) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["checkpoints", "decoded", "evaluation", "images", "learners", "stage", "training", "perceptual"]
-)
-def test_a_training_goes_on_only_with_the_code_that_it_began_with(name, monkeypatch):
-    before, read = kept.key("stage1", "a", {}), Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda path, *given: read(path, *given) + "#" * (path.stem == name))
-    assert kept.key("stage1", "a", {}) != before
+def test_a_training_out_of_time_goes_on_when_given_more(table, tiny_data, tmp_path, capsys):
+    short = fit(table, configured("stage1", tmp_path, tiny_data, minutes=1e-6))
+    longer = fit(table, configured("stage1", tmp_path, tiny_data))
+    assert len(short) == 1 and len(longer) == 3
+    assert "going on after epoch 1" in capsys.readouterr().out
 
 
 def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, tmp_path, capsys):
-    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=9, patience=2, lr_gc=1e-12, images_per_epoch=8)
-    session = loop.Session("stage1", table, cfg, ["real", "fake"])
-    scores = iter([0.6, 0.7, 0.65, 0.7, 0.9])
-    for epoch in session.epochs():
-        session.losses["model"].append(1.0)
-        session.end_epoch(epoch, {"val_loss": 1.0, "val_auc": 0.0}, score=next(scores))
-    assert len(session.history) == 4 and session.best[2] == 2
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=9, patience=2, images_per_epoch=8)
+    trainer, scores = trainer_of(table, cfg), iter([0.6, 0.7, 0.65, 0.7, 0.9])
+    with trainer.running():
+        for _ in trainer.epochs():
+            trainer.losses["train"].append(1.0)
+            trainer.end_epoch(next(scores), 1.0)
+    assert len(trainer.history) == 4 and trainer.best[2] == 2
     assert "stopped early" in capsys.readouterr().out
 
 
+def test_the_learning_rate_warms_up_and_falls_to_a_hundredth(table, tiny_data, tmp_path):
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=10, images_per_epoch=160, lr_gc=0.5)  # 200 steps
+    learner, rates = trainer_of(table, cfg).learners["detector"], []
+    for _ in range(200):
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        learner.optimizer.step()
+        learner.schedule.step()
+    assert rates[0] == pytest.approx(0.005) and rates[10] == pytest.approx(0.5) == pytest.approx(max(rates))
+    assert rates[105] == pytest.approx(0.5 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 95 / 190))), rel=1e-3)
+    assert rates[-1] == pytest.approx(0.005, rel=0.05)
+
+
+def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
+    trainer, tracked = trainer_of(table, configured("stage1", tmp_path, tiny_data, ema=0.5)), []
+    for _ in range(4):
+        trainer.step("detector", trainer.model(torch.rand(2, 3, 32, 32)).square().mean())
+        tracked.append(next(trainer.model.parameters()).detach().clone())
+    expected = tracked[0]
+    for count, weight in enumerate(tracked[1:], 1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(next(trainer.averaged.module.parameters()), expected)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_remedy(table, tiny_data, tmp_path):
+    trainer = trainer_of(table, configured("stage1", tmp_path, tiny_data))
+    with pytest.raises(ValueError, match="the loss of detector became nan; lower lr_gc"):
+        trainer.step("detector", trainer.model(torch.rand(2, 3, 32, 32)).sum() * math.nan)
+
+
 def test_checkpoint_holds_what_the_design_says(table, tiny_data, tmp_path):
-    stage2.fit_stage2(table, configured("stage2", tmp_path, tiny_data, num_epochs=1))
-    content = torch.load(tmp_path / CHECKPOINTS["stage2"], weights_only=True)
+    fit_stage2(table, configured("stage2", tmp_path, tiny_data, num_epochs=1))
+    content = torch.load(tmp_path / config.CHECKPOINTS["stage2"], weights_only=True)
     assert content["classes"] == ["BigGAN", "ProGAN"]
     assert content["preprocessing"] == {"crop_size": 32, "equalise_quality": 90, "mean": None, "std": None}
     assert content["manifest_hash"] == manifest.digest(table)
-    assert content["config"]["unet_width"] == 4 and content["finished"]
-    assert {"weights", "threshold", "temperature", "metrics"} <= set(content)
-
-
-def test_failed_write_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
-    path = tmp_path / "model.pt"
-    save_checkpoint({"epoch": 1}, path)
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint({"epoch": 2}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+    assert content["config"]["unet_width"] == 4 and "out" not in content["config"] and content["finished"]
+    assert {"weights", "threshold", "temperature", "metrics", "feature_bank"} <= set(content)
+    fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
+    content = torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)
+    assert len(content["preprocessing"]["mean"]) == 3
 
 
 def test_missing_classes_are_named(table, tiny_data, tmp_path):
     photos = table[~table["is_fake"]]
     with pytest.raises(ValueError, match="photos and fakes"):
-        stage2.fit_stage1(photos, configured("stage1", tmp_path, tiny_data))
-    one = table[table["label"] != "BigGAN"]
-    with pytest.raises(ValueError, match="at least two generators"):
-        stage2.fit_stage2(one, configured("stage2", tmp_path, tiny_data))
+        fit_stage1(photos, configured("stage1", tmp_path, tiny_data))
     gone = table[(table["label"] != "BigGAN") | (table["split"] != "val")]
     with pytest.raises(ValueError, match="'val' has no image of BigGAN"):
-        stage2.fit_stage2(gone, configured("stage2", tmp_path, tiny_data))
+        fit_stage2(gone, configured("stage2", tmp_path, tiny_data))
+    for label, message in (("ProGAN", "at least two generators"), ("RealPhotos", "no real photo")):
+        with pytest.raises(ValueError, match=message):
+            fit_stage2(table[table["label"] != label], configured("stage2", tmp_path, tiny_data))
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_remedy(table, tiny_data, tmp_path):
-    session = loop.Session("stage1", table, configured("stage1", tmp_path, tiny_data), ["real", "fake"])
-    with pytest.raises(ValueError, match="lower lr_gc"):
-        session.step(torch.tensor(float("nan"), requires_grad=True))
+@pytest.mark.parametrize(
+    ("stage", "changes", "expected"),
+    [
+        ("stage1", {}, {"launderer", "discriminator", "adversarial", "evasion", "perceptual"}),
+        ("stage1", {"adversarial": False}, set()),
+        ("stage1", {"perceptual_weight": 0.0}, {"launderer", "discriminator", "adversarial", "evasion"}),
+        ("stage2", {}, {"discriminator", "source", "carried", "adversarial", "perceptual", "consistency"}),
+        ("stage2", {"extractor": "highpass"}, {"source", "consistency"}),
+    ],
+)
+def test_each_part_that_learns_has_its_loss_in_the_history(stage, changes, expected, table, tiny_data, tmp_path):
+    history = fit(table, configured(stage, tmp_path, tiny_data, num_epochs=1, **changes))
+    parts = {name.removesuffix("_loss") for name in history if name.endswith("_loss")}
+    assert parts - {"train", "val"} == expected
 
 
-def test_a_training_out_of_time_goes_on_when_given_more(table, tiny_data, tmp_path, capsys):
-    short = stage2.fit_stage1(table, configured("stage1", tmp_path, tiny_data, minutes=1e-6))
-    longer = stage2.fit_stage1(table, configured("stage1", tmp_path, tiny_data))
-    assert len(short) == 1 and len(longer) == 3
-    assert "going on after epoch 1" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("stage", "changes", "expected"),
+    [
+        (
+            "stage1",
+            {"images_per_epoch": 32},
+            ["discriminator", "launderer", "detector", "discriminator", "detector"] * 2,
+        ),
+        ("stage2", {"carried_every": 2}, ["discriminator", "model", "model"]),
+        (
+            "stage2",
+            {"joint": False, "carried_every": 1, "images_per_epoch": 32},
+            ["discriminator", "generator", "discriminator", "classifier"] * 2,
+        ),
+    ],
+)
+def test_networks_take_their_turns_and_a_step_changes_one_alone(
+    stage, changes, expected, table, tiny_data, tmp_path, monkeypatch
+):
+    steps, step = [], loop.Trainer.step
 
-
-def test_the_adversaries_take_their_turns(table, tiny_data, tmp_path):
-    history = stage2.fit_stage1(table, configured("stage1", tmp_path / "with", tiny_data, num_epochs=1))
-    adversaries = {"launderer_loss", "discriminator_loss", "adversarial_loss", "evasion_loss", "perceptual_loss"}
-    assert adversaries <= set(history)
-    alone = configured("stage1", tmp_path / "alone", tiny_data, num_epochs=1, adversarial=False)
-    assert not adversaries & set(stage2.fit_stage1(table, alone))
-    blind = configured("stage1", tmp_path / "blind", tiny_data, num_epochs=1, perceptual_weight=0.0)
-    assert "perceptual_loss" not in stage2.fit_stage1(table, blind)
-
-
-def test_a_step_changes_the_named_network_alone(table, tiny_data, tmp_path):
-    cfg = configured("stage1", tmp_path, tiny_data)
-    session = loop.Session("stage1", table, cfg, ["real", "fake"])
-    adversary = stage2.launderer_of(session, cfg)
-    for _ in session.epochs():
-        break
-    photos, fakes = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
-    losses = {
-        "discriminator": lambda: adversary.discriminator_loss(photos, fakes),
-        "launderer": lambda: sum(adversary.generator_losses(fakes, session.model).values()),
-        "model": lambda: session.model(fakes).mean(),
-    }
-    for trained, loss in losses.items():
-        before = {name: [p.clone() for p in network.parameters()] for name, network in session.networks.items()}
-        session.step(loss(), trained)
-        for name, network in session.networks.items():
-            pairs = zip(network.parameters(), before[name], strict=True)
-            assert any(not torch.equal(a, b) for a, b in pairs) == (name == trained), (trained, name)
-
-
-def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
-    session = loop.Session("stage1", table, configured("stage1", tmp_path, tiny_data, ema=0.5), ["real", "fake"])
-    session.losses = {"model": []}
-    tracked = []
-    for _ in range(4):
-        session.step(session.model(torch.rand(2, 3, 32, 32)).square().mean())
-        tracked.append(next(session.model.parameters()).detach().clone())
-    expected = tracked[0]
-    for count, weight in enumerate(tracked[1:], 1):
-        decay = min(0.5, (1 + count) / (10 + count))
-        expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(next(session.averaged.module.parameters()), expected)
-
-
-def test_the_losses_of_stage_2_are_all_in_the_history(table, tiny_data, tmp_path):
-    five = {f"{name}_loss" for name in ("source", "carried", "adversarial", "perceptual", "consistency")}
-    history = stage2.fit_stage2(table, configured("stage2", tmp_path / "all", tiny_data, num_epochs=1))
-    assert five | {"discriminator_loss"} <= set(history)
-    one = history.iloc[0]
-    assert one["train_loss"] > one["source_loss"] > 0
-    fixed = configured("stage2", tmp_path / "fixed", tiny_data, num_epochs=1, extractor="highpass")
-    assert five & set(stage2.fit_stage2(table, fixed)) == {"source_loss", "consistency_loss"}
-
-
-def test_extractor_and_classifier_may_learn_in_turns(table, tiny_data, tmp_path, monkeypatch):
-    cfg = configured("stage2", tmp_path, tiny_data, num_epochs=1, joint=False, carried_every=1, images_per_epoch=32)
-    steps, step = [], loop.Session.step
-
-    def watched(self, loss, name="model"):
-        parts = {part: [p.clone() for p in self.networks[part].parameters()] for part in ("generator", "classifier")}
-        step(self, loss, name)
-        for part, before in parts.items():
-            moved = any(not torch.equal(a, b) for a, b in zip(self.networks[part].parameters(), before, strict=True))
-            assert moved == (part == name), (name, part)
+    def watched(self, name, loss):
+        before = {n: [p.clone() for p in learner.parameters] for n, learner in self.learners.items()}
+        step(self, name, loss)
+        for other, learner in self.learners.items():
+            moved = any(not torch.equal(*pair) for pair in zip(learner.parameters, before[other], strict=True))
+            assert moved == (other == name), (name, other)
         steps.append(name)
 
-    monkeypatch.setattr(loop.Session, "step", watched)
-    history = stage2.fit_stage2(table, cfg)
-    assert steps == ["discriminator", "generator", "discriminator", "classifier"] * 2
-    assert "train_loss" in history and "generator_loss" not in history
+    monkeypatch.setattr(loop.Trainer, "step", watched)
+    fit(table, configured(stage, tmp_path, tiny_data, num_epochs=1, **changes))
+    assert steps == expected
 
 
-@pytest.mark.parametrize(("wrong", "message"), [("ProGAN", "at least two generators"), ("RealPhotos", "no real photo")])
-def test_stage_2_names_what_is_missing(wrong, message, table, tiny_data, tmp_path):
-    rest = table[table["label"] != wrong]
-    with pytest.raises(ValueError, match=message):
-        stage2.fit_stage2(rest, configured("stage2", tmp_path, tiny_data))
+def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_path, monkeypatch):
+    batches, put_on, losses = [], [], stage2.attribution_losses
+    read = loop.Trainer._read
+
+    def watched(self, name, first=0):
+        for batch in read(self, name, first):
+            batches.append("carrier" in batch)
+            yield batch
+
+    monkeypatch.setattr(loop.Trainer, "_read", watched)
+    monkeypatch.setattr(stage2, "attribution_losses", lambda *a, **kw: put_on.append(bool(kw)) or losses(*a, **kw))
+    fit(table, configured("stage2", tmp_path, tiny_data, num_epochs=1, images_per_epoch=48, carried_every=3))
+    assert batches[:6] == put_on == [True, False, False] * 2
 
 
 def textures(folder, names, rng):
@@ -275,9 +218,10 @@ def answers(table, out, folder):
         "stage2", out, folder, num_epochs=5, images_per_epoch=64, lr_gc=3e-3, degrade=False, equalise_quality=95,
         perceptual_weight=0.0, crops=1,
     )  # fmt: skip
-    stage2.fit_stage2(table, cfg)
+    fit_stage2(table, cfg)
     test = table[table["is_fake"] & (table["split"] == "test")]
-    return test, scores_module.score(Stage.load(Path(cfg.out) / CHECKPOINTS["stage2"]), test)["prediction"].to_numpy()
+    stage = Stage.load(Path(cfg.out) / config.CHECKPOINTS["stage2"])
+    return test, scores_module.score(stage, test)["prediction"].to_numpy()
 
 
 @pytest.mark.slow
@@ -304,25 +248,3 @@ def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp
         stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95
     )
     assert FITS[stage][0](table, cfg)[metric].max() > 0.9
-
-
-def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_path, monkeypatch):
-    """And a batch without them has the views that it had beside them."""
-    batches, losses = {}, stage2.attribution_losses
-
-    def watched(session, disentangler, batch, cfg):
-        assert ("carrier" in batch) >= (disentangler is not None)
-        batches.setdefault(cfg.out, []).append(batch)
-        return losses(session, disentangler, batch, cfg)
-
-    monkeypatch.setattr(stage2, "attribution_losses", watched)
-    plan = loop.Session.plan
-    for name in ("spared", "always"):
-        cfg = configured("stage2", tmp_path / name, tiny_data, num_epochs=1, images_per_epoch=48, carried_every=3)
-        stage2.fit_stage2(table, cfg)
-        monkeypatch.setattr(loop.Session, "plan", lambda self, *given: plan(self, *given[:3]))
-    spared, always = batches.values()
-    assert ["carrier" in batch for batch in spared] == [True, False, False] * 2
-    assert all("carrier" in batch for batch in always)
-    for one, other in zip(spared, always, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)

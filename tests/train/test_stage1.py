@@ -4,14 +4,20 @@ import pytest
 import torch
 from torch import nn
 
+from dfd import config
 from dfd.models.classifiers import RealFakeClassifier
 from dfd.train.stage1 import Launderer
 
 
+def small(**changes):
+    small = {"launderer_width": 4, "launderer_bound": 0.05, "discriminator_layers": 2, "pretrained": False}
+    torch.manual_seed(0)
+    return Launderer(config.Stage1(**{**small, **changes}))
+
+
 @pytest.fixture
 def adversary():
-    torch.manual_seed(0)
-    return Launderer(width=4, bound=0.05, layers=2, pretrained=False)
+    return small()
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def test_each_loss_reaches_the_launderer(loss, adversary, batches):
     adversary.generator_losses(batches[1], classifier)[loss].backward()
     assert reached(adversary.generator)
     assert not reached(adversary.perceptual)
-    assert reached(adversary.discriminator) == (loss == "adversarial")  # Session.step leaves these where they are
+    assert reached(adversary.discriminator) == (loss == "adversarial")  # Trainer.step leaves these where they are
     assert reached(classifier) == (loss == "evasion")
 
 
@@ -73,7 +79,7 @@ def test_evasion_trains_the_detector_to_be_fooled_as_it_predicts(adversary, batc
 
 
 def test_without_a_perceptual_part_there_is_none(batches):
-    adversary = Launderer(width=4, layers=2, perceptual=False)
+    adversary = small(perceptual_weight=0.0)
     assert set(adversary.generator_losses(batches[1], RealFakeClassifier("test_resnet.r160_in1k"))) == {
         "adversarial",
         "evasion",
@@ -88,8 +94,7 @@ def step(optimizer, loss):
 
 def test_the_launderer_learns_to_pass_for_a_photo():
     """Fakes carry a checkerboard, and a discriminator has learnt to see it: the launderer finds out and hides it."""
-    torch.manual_seed(0)
-    adversary = Launderer(width=4, bound=0.1, layers=2, perceptual=False)
+    adversary = small(launderer_bound=0.1, perceptual_weight=0.0)
     board = 0.05 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1)
     discriminator = torch.optim.Adam(adversary.discriminator.parameters(), 3e-3)
     launderer = torch.optim.Adam(adversary.generator.parameters(), 5e-3)

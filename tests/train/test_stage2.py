@@ -17,10 +17,14 @@ def model():
     return Attribution("test_efficientnet.r160_in1k", 3, unet_width=4, residual_bound=0.1)
 
 
+def small(**changes):
+    return config.Stage2(**{"discriminator_layers": 2, "crop_size": 32, "pretrained": False, **changes})
+
+
 @pytest.fixture
 def disentangler():
     torch.manual_seed(1)
-    return Disentangler(width=4, layers=2, pretrained=False, quality=90)
+    return Disentangler(small())
 
 
 @pytest.fixture
@@ -30,54 +34,39 @@ def batch():
     return views | {"source": torch.tensor([0, 1, 2, 1])}
 
 
-class Still:
-    """A session that lets no network learn, and remembers what it was asked to."""
-
-    def __init__(self, model):
-        self.model, self.steps = model, []
-
-    def precision(self):
-        return torch.autocast("cpu", enabled=False)
-
-    def step(self, loss, name):
-        self.steps.append(name)
-
-
 def reached(module):
     return any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
 
 
-def losses(model, disentangler, batch):
-    session = Still(model)
-    return attribution_losses(session, disentangler, batch, config.Stage2()), session.steps
+def losses(model, disentangler, batch, **changes):
+    residual, put_on = model.generator(torch.cat([batch["view1"], batch["view2"]])), {}
+    if disentangler is not None:
+        carried = fingerprinted(batch["carrier"], residual[:4])
+        put_on = {"disentangler": disentangler, "carriers": batch["carrier"], "carried": carried}
+    return attribution_losses(model, residual, batch["source"], small(**changes), **put_on)
 
 
 def test_every_weight_of_the_config_has_its_loss(model, disentangler, batch):
-    found, steps = losses(model, disentangler, batch)
-    assert set(found) == {"source", "carried", "adversarial", "perceptual", "consistency"}
-    assert steps == ["discriminator"]
-    assert set(losses(model, None, batch)[0]) == {"source", "consistency"}
+    assert set(losses(model, disentangler, batch)) == {"source", "carried", "adversarial", "perceptual", "consistency"}
+    assert set(losses(model, None, batch)) == {"source", "consistency"}
 
 
 @pytest.mark.parametrize("name", ["source", "carried", "adversarial", "perceptual", "consistency"])
 def test_each_loss_gives_the_extractor_a_gradient(name, model, disentangler, batch):
-    losses(model, disentangler, batch)[0][name].backward()
+    losses(model, disentangler, batch)[name].backward()
     assert reached(model.generator)
     assert reached(model.classifier) == (name in ("source", "carried", "consistency"))
-    assert reached(disentangler.discriminator) == (name == "adversarial")  # Session.step leaves it where it is
+    assert reached(disentangler.discriminator) == (name == "adversarial")  # Trainer.step leaves it where it is
     assert not reached(disentangler.perceptual)
 
 
 def test_a_weight_of_zero_leaves_its_loss_out(model, batch):
-    disentangler = Disentangler(width=4, layers=2, adversarial=False, perceptual=False)
-    cfg = config.Stage2(carried_weight=0.0, consistency_weight=0.0)
-    session = Still(model)
-    assert set(attribution_losses(session, disentangler, batch, cfg)) == {"source"}
-    assert session.steps == []
+    blind = Disentangler(small(adversarial_weight=0.0, perceptual_weight=0.0))
+    assert set(losses(model, blind, batch, carried_weight=0.0, consistency_weight=0.0)) == {"source"}
 
 
 def test_one_backward_walks_the_whole_graph_once(model, disentangler, batch):
-    found, _ = losses(model, disentangler, batch)
+    found = losses(model, disentangler, batch)
     total = sum(found.values())
     total.backward()
     with pytest.raises(RuntimeError, match="second time"):
@@ -108,7 +97,7 @@ def test_the_extractor_is_asked_to_look_like_a_photo(model, disentangler, batch)
     disentangler.eval()  # spectral norm would go on iterating
     batch["carrier"] = 0.3 + 0.4 * batch["carrier"]  # nothing to clip
     before = disentangler.discriminator(fingerprinted(batch["carrier"], model.generator(batch["view1"]))).mean()
-    losses(model, disentangler, batch)[0]["adversarial"].backward()
+    losses(model, disentangler, batch)["adversarial"].backward()
     with torch.no_grad():
         for p in model.generator.parameters():
             p -= 0.05 * p.grad if p.grad is not None else 0
@@ -126,7 +115,7 @@ def test_a_fingerprinted_carrier_is_the_clipped_sum_with_an_open_gradient():
 
 def test_the_codec_is_passed_with_the_gradient_of_doing_nothing():
     images = torch.rand(1, 3, 16, 16, requires_grad=True)
-    passed = Disentangler(adversarial=False, perceptual=False, quality=70).seen(images)
+    passed = Disentangler(small(adversarial_weight=0.0, perceptual_weight=0.0, equalise_quality=70)).equalised(images)
     assert torch.allclose(passed, jpeg(images.detach(), 70), atol=1e-6)
     (passed * torch.arange(16.0)).sum().backward()
     assert torch.equal(images.grad, torch.arange(16.0).expand(1, 3, 16, 16))
@@ -143,7 +132,7 @@ def test_consistency_is_the_jensen_shannon_divergence():
 
 def test_carried_is_the_cross_entropy_of_the_fingerprints_source(model, disentangler, batch):
     model.eval()
-    found, _ = losses(model, disentangler, batch)
+    found = losses(model, disentangler, batch)
     residual = model.generator(batch["view1"])
     seen = jpeg((batch["carrier"] + residual.detach()).clamp(0, 1), 90)
     expected = source_loss(model(seen), batch["source"], config.Stage2().label_smoothing)
@@ -156,8 +145,3 @@ def test_views_and_fingerprinted_carriers_share_one_batch_of_the_classifier(mode
     model.classifier.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     losses(model, disentangler, batch)
     assert sizes == [12]
-
-
-def test_an_unknown_extractor_is_refused():
-    with pytest.raises(ValueError, match="unet, highpass or rgb"):
-        Attribution("test_efficientnet.r160_in1k", 3, 4, 0.1, extractor="wavelet")

@@ -1,0 +1,340 @@
+"""A parameter sweep: a grid in YAML becomes many runs of the notebooks, several at once, and a page to compare them.
+
+Runs are ranked by validation; what the test split says stands beside, and takes no part.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pydantic
+import seaborn as sns
+import yaml
+from joblib import Parallel, delayed
+from matplotlib import pyplot as plt
+from sklearn.model_selection import ParameterGrid
+
+from dfd import __version__, config
+from dfd.core import runs
+from dfd.core.io import digest, read_json, write_json, write_text
+from dfd.core.runs import cores, elapsed
+from dfd.evaluate.compare import CompareError, compare
+from dfd.evaluate.metrics import METRICS
+from dfd.reports import html, runner, summary
+
+RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
+COMMAND = (sys.executable, "-m", "dfd", "run")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+GRACE, PAUSE = 90.0, 0.2  # seconds that a run has to save and end; between two looks at it
+COMPARED = 4  # runs that are compared with the best, image by image
+UNFINISHED = ("failed", "interrupted")
+Settings = dict[str, str]  # parameters as words for `run -p`
+
+
+class Sweep(pydantic.BaseModel, extra="forbid"):
+    """What a YAML file asks for."""
+
+    name: str = ""  # the file's
+    data: str = "data/sample"
+    profile: str = "demo"
+    notebooks: list[str | int] = ["00", "01", "02"]
+    parameters: dict[str, Any] = {}  # a list is tried value by value, each with each
+    seeds: list[int] = []  # of the training; the splits stay
+    runs: list[dict[str, Any]] = []  # in place of lists: what each run sets
+    sort_by: list[str] = ["stage1.auc", "stage2.accuracy"]  # metrics, on validation
+
+    def settings(self) -> dict[str, Settings]:
+        """What each run sets, by its name, which is its folder's and does not depend on the order in the file."""
+        axes = {key: values if isinstance(values, list) else [values] for key, values in self.parameters.items()}
+        if self.runs and any(len(values) > 1 for values in axes.values()):
+            raise config.ConfigError("several values under parameters beside runs; a product of lists, or single runs")
+        points = [point | single for single in self.runs or [{}] for point in ParameterGrid(axes)]
+        numbers = [number for number in ("01", "02") if any(str(stem).startswith(number) for stem in self.notebooks)]
+        if self.seeds and not numbers:
+            raise config.ConfigError("seeds needs a notebook that trains, 01 or 02, under notebooks")
+        if self.seeds:
+            points = [p | {f"{number}.seed": seed for number in numbers} for p in points for seed in self.seeds]
+        settings = [{key: _word(value) for key, value in point.items()} for point in points]
+        named = dict(zip(map(_named, varying(settings)), settings, strict=True))
+        if len(named) < len(settings):
+            raise config.ConfigError("two runs are the same; a value or a run is listed twice")
+        return named
+
+
+def read(
+    path: str | Path, limit: int = 100, folder: Path = runner.NOTEBOOKS, configs: runner.Configs = config.NOTEBOOKS
+) -> Sweep:
+    """Read a grid, and check every run of it as `dfd run` would.
+
+    Args:
+        path: the YAML file; the sweep is named after it.
+        limit: how many runs it may ask for.
+        folder, configs: as for `runner.run`.
+
+    Raises:
+        FileNotFoundError: no such file, or no data folder.
+        ConfigError: what is wrong in the file.
+    """
+    path = Path(path)
+    try:
+        sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))
+        if not config.resolve(sweep.data).is_dir():
+            raise FileNotFoundError(f"{path}: no data folder {sweep.data}")
+        sweep.notebooks = [notebook.stem for notebook in runner.choose(folder, sweep.notebooks)]
+        settings = sweep.settings()
+        if len(settings) > limit:
+            raise config.ConfigError(f"asks for {len(settings)} runs; `--limit {len(settings)}` runs them all")
+        for words in settings.values():
+            runner.plan(sweep.notebooks, configs, {"data": sweep.data, "out": "reports"}, sweep.profile, words)
+        for metric in sweep.sort_by:
+            stage, _, name = metric.partition(".")
+            if stage not in config.CHECKPOINTS or name not in METRICS:
+                raise config.ConfigError(f"sort_by: unknown metric {metric!r}; there are {', '.join(METRICS)}")
+        return sweep
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise config.ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, TypeError, yaml.YAMLError) as error:  # of a parameter, or a file that is no text or no YAML
+        raise config.ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def varying(settings: Sequence[Settings]) -> list[Settings]:
+    """Of what each run sets, that which tells it from the others; the seed of all notebooks is one."""
+    keys = dict.fromkeys(key for words in settings for key in words)
+    differing = [key for key in keys if len({words.get(key) for words in settings}) > 1]
+    return [
+        {re.sub(r"^\d\d\.seed$", "seed", key): words[key] for key in differing if key in words} for words in settings
+    ]
+
+
+def _named(differing: Settings) -> str:
+    """A folder's name; what no name can show has a digest of it instead."""
+    parts = []
+    for key, value in sorted(differing.items()):
+        shown = re.sub(r"[^\w.+-]+", "-", value).strip("-")
+        parts.append(f"{key}-{shown}" + (f"-{digest(value)[:6]}" if shown != value else ""))
+    name = ",".join(parts) or "run"
+    return name if len(name) <= 100 else f"{name[:90]}-{digest(name)[:6]}"
+
+
+def entries_of(
+    sweep: Sweep, out: str | Path, folder: Path = runner.NOTEBOOKS, command: Sequence[str] = COMMAND
+) -> dict:
+    """What sweep.json says of each run: status, settings, command; finished if all it was made from is what it was."""
+    place, entries = config.resolve(str(out)), {}
+    known = read_json(place / RECORD).get("runs", {})
+    cells = [runner.cells_of(folder / f"{stem}.ipynb") for stem in sweep.notebooks]
+    made_from = (__version__, sweep.profile, runs.fingerprint(config.resolve(sweep.data)), cells)
+    for name, settings in sweep.settings().items():
+        options = {"--data": sweep.data, "--out": str(Path(out) / name), "--profile": sweep.profile}
+        words = [*command, *(word for option in options.items() for word in option)]
+        words += [word for setting in settings.items() for word in ("-p", *setting)] + ["--", *sweep.notebooks]
+        entry = {"status": "waiting", "settings": settings, "key": digest(settings, *made_from), "command": words}
+        before = known.get(name, {})
+        done = before.get("status") == "finished" and before["key"] == entry["key"]
+        entries[name] = before if done and (place / name / "index.html").exists() else entry
+    return entries
+
+
+def run(
+    sweep: Sweep,
+    out: str | Path,
+    jobs: int | None = None,
+    folder: Path = runner.NOTEBOOKS,
+    command: Sequence[str] = COMMAND,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run what is not finished, several at once, each a process of its own; one that fails does not stop the others.
+
+    Args:
+        sweep: from `read`.
+        out: the sweep's folder, made if missing; each run has one below it.
+        jobs: how many at once; none: one for two cores, as a run has loaders beside its training.
+        folder: the notebooks'.
+        command: what runs the notebooks.
+        say: shows a line.
+
+    Returns:
+        The page over the runs.
+
+    Raises:
+        RunError: runs failed (code 1), or it was interrupted (130 or 143); what is done is kept.
+        InUse: another sweep works in the folder.
+    """
+    place, jobs = config.resolve(str(out)), jobs or max(1, cores() // 2)
+    with runs.run_lock(place), _signals() as signals:
+        entries = entries_of(sweep, place, folder, command)
+        waiting = {name: entry for name, entry in entries.items() if entry["status"] != "finished"}
+        say(f"{len(entries) - len(waiting)} of {len(entries)} runs finished before.")
+        tasks = (
+            delayed(_execute)(entry["command"], place / name, max(1, cores() // jobs), signals, say)
+            for name, entry in waiting.items()
+        )
+        results = Parallel(jobs, backend="threading", return_as="generator_unordered", pre_dispatch=jobs)(tasks)
+        try:
+            page = write(sweep, entries, place)
+            for name, result in results:
+                entries[name] |= result
+                write_json(place / RECORD, {"name": sweep.name, "runs": entries})
+                page = write(sweep, entries, place)
+        except BaseException:
+            signals += [signal.SIGTERM] * 2
+            list(results)  # all runs have ended
+            raise
+    if signals:
+        text = f"Interrupted. What is done is kept in {out}; the same command goes on from there."
+        raise runner.RunError(text, 128 + signals[0])
+    failed = [name for name, entry in entries.items() if entry["status"] != "finished"]
+    if failed:
+        text = (
+            f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. {page} has their last lines, "
+        )
+        raise runner.RunError(f"{text}{LOG} in each folder all; mend the cause, then run the same command again.", 1)
+    return page
+
+
+def _execute(words: Sequence[str], folder: Path, threads: int, signals: list[int], say: Callable) -> tuple[str, dict]:
+    """Run in a session of its own, and wait; at a signal have it save and end, at a second or after GRACE kill it."""
+    if signals:
+        return folder.name, {}
+    folder.mkdir(exist_ok=True)
+    say(f"{folder.name}  started")
+    began, asked = time.monotonic(), None
+    variables = dict.fromkeys(THREADS, str(threads)) | os.environ
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(words, stdin=-3, stdout=log, stderr=log, env=variables, start_new_session=True)
+    while process.poll() is None:
+        if signals and asked is None:
+            asked = time.monotonic()
+            say(f"{folder.name}  ending; once more ends at once")
+            process.terminate()
+        elif len(signals) > 1 or (asked and time.monotonic() - asked > GRACE):
+            os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(PAUSE)
+    seconds, lines = round(time.monotonic() - began, 1), []
+    status = "finished" if process.returncode == 0 else "interrupted" if signals else "failed"
+    if status == "failed":
+        text = runs.NOT_TEXT.sub("", (folder / LOG).read_text("utf-8", "replace").replace("\r", "\n"))
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()][-8:]
+        if process.returncode < 0:
+            lines.append(f"ended by signal {-process.returncode}; most often memory ran out")
+    say("\n    ".join([f"{folder.name}  {status} after {elapsed(seconds)}", *lines]))
+    return folder.name, {"status": status, "seconds": seconds, "last_lines": lines}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that have asked to end, SIGINT and SIGTERM; noted, for the runs to be ended first."""
+    noted: list[int] = []
+    handle = lambda number, frame: noted.append(number)  # noqa: E731
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
+    """Write sweep.csv, compare.html (the best runs image by image) and index.html from what the run folders hold."""
+    differing = varying([entry["settings"] for entry in entries.values()])
+    names = list(dict.fromkeys(name for words in differing for name in words))
+    rows = [
+        {"run": run, "status": entry["status"], "seconds": entry.get("seconds")} | words | _measured(out / run, entry)
+        for (run, entry), words in zip(entries.items(), differing, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    metrics = [metric for metric in sweep.sort_by if column(metric) in table]
+    if metrics:
+        table = rank(table, column(metrics[0]), metrics[0])
+    write_text(out / "sweep.csv", table.to_csv(index=False))
+    best = table["run"][: COMPARED + 1]
+    if len(best) > 1 and all((out / run / "metrics.json").exists() for run in best):
+        with contextlib.suppress(CompareError):
+            html.write_comparison(compare([out / run for run in best]), out / COMPARISON)
+    settings = [name for name in names if name != "seed"]
+    content = {
+        "sweep": sweep,
+        "names": names,
+        "settings": settings,
+        "runs": table.astype(object).where(table.notna(), None).to_dict("records"),
+        "failed": {run: entry.get("last_lines") for run, entry in entries.items() if entry["status"] in UNFINISHED},
+        "metrics": {metric: words(metric) for metric in metrics},
+        "best": {metric: rank(table, column(metric), metric).iloc[0] for metric in metrics},
+        "seeds": {words(metric): over_seeds(table, settings, metric) for metric in metrics if "seed" in names},
+        "figures": {name: figure(table, name, metrics) for name in settings if metrics},
+        "compared": (out / COMPARISON).exists(),
+        "column": column,
+    }
+    return html.render(out / "index.html", "sweep.html.j2", **content)
+
+
+def _measured(folder: Path, entry: dict) -> dict[str, float]:
+    """The metrics of a finished run: stage_split_name, and the same with _low and _high."""
+    metrics, row = read_json(folder / "metrics.json") if entry["status"] == "finished" else {}, {}
+    for stage in config.CHECKPOINTS:
+        for split in ("val", "test"):
+            for name, number in metrics.get(stage, {}).get(split, {}).items():
+                if "value" in number:
+                    key = f"{stage}_{split}_{name}"
+                    row |= {key: number["value"], f"{key}_low": number["low"], f"{key}_high": number["high"]}
+    return row
+
+
+def column(metric: str, split: str = "val") -> str:
+    """The column of a metric such as stage1.auc."""
+    return metric.replace(".", f"_{split}_")
+
+
+def words(metric: str) -> str:
+    """A metric such as stage1.auc in words."""
+    stage, _, name = metric.partition(".")
+    return f"Stage {stage[-1]}: {summary.metric_name(name)}"
+
+
+def rank(table: pd.DataFrame, by: str, metric: str) -> pd.DataFrame:
+    """A table's rows, the best first, those without a value last."""
+    rising = not METRICS[metric.partition(".")[2]].higher_is_better
+    return table.sort_values(by, ascending=rising, kind="stable", na_position="last")
+
+
+def over_seeds(table: pd.DataFrame, settings: list[str], metric: str) -> pd.DataFrame:
+    """Mean, least and most on validation over the seeds of each combination of settings, the best mean first."""
+    groups = table.fillna(dict.fromkeys(settings, "")).groupby(settings or (lambda row: ""), sort=False)
+    return rank(groups[column(metric)].agg(["count", "mean", "min", "max"]), "mean", metric)
+
+
+def figure(table: pd.DataFrame, name: str, metrics: list[str]) -> str:
+    """The metrics against one parameter, means and ranges over all else that varies: a PNG as data address."""
+    parts = [
+        pd.DataFrame({name: table[name].fillna("default"), "value": table[column(metric, split)]}).assign(
+            split={"val": "validation"}.get(split, split), metric=words(metric)
+        )
+        for metric in metrics
+        for split in ("val", "test")
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    with contextlib.suppress(ValueError):  # words stay in the order of the grid
+        rows = rows.sort_values(name, key=lambda values: values.astype(float))
+    options = {"col": "metric", "hue": "split", "kind": "point", "errorbar": ("pi", 100), "linestyle": "none"}
+    drawn = sns.catplot(rows, x=name, y="value", dodge=0.2, sharey=False, height=3.4, **options)
+    drawn.set_titles("{col_name}").savefig(file := io.BytesIO(), format="png", dpi=110)
+    plt.close(drawn.figure)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,333 @@
+"""Parameter sweeps: which runs a grid asks for, how they are run, ended and kept, and what is said of them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from score_tables import noisy_table
+
+from dfd import cli, config
+from dfd.core import io
+from dfd.reports import runner, sweep
+
+# Does what `dfd run` leaves behind: `representation` is its behaviour, and batch_size the number it reaches.
+ACTS = """
+import json, os, pathlib, signal, sys, time
+words = sys.argv[1:]
+out = pathlib.Path(words[words.index("--out") + 1])
+given = {words[i + 1].rpartition(".")[2]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
+here = pathlib.Path(__file__).parent
+(here / f"{out.name}.began").write_text(f"{time.time()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}")
+act = given.get("representation", "rgb")
+if act == "npr" and not (here / "mended").exists():
+    print("one\\x1b[31m\\nbar 1\\rbar 2\\ndfd: no luck", flush=True)
+    sys.exit(1)
+if act == "highpass" and not (here / "mended").exists():
+    if (here / "stubborn").exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (here / "sleeps").write_text(str(os.getpid()))
+    time.sleep(600)
+value = {"value": int(given["batch_size"]) / 100, "low": 0.1, "high": 0.99}
+time.sleep(float(os.environ.get("TAKES", 0)))
+numbers = {"val": {"auc": value}, "test": {"auc": value | {"value": 1 - value["value"]}}}
+(out / "metrics.json").write_text(json.dumps({"stage1": numbers}))
+(out / "index.html").write_text("x")
+(here / f"{out.name}.ended").write_text(str(time.time()))
+"""
+PLAIN = "parameters:\n  01.batch_size: [16, 24, 8]"
+MIXED = "parameters:\n  batch_size: 16\nruns:\n- representation: npr\n- representation: rgb\n- representation: highpass"
+
+
+class Case:
+    """A folder with data, a grid and a stand-in for `dfd run`."""
+
+    def __init__(self, folder):
+        self.data, self.grid, self.out = folder / "images", folder / "rates.yaml", folder / "out"
+        self.data.mkdir()
+        self.script = folder / "acts" / "acts.py"
+        self.script.parent.mkdir()
+        self.script.write_text(ACTS)
+        self.said = []
+
+    def write(self, text):
+        self.grid.write_text(f"data: {self.data}\n{text}\n")
+        return self
+
+    def settings(self, text):
+        return sweep.read(self.write(text).grid).settings()
+
+    def run(self, jobs=2):
+        self.said.clear()
+        command = (sys.executable, str(self.script))
+        return sweep.run(sweep.read(self.grid), self.out, jobs, command=command, say=self.said.append)
+
+    def statuses(self):
+        return [entry["status"] for entry in io.read_json(self.out / sweep.RECORD).get("runs", {}).values()]
+
+    def again(self, text):
+        """Which runs are started for a grid."""
+        for path in self.script.parent.glob("*.began"):
+            path.unlink()
+        self.write(text).run()
+        return sorted(path.stem for path in self.script.parent.glob("*.began"))
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    for name in sweep.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    return Case(tmp_path)
+
+
+def test_a_grid_is_the_product_of_its_lists_with_what_is_fixed_and_the_seeds(case):
+    text = "notebooks: [0, 1]\nparameters:\n  01.lr_gc: [1e-3, 0.003]\n  crop_size: [64, 96]\n  num_epochs: 2"
+    assert case.settings(text) == {
+        f"01.lr_gc-{rate},crop_size-{size}": {"01.lr_gc": rate, "crop_size": size, "num_epochs": "2"}
+        for rate in ("1e-3", "0.003")
+        for size in ("64", "96")
+    }
+    seeded = case.settings("seeds: [0, 7]\nprofile: quick")
+    assert seeded == {f"seed-{seed}": {"01.seed": seed, "02.seed": seed} for seed in ("0", "7")}
+
+
+def test_runs_may_be_listed_and_names_do_not_depend_on_the_order(case):
+    settings = case.settings("parameters: {num_epochs: 2}\nruns:\n- {01.lr_gc: 0.01, 02.joint: no}\n- {02.joint: yes}")
+    assert list(settings) == ["01.lr_gc-0.01,02.joint-false", "02.joint-true"]
+    assert settings["02.joint-true"] == {"num_epochs": "2", "02.joint": "true"}
+    turned = case.settings("runs:\n- {02.joint: no, 01.lr_gc: 0.01}\n- {02.joint: yes, 01.lr_gc: 0.02}")
+    assert list(turned) == ["01.lr_gc-0.01,02.joint-false", "01.lr_gc-0.02,02.joint-true"]
+
+
+def test_what_no_folder_can_be_called_gets_a_digest(case):
+    first, second = case.settings("notebooks: [3]\nparameters:\n  conditions: [[jpeg 75, blur 1], [blur 1]]").items()
+    assert re.fullmatch(r"conditions-jpeg-75-blur-1-[0-9a-f]{6}", first[0])
+    planned = runner.plan(["03_robustness"], config.NOTEBOOKS, {}, "demo", first[1])
+    assert planned["03_robustness"]["conditions"] == ("jpeg 75", "blur 1")
+    assert len(second[0]) < 110
+    long = list(case.settings(f"notebooks: [1]\nparameters:\n  backbone: [resnet50, ../{'x' * 300}]"))[1]
+    assert len(long) < 110 and "/" not in long
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parameters: {lr_gx: 1}", "unknown parameter 'lr_gx'; did you mean 'lr_gc'?"),
+        ("parameters: {num_epochs: [1, two]}", "num_epochs must be a valid integer"),
+        ("parameters: {num_epochs: [1, 0]}", "num_epochs must be greater than or equal to 1"),
+        ("parameters: {num_epochs: []}", "num_epochs"),
+        ("parameters: {num_epochs: [2, 2]}", "two runs are the same"),
+        ("parameters: {out: x}", "set out with --out"),
+        ("parameters: [a]", "parameters: Input should be a valid dictionary"),
+        ("parameters: {num_epochs: [1, 2]\nseeds", "while parsing a flow mapping"),
+        ("parameter: {}", "parameter: Extra inputs are not permitted"),
+        ("profile: fast", "unknown profile 'fast'"),
+        ("notebooks: [9]", "no notebook 9; there are: 00_eda"),
+        ("notebooks: [3]\nseeds: [1]", "seeds needs a notebook that trains"),
+        ("seeds: [x]", "seeds.0: Input should be a valid integer"),
+        ("runs: [{crop_size: 64}]\nparameters: {num_epochs: [1, 2]}", "several values under parameters beside runs"),
+        ("sort_by: [stage1.auk]", "sort_by: unknown metric 'stage1.auk'"),
+        ("parameters: {seed: [1, 2, 3, 4, 5, 6], num_epochs: [1, 2]}", "asks for 12 runs; `--limit 12` runs them all"),
+    ],
+)
+def test_what_is_wrong_in_a_grid_is_told_in_one_line_with_the_file(case, text, message):
+    with pytest.raises(config.ConfigError) as wrong:
+        sweep.read(case.write(text).grid, limit=10)
+    assert (
+        str(wrong.value).startswith(f"{case.grid}: ") and message in str(wrong.value) and "\n" not in str(wrong.value)
+    )
+
+
+def test_missing_files_are_named(case):
+    with pytest.raises(FileNotFoundError, match=r"rates\.yaml"):
+        sweep.read(case.grid)
+    case.grid.write_text("data: nowhere")
+    with pytest.raises(FileNotFoundError, match=r"rates\.yaml: no data folder nowhere"):
+        sweep.read(case.grid)
+
+
+def test_runs_go_at_once_as_many_as_asked_for_each_with_its_share_of_the_cores(case, monkeypatch):
+    monkeypatch.setenv("TAKES", "0.5")
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    case.write("parameters:\n  01.batch_size: [10, 20, 30, 40]").run(jobs=2)
+    began = {p.stem: p.read_text().split() for p in case.script.parent.glob("*.began")}
+    ended = {p.stem: float(p.read_text()) for p in case.script.parent.glob("*.ended")}
+    assert {threads for _, threads, _ in began.values()} == {"4"}
+    at_once = [sum(float(began[o][0]) < ended[name] and ended[o] >= ended[name] for o in began) for name in began]
+    assert max(at_once) == 2
+
+
+def test_the_best_on_validation_leads_though_test_says_otherwise(case):
+    page = case.write(PLAIN).run()
+    assert page == case.out / "index.html" and case.statuses() == ["finished"] * 3
+    text = page.read_text()
+    order = re.findall(r'href="01.batch_size-(\d+)/index.html"', text)
+    assert order == ["24", "16", "8"] and "<h2>Each parameter</h2>" in text and "data:image/png" in text
+    frame = pd.read_csv(case.out / "sweep.csv").set_index("01.batch_size")
+    assert frame["stage1_val_auc"].to_dict() == {16: 0.16, 24: 0.24, 8: 0.08}
+    assert frame["stage1_test_auc"][24] == pytest.approx(0.76)
+    assert set(frame["stage1_val_auc_low"]) == {0.1}
+    assert any(re.match(r"01.batch_size-24  finished after 0:0\d", line) for line in case.said)
+
+
+def test_a_metric_of_which_less_is_better_is_sorted_so():
+    table = pd.DataFrame({"run": list("abc"), "x": [0.2, np.nan, 0.1]})
+    assert sweep.rank(table, "x", "stage1.ece")["run"].tolist() == ["c", "a", "b"]
+    assert sweep.rank(table, "x", "stage1.auc")["run"].tolist() == ["a", "c", "b"]
+
+
+def test_the_best_settings_over_the_seeds_lead(case):
+    case.script.write_text(
+        ACTS.replace('int(given["batch_size"])', '(10 * int(given["seed"]) + int(given["crop_size"]) - 10)')
+    )
+    page = case.write("seeds: [1, 3]\nparameters: {crop_size: [32, 40]}").run(jobs=4).read_text()
+    rows = re.findall(r"<tr><td>(\d+)</td><td>2</td><td>(.*?)</td></tr>", page)
+    assert rows == [("40", "0.500 (0.400 to 0.600)"), ("32", "0.420 (0.320 to 0.520)")]
+
+
+def test_a_failed_run_is_told_with_its_last_lines_and_stops_no_other(case):
+    case.write(MIXED.replace("representation: highpass", "{representation: npr, batch_size: 20}"))
+    with pytest.raises(runner.RunError, match="2 of 3 runs did not finish: .*run the same command again") as stopped:
+        case.run(jobs=1)
+    assert stopped.value.code == 1 and case.statuses() == ["failed", "finished", "failed"]
+    assert sum("\n    dfd: no luck" in line for line in case.said) == 2
+    page = (case.out / "index.html").read_text()
+    assert "one\nbar 1\nbar 2\ndfd: no luck</pre>" in page and "2 of 3 runs did not finish" in page
+    (case.script.parent / "mended").touch()
+    began = case.again(case.grid.read_text().partition("\n")[2])
+    assert case.statuses() == ["finished"] * 3 and case.said[0] == "1 of 3 runs finished before."
+    assert began == ["batch_size-16,representation-npr", "batch_size-20,representation-npr"]
+
+
+def test_what_the_runs_are_made_from_decides_whether_they_run_again(case):
+    names = ["01.batch_size-16", "01.batch_size-24", "01.batch_size-8"]
+    assert case.again(PLAIN) == names
+    assert case.again(PLAIN) == []
+    assert case.again(PLAIN.replace("8]", "8, 32]")) == ["01.batch_size-32"]
+    assert case.again(PLAIN + "\n  num_epochs: 2") == names
+    (case.out / "01.batch_size-8" / "index.html").unlink()
+    assert case.again(PLAIN + "\n  num_epochs: 2") == ["01.batch_size-8"]
+    (case.data / "new.png").touch()
+    assert case.again(PLAIN + "\n  num_epochs: 2") == names
+    assert case.again("profile: quick\n" + PLAIN + "\n  num_epochs: 2") == names
+
+
+def test_a_run_that_runs_out_of_memory_says_so(case):
+    case.script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(runner.RunError):
+        case.write(PLAIN).run()
+    assert case.said[-1].endswith("ended by signal 9; most often memory ran out")
+
+
+def started(case):
+    """A sweep in a process of its own, when one of its runs sleeps; and the process of that run."""
+    case.write(MIXED)
+    script = (
+        "import sys; from dfd.reports import runner, sweep\n"
+        f"grid, command = sweep.read({str(case.grid)!r}), ({sys.executable!r}, {str(case.script)!r})\n"
+        f"try: sweep.run(grid, {str(case.out)!r}, 3, command=command)\n"
+        "except runner.RunError as error: print(error, flush=True); sys.exit(error.code)"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-u", "-c", script], **options)
+    late, sleeps = time.monotonic() + 240, case.script.parent / "sleeps"
+    while time.monotonic() < late and not (sleeps.exists() and case.statuses() == ["failed", "finished", "waiting"]):
+        time.sleep(0.05)
+    return process, int(sleeps.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_ends_its_runs_and_goes_on(case, number):
+    process, sleeping = started(case)
+    process.send_signal(number)
+    said = process.communicate()[0]
+    assert process.returncode == 128 + number and "Traceback" not in said
+    assert "ending; once more ends at once" in said and "Interrupted. What is done is kept" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(sleeping, 0)
+    assert case.statuses() == ["failed", "finished", "interrupted"]
+    page = (case.out / "index.html").read_text()
+    assert "1 finished" in page and "the same command goes on from there" in page
+    (case.script.parent / "mended").touch()
+    case.run()
+    assert case.statuses() == ["finished"] * 3 and case.said[0].startswith("1 of 3")
+
+
+def test_a_run_that_does_not_end_is_ended_when_asked_again(case):
+    (case.script.parent / "stubborn").touch()
+    process, sleeping = started(case)
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "ending" in line:
+            break
+    os.kill(sleeping, 0)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(sleeping, 0)
+
+
+def test_a_full_disk_leaves_no_run_behind(case, monkeypatch):
+    sleeps = case.script.parent / "sleeps"
+
+    def full(*args, **options):
+        while not (sleeps.exists() and sleeps.read_text()):  # the run that was just started
+            time.sleep(0.02)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        case.write("parameters: {batch_size: 8}\nruns:\n- representation: highpass\n- representation: rgb").run()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(sleeps.read_text()), 0)
+
+
+def test_the_best_is_compared_with_the_others_on_the_test_images(case):
+    case.write(PLAIN).run()
+    for size, seed in ((16, 0), (24, 0), (8, 1)):
+        noisy_table(seed=seed).to_parquet(case.out / f"01.batch_size-{size}" / "scores_stage1.parquet", index=False)
+    assert 'href="compare.html"' in case.run().read_text()
+    page = (case.out / sweep.COMPARISON).read_text()
+    assert "<h2>01.batch_size-16 beside 01.batch_size-24</h2>" in page and "+0.000 to +0.000" in page
+
+
+def test_the_command_lists_runs_and_passes_everything_on(case, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    case.write(PLAIN + "\n  num_epochs: 2")
+    call = CliRunner().invoke
+    result = call(cli.main, ["sweep", "rates.yaml", "--dry-run", "--out", "x y"])
+    assert result.exit_code == 0 and result.output.count("waiting") == 3
+    assert "python -m dfd run --data" in result.output and "'x y/01.batch_size-16'" in result.output
+    assert "-p 01.batch_size 16 -p num_epochs 2 -- 00_eda 01_stage1_real_fake 02_stage2_attribution" in result.output
+    assert not (tmp_path / "x y").exists()
+
+    given = []
+    monkeypatch.setattr(sweep, "run", lambda *args, **options: given.append(args) or tmp_path / "i.html")
+    result = call(cli.main, ["sweep", "rates.yaml", "--jobs", "3"])
+    assert result.output == "Open i.html\n" and given[0][1:] == ("reports/rates", 3)
+    result = call(cli.main, ["sweep", "rates.yaml", "--limit", "2"])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1) and "asks for 3 runs" in result.output
+
+
+@pytest.mark.slow
+def test_a_real_sweep_trains_and_compares(tiny_data, tmp_path):
+    grid = tmp_path / "rates.yaml"
+    small = "backbone: test_resnet.r160_in1k, pretrained: false, num_epochs: 1, crop_size: 32, crops: 1, workers: 0"
+    grid.write_text(
+        f"data: {tiny_data}\nnotebooks: [0, 1]\nparameters: {{{small}, batch_size: 8, launderer_width: 4,"
+        " images_per_epoch: 16, 01.lr_gc: [0.001, 0.01]}"
+    )
+    words = [sys.executable, "-m", "dfd", "sweep", str(grid), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=config.ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    frame = pd.read_csv(tmp_path / "out" / "sweep.csv")
+    assert frame["status"].tolist() == ["finished"] * 2 and frame["stage1_val_auc"].between(0, 1).all()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert 'href="compare.html"' in page and "Metrics against 01.lr_gc" in page
