@@ -125,11 +125,11 @@ def verdicts(monkeypatch, tmp_path):
     for age, name in enumerate(("new", "old")):
         folder = tmp_path / "reports" / name
         folder.mkdir(parents=True)
-        for checkpoint in inference.CHECKPOINTS.values():
+        for checkpoint in config.CHECKPOINTS.values():
             (folder / checkpoint).touch()
             os.utime(folder / checkpoint, (1e9 - age, 1e9 - age))
     (tmp_path / "reports" / "half").mkdir()
-    (tmp_path / "reports" / "half" / inference.CHECKPOINTS["stage1"]).touch()  # a run that is still going on
+    (tmp_path / "reports" / "half" / config.CHECKPOINTS["stage1"]).touch()  # a run that is still going on
     loaded = []
     monkeypatch.setattr(inference.Detector, "load", lambda run: loaded.append(run) or Detector())
     return SimpleNamespace(calls=calls, loaded=loaded)
@@ -249,10 +249,10 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     from bad_files import picture, png_header
     from networks import content
 
-    from dfd.inference import detector as inference
+    from dfd.inference.stage import save_checkpoint
 
-    for stage, name in inference.CHECKPOINTS.items():
-        inference.save_checkpoint(content(stage), tmp_path / name)
+    for stage, name in config.CHECKPOINTS.items():
+        save_checkpoint(content(stage), tmp_path / name)
     picture(0, 1, 1).save("one_pixel.png")
     picture(1, 96, 80).save("good.png")
     (tmp_path / "huge.png").write_bytes(png_header(20_000, 20_000))

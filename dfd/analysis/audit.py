@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
 
 from dfd.analysis.label_errors import held_out_probabilities
@@ -18,7 +18,7 @@ from dfd.core.runs import bar
 from dfd.degrade import registry
 from dfd.evaluate import metrics
 from dfd.evaluate.robustness import by_condition
-from dfd.inference.decide import logit_columns, true_class
+from dfd.inference.decide import class_names, probabilities, true_class
 from dfd.inference.stage import Stage
 
 CODES = {
@@ -27,22 +27,17 @@ CODES = {
 }
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
-REPLICATES = 200  # bootstrap draws: enough for a warning
+RESAMPLES = 200  # bootstrap draws: enough for a warning
 MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
 SIDE = 8  # pixels, of a thumbnail
 
 
 def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, Any]:
-    """Try to tell the classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
+    """Try to tell a stage's classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
 
     Each image is scored by a random forest that saw no image of its group. An AUC near 0.5 is good news: the files give
     nothing away. Bytes per pixel also grow with detail, so that generators of different subjects may differ in it
     honestly. On 180 images whose files are alike, 1 random set in 25 was warned of; larger sets are steadier.
-
-    Args:
-        table: a manifest.
-        stage: "stage1", real against fake; or "stage2", which generator, fakes only.
-        seed: of folds, forest and bootstrap.
 
     Returns:
         auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest); n: images used;
@@ -63,16 +58,17 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
     values = metadata(rows)
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
+    classes = list(p) if stage == "stage2" else ["fake"]
+    mean_auc = partial(_mean_auc, truth=truth.to_numpy(), p=p, classes=classes)
+    auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed, RESAMPLES)["auc"]
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
-    classes = list(p) if stage == "stage2" else ["fake"]
-
-    def mean_auc(drawn: Any) -> float:
-        return float(np.mean([metrics.auc(drawn.truth == name, getattr(drawn, f"p_{name}")) for name in classes]))
-
-    scored = p.add_prefix("p_").assign(truth=truth, group=rows["group"])
-    auc = metrics.intervals(scored, {"auc": mean_auc}, seed, REPLICATES)["auc"]
     return {"auc": auc, "n": len(rows), "features": shares, "warning": _warning(auc, list(shares), stage)}
+
+
+def _mean_auc(weights: np.ndarray, truth: np.ndarray, p: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """Mean AUC of one class against the rest, (R,) from weights (R, N) and the probabilities of each class."""
+    return np.mean([metrics.weighted_auc(weights, truth == name, p[name].to_numpy()) for name in classes], axis=0)
 
 
 def _labels(rows: pd.DataFrame, stage: str) -> pd.Series:
@@ -109,11 +105,6 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
     learnt fragile traces as well as for one that has learnt a codec. A photo that is a JPEG already does not change
     much by another; there the conditions that remove the traces of JPEG (resample, rescale, blur) say more.
 
-    Args:
-        scores: stage 1's rows of one split, under each condition and as they are.
-        seed: of the bootstrap over groups.
-        margin: in units of AUC.
-
     Returns:
         One row per condition: clean, photos_only, fakes_only, both (AUC), moved with its _low and _high, named.
     """
@@ -130,10 +121,9 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
 
         values, low, high = metrics.bootstrap(plain["group"], areas, seed)
         larger = 4 + int(np.nan_to_num(np.abs(values[4:])).argmax())
-        moved = {"value": values[larger], "low": low[larger], "high": high[larger]}
-        of_mixes = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
-        named = bool(moved["low"] > margin or moved["high"] < -margin)
-        rows[name] = of_mixes | metrics.flatten({"moved": moved}) | {"named": named}
+        row = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
+        row |= {"moved": values[larger], "moved_low": low[larger], "moved_high": high[larger]}
+        rows[name] = row | {"named": bool(low[larger] > margin or high[larger] < -margin)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
 
@@ -183,10 +173,7 @@ def shortcuts(
     Random forests learn on the training split and are tested on the same images as the model.
 
     Args:
-        table: the manifest, with its root in attrs.
         scores: stage -> its rows of one split, each image once: the images as they are.
-        stages: stage -> what scored them; the temperature is read.
-        seed: of forests and bootstrap.
 
     Returns:
         A row per stage and classifier: value, low, high of the AUC (stage 2: mean of one class against the rest), and
@@ -199,20 +186,16 @@ def shortcuts(
     result = []
     for name, rows in scores.items():
         train = used[used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))]
-        logits = rows[logit_columns(rows)].rename(columns=lambda column: column.removeprefix("logit_"))
-        answers = {"the model": (list(logits), softmax(logits.to_numpy(float) / stages[name].temperature, axis=1))}
+        answers = {"the model": pd.DataFrame(probabilities(rows, stages[name].temperature), columns=class_names(rows))}
         for kind, values in features.items():
             forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
             forest.fit(values.loc[train["path"]].to_numpy(), _labels(train, name))
-            answers[kind] = list(forest.classes_), forest.predict_proba(values.loc[rows["path"]].to_numpy())
+            p = forest.predict_proba(values.loc[rows["path"]].to_numpy())
+            answers[kind] = pd.DataFrame(p, columns=forest.classes_)
         truth = true_class(rows).to_numpy()
-        for kind, (classes, p) in answers.items():
-            judged = [i for i, label in enumerate(classes) if name == "stage2" or label == "fake"]
-            columns = [(truth == classes[i], p[:, i]) for i in judged]
-
-            def mean_auc(weights: np.ndarray, columns: list = columns) -> np.ndarray:
-                return np.mean([metrics.weighted_auc(weights, *column) for column in columns], axis=0)
-
-            auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed)["auc"]
+        for kind, p in answers.items():
+            classes = list(p) if name == "stage2" else ["fake"]
+            area = {"auc": partial(_mean_auc, truth=truth, p=p, classes=classes)}
+            auc = metrics.bootstrap_all(rows["group"], area, seed)["auc"]
             result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
     return pd.DataFrame(result).set_index(["stage", "classifier"])

@@ -35,7 +35,6 @@ def bootstrap(
     Args:
         groups: of each image, (N,).
         statistic: takes weights (R, N) and gives (R,), or (K, R) for K numbers; NaN where a draw leaves it undefined.
-        seed, resamples: of the draws.
 
     Returns:
         value, low and high, () or (K,) each; the limits are NaN where there is one group alone, or no draw is defined.
@@ -79,11 +78,9 @@ def bootstrap_all(
 def intervals(
     table: pd.DataFrame, metrics: dict[str, Callable[..., float]], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
-    """Any metrics with their intervals, one draw after another.
+    """Any metrics of a table with a column `group`, one draw after another; `bootstrap_all` is faster.
 
-    Args:
-        table: rows with a `group` column and whatever the metrics read.
-        metrics: name -> a function that takes the drawn columns as arrays, `t.label` for instance, and gives a number.
+    A metric takes the drawn columns as arrays, `t.label` for instance, and gives a number.
     """
     columns = {name: table[name].to_numpy() for name in table}
 
@@ -160,8 +157,7 @@ def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
 def oscr(weights: np.ndarray, is_unknown: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Area under the open-set classification rate (R,); Dhamija et al. 2018, arXiv:1811.04110.
 
-    The curve has, over all thresholds, the share of known images that are accepted and named rightly against the share
-    of unknown ones that are accepted. Under it lies the accuracy times the AUROC of the rightly named ones.
+    Known images accepted and named rightly against unknown ones accepted: accuracy times AUROC of the rightly named.
     """
     accuracy = share(weights, right, ~is_unknown)
     area = weighted_auc(weights * (right | is_unknown), is_unknown, score)
@@ -223,9 +219,7 @@ METRICS = {  # as in metrics.json
     "accuracy": Metric(lambda t, w: share(w, t.right), "accuracy"),
     "accuracy_at_threshold": Metric(lambda t, w: share(w, t.decided), "accuracy at the threshold"),
     "balanced_accuracy": Metric(lambda t, w: mean_recall(w, t.true, t.right), "balanced accuracy"),
-    "balanced_accuracy_at_threshold": Metric(
-        lambda t, w: mean_recall(w, t.true, t.decided), "balanced accuracy at the threshold"
-    ),
+    "balanced_accuracy_at_threshold": Metric(lambda t, w: mean_recall(w, t.true, t.decided), "balanced at threshold"),
     "real_accuracy": Metric(lambda t, w: share(w, t.decided, ~t.is_fake), "photos called real"),
     "fake_accuracy": Metric(lambda t, w: share(w, t.decided, t.is_fake), "fakes called fake"),
     "false_positive_rate": Metric(lambda t, w: share(w, ~t.decided, ~t.is_fake), "photos called fake", False),
@@ -233,10 +227,8 @@ METRICS = {  # as in metrics.json
     "tpr_at_fpr_1": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.01), "fakes found at 1 % false alarms"),
     "tpr_at_fpr_5": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.05), "fakes found at 5 % false alarms"),
     "macro_f1": Metric(lambda t, w: macro_f1(w, t.true, t.prediction), "macro F1"),
-    "ece_before": Metric(
-        lambda t, w: calibration_error(w, t.before, t.right), "calibration error at temperature 1", False
-    ),
-    "ece": Metric(lambda t, w: calibration_error(w, t.confidence, t.right), "calibration error", False),
+    "ece_before": Metric(lambda t, w: calibration_error(w, t.before, t.right), "ECE at temperature 1", False),
+    "ece": Metric(lambda t, w: calibration_error(w, t.confidence, t.right), "ECE", False),
 }
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "
