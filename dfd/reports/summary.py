@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,7 @@ SHOWN = 10  # changed verdicts in the terminal; the CSV has all
 ON_PAGE = 30  # and on the page
 FEW = 30  # groups below which an interval is called rough
 BESIDE = 4  # runs in the index, the newest that share test images
-CANDIDATES = 12  # run folders that are opened for it at most, the newest
-HEADLINES = ("auc", "accuracy_at_threshold", "accuracy")  # metrics in the index
+CANDIDATES = 6  # run folders that are opened for it at most, the newest
 
 
 def metric_name(name: str) -> str:
@@ -241,38 +240,32 @@ def changed_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return _stacked(comparisons, lambda paired: paired.changed)
 
 
-def _stacked(comparisons: Sequence[Comparison], table_of: Any) -> pd.DataFrame:
-    named = {(c.base, c.other, stage): table_of(paired) for c in comparisons for stage, paired in c.stages.items()}
-    return pd.concat(named, names=["base_run", "other_run", "stage"]).reset_index(level=[0, 1, 2])
+def _stacked(comparisons: Sequence[Comparison], table_of: Callable[[Paired], pd.DataFrame]) -> pd.DataFrame:
+    tables = {(c.base, c.other, stage): table_of(paired) for c in comparisons for stage, paired in c.stages.items()}
+    return pd.concat(tables, names=["base_run", "other_run", "stage"]).reset_index(level=[0, 1, 2])
 
 
 def beside(out: Path) -> dict[str, Any]:
-    """Compare a run with the newest ones in the same folder that share test images: what its index says of it.
-
-    Reads score tables and records only. Nothing that is wrong with a run stops it.
+    """Compare a run with the newest ones in the same folder that share test images; nothing wrong with these stops it.
 
     Returns:
         beside: comparison (this run minus the other), page and command for each run, the newest first; failed: name ->
         why it could not be read.
     """
-    rows, failed = [], {}
-    runs = sorted(filter(_written, out.resolve().parent.glob("*/")), key=_written, reverse=True)
-    own = out.resolve()
-    others = [run for run in runs if run != own][:CANDIDATES] if own in runs else []
-    for folder in others:
+    own, rows, failed = out.resolve(), [], {}
+    runs = sorted(filter(_written, own.parent.glob("*/")), key=_written, reverse=True)
+    for folder in [run for run in runs if run != own][:CANDIDATES] if own in runs else []:
         try:
             (comparison,) = compare([folder, own])
         except Exception as error:  # whatever is in that folder, this run's index is written
             if "cannot be compared" not in str(error):  # no test image in common
                 failed[folder.name] = f"{type(error).__name__}: {error}"
             continue
-        page = f"../{folder.name}/index.html" if (folder / "index.html").exists() else None
         names = [os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run) for run in (folder, own)]
         command = shlex.join(["python", "-m", "dfd", "compare", *names])
+        page = f"../{folder.name}/index.html" if (folder / "index.html").exists() else None
         rows.append({"comparison": comparison, "page": page, "command": command})
-        if len(rows) == BESIDE:
-            break
-    return {"beside": rows, "failed": failed}
+    return {"beside": rows[:BESIDE], "failed": failed}
 
 
 def _written(folder: Path) -> float:
