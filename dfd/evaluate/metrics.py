@@ -75,29 +75,6 @@ def bootstrap_all(
     }
 
 
-def intervals(
-    table: pd.DataFrame, metrics: dict[str, Callable[..., float]], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Interval]:
-    """Any metrics of a table with a column `group`, one draw after another; `bootstrap_all` is faster.
-
-    A metric takes the drawn columns as arrays, `t.label` for instance, and gives a number.
-    """
-    columns = {name: table[name].to_numpy() for name in table}
-
-    def statistic(weights: np.ndarray, metric: Callable[..., float]) -> np.ndarray:
-        rows = [np.repeat(np.arange(len(table)), row.astype(int)) for row in weights]
-        drawn = [SimpleNamespace(**{name: column[picked] for name, column in columns.items()}) for picked in rows]
-        return np.array([metric(t) for t in drawn], dtype=float)
-
-    named = {name: lambda weights, metric=metric: statistic(weights, metric) for name, metric in metrics.items()}
-    return bootstrap_all(table["group"], named, seed, resamples)
-
-
-def interval(table: pd.DataFrame, metric: Callable[..., float], seed: int = 0) -> Interval:
-    """One metric with its interval; see intervals."""
-    return intervals(table, {"": metric}, seed)[""]
-
-
 def flatten(values: Mapping[str, Interval]) -> dict[str, float | None]:
     """Intervals as the columns of one row: each metric beside its _low and _high."""
     ends = {"value": "", "low": "_low", "high": "_high"}
@@ -142,16 +119,6 @@ def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -
     above = np.cumsum(downs, axis=1) - downs / 2
     with np.errstate(invalid="ignore"):
         return (ups * (total[:, None] - above)).sum(1) / (ups.sum(1) * total)
-
-
-def auc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve; not a number where only one class is present."""
-    return float(weighted_auc(np.ones((1, len(positive))), positive, score)[0])
-
-
-def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean of the per-class recalls, over the classes that are present."""
-    return float(mean_recall(np.ones((1, len(true))), true, np.asarray(predicted) == np.asarray(true))[0])
 
 
 def oscr(weights: np.ndarray, is_unknown: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -274,8 +274,7 @@ def center_crops(stage: Stage, root: str, paths: Iterable[str]) -> Tensor:
     crops = []
     for path in paths:
         image = load_rgb(f"{root}/{path}")
-        (corner,) = plan(image.height, image.width, stage.crop_size, 1).corners
-        crops.append(cut(image, corner, stage.crop_size))
+        crops.append(cut(image, plan(image.height, image.width, stage.crop_size, 1).corners[0], stage.crop_size))
     if not crops:
         raise ValueError("the table has no image to take a crop from")
     return torch.cat(crops)
