@@ -1,4 +1,4 @@
-"""A parameter sweep: a grid in YAML becomes many runs of the notebooks, several at once, and a page that ranks them on validation."""
+"""A parameter sweep: a YAML grid becomes many runs of the notebooks, and a page that ranks them on validation."""
 
 from __future__ import annotations
 
