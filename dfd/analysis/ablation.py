@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from accelerate import PartialState
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -23,7 +22,7 @@ from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
 from dfd.inference import decide, openset
 from dfd.inference.stage import Stage, extract_features, sample_crops
-from dfd.train import fit
+from dfd.train import fit, is_main_process
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
@@ -76,12 +75,12 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
         fit(table, variant)
-        if PartialState().is_main_process:
+        if is_main_process():
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
             result.append(_measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg))
             _save(result, Path(cfg.out) / f"ablation_{stage}.csv")
-    if stage == "stage2" and PartialState().is_main_process:
+    if stage == "stage2" and is_main_process():
         print(f"ablation: {SPECTRUM}")
         result.append(_measure(score_spectrum(fit_spectrum(table, cfg), test, cfg), SPECTRUM, cfg))
         _save(result, Path(cfg.out) / "ablation_stage2.csv")
@@ -106,7 +105,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         print(f"left out: {name}")
         variant = cfg.model_copy(update={"out": str(Path(cfg.out) / "left_out" / name)})
         fit(table[table["label"] != name], variant)
-        if not PartialState().is_main_process:
+        if not is_main_process():
             continue
         stage = Stage.load(Path(variant.out) / CHECKPOINTS["stage2"])
         known, unknown = fakes[fakes["label"] != name], fakes[fakes["label"] == name]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,9 @@ SIDE = 8  # pixels, of a thumbnail
 def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, Any]:
     """Try to tell a stage's classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
 
-    Each image is scored by a random forest that saw no image of its group. An AUC near 0.5 is good news: the files give
-    nothing away. Bytes per pixel also grow with detail, so that generators of different subjects may differ in it
-    honestly. On 180 images whose files are alike, 1 random set in 25 was warned of; larger sets are steadier.
+    Each image is scored by a random forest that saw no image of its group. Bytes per pixel also grow with detail, so
+    that generators of different subjects may differ in it honestly. On 180 images whose files are alike, 1 random set
+    in 25 was warned of; larger sets are steadier.
 
     Returns:
         auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest); n: images used;
@@ -58,17 +57,22 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
     values = metadata(rows)
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
-    classes = list(p) if stage == "stage2" else ["fake"]
-    mean_auc = partial(_mean_auc, truth=truth.to_numpy(), p=p, classes=classes)
-    auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed, RESAMPLES)["auc"]
+    auc = _auc(p, truth, rows["group"], stage, seed, RESAMPLES)
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     return {"auc": auc, "n": len(rows), "features": shares, "warning": _warning(auc, list(shares), stage)}
 
 
-def _mean_auc(weights: np.ndarray, truth: np.ndarray, p: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
-    """Mean AUC of one class against the rest, (R,) from weights (R, N) and the probabilities of each class."""
-    return np.mean([metrics.weighted_auc(weights, truth == name, p[name].to_numpy()) for name in classes], axis=0)
+def _auc(
+    p: pd.DataFrame, truth: pd.Series, groups: pd.Series, stage: str, seed: int, resamples: int = metrics.RESAMPLES
+) -> metrics.Interval:
+    """Stage 1's AUC, or the mean AUC of one class against the rest, of probabilities with a column per class."""
+    right = {name: truth.eq(name).to_numpy() for name in (p if stage == "stage2" else ["fake"])}
+
+    def mean_auc(weights: np.ndarray) -> np.ndarray:
+        return np.mean([metrics.weighted_auc(weights, x, p[name].to_numpy()) for name, x in right.items()], axis=0)
+
+    return metrics.bootstrap_all(groups, {"auc": mean_auc}, seed, resamples)["auc"]
 
 
 def _labels(rows: pd.DataFrame, stage: str) -> pd.Series:
@@ -102,8 +106,7 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
     `moved` is what degrading the photos does to the AUC while the fakes are held fixed: as they are (photos_only minus
     clean), or degraded too (both minus fakes_only), whichever is larger. A condition is named where the whole 95 %
     interval of that lies further than `margin` from 0. fakes_only alone names nobody: it falls for a detector that has
-    learnt fragile traces as well as for one that has learnt a codec. A photo that is a JPEG already does not change
-    much by another; there the conditions that remove the traces of JPEG (resample, rescale, blur) say more.
+    learnt fragile traces as well as for one that has learnt a codec.
 
     Returns:
         One row per condition: clean, photos_only, fakes_only, both (AUC), moved with its _low and _high, named.
@@ -132,10 +135,8 @@ def verdict(conditions: pd.DataFrame, margin: float = MARGIN) -> str:
     named = conditions[conditions["named"]]
     rule = f"degrading the photos alone moves the AUC by more than {margin:g}, over its whole 95 % interval"
     if named.empty:
-        return (
-            f"Not named: under none of the {len(conditions)} conditions does the answer move with the treatment of the "
-            f"photos (it would be where {rule})."
-        )
+        start = f"Not named: under none of the {len(conditions)} conditions does the answer move"
+        return f"{start} with the treatment of the photos (it would be where {rule})."
     is_codec = np.array([registry.DEGRADATIONS[registry.last_operator(name)].codec for name in named.index])
     texts = []
     if is_codec.any():
@@ -172,12 +173,8 @@ def shortcuts(
 
     Random forests learn on the training split and are tested on the same images as the model.
 
-    Args:
-        scores: stage -> its rows of one split, each image once: the images as they are.
-
-    Returns:
-        A row per stage and classifier: value, low, high of the AUC (stage 2: mean of one class against the rest), and
-        images.
+    Scores are those of the images as they are. Gives a row per stage and classifier: value, low, high of the AUC (stage
+    2: mean of one class against the rest), and images.
     """
     scored = pd.concat(list(scores.values()))["path"]
     used = table[table["split"].eq("train") | table["path"].isin(scored)]
@@ -192,10 +189,7 @@ def shortcuts(
             forest.fit(values.loc[train["path"]].to_numpy(), _labels(train, name))
             p = forest.predict_proba(values.loc[rows["path"]].to_numpy())
             answers[kind] = pd.DataFrame(p, columns=forest.classes_)
-        truth = true_class(rows).to_numpy()
         for kind, p in answers.items():
-            classes = list(p) if name == "stage2" else ["fake"]
-            area = {"auc": partial(_mean_auc, truth=truth, p=p, classes=classes)}
-            auc = metrics.bootstrap_all(rows["group"], area, seed)["auc"]
+            auc = _auc(p, true_class(rows), rows["group"], name, seed)
             result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
     return pd.DataFrame(result).set_index(["stage", "classifier"])

@@ -138,11 +138,8 @@ def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.Da
 
     A label is suspected where the held-out image gets another one with at least the probability that images of that
     other label get on average. Within the list, and after it, images come in the order of the margin: the probability
-    of their best other label less that of their own. Errors that follow from what was to be told apart look the same:
-    a generator that the network cannot tell from photos fills the list with good labels.
-
-    Args:
-        features: (N, D), of one stage or of both side by side, for the N rows of the manifest.
+    of their best other label less that of their own. A generator that the network cannot tell from photos fills the
+    list with good labels. Features (N, D) are of one stage, or of both side by side.
 
     Returns:
         All rows, most suspect first: path, label, split, group, suggested, p_label, p_suggested, margin, suspected.
