@@ -240,7 +240,7 @@ def _parameter_cells(sources: Sequence[str]) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = []
     for source in reversed(sources):  # what a kernel has run; names that other cells left behind do not count
         try:
-            body = ast.parse(source).body
+            body: list[Any] = ast.parse(source).body
             cell = {target.id: ast.literal_eval(line.value) for line in body for target in line.targets}
         except (SyntaxError, ValueError, AttributeError):  # a statement of another kind
             cell = {}

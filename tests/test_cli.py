@@ -46,12 +46,10 @@ def test_every_command_teaches_with_an_example(words, call):
 
 def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr(runner, "run", lambda **options: given.append(options) or tmp_path / "r" / "index.html")
+    monkeypatch.setattr(runner, "run", lambda *args: given.append(args) or tmp_path / "r" / "index.html")
     words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
     result = call(*words)
-    parameters = {"epochs": "3", "02.name": "x"}
-    expected = {"data": "d", "out": "r", "profile": "quick", "parameters": parameters}
-    assert given == [expected | {"notebooks": ("01", "2"), "fresh": True}]
+    assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
     assert result.output == "Open r/index.html\n"
 
 
@@ -66,7 +64,7 @@ def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     ],
 )
 def test_expected_errors_are_one_line(error, code, call, monkeypatch):
-    def fail(**options):
+    def fail(*args):
         raise error
 
     monkeypatch.setattr(runner, "run", fail)
@@ -78,7 +76,7 @@ def test_expected_errors_are_one_line(error, code, call, monkeypatch):
 
 
 def test_other_errors_keep_their_traceback(call, monkeypatch):
-    def fail(**options):
+    def fail(*args):
         raise AttributeError("a mistake of ours")
 
     monkeypatch.setattr(runner, "run", fail)
@@ -125,11 +123,11 @@ def verdicts(monkeypatch, tmp_path):
     for age, name in enumerate(("new", "old")):
         folder = tmp_path / "reports" / name
         folder.mkdir(parents=True)
-        for checkpoint in inference.CHECKPOINTS.values():
+        for checkpoint in config.CHECKPOINTS.values():
             (folder / checkpoint).touch()
             os.utime(folder / checkpoint, (1e9 - age, 1e9 - age))
     (tmp_path / "reports" / "half").mkdir()
-    (tmp_path / "reports" / "half" / inference.CHECKPOINTS["stage1"]).touch()  # a run that is still going on
+    (tmp_path / "reports" / "half" / config.CHECKPOINTS["stage1"]).touch()  # a run that is still going on
     loaded = []
     monkeypatch.setattr(inference.Detector, "load", lambda run: loaded.append(run) or Detector())
     return SimpleNamespace(calls=calls, loaded=loaded)
@@ -216,7 +214,7 @@ def test_run_takes_data_and_profile_from_the_run_folder(call, monkeypatch, tmp_p
     (tmp_path / "mine").mkdir()
     io.write_json(tmp_path / "mine" / "config.json", {"data": "my/images", "profile": "quick"})
     seen = []
-    monkeypatch.setattr(runner, "run", lambda data, profile, **rest: seen.append((data, profile)) or tmp_path)
+    monkeypatch.setattr(runner, "run", lambda data, out, profile, *rest: seen.append((data, profile)) or tmp_path)
     call("run", "--out", str(tmp_path / "mine"), "03")
     call("run", "--out", str(tmp_path / "mine"), "--data", "others")
     call("run", "--out", str(tmp_path / "new"))
@@ -249,10 +247,10 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     from bad_files import picture, png_header
     from networks import content
 
-    from dfd.inference import detector as inference
+    from dfd.inference.stage import save_checkpoint
 
-    for stage, name in inference.CHECKPOINTS.items():
-        inference.save_checkpoint(content(stage), tmp_path / name)
+    for stage, name in config.CHECKPOINTS.items():
+        save_checkpoint(content(stage), tmp_path / name)
     picture(0, 1, 1).save("one_pixel.png")
     picture(1, 96, 80).save("good.png")
     (tmp_path / "huge.png").write_bytes(png_header(20_000, 20_000))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from accelerate import PartialState
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -14,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dfd.analysis.explain import spectrum
-from dfd.config import CHECKPOINTS, REAL, Stage1, Stage2
+from dfd.config import CHECKPOINTS, Stage1, Stage2
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
@@ -23,7 +22,7 @@ from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
 from dfd.inference import decide, openset
 from dfd.inference.stage import Stage, extract_features, sample_crops
-from dfd.train import fit
+from dfd.train import fit, is_main_process
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
@@ -64,15 +63,11 @@ def variants(cfg: Stage1 | Stage2) -> dict[str, Stage1 | Stage2]:
 def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
     """Train and score every variant; what an earlier call trained is kept. Writes `ablation_<stage>.csv`.
 
-    Args:
-        table: the manifest, with its root in attrs.
-        cfg: the stage that the others are compared with; it may be trained already.
-
     Returns:
         One row per variant and degradation, measured on the test split: variant, degradation, and with an interval
-        each: for stage 1 auc, and accuracy at the threshold fitted on that variant's validation images; for stage 2
-        accuracy, balanced accuracy, and the recall of each generator. Stage 1 also has each generator's AUC against
-        all photos, without one. Of several processes only the main one scores, and has any rows.
+        each: for stage 1 auc, accuracy at the threshold fitted on that variant's validation images, and the AUC of each
+        generator against all photos; for stage 2 accuracy, balanced accuracy, and the recall of each generator. Of
+        several processes only the main one scores, and has any rows.
     """
     stage, result = _stage(cfg), []
     images = table if stage == "stage1" else table[table["is_fake"]]
@@ -80,12 +75,12 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
         fit(table, variant)
-        if PartialState().is_main_process:
+        if is_main_process():
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
             result.append(_measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg))
             _save(result, Path(cfg.out) / f"ablation_{stage}.csv")
-    if stage == "stage2" and PartialState().is_main_process:
+    if stage == "stage2" and is_main_process():
         print(f"ablation: {SPECTRUM}")
         result.append(_measure(score_spectrum(fit_spectrum(table, cfg), test, cfg), SPECTRUM, cfg))
         _save(result, Path(cfg.out) / "ablation_stage2.csv")
@@ -95,18 +90,12 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
 def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
     """Train stage 2 without each generator in turn, and see which score finds its test images unknown.
 
-    Args:
-        table: the manifest, with its root in attrs.
-        cfg: the parameters; each training has its own folder below `left_out` in the run folder.
+    Each training has its own folder below `left_out` in the run folder. Of several processes only the main one scores.
 
     Returns:
         One row per generator and score, as of `scores.openset_summary`, against test images of the other generators,
         and auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
         share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
-        Of several processes only the main one has any rows.
-
-    Raises:
-        ValueError: fewer than three generators, for two must be left to tell apart.
     """
     fakes = table[table["is_fake"]]
     generators, result = sorted(fakes["label"].unique()), []
@@ -116,7 +105,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         print(f"left out: {name}")
         variant = cfg.model_copy(update={"out": str(Path(cfg.out) / "left_out" / name)})
         fit(table[table["label"] != name], variant)
-        if not PartialState().is_main_process:
+        if not is_main_process():
             continue
         stage = Stage.load(Path(variant.out) / CHECKPOINTS["stage2"])
         known, unknown = fakes[fakes["label"] != name], fakes[fakes["label"] == name]
@@ -125,8 +114,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         val, known_test, unknown_test = (_score_openset(stage, gaussians, rows) for rows in parts)
         scores.calibrate(stage, val, variant.out, cfg.coverage, cfg.accept)
         rows, near = (
-            scores.openset_summary(side, unknown_test, stage.temperature, cfg.seed, resamples=metrics.RESAMPLES)
-            for side in (known_test, val)
+            scores.openset_summary(side, unknown_test, stage.temperature, cfg.seed) for side in (known_test, val)
         )
         near = near[["auroc", "auroc_low", "auroc_high"]].rename(columns=lambda c: c.replace("auroc", "auroc_val"))
         scored = [openset.unknown_scores(part, stage.temperature) for part in (val, unknown_test)]
@@ -206,15 +194,10 @@ def _measure(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFram
     result = []
     for (degradation, level), part in rows.groupby(["degradation", "level"], sort=False):
         row = {"variant": name, "degradation": "as it is" if degradation == "none" else f"JPEG {level:.0f}"}
-        if isinstance(cfg, Stage1):
-            values = metrics.evaluate(part, 1.0, cfg.seed, ("auc", "accuracy_at_threshold"))
-            row |= metrics.flatten({"auc": values["auc"], "accuracy": values["accuracy_at_threshold"]})
-            for label in sorted(set(part["label"]) - {REAL}):
-                pair = part[part["label"].isin([label, REAL])]
-                row[f"auc {label}"] = metrics.auc(pair["label"] == label, pair["logit_fake"])
-        else:
-            recalls = metrics.by_generator(part, cfg.seed)
-            row |= metrics.flatten(metrics.evaluate(part, 1.0, cfg.seed, ("accuracy", "balanced_accuracy")))
-            row |= metrics.flatten({f"recall {label}": values["recall"] for label, values in recalls.items()})
+        names = ("auc", "accuracy_at_threshold") if isinstance(cfg, Stage1) else ("accuracy", "balanced_accuracy")
+        row |= metrics.flatten(metrics.evaluate(part, 1.0, cfg.seed, names))
+        metric = "auc" if isinstance(cfg, Stage1) else "recall"
+        generators = metrics.by_generator(part, cfg.seed)
+        row |= metrics.flatten({f"{metric} {label}": values[metric] for label, values in generators.items()})
         result.append(row)
-    return pd.DataFrame(result)
+    return pd.DataFrame(result).rename(columns=lambda name: name.replace("accuracy_at_threshold", "accuracy"))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
 
 from dfd.analysis.label_errors import held_out_probabilities
@@ -18,7 +17,7 @@ from dfd.core.runs import bar
 from dfd.degrade import registry
 from dfd.evaluate import metrics
 from dfd.evaluate.robustness import by_condition
-from dfd.inference.decide import logit_columns, true_class
+from dfd.inference.decide import class_names, probabilities, true_class
 from dfd.inference.stage import Stage
 
 CODES = {
@@ -27,22 +26,17 @@ CODES = {
 }
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
-REPLICATES = 200  # bootstrap draws: enough for a warning
+RESAMPLES = 200  # bootstrap draws: enough for a warning
 MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
 SIDE = 8  # pixels, of a thumbnail
 
 
 def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, Any]:
-    """Try to tell the classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
+    """Try to tell a stage's classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
 
-    Each image is scored by a random forest that saw no image of its group. An AUC near 0.5 is good news: the files give
-    nothing away. Bytes per pixel also grow with detail, so that generators of different subjects may differ in it
-    honestly. On 180 images whose files are alike, 1 random set in 25 was warned of; larger sets are steadier.
-
-    Args:
-        table: a manifest.
-        stage: "stage1", real against fake; or "stage2", which generator, fakes only.
-        seed: of folds, forest and bootstrap.
+    Each image is scored by a random forest that saw no image of its group. Bytes per pixel also grow with detail, so
+    that generators of different subjects may differ in it honestly. On 180 images whose files are alike, 1 random set
+    in 25 was warned of; larger sets are steadier.
 
     Returns:
         auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest); n: images used;
@@ -63,16 +57,22 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
     values = metadata(rows)
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
+    auc = _auc(p, truth, rows["group"], stage, seed, RESAMPLES)
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
-    classes = list(p) if stage == "stage2" else ["fake"]
-
-    def mean_auc(drawn: Any) -> float:
-        return float(np.mean([metrics.auc(drawn.truth == name, getattr(drawn, f"p_{name}")) for name in classes]))
-
-    scored = p.add_prefix("p_").assign(truth=truth, group=rows["group"])
-    auc = metrics.intervals(scored, {"auc": mean_auc}, seed, REPLICATES)["auc"]
     return {"auc": auc, "n": len(rows), "features": shares, "warning": _warning(auc, list(shares), stage)}
+
+
+def _auc(
+    p: pd.DataFrame, truth: pd.Series, groups: pd.Series, stage: str, seed: int, resamples: int = metrics.RESAMPLES
+) -> metrics.Interval:
+    """Stage 1's AUC, or the mean AUC of one class against the rest, of probabilities with a column per class."""
+    right = {name: truth.eq(name).to_numpy() for name in (p if stage == "stage2" else ["fake"])}
+
+    def mean_auc(weights: np.ndarray) -> np.ndarray:
+        return np.mean([metrics.weighted_auc(weights, x, p[name].to_numpy()) for name, x in right.items()], axis=0)
+
+    return metrics.bootstrap_all(groups, {"auc": mean_auc}, seed, resamples)["auc"]
 
 
 def _labels(rows: pd.DataFrame, stage: str) -> pd.Series:
@@ -106,13 +106,7 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
     `moved` is what degrading the photos does to the AUC while the fakes are held fixed: as they are (photos_only minus
     clean), or degraded too (both minus fakes_only), whichever is larger. A condition is named where the whole 95 %
     interval of that lies further than `margin` from 0. fakes_only alone names nobody: it falls for a detector that has
-    learnt fragile traces as well as for one that has learnt a codec. A photo that is a JPEG already does not change
-    much by another; there the conditions that remove the traces of JPEG (resample, rescale, blur) say more.
-
-    Args:
-        scores: stage 1's rows of one split, under each condition and as they are.
-        seed: of the bootstrap over groups.
-        margin: in units of AUC.
+    learnt fragile traces as well as for one that has learnt a codec.
 
     Returns:
         One row per condition: clean, photos_only, fakes_only, both (AUC), moved with its _low and _high, named.
@@ -130,10 +124,9 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
 
         values, low, high = metrics.bootstrap(plain["group"], areas, seed)
         larger = 4 + int(np.nan_to_num(np.abs(values[4:])).argmax())
-        moved = {"value": values[larger], "low": low[larger], "high": high[larger]}
-        of_mixes = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
-        named = bool(moved["low"] > margin or moved["high"] < -margin)
-        rows[name] = of_mixes | metrics.flatten({"moved": moved}) | {"named": named}
+        row = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
+        row |= {"moved": values[larger], "moved_low": low[larger], "moved_high": high[larger]}
+        rows[name] = row | {"named": bool(low[larger] > margin or high[larger] < -margin)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
 
@@ -142,10 +135,8 @@ def verdict(conditions: pd.DataFrame, margin: float = MARGIN) -> str:
     named = conditions[conditions["named"]]
     rule = f"degrading the photos alone moves the AUC by more than {margin:g}, over its whole 95 % interval"
     if named.empty:
-        return (
-            f"Not named: under none of the {len(conditions)} conditions does the answer move with the treatment of the "
-            f"photos (it would be where {rule})."
-        )
+        start = f"Not named: under none of the {len(conditions)} conditions does the answer move"
+        return f"{start} with the treatment of the photos (it would be where {rule})."
     is_codec = np.array([registry.DEGRADATIONS[registry.last_operator(name)].codec for name in named.index])
     texts = []
     if is_codec.any():
@@ -182,15 +173,8 @@ def shortcuts(
 
     Random forests learn on the training split and are tested on the same images as the model.
 
-    Args:
-        table: the manifest, with its root in attrs.
-        scores: stage -> its rows of one split, each image once: the images as they are.
-        stages: stage -> what scored them; the temperature is read.
-        seed: of forests and bootstrap.
-
-    Returns:
-        A row per stage and classifier: value, low, high of the AUC (stage 2: mean of one class against the rest), and
-        images.
+    Scores are those of the images as they are. Gives a row per stage and classifier: value, low, high of the AUC (stage
+    2: mean of one class against the rest), and images.
     """
     scored = pd.concat(list(scores.values()))["path"]
     used = table[table["split"].eq("train") | table["path"].isin(scored)]
@@ -199,20 +183,13 @@ def shortcuts(
     result = []
     for name, rows in scores.items():
         train = used[used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))]
-        logits = rows[logit_columns(rows)].rename(columns=lambda column: column.removeprefix("logit_"))
-        answers = {"the model": (list(logits), softmax(logits.to_numpy(float) / stages[name].temperature, axis=1))}
+        answers = {"the model": pd.DataFrame(probabilities(rows, stages[name].temperature), columns=class_names(rows))}
         for kind, values in features.items():
             forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
             forest.fit(values.loc[train["path"]].to_numpy(), _labels(train, name))
-            answers[kind] = list(forest.classes_), forest.predict_proba(values.loc[rows["path"]].to_numpy())
-        truth = true_class(rows).to_numpy()
-        for kind, (classes, p) in answers.items():
-            judged = [i for i, label in enumerate(classes) if name == "stage2" or label == "fake"]
-            columns = [(truth == classes[i], p[:, i]) for i in judged]
-
-            def mean_auc(weights: np.ndarray, columns: list = columns) -> np.ndarray:
-                return np.mean([metrics.weighted_auc(weights, *column) for column in columns], axis=0)
-
-            auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed)["auc"]
+            p = forest.predict_proba(values.loc[rows["path"]].to_numpy())
+            answers[kind] = pd.DataFrame(p, columns=forest.classes_)
+        for kind, p in answers.items():
+            auc = _auc(p, true_class(rows), rows["group"], name, seed)
             result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
     return pd.DataFrame(result).set_index(["stage", "classifier"])

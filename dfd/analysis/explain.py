@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from dfd.config import REAL, Training
 from dfd.core.images import load_rgb
 from dfd.data.crops import RealFakeDataset, cut, equalise, plan
 from dfd.degrade.registry import RandomDegrade
+from dfd.inference.decide import closed_set
 from dfd.inference.stage import BATCH, Stage, center_crops
 from dfd.models.backbones import high_pass
 
@@ -29,16 +31,10 @@ def backbone(stage: Stage) -> nn.Module:
 
 
 def spectrum(images: Tensor) -> np.ndarray:
-    """Log10 of the mean power of images or residuals by frequency, Hann-windowed, the zero frequency in the middle.
+    """Log10 of the mean power by frequency of (N, C, S, S), Hann-windowed: (S, S), zero in the middle.
 
     Upsampling leaves bright points and crosses in it: Zhang et al. 2019, arXiv:1907.06515; Frank et al. 2020,
-    arXiv:2003.08685. The mean over spectra, not the spectrum of a mean: it does not need aligned images.
-
-    Args:
-        images: (N, C, S, S), N of 1 or more.
-
-    Returns:
-        (S, S); white noise of deviation d has 2 log10 d everywhere, but for the zero frequency.
+    arXiv:2003.08685. White noise of deviation d has 2 log10 d everywhere, but for the zero frequency.
     """
     side = torch.hann_window(images.shape[-1], periodic=False)
     window, total = torch.outer(side, side), 0.0
@@ -49,13 +45,9 @@ def spectrum(images: Tensor) -> np.ndarray:
 
 
 def class_spectra(table: pd.DataFrame, size: int, per_class: int, quality: int | None) -> dict[str, np.ndarray]:
-    """Spectrum of the high-pass residuals of each label's centre crops.
+    """Spectrum of the high-pass residuals of each label's centre crops, equalised where there is a quality.
 
-    Args:
-        table: rows of the manifest, with its root in attrs.
-        size: crop side S, pixels.
-        per_class: images per label at most, spread evenly over the table.
-        quality: JPEG quality of the equalisation; none leaves the crops as they are.
+    Of a label at most `per_class` images are taken, spread evenly over the manifest.
     """
     spectra = {}
     for label, rows in table.groupby("label"):
@@ -66,14 +58,7 @@ def class_spectra(table: pd.DataFrame, size: int, per_class: int, quality: int |
 
 @torch.inference_mode()
 def residuals(stage: Stage, crops: Tensor) -> Tensor:
-    """What a stage looks for fingerprints in: stage 2's G(x), stage 1's high-pass part.
-
-    Args:
-        crops: (N, 3, S, S) in [0, 1], equalised already.
-
-    Returns:
-        (N, 3, S, S) on the CPU, in units of the [0, 1] range.
-    """
+    """Stage 2's G(x), or for stage 1 the high-pass part, of equalised crops: (N, 3, S, S) on the CPU, of [0, 1]."""
     if stage.stage == "stage1":
         return high_pass(crops)
     return torch.cat([stage.model.generator(chunk.to(stage.device)).float().cpu() for chunk in crops.split(BATCH)])
@@ -105,19 +90,16 @@ def neighbour_pictures(table: pd.DataFrame, near: pd.DataFrame) -> Pictures:
 
 def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
     """Centre crops of each label, spread evenly over the table."""
-    return {label: _crops(table, _spread(rows["path"], per_class), size) for label, rows in table.groupby("label")}
+    return {label: _pictures(table, _spread(rows["path"], per_class), size) for label, rows in table.groupby("label")}
 
 
 def twins(table: pd.DataFrame, count: int, size: int = 128) -> Pictures:
-    """Centre crops of files whose name stands in every class, one column per name: a photo and what was made of it.
-
-    Photos come first, one per group; empty where no name stands in every class.
-    """
+    """Centre crops of files whose name stands in every class, one a group: a photo and what was made of it."""
     labels = sorted(table["label"].unique(), key=lambda label: (label != REAL, label))
     rows = table.assign(name=table["path"].str.split("/").str[1:].str.join("/"))
     rows = rows[rows.groupby("name")["label"].transform("nunique") == len(labels)].drop_duplicates("group")
     names = _spread(rows["name"], count)
-    return {label: _crops(table, [f"{label}/{name}" for name in names], size) for label in labels if names}
+    return {label: _pictures(table, [f"{label}/{name}" for name in names], size) for label in labels if names}
 
 
 def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures:
@@ -145,24 +127,18 @@ def residual_pictures(stage: Stage, table: pd.DataFrame, columns: int) -> Pictur
 
 
 def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
-    """Where a stage found what speaks for a class: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391.
+    """Where a stage found what speaks for one of its classes: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391.
 
     The last layer of a small crop has a handful of cells. So the map is taken at the deepest stage of the backbone that
     has CELLS or more a side; what lies above it enters through the gradient.
 
     Args:
-        stage: either stage; of stage 2 the map lies over the residual that its classifier sees.
         crops: (N, 3, S, S) in [0, 1], equalised already.
-        target: one of the stage's classes.
 
     Returns:
         (N, S, S) in [0, 1]: 0 where nothing speaks for the class, 1 where most does; all 0 where nothing does.
-
-    Raises:
-        ValueError: the stage has no such class.
     """
-    if target not in stage.classes:
-        raise ValueError(f"{stage.stage} has no class {target!r}; it has {', '.join(stage.classes)}")
+    index = stage.classes.index(target)
 
     def logits(images: Tensor) -> Tensor:
         answer = stage.model(images).float()
@@ -171,7 +147,7 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
     with torch.inference_mode(False):
         crops = crops.detach().clone().to(stage.device).requires_grad_()
         layer = _deepest(stage, crops[:1])
-        maps = LayerGradCam(logits, layer).attribute(crops, stage.classes.index(target), relu_attributions=True)
+        maps = LayerGradCam(logits, layer).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()
 
@@ -180,12 +156,11 @@ def _deepest(stage: Stage, crop: Tensor) -> nn.Module:
     """The last of the backbone's stages whose maps of this crop have CELLS or more a side; else the first."""
     network, sides = backbone(stage), {}
     layers = [network.get_submodule(info["module"]) for info in network.feature_info]
-    hooks = [layer.register_forward_hook(lambda m, _, out: sides.update({m: min(out.shape[-2:])})) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hook = layer.register_forward_hook(lambda module, _, out: sides.update({module: min(out.shape[-2:])}))
+            hooks.callback(hook.remove)
         stage.model(crop)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return next((layer for layer in reversed(layers) if sides[layer] >= CELLS), layers[0])
 
 
@@ -202,9 +177,9 @@ class Dossier:
 
 
 def dossiers(stage: Stage, table: pd.DataFrame, rows: pd.DataFrame) -> list[Dossier]:
-    """What a stage sees of the images of some rows of its score table; columns path and prediction are read."""
+    """What a stage sees of the images of some rows of its score table."""
     result, size = [], stage.crop_size
-    for path, prediction in zip(rows["path"], rows["prediction"], strict=True):
+    for path, prediction in zip(rows["path"], closed_set(rows), strict=True):
         width, height = load_rgb(f"{table.attrs['root']}/{path}").size
         top, left = plan(height, width, size, 1).corners[0]
         scale = min(SHOWN / max(width, height), 1)
@@ -222,7 +197,7 @@ def _spread(values: pd.Series, count: int) -> list[str]:
     return values.iloc[np.unique(places.astype(int))].tolist()
 
 
-def _crops(table: pd.DataFrame, paths: Iterable[str], size: int) -> list[np.ndarray]:
+def _pictures(table: pd.DataFrame, paths: Iterable[str], size: int) -> list[np.ndarray]:
     return [_picture(crop_center(table, path, size)[0]) for path in paths]
 
 

@@ -8,6 +8,7 @@ differ in size its mean fades, and its spectrum does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from dfd.analysis.explain import residuals, spectrum
 from dfd.core.io import atomic_write
 from dfd.data.crops import equalise
-from dfd.evaluate.metrics import balanced_accuracy, interval, intervals
+from dfd.evaluate.metrics import bootstrap_all, mean_recall, share
 from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
@@ -52,15 +53,8 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
     """Mean residual of each generator's training images, and the mean of their spectra.
 
     After Marra et al. 2019, arXiv:1812.11842, with the UNet's residual in place of a denoiser's. What the images show
-    at one place, aligned faces for instance, stays in the mean beside the generator's traces.
-
-    Args:
-        stage: a stage 2.
-        table: the manifest, with its root in attrs; fakes of the training split are used.
-        limit, seed: of the choice of images, for each generator.
-
-    Raises:
-        ValueError: the training split has no fake.
+    at one place, aligned faces for instance, stays in the mean beside the generator's traces. At most `limit` images of
+    a generator are used.
     """
     train, prints = table[table["is_fake"] & (table["split"] == "train")], {}
     if train.empty:
@@ -85,12 +79,7 @@ def correlations(
     """Normalised cross-correlation of each test image's residual with each mean residual, at no shift.
 
     Photos are correlated too: they are the control. As in Marra et al. 2019, arXiv:1812.11842, the largest names the
-    generator.
-
-    Args:
-        stage: the one that gave the fingerprints.
-        table: the whole manifest, with its root in attrs; the test split is used.
-        limit, seed: of the choice of images, for each label.
+    generator. At most `limit` images of each label are used.
 
     Returns:
         One row per image: path, label, group, prediction, and corr_<generator> in [-1, 1]; 0 where a residual is flat.
@@ -112,12 +101,11 @@ def mean_correlations(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlation_accuracy(images: pd.DataFrame, seed: int = 0) -> dict[str, float | None]:
-    """Balanced accuracy of naming the generator by the largest of `correlations`: value, low, high.
-
-    The 95 % interval is over groups; labels without a fingerprint are left out.
-    """
+    """Balanced accuracy, with its 95 % interval, of naming the generators that have a fingerprint by `correlations`."""
     rows = images[(CORRELATION + images["label"]).isin(_columns(images))]
-    return interval(rows[["group", "label", "prediction"]], lambda t: balanced_accuracy(t.label, t.prediction), seed)
+    labels, right = rows["label"].to_numpy(), rows["label"].eq(rows["prediction"]).to_numpy()
+    accuracy = partial(mean_recall, labels=labels, right=right)
+    return bootstrap_all(rows["group"], {"accuracy": accuracy}, seed)["accuracy"]
 
 
 def _columns(images: pd.DataFrame) -> list[str]:
@@ -127,13 +115,8 @@ def _columns(images: pd.DataFrame) -> list[str]:
 def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Features (N, D) on a plane, neighbours kept: t-SNE, van der Maaten and Hinton 2008, from the first components.
 
-    Distances between clusters, and their sizes, say nothing.
-
-    Returns:
-        On the index of the manifest's N rows: x, y, label, and source; where the manifest has none, the split.
-
-    Raises:
-        ValueError: fewer than four images.
+    Distances between clusters, and their sizes, say nothing. Gives x, y, label, and source on the index of the
+    manifest's N rows; where the manifest has no source, the split.
     """
     if len(values) < 4:
         raise ValueError(f"an embedding needs at least four images, got {len(values)}")
@@ -148,13 +131,7 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", se
 
     c is the photo's centre crop, r = G(x) the residual of a fake's; c + r is clipped to [0, 1]. c and c + r then pass
     the same codec on their way into the network. PSNR and SSIM compare them before that, so the codec's loss is not
-    counted.
-
-    Args:
-        stage: a stage 2.
-        table: the whole manifest, with its root in attrs.
-        limit, seed: of the choice of fakes, for each generator that the stage knows, and of carriers.
-        split: whose fakes and photos are used.
+    counted. At most `limit` fakes of each generator that the stage knows are used.
 
     Returns:
         One row per pair: path, label and group of the fake; carrier and carrier_group; alone and named, what stage 2
@@ -220,19 +197,19 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
         otherwise alone. Means over pairs: `psnr` in dB, without infinite ones, and `ssim`.
     """
 
-    def carried_anew(t) -> float:
-        other = t.alone != t.label
-        return balanced_accuracy(t.label[other], t.named[other]) if other.any() else float("nan")
+    labels, alone, named = (pairs[name].to_numpy() for name in ("label", "alone", "named"))
+    other, psnr = alone != labels, pairs["psnr"].replace(np.inf, np.nan)
 
-    def mean_psnr(t) -> float:
-        finite = np.isfinite(t.psnr)
-        return float(t.psnr[finite].mean()) if finite.any() else float("nan")
+    def anew(weights: np.ndarray) -> np.ndarray:
+        if not other.any():
+            return np.full(len(weights), np.nan)
+        return mean_recall(weights[:, other], labels[other], (named == labels)[other])
 
-    metrics = {
-        "carried": lambda t: balanced_accuracy(t.label, t.named),
-        "carrier_alone": lambda t: balanced_accuracy(t.label, t.alone),
-        "carried_anew": carried_anew,
-        "psnr": mean_psnr,
-        "ssim": lambda t: float(t.ssim.mean()),
+    statistics = {
+        "carried": lambda weights: mean_recall(weights, labels, named == labels),
+        "carrier_alone": lambda weights: mean_recall(weights, labels, alone == labels),
+        "carried_anew": anew,
+        "psnr": lambda weights: share(weights, psnr.fillna(0).to_numpy(), psnr.notna()),
+        "ssim": lambda weights: share(weights, pairs["ssim"].to_numpy()),
     }
-    return intervals(pairs, metrics, seed)
+    return bootstrap_all(pairs["group"], statistics, seed)

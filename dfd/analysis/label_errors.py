@@ -44,18 +44,9 @@ def extract(stage: Stage, crops: Tensor) -> np.ndarray:
 
 
 def cached_features(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.ndarray:
-    """Features of one centre crop per image; those that features_<stage>.npz has of these weights are not made again.
+    """Features (N, D) of one centre crop per image of the manifest, either stage's, float32 but rounded to float16.
 
-    Args:
-        stage: either stage; stage 2 takes photos too.
-        table: rows of the manifest, with its root in attrs.
-        out: the run folder; its features_<stage>.npz grows by what is new, and starts afresh with other weights.
-
-    Returns:
-        (N, D) float32, in the table's order; rounded to float16 on the disk.
-
-    Raises:
-        ImageError: an image that the manifest lists can no longer be read.
+    Those that features_<stage>.npz in the run folder has of these weights are not made again, and it grows by the rest.
     """
     path, known = Path(out) / f"features_{stage.stage}.npz", {}
     key = digest(__version__, stage.settings, stage.crop_size, stage.equalise_quality, stage.model.state_dict())
@@ -80,18 +71,14 @@ def neighbours(
     """The training images that a network takes for most alike, by the cosine of their features.
 
     Args:
-        images: M rows of the manifest to explain.
-        train: N rows of the manifest to search.
-        features, train_features: (M, D) and (N, D), of one stage.
+        images, features: M rows of the manifest to explain, and their (M, D).
+        train, train_features: N rows of the manifest to search, and their (N, D), of the same stage.
         count: neighbours of each image.
 
     Returns:
         One row per image and neighbour, nearest first: path, label, neighbour, neighbour_label, rank (from 1),
         similarity in [-1, 1], bits: of the two perceptual hashes' 256 how many differ, NaN where one is flat; twin: no
         more than `splits.NEAR` do, which makes it a near-duplicate.
-
-    Raises:
-        ValueError: no training image.
     """
     if train.empty:
         raise ValueError("there is no training image to look for neighbours in")
@@ -101,17 +88,10 @@ def neighbours(
         distance, index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train_features).kneighbors(features)
     own, near = images.iloc[np.repeat(np.arange(len(images)), count)], train.iloc[index.ravel()]
     bits = np.array([hash_bits(*pair) for pair in zip(own["phash"], near["phash"], strict=True)], dtype=float)
-    columns = {
-        "path": own["path"].to_numpy(),
-        "label": own["label"].to_numpy(),
-        "neighbour": near["path"].to_numpy(),
-        "neighbour_label": near["label"].to_numpy(),
-        "rank": np.tile(np.arange(1, count + 1), len(images)),
-        "similarity": 1 - distance.ravel(),
-        "bits": bits,
-        "twin": bits <= splits.NEAR,
-    }
-    return pd.DataFrame(columns)
+    pairs = own[["path", "label"]].reset_index(drop=True)
+    pairs[["neighbour", "neighbour_label"]] = near[["path", "label"]].to_numpy()
+    rank = np.tile(np.arange(1, count + 1), len(images))
+    return pairs.assign(rank=rank, similarity=1 - distance.ravel(), bits=bits, twin=bits <= splits.NEAR)
 
 
 def hash_bits(first: str | None, second: str | None) -> float:
@@ -122,31 +102,18 @@ def hash_bits(first: str | None, second: str | None) -> float:
 
 
 def agreement(near: pd.DataFrame) -> pd.DataFrame:
-    """For each image of `neighbours`: the label most neighbours have, and how they agree with its own.
-
-    Returns:
-        Index path; columns label; most; own, the share with its label; other_twins, near-duplicates labelled else.
-    """
+    """For each image of `neighbours`: own, the share with its label, and other_twins, near-duplicates labelled else."""
     same = near["label"] == near["neighbour_label"]
     images = near.assign(own=same, other_twins=near["twin"] & ~same).groupby("path", sort=False)
-    most = images["neighbour_label"].agg(lambda labels: labels.mode().iloc[0])
-    table = images.agg({"label": "first", "own": "mean", "other_twins": "sum"})
-    table.insert(1, "most", most)
-    return table
+    return images.agg({"own": "mean", "other_twins": "sum"})
 
 
 def held_out_probabilities(
     features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: ClassifierMixin | None = None
 ) -> pd.DataFrame:
-    """Probability of each label from features (N, D), by models that saw no image of the same group.
+    """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group.
 
-    Args:
-        labels, groups: (N,).
-        seed: of the folds.
-        model: a classifier of scikit-learn; none takes a logistic regression on principal components.
-
-    Returns:
-        (N, labels), rows on the labels' index.
+    The model is scikit-learn's; none takes a logistic regression on principal components.
 
     Raises:
         ValueError: fewer than two labels, or a label in one group alone.
@@ -169,21 +136,13 @@ def held_out_probabilities(
 def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Rank images by how likely their label is wrong: confident learning, Northcutt et al. 2021, arXiv:1911.00068.
 
-    A label is suspected where held-out images of its group get another label with at least the probability that images
-    of that other label get on average. Within the list, and after it, images come in the order of the probability of
-    their best other label less that of their own. Errors that follow from what was to be told apart look the same:
-    a generator that the network cannot tell from photos fills the list with good labels.
-
-    Args:
-        features: (N, D), of one stage or of both side by side.
-        table: the N rows of the manifest.
-        seed: of the folds.
+    A label is suspected where the held-out image gets another one with at least the probability that images of that
+    other label get on average. Within the list, and after it, images come in the order of the margin: the probability
+    of their best other label less that of their own. A generator that the network cannot tell from photos fills the
+    list with good labels. Features (N, D) are of one stage, or of both side by side.
 
     Returns:
         All rows, most suspect first: path, label, split, group, suggested, p_label, p_suggested, margin, suspected.
-
-    Raises:
-        ValueError: see `held_out_probabilities`.
     """
     p = held_out_probabilities(features, table["label"], table["group"], seed)
     labels, own = p.columns.get_indexer(table["label"]), p.to_numpy()

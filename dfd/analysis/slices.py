@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
-from dfd.evaluate.metrics import flatten, interval
+from dfd.evaluate.metrics import bootstrap_all, flatten, share
 
 FILE = "properties.parquet"
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
@@ -41,20 +41,15 @@ NAMES = ("label", "source", "format")
 MEASURED = tuple(NUMBERS)[:6]
 MISSING = {"face": "none", "jpeg_quality": "no JPEG"}  # the word where a property has no value
 
-DRAWS = 2000  # permutations behind the slices' p-values
-SMALLEST = 10  # images in a slice that is tested
+LEAST = 10  # images in a slice that is tested
 SPANS = 3  # groups that it has images of, at least
 COVERED = 0.8  # share of a slice's images in one listed before it, from which the slice is not news
 
 
 def describe(image: Image.Image) -> dict[str, float]:
-    """Measure one RGB image on its own pixels; of a large one the middle WINDOW x WINDOW, but for the face.
+    """Measure the first six NUMBERS of an RGB image; of a large one in the middle WINDOW x WINDOW, but for the face.
 
-    Returns:
-        brightness and contrast: mean and deviation of the luminance, in [0, 1]; saturation: mean of HSV's, in [0, 1];
-        texture: mean absolute Laplacian of the luminance, high where there is fine detail or noise; sharpness: the
-        Laplacian's deviation over the luminance's, low where an image is blurred, whatever its contrast, and 0 where it
-        is flat; face: see `face_share`.
+    Texture is high where there is fine detail or noise; sharpness low where an image is blurred, whatever its contrast.
     """
     left, top = (max((side - WINDOW) // 2, 0) for side in image.size)
     window = image.crop((left, top, min(left + WINDOW, image.width), min(top + WINDOW, image.height)))
@@ -74,9 +69,8 @@ def describe(image: Image.Image) -> dict[str, float]:
 def face_share(image: Image.Image) -> float:
     """Width of the largest upright, frontal face over the image's shorter side; 0 where none is found.
 
-    scikit-image's LBP cascade. On a test split of photos and fakes it found one in 94 % of 103 aligned photos of faces,
-    in 73 % and 86 % of two generators' 168 aligned faces, in 1 % of 195 crops that cut a face, and in 3 % of 233 images
-    of ImageNet and BigGAN. Faces below a sixth of the shorter side are not looked for.
+    By scikit-image's LBP cascade, which found one in 94 % of 103 aligned photos of faces, in 73 % and 86 % of two
+    generators' 168, and in 3 % of 233 images of ImageNet and BigGAN. It looks for a sixth of the shorter side and more.
     """
     grey = image.convert("L")
     grey.thumbnail((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR)
@@ -94,19 +88,11 @@ def _cascade() -> Cascade:
 
 
 def measure(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
-    """Describe images, each content once: what properties.parquet in the run folder knows is not measured again.
-
-    Args:
-        table: rows of the manifest, with its root in attrs.
-        out: the run folder; its properties.parquet grows by what is new.
+    """Describe images of the manifest, each content once: what properties.parquet in the run folder has is kept.
 
     Returns:
         On the table's index: path, sha256, label, format, source, size (shorter side, pixels), jpeg_quality, and the
-        numbers of `describe`. Without a column source in the manifest, the source is that of provenance.csv or, where
-        there is none, the first word of the file name.
-
-    Raises:
-        ImageError: an image that the manifest lists can no longer be read.
+        numbers of `describe`.
     """
     path = Path(out) / FILE
     known = pd.read_parquet(path) if path.exists() else pd.DataFrame()
@@ -140,14 +126,10 @@ def sources(table: pd.DataFrame) -> pd.Series:
 
 
 def binned(measured: pd.DataFrame, properties: Sequence[str] = (*NAMES, *NUMBERS), bins: int = 3) -> pd.DataFrame:
-    """Properties as a few words each: names as they are, numbers in `bins` bins of about equal size.
+    """Properties as a few words each, in categorical columns: names as they are, numbers in bins of about equal size.
 
-    A number with no more different values than bins keeps them. A face is "none" or in one bin less, and a file without
-    a JPEG quality is "no JPEG".
-
-    Returns:
-        Categorical columns on the same index, in the order of the values; a property that is missing, or the same
-        everywhere, is left out.
+    A number with no more different values than bins keeps them; a face is "none" or in one bin less. A property that is
+    missing, or the same everywhere, is left out.
     """
     columns = {}
     for name in properties:
@@ -170,7 +152,7 @@ def _bin(values: pd.Series, bins: int, missing: str) -> pd.Series:
     limits = values.groupby(codes).agg(["min", "max"])
     words = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in limits.to_numpy()]
     words = [word if words.index(word) == i else f"{word} ({i})" for i, word in enumerate(words)]  # that read alike
-    places = codes.map(dict(zip(limits.index, range(1, len(limits) + 1), strict=True))).fillna(0).astype(int)
+    places = codes.rank(method="dense").fillna(0).astype(int)
     return pd.Series(pd.Categorical.from_codes(places, [missing, *words], ordered=True), values.index)
 
 
@@ -180,36 +162,33 @@ def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.Dat
     Args:
         rows: columns wrong (bool) and group.
         bins: what `binned` gave, on the same index.
-        seed: of the bootstrap.
 
     Returns:
         Columns property, bin, images, groups, errors, error, error_low, error_high; attrs["average"], over all images.
-        Where no image is wrong, or all are, the bootstrap knows no spread: the limit is then 1 - 0.025 ** (1 / groups)
-        away, as if a group were one toss of a coin. One group alone has no interval.
+        Where no image is wrong, or all are, the limit is 1 - 0.025 ** (1 / groups) away, as if a group were one toss of
+        a coin: the bootstrap knows no spread. One group alone has no interval.
     """
     result = []
     for name in bins:
         for word, part in rows.groupby(bins[name], observed=True):
-            groups = part["group"].nunique()
-            error = interval(part[["group", "wrong"]], lambda drawn: float(drawn.wrong.mean()), seed)
-            reach = 1 - 0.025 ** (1 / groups)
-            if groups > 1 and error["value"] == 0:
-                error["high"] = reach
-            elif groups > 1 and error["value"] == 1:
-                error["low"] = 1 - reach
+            wrong, groups = part["wrong"].to_numpy(), part["group"].nunique()
+            error = bootstrap_all(part["group"], {"error": partial(share, right=wrong)}, seed)["error"]
+            if groups > 1 and wrong.all() == wrong.any():
+                reach = 1 - 0.025 ** (1 / groups)
+                error |= {"low": 1 - reach} if wrong.all() else {"high": reach}
             row = {"property": name, "bin": str(word), "images": len(part), "groups": groups}
-            result.append(row | {"errors": int(part["wrong"].sum())} | flatten({"error": error}))
+            result.append(row | {"errors": int(wrong.sum())} | flatten({"error": error}))
     columns = "property bin images groups errors error error_low error_high".split()
     table = pd.DataFrame(result, columns=columns).astype({"error_low": float, "error_high": float})
     table.attrs["average"] = float(rows["wrong"].mean())
     return table
 
 
-def candidates(bins: pd.DataFrame, smallest: int = SMALLEST) -> Iterator[tuple[str, np.ndarray]]:
+def candidates(bins: pd.DataFrame, least: int = LEAST) -> Iterator[tuple[str, np.ndarray]]:
     """Every bin of one property and every crossing of two, by name, with its members (N,) bool.
 
-    A crossing that has the same images as a bin before it is left out, and so is what has fewer than `smallest` images
-    or fewer than `smallest` outside.
+    A crossing that has the same images as a bin before it is left out, and so is what has fewer than `least` images
+    or fewer than `least` outside.
     """
     words = {name: bins[name].cat.categories for name in bins}
     single = {name: [(f"{name} {word}", (bins[name] == word).to_numpy()) for word in words[name]] for name in bins}
@@ -218,47 +197,36 @@ def candidates(bins: pd.DataFrame, smallest: int = SMALLEST) -> Iterator[tuple[s
         slices += [(f"{a}, {b}", x & y) for a, x in single[first] for b, y in single[second]]
     seen = set()
     for name, members in slices:
-        if smallest <= members.sum() <= len(members) - smallest and members.tobytes() not in seen:
+        if least <= members.sum() <= len(members) - least and members.tobytes() not in seen:
             seen.add(members.tobytes())
             yield name, members
 
 
 def find(
-    rows: pd.DataFrame,
-    bins: pd.DataFrame,
-    alpha: float = 0.01,
-    seed: int = 0,
-    draws: int = DRAWS,
-    smallest: int = SMALLEST,
+    rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int = 0, draws: int = 2000, least: int = LEAST
 ) -> pd.DataFrame:
     """Slices whose error is above average by more than chance explains, after all that were looked at.
 
     Each draw hands every group the errors of another group of about its size (within a factor of two), in random order:
-    Winkler et al. 2015, NeuroImage 123, 253-268, permute whole blocks and within blocks in this way. Images of one
-    group stay together, so ten near-duplicates that fail together are one failure. A slice's excess of errors is
-    divided by its deviation over the draws; the p-value is the share of draws whose largest such number, over all
-    slices, is as large (max-T, Westfall and Young 1993). So the chance that anything is reported where errors have
-    nothing to do with the properties is about alpha, however many slices were tried.
+    block permutation, Winkler et al. 2015, NeuroImage 123, 253-268. So ten near-duplicates that fail together are one
+    failure. A slice's excess of errors is divided by its deviation over the draws; the p-value is the share of draws
+    whose largest such number, over all slices, is as large (max-T, Westfall and Young 1993). So the chance that
+    anything is reported where errors have nothing to do with the properties is about alpha, however many were tried.
 
     Args:
-        rows: columns wrong (bool) and group.
-        bins: what `binned` gave, on the same index.
-        alpha: the chance above, in (0, 1).
-        draws: how many; no p-value is below 1 / (draws + 1).
-        smallest: images in a slice at least; it also spans SPANS groups at least.
+        rows, bins: as in `by_property`.
+        alpha: the chance above, in (0, 1); no p-value is below 1 / (draws + 1).
+        least: images in a slice at least; it also spans SPANS groups at least.
 
     Returns:
         Columns slice, images, groups, errors, error, average, z, p, within; the surest first. `within` names the
         slice above that holds at least COVERED of its images, empty where there is none. `attrs`: tried, the number of
         slices; groups.
-
-    Raises:
-        ValueError: alpha outside (0, 1), or too few draws to reach it.
     """
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha must be below 1 and at least 1 / (draws + 1) = {1 / (draws + 1):.2g}, got {alpha}")
     group, wrong = pd.factorize(rows["group"])[0], rows["wrong"].to_numpy(np.float32)
-    tried = {name: inside for name, inside in candidates(bins, smallest) if len(np.unique(group[inside])) >= SPANS}
+    tried = {name: inside for name, inside in candidates(bins, least) if len(np.unique(group[inside])) >= SPANS}
     result, listed = [], {}
     if tried and wrong.min() < wrong.max():
         z, p = _max_t(wrong, group, np.stack(list(tried.values()), axis=1), draws, seed)

@@ -6,16 +6,13 @@ import _thread
 import contextlib
 import ctypes
 import errno
-import io
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,107 +220,3 @@ def keep_freed() -> bool:
     mmap_threshold, trim_threshold = -3, -1  # mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return bool(mallopt and mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
-
-
-# Until reports and train do without
-class Live:
-    """One picture in a notebook's output, drawn anew in place; in JupyterLab, and headless too. Nothing elsewhere.
-
-    Args:
-        alt: what it shows, for those who cannot see it; kept in the output's metadata.
-    """
-
-    def __init__(self, alt: str):
-        self.handle, self.metadata = None, {"alt": alt}
-
-    def show(self, draw: Callable) -> None:
-        """Draw and show; the figure is closed afterwards, so that the cell does not show it again."""
-        if "ipykernel" not in sys.modules:
-            return
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
-        figure = draw()
-        if self.handle is None:
-            self.handle = display(figure, display_id=True, metadata=self.metadata)
-        else:
-            self.handle.update(figure, metadata=self.metadata)
-        plt.close(figure)
-
-
-class Progress:
-    """Shows notebook, cell, section and elapsed time: rewritten in place on a terminal, a line a section elsewhere."""
-
-    def __init__(self, stream=None):
-        self.stream = stream or sys.stdout
-        self.terminal = self.stream.isatty()
-        self.stem = self.last = ""
-        self.lock = threading.RLock()
-        self.printed, self.bars = _Lines(self.line), _Lines(self.tail)  # where papermill sends stdout and stderr
-
-    def start(self, stem: str, cells: int) -> None:
-        self.stem, self.cells, self.number, self.section, self.began = stem, cells, 0, "", time.monotonic()
-        self.line(f"{stem}  starting")
-        if self.terminal:
-            threading.Thread(target=self._tick, daemon=True).start()
-
-    def cell(self, cell: dict, cell_index: int) -> None:
-        """Show the cell about to run; nbclient's `on_cell_start`."""
-        self.number = cell_index + 1
-        heading = first_heading(cell.source) if cell.cell_type == "markdown" else ""
-        if heading and heading != self.section:
-            self.section = heading
-            if not self.terminal:
-                self.line(self.status())
-        self.tail("")
-
-    def status(self) -> str:
-        where = f"{self.stem}  cell {self.number}/{self.cells}"
-        return "  ".join(part for part in (where, self.section, elapsed(time.monotonic() - self.began)) if part)
-
-    def tail(self, text: str) -> None:
-        """Show the status with the last words of a progress bar; on a terminal only."""
-        with self.lock:
-            self.last = text.strip()
-            if self.terminal and self.stem:
-                width = shutil.get_terminal_size().columns - 1
-                self.stream.write(f"\r\x1b[K{(self.status() + '  ' + self.last)[:width]}")
-                self.stream.flush()
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        with self.lock:
-            self.stream.write(("\r\x1b[K" if self.terminal else "") + text + "\n")
-            self.stream.flush()
-            self.tail("")
-
-    def done(self, text: str) -> None:
-        stem, self.stem = self.stem, ""
-        self.line(f"{stem}  {text}")
-
-    def _tick(self) -> None:
-        """Keep the clock of a long cell going."""
-        stem = self.stem
-        while self.stem == stem:
-            time.sleep(1)
-            self.tail(self.last)
-
-
-class _Lines(io.TextIOBase):
-    """A file that hands on each whole line, without control codes; a carriage return ends one too."""
-
-    def __init__(self, show):
-        self.show, self.rest = show, ""
-
-    def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).replace("\r", "\n").split("\n")
-        for line in lines:
-            if clean := NOT_TEXT.sub("", line).rstrip():
-                self.show("  " + clean)
-        return len(text)
-
-
-def first_heading(markdown: str) -> str:
-    """The first heading's words, or an empty string."""
-    found = re.search(r"^#+\s+(.+?)\s*#*$", markdown, re.MULTILINE)
-    return found.group(1) if found else ""

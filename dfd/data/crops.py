@@ -150,7 +150,7 @@ class CarrierBuilder(_Crops):
 class Seeded(Dataset):
     """Another data set, indexed by draws (index, seed), on which alone an item hangs; torch's state stays as it was."""
 
-    def __init__(self, data: Dataset):
+    def __init__(self, data: _Crops):
         self.data = data
 
     def __len__(self) -> int:

@@ -88,7 +88,8 @@ def scan(
         earlier = described.sha256.map(lambda sha256: cache.entries.get(f"split {draw} {sha256}")).astype(object)
         table = _split(_tie(root, described), earlier, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
-        cache.store({f"split {draw} {row.sha256}": row.split for row in table[["sha256", "split"]].itertuples()})
+        drawn = zip(table.sha256, table.split, strict=True)
+        cache.store({f"split {draw} {sha256}": split for sha256, split in drawn})
     rejected = sorted(listing.rejected, key=lambda row: row["path"])
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
     for line in _report(table):

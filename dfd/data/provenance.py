@@ -34,7 +34,7 @@ def read(root: Path, column: str) -> pd.Series:
     key = next((name for name in ("file", "path") if name in table), None)
     if key is None or column not in table:
         what = f"no column {column}" if key else "neither a column file nor a column path"
-        raise ManifestError(f"{path} has {what}; its columns are {', '.join(table)}")
+        raise ManifestError(f"{path} has {what}; its columns are {', '.join(map(str, table))}")
     rows = table[[key, column]].drop_duplicates()
     twice = rows[key][rows[key].duplicated()]
     if len(twice):
@@ -98,13 +98,14 @@ def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:
     least one. Of equally good choices the seed takes one. A label without another source is left out.
     """
     counts = _counts(table)
-    order = counts.drop(index=set(counts.idxmax())).sample(frac=1, random_state=seed)
+    order = counts.drop(index=list(counts.idxmax().unique())).sample(frac=1, random_state=seed)
     chosen: list[str] = []
     for label in order:
-        sizes = order.loc[order[label] > 0, label]
+        sizes = order[label][order[label] > 0]
         before = [name for name in chosen if name in sizes]  # a source may have images of several labels
         target = test_fraction * counts[label].sum() - sizes[before].sum()
-        chosen += _nearest(sizes.drop(before).to_dict(), target, may_be_none=bool(before))
+        others = {str(name): int(size) for name, size in sizes.drop(before).items()}
+        chosen += _nearest(others, target, may_be_none=bool(before))
     return chosen
 
 
@@ -140,7 +141,7 @@ def leave_one_source_out(table: pd.DataFrame) -> Iterator[tuple[str]]:
     counts = _counts(table) > 0
     for name, has in counts.iterrows():
         if (counts.sum()[has] > 1).all():
-            yield (name,)
+            yield (str(name),)
 
 
 def _counts(table: pd.DataFrame) -> pd.DataFrame:

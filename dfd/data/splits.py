@@ -33,7 +33,7 @@ def components(table: pd.DataFrame) -> np.ndarray:
         targets.append(size + codes[codes >= 0])
         if column == "phash":
             sources.append(size + np.arange(len(values)))
-            targets.append(size + _near(values))
+            targets.append(size + _near(list(values)))
         size += len(values)
     return _connected(np.concatenate(sources), np.concatenate(targets), size)[: len(table)]
 

@@ -4,10 +4,10 @@ May import inference and what lies beneath it; knows neither training nor plots.
 """
 
 from dfd.evaluate.compare import CompareError
-from dfd.evaluate.metrics import METRICS, STAGE_METRICS, bootstrap, clean, evaluate, interval, intervals, save_metrics
+from dfd.evaluate.metrics import METRICS, STAGE_METRICS, bootstrap, bootstrap_all, clean, evaluate, save_metrics
 from dfd.evaluate.scores import as_table, calibrate, load_scores, readable, save_scores, score
 
 __all__ = [
-    "METRICS", "STAGE_METRICS", "CompareError", "as_table", "bootstrap", "calibrate", "clean", "evaluate",
-    "interval", "intervals", "load_scores", "readable", "save_metrics", "save_scores", "score",
+    "METRICS", "STAGE_METRICS", "CompareError", "as_table", "bootstrap", "bootstrap_all", "calibrate", "clean",
+    "evaluate", "load_scores", "readable", "save_metrics", "save_scores", "score",
 ]  # fmt: skip

@@ -62,15 +62,7 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
-    """Compare each run with the first one.
-
-    Args:
-        folders: two run folders or more.
-        seed: of the bootstrap.
-
-    Raises:
-        CompareError: fewer than two, a folder that is not a run, or a run that shares no test image with the first.
-    """
+    """Compare each run folder with the first one; a CompareError says what cannot be compared."""
     if len(folders) < 2:
         raise CompareError("name two run folders or more, the one to compare with first")
     paths = [Path(folder) for folder in folders]
@@ -88,8 +80,7 @@ def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None).
 
-    Raises:
-        CompareError: no folder, no score table in it, or one that cannot be read.
+    A CompareError says why a folder has none.
     """
     if not folder.is_dir():
         raise CompareError(f"no folder {folder}")
@@ -123,17 +114,9 @@ def pair(
     resamples: int = RESAMPLES,
     only: Sequence[str] | None = None,
 ) -> Comparison:
-    """Compare two runs.
+    """Compare two runs: their tables (see `read_tables`), folders (for config.json and environment.json) and names.
 
-    Args:
-        base, other: their tables; see `read_tables`.
-        folders: theirs, for config.json and environment.json.
-        names: what to call them.
-        seed, resamples: of the bootstrap.
-        only: some of COMPARED; all of them if none are named.
-
-    Raises:
-        CompareError: no stage shares a test image.
+    `only` names some of COMPARED. A CompareError where no stage shares a test image.
     """
     stages, missing = {}, {}
     for stage in STAGES:
@@ -190,16 +173,10 @@ def differences(
     resamples: int = RESAMPLES,
     only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """A stage's metrics in both runs, and the difference with its paired 95 % interval.
+    """A stage's metrics in both runs of `share`, and the difference with its paired 95 % interval.
 
-    Args:
-        base, other: what `share` gives.
-        stage: stage1 or stage2.
-        seed, resamples: of the bootstrap over groups; each draw is scored for both runs.
-        only: some of COMPARED.
-
-    Returns:
-        One row per metric: base, other, difference (other minus base), low, high; NaN where undefined.
+    Each draw of groups is scored for both runs. One row per metric (`only` some of COMPARED): base, other, difference
+    (other minus base), low, high; NaN where undefined.
     """
     names = [name for name in COMPARED[stage] if only is None or name in only]
     runs = judged(base), judged(other)
@@ -216,10 +193,9 @@ def differences(
 
 
 def changed_verdicts(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The images whose verdict differs, the broken ones first: path, label, base, other, change.
+    """The images of `share` whose verdict differs, the broken ones first: path, label, base, other, change.
 
-    Args:
-        base, other: what `share` gives; change is mended, broken, or wrong in both (stage 2: two wrong names).
+    change is mended, broken, or wrong in both (stage 2: two wrong names).
     """
     true, columns = true_class(base), {"base": base["prediction"], "other": other["prediction"]}
     change = np.select([columns["other"] == true, columns["base"] == true], ["mended", "broken"], "wrong in both")
@@ -231,9 +207,6 @@ def made_from(base: Path, other: Path) -> pd.DataFrame:
     """What differs in what two runs were made from and with: kind (setting, data or version), name, base, other.
 
     Reads config.json and environment.json; what one run does not say is a dash.
-
-    Raises:
-        CompareError: one of these files is not JSON.
     """
     try:
         first, second = _made_from(base), _made_from(other)

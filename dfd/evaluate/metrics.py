@@ -35,7 +35,6 @@ def bootstrap(
     Args:
         groups: of each image, (N,).
         statistic: takes weights (R, N) and gives (R,), or (K, R) for K numbers; NaN where a draw leaves it undefined.
-        seed, resamples: of the draws.
 
     Returns:
         value, low and high, () or (K,) each; the limits are NaN where there is one group alone, or no draw is defined.
@@ -74,31 +73,6 @@ def bootstrap_all(
         name: {key: float(x) if np.isfinite(x) else None for key, x in zip(("value", "low", "high"), row, strict=True)}
         for name, *row in zip(statistics, *limits, strict=True)
     }
-
-
-def intervals(
-    table: pd.DataFrame, metrics: dict[str, Callable[..., float]], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Interval]:
-    """Any metrics with their intervals, one draw after another.
-
-    Args:
-        table: rows with a `group` column and whatever the metrics read.
-        metrics: name -> a function that takes the drawn columns as arrays, `t.label` for instance, and gives a number.
-    """
-    columns = {name: table[name].to_numpy() for name in table}
-
-    def statistic(weights: np.ndarray, metric: Callable[..., float]) -> np.ndarray:
-        rows = [np.repeat(np.arange(len(table)), row.astype(int)) for row in weights]
-        drawn = [SimpleNamespace(**{name: column[picked] for name, column in columns.items()}) for picked in rows]
-        return np.array([metric(t) for t in drawn], dtype=float)
-
-    named = {name: lambda weights, metric=metric: statistic(weights, metric) for name, metric in metrics.items()}
-    return bootstrap_all(table["group"], named, seed, resamples)
-
-
-def interval(table: pd.DataFrame, metric: Callable[..., float], seed: int = 0) -> Interval:
-    """One metric with its interval; see intervals."""
-    return intervals(table, {"": metric}, seed)[""]
 
 
 def flatten(values: Mapping[str, Interval]) -> dict[str, float | None]:
@@ -147,21 +121,10 @@ def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -
         return (ups * (total[:, None] - above)).sum(1) / (ups.sum(1) * total)
 
 
-def auc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve; not a number where only one class is present."""
-    return float(weighted_auc(np.ones((1, len(positive))), positive, score)[0])
-
-
-def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean of the per-class recalls, over the classes that are present."""
-    return float(mean_recall(np.ones((1, len(true))), true, np.asarray(predicted) == np.asarray(true))[0])
-
-
 def oscr(weights: np.ndarray, is_unknown: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Area under the open-set classification rate (R,); Dhamija et al. 2018, arXiv:1811.04110.
 
-    The curve has, over all thresholds, the share of known images that are accepted and named rightly against the share
-    of unknown ones that are accepted. Under it lies the accuracy times the AUROC of the rightly named ones.
+    Known images accepted and named rightly against unknown ones accepted: accuracy times AUROC of the rightly named.
     """
     accuracy = share(weights, right, ~is_unknown)
     area = weighted_auc(weights * (right | is_unknown), is_unknown, score)
@@ -223,9 +186,7 @@ METRICS = {  # as in metrics.json
     "accuracy": Metric(lambda t, w: share(w, t.right), "accuracy"),
     "accuracy_at_threshold": Metric(lambda t, w: share(w, t.decided), "accuracy at the threshold"),
     "balanced_accuracy": Metric(lambda t, w: mean_recall(w, t.true, t.right), "balanced accuracy"),
-    "balanced_accuracy_at_threshold": Metric(
-        lambda t, w: mean_recall(w, t.true, t.decided), "balanced accuracy at the threshold"
-    ),
+    "balanced_accuracy_at_threshold": Metric(lambda t, w: mean_recall(w, t.true, t.decided), "balanced at threshold"),
     "real_accuracy": Metric(lambda t, w: share(w, t.decided, ~t.is_fake), "photos called real"),
     "fake_accuracy": Metric(lambda t, w: share(w, t.decided, t.is_fake), "fakes called fake"),
     "false_positive_rate": Metric(lambda t, w: share(w, ~t.decided, ~t.is_fake), "photos called fake", False),
@@ -233,10 +194,8 @@ METRICS = {  # as in metrics.json
     "tpr_at_fpr_1": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.01), "fakes found at 1 % false alarms"),
     "tpr_at_fpr_5": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.05), "fakes found at 5 % false alarms"),
     "macro_f1": Metric(lambda t, w: macro_f1(w, t.true, t.prediction), "macro F1"),
-    "ece_before": Metric(
-        lambda t, w: calibration_error(w, t.before, t.right), "calibration error at temperature 1", False
-    ),
-    "ece": Metric(lambda t, w: calibration_error(w, t.confidence, t.right), "calibration error", False),
+    "ece_before": Metric(lambda t, w: calibration_error(w, t.before, t.right), "ECE at temperature 1", False),
+    "ece": Metric(lambda t, w: calibration_error(w, t.confidence, t.right), "ECE", False),
 }
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "

@@ -22,7 +22,8 @@ from dfd.degrade.operators import to_tensor
 from dfd.degrade.registry import Condition, compose
 from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share
 from dfd.evaluate.scores import answer_columns, with_predictions
-from dfd.inference.stage import Scored, Stage, score_files
+from dfd.inference.detector import score_files
+from dfd.inference.stage import Scored, Stage
 
 HELD = 1 << 30  # bytes of decoded images that are held; those beyond are decoded for each condition
 CELLS = "cells"  # folder of the finished cells, in the run folder
@@ -51,9 +52,7 @@ def sweep(
     the same version of dfd, weights, images, crops and condition.
 
     Args:
-        stages: stage1, stage2 or both.
         table: rows of the manifest, with its root in attrs.
-        conditions: from `dfd.degrade.registry`.
         out: the run folder.
         crops: per image at most; none takes each checkpoint's number.
         seed: of the noise.
@@ -61,9 +60,6 @@ def sweep(
     Returns:
         The score table of each stage, one row per image and condition: the contract's columns (a chain is in
         `degradation`, its last step's level in `level`; see `dfd.degrade.registry.name`), and first_<class>.
-
-    Raises:
-        ImageError: an image that the manifest lists can no longer be read.
     """
     folder = Path(out) / CELLS
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,19 +180,11 @@ def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | 
 def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0) -> pd.DataFrame:
     """Every metric of each stage under each condition, with its interval: the long table behind all others.
 
-    Args:
-        swept: stage -> score table of `sweep`, of one split.
-        stages: stage -> what scored it; its temperature, threshold and classes are read.
-        seed: of the bootstrap over groups.
-
     Returns:
         Columns stage, condition, degradation, level, label (all, or the one a recall is of), metric, value, low, high,
-        images (that the metric is over); NaN where undefined. The metrics are those of ACCURACY, BY_CROP and MEASURED,
-        and recall; those of BY_CROP also of the first crop alone (…_one_crop), and by how much all crops are better
+        images (that the metric is over); NaN where undefined. The metrics are those of BY_CROP and MEASURED, and
+        recall; those of BY_CROP also of the first crop alone (…_one_crop), and by how much all crops are better
         (…_gain), on the same resamples.
-
-    Raises:
-        ValueError: a condition does not hold the same images as the others.
     """
     rows = []
     for name, scores in swept.items():
@@ -210,11 +198,7 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
 
 
 def by_condition(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each condition's name and rows, in the table's order; the rows in the order of their paths, the same in each.
-
-    Raises:
-        ValueError: a condition does not hold the same images as the others.
-    """
+    """Each condition's name and rows, by path; a ValueError where one does not hold the same images as the others."""
     first = None
     for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
         name, part = registry.name(degradation, level), part.sort_values("path", ignore_index=True)
@@ -280,9 +264,9 @@ def breaking_points(measured: pd.DataFrame, accuracy: float) -> pd.DataFrame:
     """The mildest level of each operator at which a stage's balanced accuracy falls below a bar.
 
     Returns:
-        One row per stage and series of levels: mildest and worst, the levels tried; falls_below, the mildest level
-        whose value is below; surely_below, the mildest whose whole interval is; NaN where none is. Where the images as
-        they are lie below already, both hold no level, and `as_it_is` is what to read.
+        One row per stage and series of levels: as_it_is, without degradation; mildest and worst, the levels tried;
+        falls_below, the mildest level whose value is below; surely_below, the mildest whose whole interval is; NaN
+        where none is, or as_it_is is below already.
     """
     rows = []
     for stage in measured["stage"].unique():

@@ -34,23 +34,19 @@ def score(
     crops: int | None = None,
     mode: str | None = None,
 ) -> pd.DataFrame:
-    """Score every image of the table at one fixed degradation.
+    """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
     Prints a line where images were too large for all the crops that the mode asks for; column crops has their number.
 
     Args:
         stage: the trained stage; stage 2 scores fakes only, and refuses photos.
         table: rows of the manifest, with its root in attrs.
-        degradation: none, or an operator of dfd.degrade.registry; it meets the whole image, before crops are cut.
-        level: its level; 0 for none.
-        crops, mode: as in `Stage.stream`; none takes the checkpoint's.
+        degradation, level: an operator of dfd.degrade.registry; none and 0 leave the images as they are.
+        crops, mode: as in `Stage.stream`.
 
     Returns:
-        The score table of the design: path, label, split, group, degradation, level, logit_<class> …, prediction
-        (with unknown, as the Detector says it), crops, crop_std; and ood_score where the stage has a feature bank.
-
-    Raises:
-        ImageError: an image that the manifest lists can no longer be read.
+        Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as the Detector
+        has it), crops, crop_std; and ood_score where the stage has a feature bank.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -93,17 +89,7 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
 def calibrate(
     stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
 ) -> pd.DataFrame:
-    """Fit a stage's decisions on the clean validation rows, see `dfd.inference.decide.fit`; the checkpoint keeps them.
-
-    Args:
-        stage: the trained stage; what it decides by is replaced.
-        scores: its score table.
-        out: the run folder that holds the checkpoint.
-        coverage, accept: as in `decide.fit`.
-
-    Returns:
-        The table with its predictions taken anew.
-    """
+    """Fit a stage's decisions on clean validation rows, see `decide.fit`, store them in its checkpoint, decide anew."""
     fitted = decide.fit(stage, metrics.clean(scores, "val"), coverage, accept)
     for name, value in fitted.items():
         setattr(stage, name, value)
@@ -118,16 +104,9 @@ def jpeg_sweep(stage: Stage, table: pd.DataFrame, qualities: Sequence[int], crop
 
 
 def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | None = None) -> None:
-    """Write a stage's score table, in place of the one that was there.
+    """Write a stage's score table to a run folder, in place of the one that was there.
 
-    Args:
-        scores: the rows to write.
-        out: the run folder.
-        stage: stage1 or stage2.
-        keep: a degradation whose rows in the table on disk stay; the others go, for they may be another model's.
-
-    Raises:
-        OSError: the table cannot be written; the previous one is untouched.
+    Rows of the degradation `keep` in the table on disk stay; the others go, for they may be another model's.
     """
     if keep is not None:
         stored = load_scores(out, stage)
@@ -137,11 +116,7 @@ def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | N
 
 
 def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
-    """Read a stage's score table from a run folder.
-
-    Raises:
-        FileNotFoundError: the table is missing; the text says which notebook writes it.
-    """
+    """Read a stage's score table from a run folder; a FileNotFoundError names the notebook that writes it."""
     path = Path(out) / f"scores_{stage}.parquet"
     if not path.exists():
         notebook = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}[stage]
@@ -162,16 +137,10 @@ def mistakes(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) -> pd.DataFrame:
-    """How sure each row's prediction is, and how far it lies from the decision.
+    """How sure each row's prediction is, and how far it lies from the decision: columns on the rows' index.
 
-    Args:
-        scores: rows of a score table.
-        temperature: of the calibration.
-        threshold: stage 1's, on the calibrated probability.
-
-    Returns:
-        On the rows' index: confidence, the calibrated probability of what the image was called, in [0, 1]; distance,
-        in logits: stage 1's from its threshold, stage 2's between the two likeliest classes.
+    confidence is the calibrated probability of what the image was called, in [0, 1]; distance is in logits: stage 1's
+    from its threshold on that probability, stage 2's between the two likeliest classes.
     """
     logits = scores[logit_columns(scores)].to_numpy(float) / temperature
     p = probabilities(scores, temperature)
@@ -223,12 +192,7 @@ def jpeg_table(scores: pd.DataFrame, temperature: float, seed: int = 0) -> pd.Da
 def at_operating_points(
     scores: pd.DataFrame, points: dict[str, float], temperature: float, seed: int = 0
 ) -> pd.DataFrame:
-    """What thresholds that were fitted elsewhere do on these rows, with 95 % intervals.
-
-    Args:
-        scores: stage 1's rows, the test split's for instance.
-        points: name -> threshold on p_fake.
-        temperature: the one that the thresholds were fitted with.
+    """What thresholds on p_fake that were fitted elsewhere, at this temperature, do on stage 1's rows.
 
     Returns:
         One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each
@@ -244,19 +208,11 @@ def at_operating_points(
 
 
 def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, seed: int = 0) -> pd.DataFrame:
-    """What the sets of names hold under each degradation, with 95 % intervals.
-
-    Args:
-        scores: stage 2's rows of one split, other than the one that the quantile was fitted on; known generators only.
-        quantile: of `fit_conformal`, on probabilities at the same temperature.
-        temperature: divides the logits.
+    """What the sets of names of `fit_conformal`'s quantile hold, on rows of known generators of another split.
 
     Returns:
         One row per degradation and level, in the table's order: images; coverage, the share whose set holds the true
         name; names, the mean size of a set; single, the share of sets with one name; each beside its _low and _high.
-
-    Raises:
-        ValueError: a label that is not among the classes.
     """
     classes, rows = class_names(scores), []
     if others := sorted(set(scores["label"]) - set(classes)):
@@ -287,14 +243,10 @@ def openset_summary(
         known: stage 2's rows of one split and one degradation, of generators in training.
         unknown: such rows of the generator that was left out. Groups are drawn from both together, so that a photo's
             fakes stay together: both tables come from one manifest.
-        temperature: divides the logits.
         names: of `dfd.inference.openset.SCORES`.
 
     Returns:
         One row per name: score, auroc and oscr, each beside its _low and _high.
-
-    Raises:
-        ValueError: an empty table, a name of the unknown among the classes, or what `unknown_scores` refuses.
     """
     if known.empty or unknown.empty:
         raise ValueError(f"{len(known)} known and {len(unknown)} unknown images; both are needed")
@@ -322,9 +274,7 @@ def as_table(values: dict) -> pd.DataFrame:
 def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """A table for reading: one column per metric, each "value [low, high]"; a dash where undefined.
 
-    Args:
-        table: each metric beside its _low and _high; rows with a column quality are named by it.
-        names: which metrics.
+    Rows that have a quality are named by it.
     """
 
     def cell(value: float, low: float, high: float) -> str:

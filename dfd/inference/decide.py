@@ -102,11 +102,9 @@ def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, n
 
 
 def fit(stage: Rule, rows: pd.DataFrame, coverage: float = 0.9, accept: float = 0.95) -> dict[str, Any]:
-    """Fit what a stage decides by, on validation rows.
+    """Fit what a stage decides by on clean validation rows of its score table.
 
     Args:
-        stage: its classes are read.
-        rows: its score table, clean images of the validation split.
         coverage: promise of stage 2's conformal sets.
         accept: share of these rows that stage 2 does not call unknown.
 
@@ -133,13 +131,9 @@ def fit(stage: Rule, rows: pd.DataFrame, coverage: float = 0.9, accept: float = 
 
 
 def fit_temperature(scores: pd.DataFrame) -> float:
-    """Temperature that minimises the negative log-likelihood (Guo et al. 2017, arXiv:1706.04599).
+    """Temperature in [0.05, 20] that minimises the negative log-likelihood; Guo et al. 2017, arXiv:1706.04599.
 
-    Args:
-        scores: rows of one split; classes weigh the same, whatever their number of images.
-
-    Returns:
-        A temperature between 0.05 and 20.
+    Classes weigh the same, whatever their number of images.
     """
     truth, names = true_class(scores), class_names(scores)
     logits, index = scores[logit_columns(scores)].to_numpy(), truth.map(names.index).to_numpy()
@@ -153,19 +147,11 @@ def fit_temperature(scores: pd.DataFrame) -> float:
 
 
 def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = None) -> float:
-    """The p_fake from which an image is called fake, midway between two scores.
+    """The p_fake from which an image is called fake, midway between two scores of these rows.
 
-    Args:
-        scores: stage 1's rows of one split, photos and fakes.
-        temperature: divides the logits.
-        fpr: the lowest cut that calls at most this share of these photos fake; none takes the best balanced accuracy
-            on these rows. On other photos the share may be higher: with few photos a share of 1 % is a guess.
-
-    Returns:
-        A cut; just above 1 where `fpr` allows no other, and then nothing is called fake.
-
-    Raises:
-        ValueError: the rows hold one class alone, or fpr is not in [0, 1).
+    The best balanced accuracy; or with `fpr`, in [0, 1), the lowest cut that calls at most this share of the photos
+    fake. On other photos the share may be higher: with few photos a share of 1 % is a guess. A ValueError where the
+    rows hold one class alone.
     """
     is_fake, p = true_class(scores).eq("fake").to_numpy(), p_fake(scores, temperature)
     if is_fake.all() or not is_fake.any():
@@ -182,14 +168,9 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
 
 
 def threshold_at_fpr(fpr: float, photos: Sequence[float], fakes: Sequence[float]) -> float:
-    """Midway between the highest score that must not be called fake and the next one.
+    """The lowest cut that calls at most the share `fpr`, in [0, 1), of these photos fake; p_fake of both kinds.
 
-    Args:
-        fpr: share of the photos that may be called fake, in [0, 1).
-        photos, fakes: their p_fake.
-
-    Raises:
-        ValueError: fpr outside [0, 1).
+    Midway between two scores; just above 1 where no other is allowed, and then nothing is called fake.
     """
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
@@ -205,15 +186,9 @@ def operating_points(scores: pd.DataFrame, temperature: float) -> dict[str, floa
 
 
 def stored_threshold(fpr: float, validation: dict[str, list[float]], points: dict[str, float]) -> float:
-    """The threshold at a false positive rate, from a checkpoint's values.
+    """The threshold at a false positive rate, from a checkpoint's `validation` or else its `operating_points`.
 
-    Args:
-        fpr: a share in [0, 1); below one photo's share the threshold lies above every photo.
-        validation: photos and fakes, their p_fake; empty in older checkpoints.
-        points: what `operating_points` gave; these are used where `validation` is empty.
-
-    Raises:
-        ValueError: fpr outside [0, 1), or nothing stored that gives its threshold; the text says what is.
+    A ValueError where nothing stored gives it; the text says what is.
     """
     if validation:
         return threshold_at_fpr(fpr, validation["photos"], validation["fakes"])
@@ -227,15 +202,7 @@ def stored_threshold(fpr: float, validation: dict[str, list[float]], points: dic
 
 
 def fit_ood_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
-    """The lowest threshold that at least the share `accept` of these images do not exceed.
-
-    Args:
-        known_scores: (N,) of validation images of known generators; an image is unknown where its score is above.
-        accept: share in (0, 1]; 1 gives the highest score.
-
-    Raises:
-        ValueError: no score, one that is not finite, or accept outside (0, 1].
-    """
+    """The lowest threshold that at least the share `accept`, in (0, 1], of known generators' images do not exceed."""
     if not len(known_scores) or not np.isfinite(known_scores).all() or not 0 < accept <= 1:
         raise ValueError(f"a threshold needs finite scores and a share in (0, 1]; got {len(known_scores)} and {accept}")
     needed = int(np.ceil(accept * len(known_scores) - 1e-9))  # 0.07 * 100 is a little more than 7
@@ -255,16 +222,12 @@ def fit_conformal(
         probabilities: (N, K) of validation images that neither weights nor temperature were chosen on, strictly.
         true: (N,) class numbers.
         coverage: the promised rate, in (0, 1).
-        groups: (N,); images of one group resemble each other, and are not exchangeable one by one. With groups, each
-            weighs the same and the promise is for an image of a new group (Lee, Barber and Willett 2023,
-            arXiv:2306.06342); without, every image is its own.
+        groups: (N,); each weighs the same and the promise is for an image of a new group (Lee, Barber and Willett 2023,
+            arXiv:2306.06342); none: every image is its own.
 
     Returns:
         The quantile, for `prediction_sets`; 1, and then the sets hold every class, where images or groups are too few:
         nine are needed for 0.9.
-
-    Raises:
-        ValueError: no images, rows that are not probabilities, classes that do not exist, or coverage outside (0, 1).
     """
     p, true = _checked(probabilities), np.asarray(true)
     if not len(p) or true.shape != (len(p),) or not np.isin(true, np.arange(p.shape[1])).all():
@@ -281,11 +244,7 @@ def fit_conformal(
 
 
 def prediction_sets(probabilities: np.ndarray, quantile: float) -> np.ndarray:
-    """The names that stay possible, (N, K) bool from (N, K): those no less probable than 1 - quantile, and the top one.
-
-    Raises:
-        ValueError: rows that are not probabilities.
-    """
+    """The names that stay possible, (N, K) bool: those no less probable than 1 - quantile, and the top one."""
     p = _checked(probabilities)
     return (1 - p <= quantile) | (np.arange(p.shape[1]) == p.argmax(1)[:, None])
 

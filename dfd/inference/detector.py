@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CHECKPOINTS, REAL
+from dfd.core import runs
 from dfd.core.images import ImageError, Source, as_rgb, is_batch, load_rgb
+from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import decide, stored_threshold
-from dfd.inference.stage import Scored, Stage, score_files
+from dfd.inference.stage import BATCH, Prepared, Scored, Stage
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,7 @@ class Detector:
 
     @classmethod
     def load(cls, run: str | Path, device: torch.device | None = None) -> Detector:
-        """Open both checkpoints of a run folder; see Stage.load for the errors.
-
-        Raises:
-            ValueError: also where the folder's checkpoints stand under each other's names.
-        """
+        """Open both checkpoints of a run folder, with the errors of Stage.load."""
         stages = {name: Stage.load(Path(run) / file, device) for name, file in CHECKPOINTS.items()}
         for name, stage in stages.items():
             if stage.stage != name:
@@ -61,11 +61,7 @@ class Detector:
         return cls(*stages.values(), run=Path(run))
 
     def at_fpr(self, fpr: float) -> Detector:
-        """The same networks with the threshold that calls at most this share of the validation photos generated.
-
-        Raises:
-            ValueError: fpr outside [0, 1), or a checkpoint without what is needed; the text says what has it.
-        """
+        """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
         threshold = stored_threshold(fpr, self.stage1.validation, self.stage1.operating_points)
         return Detector(self.stage1, self.stage2, self.run, threshold)
 
@@ -99,7 +95,7 @@ class Detector:
         read: Callable[[Any], Image.Image] = load_rgb,
         batch: int | None = None,
     ) -> Iterator[Verdict]:
-        """Judge files one after another.
+        """Judge files one after another; an unreadable one gives a Verdict with its error.
 
         Args:
             paths: image files, or whatever `read` takes; its str() is the path of the Verdict.
@@ -107,9 +103,6 @@ class Detector:
             report: gets a line for each image that is too large for all the crops that the mode asks for.
             read: gives an upright RGB image, or raises an ImageError; called ahead, in a thread.
             batch: crops per forward pass; none takes BATCH.
-
-        Yields:
-            One Verdict per path, in order; an unreadable file gives a Verdict with its error.
         """
         with closing(score_files((self.stage1, self.stage2), paths, read, crops, mode, batch)) as answers:
             for path, scored in answers:
@@ -138,3 +131,71 @@ class Detector:
             str(generator.prediction[0]) if is_fake else REAL, p_source, tuple(candidates),
             first.crops, first.crop_std,
         )  # fmt: skip
+
+
+def score_files(
+    stages: Sequence[Stage],
+    items: Iterable[Any],
+    read: Callable[[Any], Image.Image | Tensor] = load_rgb,
+    crops: int | None = None,
+    mode: str | None = None,
+    batch: int | None = None,
+) -> Iterator[tuple[Any, list[Scored] | ImageError]]:
+    """Score images by several stages; threads read them and cut their crops, once for stages that take the same.
+
+    Args:
+        stages: whose answers are wanted.
+        items: whatever `read` takes, paths for instance.
+        read: gives an image as `Stage.stream` takes it, or raises an ImageError.
+        crops, mode: as in `Stage.stream`.
+        batch: crops per forward pass; none takes BATCH.
+
+    Yields:
+        Each item, in order, with one Scored per stage, or with the error.
+    """
+
+    def prepare(item: Any) -> list[Prepared] | ImageError:
+        try:
+            image = read(item)
+        except ImageError as error:
+            return error
+        prepared: dict[tuple, Prepared] = {}
+        for stage in stages:
+            if stage.preprocessing not in prepared:
+                prepared[stage.preprocessing] = stage.prepare(image, crops, mode)
+        return [prepared[stage.preprocessing] for stage in stages]
+
+    per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
+    overlap = stages[0].device.type != "cpu"
+    threads = min(8, runs.cores() if overlap else torch.get_num_threads())  # on a CPU no more than the networks have
+    for group in prefetch(prepare, items, max(1, 2 * (batch or BATCH) // per_image), threads, overlap):
+        readable = [prepared for _, prepared in group if not isinstance(prepared, ImageError)]
+        columns = [stage.score([image[i] for image in readable], batch) for i, stage in enumerate(stages)]
+        scored = zip(*columns, strict=True)
+        for item, prepared in group:
+            yield item, prepared if isinstance(prepared, ImageError) else list(next(scored))
+
+
+def prefetch(
+    function: Callable[[Any], Any], items: Iterable[Any], size: int, threads: int, overlap: bool = True
+) -> Iterator[list[tuple[Any, Any]]]:
+    """Call a function on each item in threads, and give lists of (item, result) in order: 1, 2, 4, … up to `size`.
+
+    The first answer comes at once, and later groups fill a network's batches. With `overlap` the next group is worked
+    on while the consumer has one; where both want all cores, turns are faster. Errors are raised in their turn.
+    """
+    items, wanted = iter(items), 1
+    with ThreadPoolExecutor(threads) as pool:
+
+        def submit() -> list:
+            return [(item, pool.submit(function, item)) for item in islice(items, wanted)]
+
+        try:
+            group = submit()
+            while group:
+                wanted = min(2 * wanted, size)
+                following = submit() if overlap else []
+                yield [(item, future.result()) for item, future in group]
+                group = following if overlap else submit()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

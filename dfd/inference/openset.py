@@ -30,11 +30,7 @@ class FeatureBank:
 
     @classmethod
     def fit(cls, features: np.ndarray, k: int = 10) -> FeatureBank:
-        """Keep (M, D) features of training images.
-
-        Raises:
-            ValueError: no image, values that are not finite, or k below 1.
-        """
+        """Keep (M, D) features of training images."""
         features = _finite(features)
         if not len(features) or k < 1:
             raise ValueError(f"neighbours need images and k of 1 or more; got {len(features)} images and k = {k}")
@@ -45,11 +41,7 @@ class FeatureBank:
         return NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine").fit(self.features)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D).
-
-        Raises:
-            ValueError: values that are not finite, or another number of features.
-        """
+        """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""
         features = _finite(features, self.features.shape[1]).astype(np.float32)
         return self._neighbours.kneighbors(features)[0][:, -1].astype(float) if len(features) else np.zeros(0)
 
@@ -93,16 +85,7 @@ class Gaussians:
 
     @classmethod
     def fit(cls, features: np.ndarray, labels: Sequence, dimensions: int = 64) -> Gaussians:
-        """Fit on training images.
-
-        Args:
-            features: (N, D), of known generators.
-            labels: (N,) their classes, names or numbers.
-            dimensions: principal components at most; no more than N less the number of classes are kept.
-
-        Raises:
-            ValueError: values that are not finite, no more images than classes, or classes whose images are all alike.
-        """
+        """Fit on features (N, D) and classes (N,); no more components than N less the number of classes are kept."""
         features = _finite(features)
         names, index = np.unique(np.asarray(labels), return_inverse=True)
         free = len(features) - len(names)
@@ -117,19 +100,11 @@ class Gaussians:
         return cls(pca, components, means, LedoitWolf(assume_centered=True).fit(projected - means[index]).precision_)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """Mahalanobis distance to the nearest class mean, (N,) from (N, D).
-
-        Raises:
-            ValueError: values that are not finite, or another number of features.
-        """
+        """Mahalanobis distance to the nearest class mean, (N,) from (N, D)."""
         return cdist(self._centered(features) @ self.components.T, self.means, "mahalanobis", VI=self.precision).min(1)
 
     def outside(self, features: np.ndarray) -> np.ndarray:
-        """Length of what the components do not hold, (N,) from (N, D); Wang et al. 2022, arXiv:2203.10807.
-
-        Raises:
-            ValueError: as in `distance`.
-        """
+        """Length of what the components do not hold, (N,) from (N, D); Wang et al. 2022, arXiv:2203.10807."""
         centered = self._centered(features)
         return np.linalg.norm(centered - centered @ self.components.T @ self.components, axis=1)
 
@@ -147,15 +122,9 @@ SCORES = ("ood_score", "energy", "confidence", "distance", "outside")
 
 
 def unknown_scores(scores: pd.DataFrame, temperature: float, names: Sequence[str] = SCORES) -> pd.DataFrame:
-    """How unknown each row of stage 2's score table looks: one column per name, on the table's index.
+    """How unknown each row of stage 2's score table looks: one column for each of these SCORES, on its index.
 
-    Args:
-        scores: stage 2's rows, with a column for each of MEASURED that is asked for.
-        temperature: divides the logits.
-        names: of SCORES.
-
-    Raises:
-        ValueError: an unknown name, or no such column.
+    The rows need a column for each of MEASURED that is asked for.
     """
     if wrong := sorted(set(names) - set(SCORES)):
         raise ValueError(f"no such score: {', '.join(wrong)}; there are {', '.join(SCORES)}")

@@ -6,11 +6,9 @@ import errno
 import math
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dfd.config import CHECKPOINTS
 from dfd.core import runs
-from dfd.core.images import ImageError, load_rgb
+from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
 from dfd.degrade.operators import jpeg_pixels
@@ -29,7 +28,6 @@ from dfd.inference.openset import FeatureBank
 from dfd.models.backbones import fold_batch_norms
 from dfd.models.classifiers import Attribution, RealFakeClassifier
 
-STAGES = ("stage1", "stage2")
 REQUIRED = "stage classes config weights preprocessing crops threshold temperature history manifest_hash key".split()
 BATCH = 64  # crops per forward pass
 
@@ -44,11 +42,7 @@ def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: 
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the previous file is untouched.
-    """
+    """Write a checkpoint whole or not at all; an OSError (full disk, closed folder) leaves the previous file."""
     with atomic_write(path) as draft, draft.open("wb") as file:
         try:
             torch.save(content, file)
@@ -70,7 +64,7 @@ def _checked(content: Any) -> dict[str, Any]:
         raise ValueError("it is the state of a training that goes on; the finished stage is the file beside it")
     if missing := [key for key in REQUIRED if key not in content]:
         raise ValueError(f"it lacks {', '.join(missing)}; weights alone, or written by another version of dfd")
-    if content["stage"] not in STAGES:
+    if content["stage"] not in CHECKPOINTS:
         raise ValueError(f"it is of the stage {str(content['stage'])[:40]!r}, and this version knows stage1 and stage2")
     side, classes = content["preprocessing"]["crop_size"], content["classes"]
     in_range = {
@@ -87,18 +81,11 @@ def _checked(content: Any) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy weights by name.
-
-    Raises:
-        ValueError: a name that only one side has, or another shape; the text names the first.
-    """
-    own = model.state_dict()
-    for name in [*own, *weights]:
-        if name not in own or name not in weights:
-            which = "which the file lacks" if name in own else "which the network does not have"
-            raise ValueError(f"its weights do not fit the network that it names: {name}, {which}")
-        if own[name].shape != weights[name].shape:
-            shapes = f"{tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the network"
+    """Copy weights by name; a ValueError names the first that does not fit."""
+    own, given = ({name: tuple(tensor.shape) for name, tensor in x.items()} for x in (model.state_dict(), weights))
+    for name in [*own, *given]:
+        if own.get(name) != given.get(name):
+            shapes = f"{given.get(name, 'missing')} in the file, {own.get(name, 'missing')} in the network"
             raise ValueError(f"its weights do not fit the network that it names: {name} is {shapes}")
     model.load_state_dict(weights)
 
@@ -132,10 +119,9 @@ class Prepared:
 
 
 class Stage:
-    """A trained stage with its own preprocessing: takes PIL images or tensors of any size, gives logits.
+    """A trained stage with its own preprocessing: takes images of any size, gives logits; a `decide.Rule`.
 
-    Stage 1 gives two logits, (0, z), so that softmax and sigmoid agree; stage 2 one per generator. Its attributes are
-    a `dfd.inference.decide.Rule`.
+    Stage 1 gives two logits, (0, z), so that softmax and sigmoid agree; stage 2 one per generator.
     """
 
     def __init__(self, content: dict[str, Any], device: torch.device | None = None):
@@ -160,12 +146,7 @@ class Stage:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | None = None) -> Stage:
-        """Open a checkpoint.
-
-        Raises:
-            FileNotFoundError: no such file; the text says how to train one.
-            ValueError: the file is no checkpoint of this project.
-        """
+        """Open a checkpoint; a FileNotFoundError says how to train one, a ValueError why the file is none."""
         path = Path(path)
         if not path.exists():
             remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
@@ -191,9 +172,6 @@ class Stage:
                 that this call asks for, as many as cover the image.
             mode: five, grid or random, see `dfd.data.crops.plan`; none takes the checkpoint's.
 
-        Yields:
-            One Scored per image, in order.
-
         Raises:
             ValueError: an image without pixels, crops below 1, or an unknown mode.
         """
@@ -209,8 +187,8 @@ class Stage:
         if crops is None:
             crops = MAX_CROPS if mode == "grid" else self.crops
         height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
-        size, quality = self.crop_size, self.equalise_quality
-        chosen = plan(height, width, size, crops, mode or self.crop_mode)
+        size, quality, mode = self.crop_size, self.equalise_quality, mode or self.crop_mode
+        chosen = plan(height, width, size, crops, mode)
         if isinstance(image, Image.Image) and size <= min(image.size):  # without torch, whose threads get in the way
             boxes = [(left, top, left + size, top + size) for top, left in chosen.corners]
             pixels = np.stack([np.asarray(image.crop(box).convert("RGB")) for box in boxes])  # (N, S, S, 3)
@@ -221,12 +199,7 @@ class Stage:
 
     @torch.inference_mode()
     def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
-        """What the stage says of images whose crops were cut before, in order.
-
-        Args:
-            prepared: by `prepare`.
-            batch: crops, of any images, that pass the network at a time; none takes BATCH.
-        """
+        """What the stage says of prepared images, in order; `batch` crops, or BATCH, pass the network at a time."""
         plans: deque[Plan] = deque()  # of the images that wait for logits
 
         def windows() -> Iterator[Tensor]:
@@ -262,9 +235,8 @@ class Stage:
     def _average(self, of_crops: list[tuple[Tensor, float | None]], chosen: Plan) -> Scored:
         logits = torch.stack([logits for logits, _ in of_crops])
         mean = logits.mean(0)
-        leading = logits[:, 1 if self.stage == "stage1" else mean.argmax()]
+        crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
         ood_score = None if self.feature_bank is None else float(np.mean([score for _, score in of_crops]))
-        crop_std = float(leading.std(correction=0))
         return Scored(mean, len(logits), crop_std, chosen.needed, ood_score, logits, tuple(chosen.corners))
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -286,116 +258,33 @@ def _batches(windows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(held)
 
 
-def score_files(
-    stages: Sequence[Stage],
-    items: Iterable[Any],
-    read: Callable[[Any], Image.Image | Tensor] = load_rgb,
-    crops: int | None = None,
-    mode: str | None = None,
-    batch: int | None = None,
-) -> Iterator[tuple[Any, list[Scored] | ImageError]]:
-    """Score images by several stages; threads read them and cut their crops, once for stages that take the same.
-
-    Args:
-        stages: whose answers are wanted.
-        items: whatever `read` takes, paths for instance.
-        read: gives an image as `Stage.stream` takes it, or raises an ImageError.
-        crops, mode: as in `Stage.stream`.
-        batch: crops per forward pass; none takes BATCH.
-
-    Yields:
-        Each item, in order, with one Scored per stage, or with the error.
-    """
-
-    def prepare(item: Any) -> list[Prepared] | ImageError:
-        try:
-            image = read(item)
-        except ImageError as error:
-            return error
-        prepared: dict[tuple, Prepared] = {}
-        for stage in stages:
-            if stage.preprocessing not in prepared:
-                prepared[stage.preprocessing] = stage.prepare(image, crops, mode)
-        return [prepared[stage.preprocessing] for stage in stages]
-
-    per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
-    overlap = stages[0].device.type != "cpu"
-    threads = min(8, runs.cores() if overlap else torch.get_num_threads())  # on a CPU no more than the networks have
-    for group in prefetch(prepare, items, max(1, 2 * (batch or BATCH) // per_image), threads, overlap):
-        readable = [prepared for _, prepared in group if not isinstance(prepared, ImageError)]
-        columns = [stage.score([image[i] for image in readable], batch) for i, stage in enumerate(stages)]
-        scored = zip(*columns, strict=True)
-        for item, prepared in group:
-            yield item, prepared if isinstance(prepared, ImageError) else list(next(scored))
-
-
-def prefetch(
-    function: Callable[[Any], Any], items: Iterable[Any], size: int, threads: int, overlap: bool = True
-) -> Iterator[list[tuple[Any, Any]]]:
-    """Call a function on each item in threads, and give lists of (item, result) in order: 1, 2, 4, … up to `size`.
-
-    The first answer comes at once, and later groups fill a network's batches. With `overlap` the next group is worked
-    on while the consumer has one; where both want all cores, turns are faster. Errors are raised in their turn.
-    """
-    items, wanted = iter(items), 1
-    with ThreadPoolExecutor(threads) as pool:
-
-        def submit() -> list:
-            return [(item, pool.submit(function, item)) for item in islice(items, wanted)]
-
-        try:
-            group = submit()
-            while group:
-                wanted = min(2 * wanted, size)
-                following = submit() if overlap else []
-                yield [(item, future.result()) for item, future in group]
-                group = following if overlap else submit()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
     """Draw at most `limit` rows of each label; they stay in the table's order."""
     return table.sample(frac=1, random_state=seed).groupby("label").head(limit).sort_index()
 
 
 def sample_crops(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> tuple[Tensor, pd.DataFrame]:
-    """Centre crops of at most `limit` images a label, as the stage takes them: padded where small, equalised.
-
-    Args:
-        stage: gives the side S and the quality.
-        table: rows of the manifest, with its root in attrs.
-        limit, seed: of the choice; a label with fewer images gives all that it has.
-
-    Returns:
-        (N, 3, S, S) in [0, 1], and the N rows of the table that they come from.
-
-    Raises:
-        ValueError: the table has no image.
-    """
+    """Equalised centre crops (N, 3, S, S) in [0, 1] of at most `limit` images a label, and their rows of the table."""
     rows = sample_per_label(table, limit, seed)
-    if rows.empty:
-        raise ValueError("the table has no image to take a crop from")
     return equalise(center_crops(stage, table.attrs["root"], rows["path"]), stage.equalise_quality), rows
 
 
 def center_crops(stage: Stage, root: str, paths: Iterable[str]) -> Tensor:
-    """Centre crops as the files have them, padded where small: (N, 3, S, S) in [0, 1]."""
+    """Centre crops as the files have them, padded where small: (N, 3, S, S) in [0, 1]; a ValueError for no path."""
     crops = []
     for path in paths:
         image = load_rgb(f"{root}/{path}")
-        (corner,) = plan(image.height, image.width, stage.crop_size, 1).corners
-        crops.append(cut(image, corner, stage.crop_size))
+        crops.append(cut(image, plan(image.height, image.width, stage.crop_size, 1).corners[0], stage.crop_size))
+    if not crops:
+        raise ValueError("the table has no image to take a crop from")
     return torch.cat(crops)
 
 
 @torch.inference_mode()
 def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
-    """What stage 2's classifier knows before its last layer, (N, D) float32, without mixed precision.
+    """What stage 2's classifier knows before its last layer, (N, D) float32 of equalised (N, 3, S, S) in [0, 1].
 
-    Args:
-        stage: a stage 2; another raises a ValueError.
-        crops: (N, 3, S, S) in [0, 1], equalised already.
+    Without mixed precision; a ValueError where the stage is a stage 1.
     """
     if stage.stage != "stage2":
         raise ValueError(f"features are those of stage 2's classifier, got {stage.stage}")
@@ -404,14 +293,7 @@ def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
 
 
 def fit_feature_bank(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:
-    """Keep features of training images in a stage 2 and its checkpoint, to tell later what is like none of them.
-
-    Args:
-        stage: a stage 2; gets `feature_bank`.
-        table: rows of the manifest that it was trained on, with their root in attrs.
-        path: its checkpoint.
-        limit, seed: of the choice of images, for each generator.
-    """
+    """Keep features of at most `limit` training images a generator in a stage 2 and its checkpoint, for `ood_score`."""
     crops, _ = sample_crops(stage, table, limit, seed)
     bank = torch.from_numpy(FeatureBank.fit(extract_features(stage, crops)).features).half()
     stage.feature_bank = FeatureBank(bank.float().numpy())

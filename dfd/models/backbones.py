@@ -50,7 +50,7 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
         raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
-    model = timm.create_model(name, num_classes=outputs)
+    model: Any = timm.create_model(name, num_classes=outputs)
     if pretrained:
         model, source = _with_imagenet_weights(model, name, outputs)
         print(f"{name}: {source}.")

@@ -12,73 +12,21 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from dfd.analysis import slices
-from dfd.analysis.explain import Dossier
+from dfd.analysis.explain import Dossier, stretch
 from dfd.analysis.fingerprint import Carried, Fingerprint
 from dfd.degrade import registry
 from dfd.evaluate import robustness
 from dfd.inference.decide import true_class
-from dfd.plots.results import MARKERS, PALETTE, draw_intervals, heatmap, name_rows, new_axes, new_grid
+from dfd.plots import results
+from dfd.plots.results import MARKERS, PALETTE, draw_intervals, name_rows, new_axes, new_grid, show
 
 SHAPES = ("o", "X", "s", "^", "D", "P", "v", "*", "<", ">")  # marker of each source; the last is for the others
 OTHER = "other"
 STAGES = {"stage1": ("stage 1: real or fake", PALETTE[0]), "stage2": ("stage 2: which generator", PALETTE[1])}
-
-
-def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[str]] | None = None) -> Figure:
-    """A grid of pictures (H, W, 3) in [0, 1], one row per name, with a title for each where they are given."""
-    columns = max(len(row) for row in images.values())
-    figure, axes = new_grid(len(images), columns, (1.55 + 0.6 / columns, 1.75 if titles else 1.5))
-    for row, (name, pictures) in zip(axes, images.items(), strict=True):
-        for i, ax in enumerate(row):
-            if i < len(pictures):
-                show(ax, pictures[i], vmin=0, vmax=1)
-                ax.set_title(titles[name][i] if titles else "", fontsize=7)
-            else:
-                ax.set_axis_off()
-        row[0].set_ylabel(name, fontsize=9)
-    return figure
-
-
-def plot_gallery(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
-    """Captioned pictures (H, W, 3) in [0, 1] one after another, row by row, each row named by its numbers."""
-    rows = {f"{i + 1} to {min(i + columns, len(pictures))}": i for i in range(0, len(pictures), columns)}
-    shown, titles = ({name: list(x[i : i + columns]) for name, i in rows.items()} for x in (pictures, captions))
-    return plot_examples(shown, titles)
-
-
-def plot_spectra(spectra: dict[str, np.ndarray]) -> Figure:
-    """Averaged residual spectra side by side, on one common colour scale."""
-    limits = colour_limits(list(spectra.values()))
-    figure, axes = new_grid(1, len(spectra), (2.7 + 0.8 / len(spectra), 3.1))
-    for ax, (name, spectrum) in zip(axes[0], spectra.items(), strict=True):
-        image = show_spectrum(ax, spectrum, limits)
-        ax.set(title=name, xlabel="cycles per pixel")
-    axes[0, 0].set_ylabel("cycles per pixel")
-    figure.colorbar(image, ax=axes[0].tolist(), label="log10 power", shrink=0.8)
-    return figure
-
-
-def colour_limits(spectra: Sequence[np.ndarray]) -> tuple[float, float]:
-    """One colour scale for several spectra, without their extremes."""
-    return min(np.percentile(x, 2) for x in spectra), max(np.percentile(x, 99.8) for x in spectra)
-
-
-def show(ax: Axes, picture: np.ndarray, **options: Any) -> AxesImage:
-    """A picture without ticks and frame."""
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    return ax.imshow(picture, **{"interpolation": "nearest", **options})
-
-
-def show_spectrum(ax: Axes, spectrum: np.ndarray, limits: tuple[float, float]) -> AxesImage:
-    """A spectrum (S, S), its axes in cycles per pixel."""
-    ax.set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5], xlabel="cycles per pixel")
-    return ax.imshow(spectrum, vmin=limits[0], vmax=limits[1], cmap="viridis", extent=(-0.5, 0.5, 0.5, -0.5))
 
 
 def captions(rows: pd.DataFrame) -> list[str]:
@@ -93,7 +41,7 @@ def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
     across = min(2, len(dossiers))
     down = math.ceil(len(dossiers) / across)
     figure = plt.figure(figsize=(6.6 * across, 2.15 * down), layout="constrained")
-    low, high = colour_limits([dossier.spectrum for dossier in dossiers])
+    low, high = results.colour_limits([dossier.spectrum for dossier in dossiers])
     panels = figure.subfigures(down, across, squeeze=False).flat
     for number, (panel, dossier, text) in enumerate(zip(panels, dossiers, texts, strict=False), 1):
         panel.suptitle(f"{number}: {text}", fontsize=11)
@@ -159,44 +107,41 @@ def _share_axis(ax: Axes) -> None:
 
 
 def plot_neighbours(pictures: dict[str, list[np.ndarray]], near: pd.DataFrame) -> Figure:
-    """Mistaken images in the first column, their nearest training images, from `label_errors.neighbours`, beside them.
+    """Mistaken images, each before its nearest training images: `explain.neighbour_pictures` of `near`.
 
-    A frame is drawn around neighbours of another label (orange, dashed) and of the same (blue). Pictures are (H, W, 3)
-    in [0, 1], by the path of the mistaken image, which comes first.
+    A frame is drawn around neighbours of another label (orange, dashed) and of the same (blue).
     """
     figure, axes = new_grid(len(pictures), max(map(len, pictures.values())), (1.75, 2.15))
+    for ax in axes.flat:
+        ax.set_axis_off()
     for row, (path, images) in zip(axes, pictures.items(), strict=True):
-        rows = near[near["path"] == path]
-        frames = [("0.3", "-", 1, f"mistaken:\n{rows['label'].iloc[0]}")]
-        for neighbour in rows.itertuples():
+        neighbours = near[near["path"] == path]
+        _frame(row[0], images[0], f"mistaken:\n{neighbours['label'].iloc[0]}", color="0.3", linewidth=1)
+        for ax, image, neighbour in zip(row[1:], images[1:], neighbours.itertuples(), strict=False):
             bits = "" if np.isnan(neighbour.bits) else f", {neighbour.bits:.0f} bits"
-            twin = ", TWIN" if neighbour.twin else ""
-            text = f"{neighbour.neighbour_label}\n{neighbour.similarity:.2f}{bits}{twin}"
+            text = f"{neighbour.neighbour_label}\n{neighbour.similarity:.2f}{bits}{', TWIN' if neighbour.twin else ''}"
             alike = neighbour.label == neighbour.neighbour_label
-            frames.append((PALETTE[0], "-", 3, text) if alike else (PALETTE[1], "--", 3, text))
-        for ax, image, (colour, style, width, text) in zip(row, images, frames, strict=False):
-            show(ax, image)
-            ax.set_title(text, fontsize=8)
-            ax.spines[:].set(visible=True, color=colour, linestyle=style, linewidth=width)
-        for ax in row[len(images) :]:
-            ax.set_axis_off()
+            colour, style = (PALETTE[0], "-") if alike else (PALETTE[1], "--")
+            _frame(ax, image, text, color=colour, linestyle=style, linewidth=3)
     return figure
 
 
-def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
-    """Mean residuals over the mean power spectra, one column per generator.
+def _frame(ax: Axes, picture: np.ndarray, text: str, **style: Any) -> None:
+    ax.set_axis_on()
+    show(ax, picture)
+    ax.set_title(text, fontsize=8)
+    ax.spines[:].set(visible=True, **style)
 
-    A mean is stretched about grey to three of its own deviations, which its title gives in levels of 255; the spectra
-    share one scale.
-    """
-    limits = colour_limits([fingerprint.spectrum for fingerprint in prints.values()])
+
+def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
+    """Mean residuals, stretched about grey as far as their titles say, over the mean spectra of each generator."""
+    limits = results.colour_limits([fingerprint.spectrum for fingerprint in prints.values()])
     figure, axes = new_grid(2, len(prints), (2.7 + 0.9 / len(prints), 2.9), layout="compressed")
     for (above, below), (name, fingerprint) in zip(axes.T, prints.items(), strict=True):
-        deviation = max(float(fingerprint.mean.std()), 1e-9)
-        above.imshow(np.clip(0.5 + fingerprint.mean / (6 * deviation), 0, 1), interpolation="nearest")
-        title = f"{name}\n{fingerprint.images} images, ±{3 * 255 * deviation:.2f} of 255"
-        above.set_title(title, fontsize=10)
-        shown = show_spectrum(below, fingerprint.spectrum, limits)
+        above.imshow(stretch(fingerprint.mean), interpolation="nearest")
+        reach = 3 * 255 * fingerprint.mean.std()
+        above.set_title(f"{name}\n{fingerprint.images} images, ±{reach:.2f} of 255", fontsize=10)
+        shown = results.show_spectrum(below, fingerprint.spectrum, limits)
     axes[0, 0].set_ylabel("mean residual, pixels")
     axes[1, 0].set_ylabel("mean spectrum, cycles per pixel")
     figure.colorbar(shown, ax=axes[1].tolist(), label="log10 power", shrink=0.85)
@@ -208,7 +153,7 @@ def plot_correlations(means: pd.DataFrame, accuracy: dict[str, float | None] | N
     rows, columns = means.shape
     ax, limit, title = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), float(means.abs().max(axis=None)), ""
     bar = {"label": "mean correlation"}
-    heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
+    results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
     if accuracy is not None and accuracy["value"] is not None:
         spread = "" if accuracy["low"] is None else f" ({accuracy['low']:.2f} to {accuracy['high']:.2f})"
         title = f"named by the largest: {accuracy['value']:.2f} right{spread}"
@@ -244,7 +189,7 @@ def plot_transfer(pairs: pd.DataFrame, carried: Carried, times: float = 10) -> F
     likeness = [f"named {row.named}\n{row.psnr:.1f} dB, SSIM {row.ssim:.3f}" for row in pairs.itertuples()]
     texts = [[f"named {name}" for name in pairs["alone"]], [f"of {name}" for name in pairs["label"]], likeness]
     pictures = {name: list(batch.permute(0, 2, 3, 1).numpy()) for name, batch in images.items()}
-    figure = plot_examples(pictures, dict(zip(pictures, texts, strict=True)))
+    figure = results.plot_examples(pictures, dict(zip(pictures, texts, strict=True)))
     figure.suptitle("Fingerprints put on photos; PSNR and SSIM between carrier and sum", fontsize=10)
     return figure
 
@@ -316,7 +261,7 @@ def plot_recalls(table: pd.DataFrame, title: str = "") -> Axes:
     labels, conditions = table.shape
     ax = new_axes(3.6 + 1.1 * labels, 1.3 + 0.24 * conditions)
     options = {"annot_kws": {"size": 8}, "cbar_kws": {"label": "share of the images judged right", "shrink": 0.6}}
-    heatmap(ax, table.T, fmt=".2f", vmin=0, vmax=1, cmap="cividis", **options)
+    results.heatmap(ax, table.T, fmt=".2f", vmin=0, vmax=1, cmap="cividis", **options)
     ax.set(xlabel="", ylabel="", title=title)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)

@@ -12,13 +12,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from sklearn import metrics as skm
 
 from dfd.config import REAL
-from dfd.evaluate import metrics
+from dfd.evaluate.metrics import BINS, calibration_error, clean
 from dfd.evaluate.scores import FPR_GRID, precision_recall, reliability, roc
-from dfd.inference import decide
+from dfd.inference.decide import class_names, closed_set, confidences, true_class
 
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
 PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
@@ -53,11 +54,11 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool 
     """
     figure, axes = new_grid(1, len(tables), (5.2, 4.6))
     for ax, (title, scores) in zip(axes[0], tables.items(), strict=True):
-        images = metrics.clean(scores, split)
-        classes = [name.removeprefix("logit_") for name in decide.logit_columns(scores)]
-        true = images["label"] if by_label else decide.true_class(images)
+        images = clean(scores, split)
+        classes = class_names(scores)
+        true = images["label"] if by_label else true_class(images)
         labels = sorted(true.unique(), key=lambda label: (label != REAL, label))
-        plot_cm(true, decide.closed_set(images), classes, ax, f"{title}, {split}", labels if by_label else classes)
+        plot_cm(true, closed_set(images), classes, ax, f"{title}, {split}", labels if by_label else classes)
     return figure
 
 
@@ -112,60 +113,45 @@ def live_history() -> Callable[[pd.DataFrame], None]:
 
 
 def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """ROC curve of stage 1 for each generator against all photos, with 95 % bands.
-
-    Takes rows of a score table, each image once. False positives are on a logarithmic axis.
-    """
+    """ROC curve of stage 1 for each generator against all photos, with 95 % bands, from rows of a score table."""
     ax = ax or new_axes()
-    for name, pair, colour in _against_photos(scores):
-        curve = roc(pair)
-        area = skm.roc_auc_score(pair["label"] != REAL, pair["logit_fake"])
-        _plot_band(ax, curve["fpr"], curve["tpr"], curve, "post", colour, f"{name}, AUC {area:.3f}")
+    _plot_curves(ax, scores, roc, "post", ("AUC", skm.roc_auc_score))
     photos = scores["label"].eq(REAL).sum()
     ax.set(xscale="log", xlim=(max(0.5 / photos, FPR_GRID[0]), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    return _with_legend(ax)
+    return ax
 
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Precision against recall of stage 1 for each generator against all photos, with 95 % bands.
 
-    Takes rows of a score table, each image once. Dotted lines: the precision of calling every image fake.
+    Dotted lines: the precision of calling every image fake.
     """
-    ax, chances = ax or new_axes(), set()
-    for name, pair, colour in _against_photos(scores):
-        is_fake, curve = pair["label"] != REAL, precision_recall(pair)
-        area = skm.average_precision_score(is_fake, pair["logit_fake"])
-        _plot_band(ax, curve["recall"], curve["precision"], curve, "pre", colour, f"{name}, AP {area:.3f}")
-        chances.add(is_fake.mean())
-    ax.hlines(sorted(chances), 0, 1, colors="0.5", linestyles=":", label="all called fake")
+    ax, images = ax or new_axes(), scores["label"].value_counts()
+    chances = images.drop(REAL, errors="ignore").map(lambda fakes: fakes / (fakes + images.get(REAL, 0)))
+    ax.hlines(chances.unique(), 0, 1, colors="0.5", linestyles=":", label="all called fake")
+    _plot_curves(ax, scores, precision_recall, "pre", ("AP", skm.average_precision_score))
     ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
-    return _with_legend(ax)
+    return ax
 
 
-def _against_photos(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame, tuple]]:
-    """Each generator's name, its rows with all photos, and its colour."""
+def _plot_curves(ax: Axes, scores: pd.DataFrame, curve: Callable, step: str, area: tuple[str, Callable]) -> None:
+    """A step curve for each generator against all photos, and its band where there is one."""
     names = sorted(set(scores["label"]) - {REAL})
     if not names or not scores["label"].eq(REAL).any():
         labels = ", ".join(names) or f"{REAL} alone"
         raise ValueError(f"a curve needs photos and fakes, got rows of {labels}; give all rows of a split")
-    pairs = [scores[scores["label"].isin([name, REAL])] for name in names]
-    return list(zip(names, pairs, sns.color_palette(PALETTE, len(names)), strict=True))
-
-
-def _plot_band(ax: Axes, x: pd.Series, y: pd.Series, limits: pd.DataFrame, step: str, colour: Any, label: str) -> None:
-    """A step curve, and its band where there is one."""
-    ax.step(x, y, where=step, color=colour, label=label)
-    if limits["low"].notna().any():
-        ax.fill_between(x, limits["low"], limits["high"], step=step, color=colour, alpha=0.15, lw=0, gid="band")
-
-
-def _with_legend(ax: Axes) -> Axes:
-    banded = any(artist.get_gid() == "band" for artist in ax.collections)
+    for name, colour in zip(names, sns.color_palette(PALETTE, len(names)), strict=True):
+        pair = scores[scores["label"].isin([name, REAL])]
+        (_, x), (_, y), (_, low), (_, high) = curve(pair).items()
+        label = f"{name}, {area[0]} {area[1](pair['label'] != REAL, pair['logit_fake']):.3f}"
+        ax.step(x, y, where=step, color=colour, label=label)
+        banded = low.notna().any()
+        if banded:
+            ax.fill_between(x, low, high, step=step, color=colour, alpha=0.15, lw=0)
     ax.legend(fontsize=9, title="shaded: 95 % interval" if banded else None, title_fontsize=9)
-    return ax
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
@@ -174,16 +160,16 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     Takes the test split's rows, for the temperature was fitted on the validation split. Empty bins are left out.
     """
     ax = ax or new_axes()
-    lowest = 1 / len(decide.logit_columns(scores))  # the likeliest of n classes has at least 1 / n
+    lowest = 1 / len(class_names(scores))  # the likeliest of n classes has at least 1 / n
     ax.plot([lowest, 1], [lowest, 1], color="0.5", ls=":", label="confidence = accuracy")
     below = ax.inset_axes([0, 0, 1, 0.2], sharex=ax)
     for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
-        confidence, right = decide.confidences(scores, divisor)
+        confidence, right = confidences(scores, divisor)
         bins = reliability(confidence, right)
-        error = metrics.calibration_error(np.ones((1, len(right))), confidence, right)[0]
+        (error,) = calibration_error(np.ones((1, len(right))), confidence, right)
         label = f"{title} (T = {divisor:.2f}), ECE {error:.3f}"
         ax.plot(bins["confidence"], bins["accuracy"], marker=marker, ms=5, color=colour, label=label)
-        below.hist(confidence, np.linspace(0, 1, metrics.BINS + 1), histtype="step", color=colour, lw=1.5)
+        below.hist(confidence, np.linspace(0, 1, BINS + 1), histtype="step", color=colour, lw=1.5)
     bottom = min(line.get_ydata().min() for line in ax.lines)
     ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
     ax.set(yticks=[tick for tick in np.linspace(0, 1, 11) if tick >= bottom])
@@ -197,18 +183,69 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
 
 def plot_ablation(table: pd.DataFrame, metric: str = "auc") -> Axes:
     """One metric, auc or accuracy, of each variant under each degradation, with 95 % intervals, from `ablation.run`."""
-    variants, conditions = table["variant"].unique(), table["degradation"].unique()
+    variants, conditions = pd.Index(table["variant"].unique()), table["degradation"].unique()
     ax = new_axes(9, 1.4 + len(variants) * max(0.5, 0.17 * len(conditions)))
     for i, condition in enumerate(conditions):
         rows = table[table["degradation"] == condition]
-        y = pd.Index(variants).get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(conditions) - 0.5)
-        colour = PALETTE[i % len(PALETTE)]
-        draw_intervals(ax, y, rows, metric, color=colour, marker="o", label=condition)
+        y = variants.get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(conditions) - 0.5)
+        draw_intervals(ax, y, rows, metric, color=PALETTE[i % len(PALETTE)], marker="o", label=condition)
     ax.hlines(np.arange(len(variants) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.8)
     name_rows(ax, variants, 10)
     ax.set_xlabel("AUC" if metric == "auc" else metric)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="images")
     return ax
+
+
+def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[str]] | None = None) -> Figure:
+    """A grid of pictures (H, W, 3) in [0, 1], one row per name, with a title for each where they are given."""
+    columns = max(len(row) for row in images.values())
+    figure, axes = new_grid(len(images), columns, (1.55 + 0.6 / columns, 1.75 if titles else 1.5))
+    for row, (name, pictures) in zip(axes, images.items(), strict=True):
+        for i, ax in enumerate(row):
+            if i < len(pictures):
+                show(ax, pictures[i], vmin=0, vmax=1)
+                ax.set_title(titles[name][i] if titles else "", fontsize=7)
+            else:
+                ax.set_axis_off()
+        row[0].set_ylabel(name, fontsize=9)
+    return figure
+
+
+def plot_gallery(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
+    """Captioned pictures (H, W, 3) in [0, 1] one after another, row by row, each row named by its numbers."""
+    rows = {f"{i + 1} to {min(i + columns, len(pictures))}": i for i in range(0, len(pictures), columns)}
+    shown, titles = ({name: list(x[i : i + columns]) for name, i in rows.items()} for x in (pictures, captions))
+    return plot_examples(shown, titles)
+
+
+def plot_spectra(spectra: dict[str, np.ndarray]) -> Figure:
+    """Averaged residual spectra side by side, on one common colour scale."""
+    limits = colour_limits(list(spectra.values()))
+    figure, axes = new_grid(1, len(spectra), (2.7 + 0.8 / len(spectra), 3.1))
+    for ax, (name, spectrum) in zip(axes[0], spectra.items(), strict=True):
+        image = show_spectrum(ax, spectrum, limits)
+        ax.set(title=name, xlabel="cycles per pixel")
+    axes[0, 0].set_ylabel("cycles per pixel")
+    figure.colorbar(image, ax=axes[0].tolist(), label="log10 power", shrink=0.8)
+    return figure
+
+
+def colour_limits(spectra: Sequence[np.ndarray]) -> tuple[float, float]:
+    """One colour scale for several spectra, without their extremes."""
+    return min(np.percentile(x, 2) for x in spectra), max(np.percentile(x, 99.8) for x in spectra)
+
+
+def show(ax: Axes, picture: np.ndarray, **options: Any) -> AxesImage:
+    """A picture without ticks and frame."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax.imshow(picture, **{"interpolation": "nearest", **options})
+
+
+def show_spectrum(ax: Axes, spectrum: np.ndarray, limits: tuple[float, float]) -> AxesImage:
+    """A spectrum (S, S), its axes in cycles per pixel."""
+    ax.set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5], xlabel="cycles per pixel")
+    return ax.imshow(spectrum, vmin=limits[0], vmax=limits[1], cmap="viridis", extent=(-0.5, 0.5, 0.5, -0.5))
 
 
 def plot_split(table: pd.DataFrame) -> Axes:

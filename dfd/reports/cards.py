@@ -31,6 +31,7 @@ from dfd.reports import summary
 
 CARDS = {"stage1": "model_card_stage1.md", "stage2": "model_card_stage2.md"}
 SHEET = "data_sheet.md"
+SWEPT = {"stage1": ["auc", "accuracy_at_threshold", "real_accuracy"], "stage2": ["accuracy", "balanced_accuracy"]}
 TITLES = {CARDS["stage1"]: "Model card, stage 1", CARDS["stage2"]: "Model card, stage 2", SHEET: "Data sheet"}
 
 
@@ -62,8 +63,8 @@ def model_card(out: Path, stage: str) -> str:
 
     Numbers of metrics.json that are not those stored in the checkpoint belong to other weights, and are left out.
     """
-    path, files = out / CHECKPOINTS[stage], _files(out)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint, files = out / CHECKPOINTS[stage], _files(out)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     every = files["metrics"].get(stage, {})
     measured = every if every == content["metrics"] else {}
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None
@@ -75,23 +76,26 @@ def model_card(out: Path, stage: str) -> str:
             reached = at_operating_points(rows, content["operating_points"], content["temperature"])
             points = readable(reached, ["fpr", "tpr", "accuracy"])
             points.insert(0, "threshold", reached["threshold"])
+    path = out / f"sweep_jpeg_{stage}.csv"
+    sweep = pd.read_csv(path) if measured and path.exists() else pd.DataFrame()
+    shown = [name for name in SWEPT[stage] if f"{name}_low" in sweep]
     stem = next(stem for stem, cls in config.NOTEBOOKS.items() if cls.__name__.lower() == stage)
     generators = measured.get("test", {}).get("by_generator", {})
     return _render(
         ModelCard,
         ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage]),
         stage=stage,
-        name=path.name,
+        name=checkpoint.name,
         content=content,
         parameters=sum(tensor.numel() for tensor in content["weights"].values()),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         counts=manifest.summary(table)[["images", "groups", *SPLITS, "formats"]] if known else None,
-        sources=sources(table) if known else None,
+        sources=provenance.sources(table).reset_index() if known and "source" in table else None,
         measured=measured,
         by_generator=pd.DataFrame(generators).map(lambda number: cell(**number)).T if generators else None,
         stale=bool(every) and not measured,
         points=points,
-        sweep=jpeg_sweep(out, stage) if measured else None,
+        sweep=readable(sweep, shown) if shown else None,
         rows=rows,
         trained=files["record"].get("notebooks", {}).get(stem, {}),
         command=command(files["record"], stem),
@@ -116,7 +120,7 @@ def data_sheet(out: Path) -> str:
         table=table,
         summary=manifest.summary(table),
         splits=splits.reindex(list(SPLITS), fill_value=0),
-        sources=sources(table),
+        sources=provenance.sources(table).reset_index() if "source" in table else None,
         sizes=sizes.join(qualities.add_prefix("jpeg quality ")),
         rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False)
         if rejected.exists()
@@ -132,20 +136,6 @@ def _files(out: Path) -> dict[str, Any]:
     record = read_json(out / "config.json")
     metrics, environment = read_json(out / "metrics.json"), read_json(out / "environment.json")
     return {"record": record, "scan": _parameters(record, "00_eda"), "metrics": metrics, "environment": environment}
-
-
-def sources(table: pd.DataFrame) -> pd.DataFrame | None:
-    """Images of each label and source in each split; None where the manifest names no sources."""
-    return provenance.sources(table).reset_index() if "source" in table else None
-
-
-def jpeg_sweep(out: Path, stage: str) -> pd.DataFrame | None:
-    """The sweep over JPEG qualities as text; None before notebook 03 has run."""
-    path = out / f"sweep_jpeg_{stage}.csv"
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
-    names = {"stage1": ["auc", "accuracy_at_threshold", "real_accuracy"], "stage2": ["accuracy", "balanced_accuracy"]}
-    known = [name for name in names[stage] if f"{name}_low" in table]
-    return readable(table, known) if known else None
 
 
 def command(record: Mapping[str, Any], stem: str) -> str:

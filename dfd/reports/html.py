@@ -35,12 +35,7 @@ DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 
 
 def export(notebook: Path, error: dict | None = None) -> Path:
-    """Write `<stem>.html` beside an executed notebook.
-
-    Args:
-        notebook: the executed notebook, in its run folder.
-        error: `{"cell", "text"}` of the cell that stopped it; shown at the top of the page.
-    """
+    """Write `<stem>.html` beside an executed notebook; `error`, of the cell that stopped it, has `cell` and `text`."""
     nb = nbformat.read(notebook, as_version=4)
     exporter = HTMLExporter(
         template_name="notebook",
@@ -63,14 +58,14 @@ def export(notebook: Path, error: dict | None = None) -> Path:
 def write_index(out: Path) -> Path:
     """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
     record = read_json(out / "config.json")
-    notebooks = []
+    notebooks, own = [], {"index.html"}
     for stem, entry in sorted(record.get("notebooks", {}).items()):
         path, page = out / f"{stem}.ipynb", f"{stem}.html"
         title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
         shown = {"title": title or stem, "question": question, "page": page if (out / page).exists() else None}
         notebooks.append(entry | shown)
-    own = {"index.html", *(f"{stem}.html" for stem in record.get("notebooks", {}))}
-    files = [p for p in sorted(out.iterdir()) if p.is_file() and p.name not in own and p.suffix != PART]
+        own.add(page)
+    files = [path for path in sorted(out.iterdir()) if path.is_file() and path.name not in own]
     content = {
         "name": out.name,
         "record": record,
@@ -79,7 +74,9 @@ def write_index(out: Path) -> Path:
         "notebooks": notebooks,
         "warnings": warnings(out),
         "cards": {name: title for name, title in cards.TITLES.items() if (out / name).exists()},
-        "files": {path.name: size(path.stat().st_size) for path in files if not path.name.startswith(".")},
+        "files": {
+            path.name: size(path.stat().st_size) for path in files if path.suffix != PART and path.name[0] != "."
+        },
         **summary.beside(out),
     }
     return render(out / "index.html", "index.html.j2", **content)
@@ -151,41 +148,26 @@ def open_picture(output: NotebookNode) -> Image.Image:
 
 
 def compress(outputs: list[NotebookNode], limit: int = LIMIT) -> bool:
-    """Turn the largest pictures into JPEGs, in place, until all together have at most `limit` characters.
-
-    Args:
-        outputs: those of one page that hold a picture of pixels.
-        limit: characters of base64.
-
-    Returns:
-        Whether any was changed.
-    """
+    """Turn pictures into JPEGs, in place, the largest first, until all have at most `limit` characters of base64."""
 
     def length(output: NotebookNode) -> int:
         return sum(len(output.data.get(kind, "")) for kind in KINDS)
 
-    originals = {id(output): open_picture(output) for output in outputs}
-    changed = False
+    originals, changed = {id(output): open_picture(output) for output in outputs}, False
     for quality, side in SMALLER:
         for output in sorted(outputs, key=length, reverse=True):
             if sum(map(length, outputs)) <= limit:
                 return changed
-            encoded = _jpeg(originals[id(output)], quality, side)
+            layer, file = originals[id(output)].convert("RGBA"), io.BytesIO()
+            flat = Image.new("RGB", layer.size, "white")
+            flat.paste(layer, mask=layer)
+            flat.thumbnail((side, side))
+            flat.save(file, "JPEG", quality=quality)
+            encoded = base64.b64encode(file.getvalue()).decode()
             if len(encoded) < length(output):
-                output.data.pop("image/png", None)
-                output.data["image/jpeg"], changed = encoded, True
+                output.data = NotebookNode({"image/jpeg": encoded})
+                changed = True
     return changed
-
-
-def _jpeg(picture: Image.Image, quality: int, side: int) -> str:
-    """A picture as a JPEG in base64, what is transparent in white."""
-    layer = picture.convert("RGBA")
-    flat = Image.new("RGB", picture.size, "white")
-    flat.paste(layer, mask=layer)
-    flat.thumbnail((side, side))
-    file = io.BytesIO()
-    flat.save(file, "JPEG", quality=quality)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 def warnings(out: Path) -> list[str]:
@@ -195,7 +177,7 @@ def warnings(out: Path) -> list[str]:
     texts = [audit["warning"] for audit in audits if audit.get("warning")] + metrics.get("notes", [])
     rejected = len(pd.read_csv(out / "rejected.csv", dtype=str)) if (out / "rejected.csv").exists() else 0
     if rejected:
-        texts.append(f"Left out: {rejected} file{'s' * (rejected > 1)}; rejected.csv names each with its reason.")
+        texts.append(f"Left out: {summary.plural(rejected, 'file')}; rejected.csv names each with its reason.")
     return texts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,12 @@ SHOWN = 10  # changed verdicts in the terminal; the CSV has all
 ON_PAGE = 30  # and on the page
 FEW = 30  # groups below which an interval is called rough
 BESIDE = 4  # runs in the index, the newest that share test images
-CANDIDATES = 12  # run folders that are opened for it at most, the newest
-HEADLINES = ("auc", "accuracy_at_threshold", "accuracy")  # metrics in the index
+CANDIDATES = 6  # run folders that are opened for it at most, the newest
+
+
+def plural(count: int, noun: str) -> str:
+    """1 run; 2 runs."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def metric_name(name: str) -> str:
@@ -179,7 +183,8 @@ def lines(comparison: Comparison) -> list[str]:
     for stage, paired in comparison.stages.items():
         columns = {base: paired.metrics["base"].map(decimal), other: paired.metrics["other"].map(decimal)}
         table = pd.DataFrame(columns).rename(index=metric_name)
-        table["difference"] = [difference(row) + " *" * clear(row) for _, row in paired.metrics.iterrows()]
+        rows = [row for _, row in paired.metrics.iterrows()]
+        table["difference"] = [difference(row) + (" *" if clear(row) else "") for row in rows]
         text += ["", f"{STAGES[stage]}: {basis(paired)}", *_indented(table.rename_axis(None))]
         text += [f"  {change_text(paired)}"]
         changed = paired.changed.head(SHOWN)[["change", "base", "other", "path"]]
@@ -207,13 +212,13 @@ def change_text(paired: Paired) -> str:
     """How many verdicts changed, in words."""
     count = len(paired.changed)
     ways = ", ".join(f"{number} {way}" for way, number in paired.changes.items())
-    return f"{count} verdict{'s' * (count > 1)} of {paired.images} changed: {ways}." if count else "No verdict changed."
+    return f"{plural(count, 'verdict')} of {paired.images} changed: {ways}." if count else "No verdict changed."
 
 
 def made_text(comparison: Comparison) -> str:
     """How many settings, versions and the like differ, in words."""
     counts = comparison.made["kind"].value_counts(sort=False).items()
-    kinds = [kind if kind == "data" else f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts]
+    kinds = [kind if kind == "data" else plural(count, kind) for kind, count in counts]
     verb = "differs" if len(comparison.made) == 1 else "differ"
     return f"{', '.join(kinds)} {verb}" if kinds else "made from and with the same"
 
@@ -241,38 +246,32 @@ def changed_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return _stacked(comparisons, lambda paired: paired.changed)
 
 
-def _stacked(comparisons: Sequence[Comparison], table_of: Any) -> pd.DataFrame:
-    named = {(c.base, c.other, stage): table_of(paired) for c in comparisons for stage, paired in c.stages.items()}
-    return pd.concat(named, names=["base_run", "other_run", "stage"]).reset_index(level=[0, 1, 2])
+def _stacked(comparisons: Sequence[Comparison], table_of: Callable[[Paired], pd.DataFrame]) -> pd.DataFrame:
+    tables = {(c.base, c.other, stage): table_of(paired) for c in comparisons for stage, paired in c.stages.items()}
+    return pd.concat(tables, names=["base_run", "other_run", "stage"]).reset_index(level=[0, 1, 2])
 
 
 def beside(out: Path) -> dict[str, Any]:
-    """Compare a run with the newest ones in the same folder that share test images: what its index says of it.
-
-    Reads score tables and records only. Nothing that is wrong with a run stops it.
+    """Compare a run with the newest ones in the same folder that share test images; nothing wrong with these stops it.
 
     Returns:
         beside: comparison (this run minus the other), page and command for each run, the newest first; failed: name ->
         why it could not be read.
     """
-    rows, failed = [], {}
-    runs = sorted(filter(_written, out.resolve().parent.glob("*/")), key=_written, reverse=True)
-    own = out.resolve()
-    others = [run for run in runs if run != own][:CANDIDATES] if own in runs else []
-    for folder in others:
+    own, rows, failed = out.resolve(), [], {}
+    runs = sorted(filter(_written, own.parent.glob("*/")), key=_written, reverse=True)
+    for folder in [run for run in runs if run != own][:CANDIDATES] if own in runs else []:
         try:
             (comparison,) = compare([folder, own])
         except Exception as error:  # whatever is in that folder, this run's index is written
             if "cannot be compared" not in str(error):  # no test image in common
                 failed[folder.name] = f"{type(error).__name__}: {error}"
             continue
-        page = f"../{folder.name}/index.html" if (folder / "index.html").exists() else None
         names = [os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run) for run in (folder, own)]
         command = shlex.join(["python", "-m", "dfd", "compare", *names])
+        page = f"../{folder.name}/index.html" if (folder / "index.html").exists() else None
         rows.append({"comparison": comparison, "page": page, "command": command})
-        if len(rows) == BESIDE:
-            break
-    return {"beside": rows, "failed": failed}
+    return {"beside": rows[:BESIDE], "failed": failed}
 
 
 def _written(folder: Path) -> float:

@@ -1,7 +1,4 @@
-"""A parameter sweep: a grid in YAML becomes many runs of the notebooks, several at once, and a page to compare them.
-
-Runs are ranked by validation; what the test split says stands beside, and takes no part.
-"""
+"""A parameter sweep: a YAML grid becomes many runs of the notebooks, and a page that ranks them on validation."""
 
 from __future__ import annotations
 
@@ -16,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import pydantic
@@ -32,7 +30,7 @@ from dfd.core import runs
 from dfd.core.io import digest, read_json, write_json, write_text
 from dfd.core.runs import cores, elapsed
 from dfd.evaluate.compare import CompareError, compare
-from dfd.evaluate.metrics import METRICS
+from dfd.evaluate.metrics import METRICS, STAGE_METRICS
 from dfd.reports import html, runner, summary
 
 RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
@@ -40,7 +38,10 @@ COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE, PAUSE = 90.0, 0.2  # seconds that a run has to save and end; between two looks at it
 COMPARED = 4  # runs that are compared with the best, image by image
-UNFINISHED = ("failed", "interrupted")
+METRIC_NAMES = [f"{stage}.{name}" for stage, names in STAGE_METRICS.items() for name in names]
+ENDS = {"value": "", "low": "_low", "high": "_high"}  # of a metric's columns
+Metric = Annotated[str, pydantic.Field(pattern=f"^({'|'.join(METRIC_NAMES)})$")]
+Words = Sequence[str]
 Settings = dict[str, str]  # parameters as words for `run -p`
 
 
@@ -54,7 +55,7 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
     parameters: dict[str, Any] = {}  # a list is tried value by value, each with each
     seeds: list[int] = []  # of the training; the splits stay
     runs: list[dict[str, Any]] = []  # in place of lists: what each run sets
-    sort_by: list[str] = ["stage1.auc", "stage2.accuracy"]  # metrics, on validation
+    sort_by: list[Metric] = ["stage1.auc", "stage2.accuracy"]  # on validation
 
     def settings(self) -> dict[str, Settings]:
         """What each run sets, by its name, which is its folder's and does not depend on the order in the file."""
@@ -67,42 +68,32 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
             raise config.ConfigError("seeds needs a notebook that trains, 01 or 02, under notebooks")
         if self.seeds:
             points = [p | {f"{number}.seed": seed for number in numbers} for p in points for seed in self.seeds]
-        settings = [{key: _word(value) for key, value in point.items()} for point in points]
+        settings = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in point.items()} for point in points]
         named = dict(zip(map(_named, varying(settings)), settings, strict=True))
         if len(named) < len(settings):
             raise config.ConfigError("two runs are the same; a value or a run is listed twice")
         return named
 
 
-def read(
-    path: str | Path, limit: int = 100, folder: Path = runner.NOTEBOOKS, configs: runner.Configs = config.NOTEBOOKS
-) -> Sweep:
-    """Read a grid, and check every run of it as `dfd run` would.
-
-    Args:
-        path: the YAML file; the sweep is named after it.
-        limit: how many runs it may ask for.
-        folder, configs: as for `runner.run`.
+def read(path: str | Path, limit: int = 100) -> Sweep:
+    """Read a grid, and check every run of it as `dfd run` would; the sweep is named after the file.
 
     Raises:
         FileNotFoundError: no such file, or no data folder.
-        ConfigError: what is wrong in the file.
+        ConfigError: what is wrong in the file, or more than `limit` runs.
     """
     path = Path(path)
     try:
         sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))
         if not config.resolve(sweep.data).is_dir():
             raise FileNotFoundError(f"{path}: no data folder {sweep.data}")
-        sweep.notebooks = [notebook.stem for notebook in runner.choose(folder, sweep.notebooks)]
+        sweep.notebooks = [notebook.stem for notebook in runner.choose(runner.NOTEBOOKS, sweep.notebooks)]
         settings = sweep.settings()
         if len(settings) > limit:
             raise config.ConfigError(f"asks for {len(settings)} runs; `--limit {len(settings)}` runs them all")
         for words in settings.values():
-            runner.plan(sweep.notebooks, configs, {"data": sweep.data, "out": "reports"}, sweep.profile, words)
-        for metric in sweep.sort_by:
-            stage, _, name = metric.partition(".")
-            if stage not in config.CHECKPOINTS or name not in METRICS:
-                raise config.ConfigError(f"sort_by: unknown metric {metric!r}; there are {', '.join(METRICS)}")
+            shared = {"data": sweep.data, "out": "reports"}
+            runner.plan(sweep.notebooks, config.NOTEBOOKS, shared, sweep.profile, words)
         return sweep
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -111,17 +102,12 @@ def read(
         raise config.ConfigError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def varying(settings: Sequence[Settings]) -> list[Settings]:
     """Of what each run sets, that which tells it from the others; the seed of all notebooks is one."""
     keys = dict.fromkeys(key for words in settings for key in words)
     differing = [key for key in keys if len({words.get(key) for words in settings}) > 1]
-    return [
-        {re.sub(r"^\d\d\.seed$", "seed", key): words[key] for key in differing if key in words} for words in settings
-    ]
+    names = {key: "seed" if key in ("01.seed", "02.seed") else key for key in differing}
+    return [{name: words[key] for key, name in names.items() if key in words} for words in settings]
 
 
 def _named(differing: Settings) -> str:
@@ -134,13 +120,11 @@ def _named(differing: Settings) -> str:
     return name if len(name) <= 100 else f"{name[:90]}-{digest(name)[:6]}"
 
 
-def entries_of(
-    sweep: Sweep, out: str | Path, folder: Path = runner.NOTEBOOKS, command: Sequence[str] = COMMAND
-) -> dict:
-    """What sweep.json says of each run: status, settings, command; finished if all it was made from is what it was."""
+def entries_of(sweep: Sweep, out: str | Path, command: Words = COMMAND) -> dict[str, dict]:
+    """What is known of each run: status, settings, command; finished while all it was made from is what it was."""
     place, entries = config.resolve(str(out)), {}
     known = read_json(place / RECORD).get("runs", {})
-    cells = [runner.cells_of(folder / f"{stem}.ipynb") for stem in sweep.notebooks]
+    cells = [runner.cells_of(runner.NOTEBOOKS / f"{stem}.ipynb") for stem in sweep.notebooks]
     made_from = (__version__, sweep.profile, runs.fingerprint(config.resolve(sweep.data)), cells)
     for name, settings in sweep.settings().items():
         options = {"--data": sweep.data, "--out": str(Path(out) / name), "--profile": sweep.profile}
@@ -157,36 +141,25 @@ def run(
     sweep: Sweep,
     out: str | Path,
     jobs: int | None = None,
-    folder: Path = runner.NOTEBOOKS,
-    command: Sequence[str] = COMMAND,
+    command: Words = COMMAND,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Run what is not finished, several at once, each a process of its own; one that fails does not stop the others.
 
     Args:
-        sweep: from `read`.
         out: the sweep's folder, made if missing; each run has one below it.
         jobs: how many at once; none: one for two cores, as a run has loaders beside its training.
-        folder: the notebooks'.
-        command: what runs the notebooks.
-        say: shows a line.
-
-    Returns:
-        The page over the runs.
 
     Raises:
         RunError: runs failed (code 1), or it was interrupted (130 or 143); what is done is kept.
-        InUse: another sweep works in the folder.
     """
     place, jobs = config.resolve(str(out)), jobs or max(1, cores() // 2)
     with runs.run_lock(place), _signals() as signals:
-        entries = entries_of(sweep, place, folder, command)
+        entries = entries_of(sweep, place, command)
         waiting = {name: entry for name, entry in entries.items() if entry["status"] != "finished"}
         say(f"{len(entries) - len(waiting)} of {len(entries)} runs finished before.")
-        tasks = (
-            delayed(_execute)(entry["command"], place / name, max(1, cores() // jobs), signals, say)
-            for name, entry in waiting.items()
-        )
+        threads, start = max(1, cores() // jobs), delayed(_execute)
+        tasks = (start(entry["command"], place / name, threads, signals, say) for name, entry in waiting.items())
         results = Parallel(jobs, backend="threading", return_as="generator_unordered", pre_dispatch=jobs)(tasks)
         try:
             page = write(sweep, entries, place)
@@ -204,13 +177,13 @@ def run(
     failed = [name for name, entry in entries.items() if entry["status"] != "finished"]
     if failed:
         text = (
-            f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. {page} has their last lines, "
+            f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. Their last lines are in {page}"
         )
-        raise runner.RunError(f"{text}{LOG} in each folder all; mend the cause, then run the same command again.", 1)
+        raise runner.RunError(f"{text}; mend the cause, then run the same command again.")
     return page
 
 
-def _execute(words: Sequence[str], folder: Path, threads: int, signals: list[int], say: Callable) -> tuple[str, dict]:
+def _execute(words: Words, folder: Path, threads: int, signals: list[int], say: Callable) -> tuple[str, dict]:
     """Run in a session of its own, and wait; at a signal have it save and end, at a second or after GRACE kill it."""
     if signals:
         return folder.name, {}
@@ -219,7 +192,8 @@ def _execute(words: Sequence[str], folder: Path, threads: int, signals: list[int
     began, asked = time.monotonic(), None
     variables = dict.fromkeys(THREADS, str(threads)) | os.environ
     with (folder / LOG).open("wb") as log:
-        process = subprocess.Popen(words, stdin=-3, stdout=log, stderr=log, env=variables, start_new_session=True)
+        files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        process = subprocess.Popen(words, **files, env=variables, start_new_session=True)
     while process.poll() is None:
         if signals and asked is None:
             asked = time.monotonic()
@@ -243,59 +217,49 @@ def _execute(words: Sequence[str], folder: Path, threads: int, signals: list[int
 def _signals() -> Iterator[list[int]]:
     """The signals that have asked to end, SIGINT and SIGTERM; noted, for the runs to be ended first."""
     noted: list[int] = []
-    handle = lambda number, frame: noted.append(number)  # noqa: E731
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.signal(n, lambda number, frame: noted.append(number)) for n in runs.SIGNALS}
     try:
         yield noted
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
-    """Write sweep.csv, compare.html (the best runs image by image) and index.html from what the run folders hold."""
-    differing = varying([entry["settings"] for entry in entries.values()])
-    names = list(dict.fromkeys(name for words in differing for name in words))
-    rows = [
-        {"run": run, "status": entry["status"], "seconds": entry.get("seconds")} | words | _measured(out / run, entry)
-        for (run, entry), words in zip(entries.items(), differing, strict=True)
-    ]
-    table = pd.DataFrame(rows)
+    """Write sweep.csv and index.html from what the run folders hold; at the end also compare the best by image."""
+    rows, differing = [], varying([entry["settings"] for entry in entries.values()])
+    for (run, entry), settings in zip(entries.items(), differing, strict=True):
+        row = {"run": run, "status": entry["status"], "seconds": entry.get("seconds")} | settings
+        measured = read_json(out / run / "metrics.json") if entry["status"] == "finished" else {}
+        for metric, split in product(METRIC_NAMES, ("val", "test")):
+            stage, name = metric.split(".")
+            number = measured.get(stage, {}).get(split, {}).get(name, {})
+            row |= {column(metric, split) + end: number[key] for key, end in ENDS.items() if key in number}
+        rows.append(row)
+    table, names = pd.DataFrame(rows), list(dict.fromkeys(name for settings in differing for name in settings))
     metrics = [metric for metric in sweep.sort_by if column(metric) in table]
     if metrics:
         table = rank(table, column(metrics[0]), metrics[0])
     write_text(out / "sweep.csv", table.to_csv(index=False))
-    best = table["run"][: COMPARED + 1]
-    if len(best) > 1 and all((out / run / "metrics.json").exists() for run in best):
-        with contextlib.suppress(CompareError):
-            html.write_comparison(compare([out / run for run in best]), out / COMPARISON)
+    if not (table["status"] == "waiting").any():
+        with contextlib.suppress(CompareError):  # fewer than two with score tables
+            html.write_comparison(compare([out / run for run in table["run"][: COMPARED + 1]]), out / COMPARISON)
     settings = [name for name in names if name != "seed"]
-    content = {
-        "sweep": sweep,
-        "names": names,
-        "settings": settings,
-        "runs": table.astype(object).where(table.notna(), None).to_dict("records"),
-        "failed": {run: entry.get("last_lines") for run, entry in entries.items() if entry["status"] in UNFINISHED},
-        "metrics": {metric: words(metric) for metric in metrics},
-        "best": {metric: rank(table, column(metric), metric).iloc[0] for metric in metrics},
-        "seeds": {words(metric): over_seeds(table, settings, metric) for metric in metrics if "seed" in names},
-        "figures": {name: figure(table, name, metrics) for name in settings if metrics},
-        "compared": (out / COMPARISON).exists(),
-        "column": column,
-    }
-    return html.render(out / "index.html", "sweep.html.j2", **content)
-
-
-def _measured(folder: Path, entry: dict) -> dict[str, float]:
-    """The metrics of a finished run: stage_split_name, and the same with _low and _high."""
-    metrics, row = read_json(folder / "metrics.json") if entry["status"] == "finished" else {}, {}
-    for stage in config.CHECKPOINTS:
-        for split in ("val", "test"):
-            for name, number in metrics.get(stage, {}).get(split, {}).items():
-                if "value" in number:
-                    key = f"{stage}_{split}_{name}"
-                    row |= {key: number["value"], f"{key}_low": number["low"], f"{key}_high": number["high"]}
-    return row
+    return html.render(
+        out / "index.html",
+        "sweep.html.j2",
+        sweep=sweep,
+        names=names,
+        settings=settings,
+        runs=table.astype(object).where(table.notna(), None).to_dict("records"),
+        entries=entries,
+        metrics={metric: title(metric) for metric in metrics},
+        best={metric: rank(table, column(metric), metric).iloc[0] for metric in metrics},
+        seeds={title(metric): over_seeds(table, settings, metric) for metric in metrics if "seed" in names},
+        figures={name: figure(table, name, metrics) for name in settings if metrics},
+        compared=(out / COMPARISON).exists(),
+        column=column,
+    )
 
 
 def column(metric: str, split: str = "val") -> str:
@@ -303,10 +267,9 @@ def column(metric: str, split: str = "val") -> str:
     return metric.replace(".", f"_{split}_")
 
 
-def words(metric: str) -> str:
+def title(metric: str) -> str:
     """A metric such as stage1.auc in words."""
-    stage, _, name = metric.partition(".")
-    return f"Stage {stage[-1]}: {summary.metric_name(name)}"
+    return f"Stage {metric[5]}: {summary.metric_name(metric[7:])}"
 
 
 def rank(table: pd.DataFrame, by: str, metric: str) -> pd.DataFrame:
@@ -323,14 +286,9 @@ def over_seeds(table: pd.DataFrame, settings: list[str], metric: str) -> pd.Data
 
 def figure(table: pd.DataFrame, name: str, metrics: list[str]) -> str:
     """The metrics against one parameter, means and ranges over all else that varies: a PNG as data address."""
-    parts = [
-        pd.DataFrame({name: table[name].fillna("default"), "value": table[column(metric, split)]}).assign(
-            split={"val": "validation"}.get(split, split), metric=words(metric)
-        )
-        for metric in metrics
-        for split in ("val", "test")
-    ]
-    rows = pd.concat(parts, ignore_index=True)
+    pairs = product(metrics, ("val", "test"))
+    parts = [table.assign(value=table[column(*pair)], split=pair[1], metric=title(pair[0])) for pair in pairs]
+    rows = pd.concat(parts, ignore_index=True).fillna({name: "default"})
     with contextlib.suppress(ValueError):  # words stay in the order of the grid
         rows = rows.sort_values(name, key=lambda values: values.astype(float))
     options = {"col": "metric", "hue": "split", "kind": "point", "errorbar": ("pi", 100), "linestyle": "none"}

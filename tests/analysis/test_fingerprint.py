@@ -191,7 +191,7 @@ def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path):
     stage_module.save_checkpoint({"other": 1}, path)
     stage_module.fit_feature_bank(stage, fakes, path, limit=5)
     bank = torch.load(path, weights_only=True)["feature_bank"]
-    assert len(bank) == 5 * len(LABELS) == len(stage.feature_bank.bank)
+    assert len(bank) == 5 * len(LABELS) == len(stage.feature_bank.features)
     crops, rows = stage_module.sample_crops(stage, fakes, 5)
     found = stage_module.extract_features(stage, crops)
     assert np.allclose(bank.numpy(), found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-3)

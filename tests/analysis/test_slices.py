@@ -79,11 +79,11 @@ def test_copies_of_a_failure_are_one_failure():
 
 def test_candidates_are_bins_and_crossings_without_repeats():
     measured = pd.DataFrame({"source": ["a"] * 12 + ["b"] * 12, "label": ["x"] * 12 + ["y"] * 12, "size": [1, 2] * 12})
-    found = dict(slices.candidates(slices.binned(measured), smallest=5))
+    found = dict(slices.candidates(slices.binned(measured), least=5))
     crossed = ["label x, size 1", "label x, size 2", "label y, size 1", "label y, size 2"]
     assert list(found) == ["label x", "label y", "size 1", "size 2", *crossed]  # source is the label again
     assert found["label x, size 2"].sum() == 6
-    assert len(dict(slices.candidates(slices.binned(measured), smallest=7))) == 4
+    assert len(dict(slices.candidates(slices.binned(measured), least=7))) == 4
 
 
 def test_nothing_to_find_gives_an_empty_table():

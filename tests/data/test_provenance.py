@@ -13,7 +13,6 @@ from folders import fill, reasons, scan
 
 from dfd import cli, config
 from dfd.data import layouts, manifest, provenance, splits
-from dfd.evaluate import metrics
 from dfd.reports import runner
 
 SOURCES = {
@@ -339,14 +338,3 @@ def test_scan_lists_the_sources_and_those_to_hold_out(data, tmp_path):
     assert "other code" in names and held_out(table) == {"phones", "scans"}
     plain = CliRunner().invoke(cli.main, ["scan", str(data)])
     assert plain.exit_code == 0 and "held out" not in plain.stdout
-
-
-def test_errors_are_told_apart_by_the_manifests_source():
-    table = pd.DataFrame({"path": ["ProGAN/a_1.png", "ProGAN/a_2.png", "ProGAN/b.png"], "format": "PNG"})
-    scores = table[["path"]].assign(label="ProGAN", group=["1", "2", "3"], prediction=["fake", "real", "real"])
-    scores = scores.assign(logit_real=0.0, logit_fake=0.0)
-    by_name = metrics.by_source(scores, table).set_index("origin")
-    assert by_name.accuracy.to_dict() == {"a": 0.5, "": 0.0}
-    by_column = metrics.by_source(scores, table.assign(source=["x y", "z", "x y"])).set_index("origin")
-    assert by_column.accuracy.to_dict() == {"x y": 0.5, "z": 0.0}
-    assert by_column.images.to_dict() == {"x y": 2, "z": 1}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dfd.config import CHECKPOINTS, CROP_MODES
 from dfd.data import crops
+from dfd.inference import detector as detector_module
 from dfd.inference import stage as stage_module
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
@@ -132,7 +133,7 @@ def test_predict_refuses_by_name_and_answers_the_rest(run, tmp_path):
 
 
 def test_predict_reports_images_that_are_too_large_for_all_crops(run, tmp_path, monkeypatch, capsys):
-    for module in (crops, stage_module):
+    for module in (crops, stage_module, detector_module):
         monkeypatch.setattr(module, "MAX_CROPS", 12)
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     noise(96, 64).save(small)
@@ -324,7 +325,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
             {"classes": ["a", "b", "c", "d"], "stage": "stage2"},
             r"weight is \(3, .* in the file, \(4, ",
         ),
-        ({"weights": {}}, "weights do not fit the network that it names: .*, which the file lacks"),
+        ({"weights": {}}, "weights do not fit the network that it names: .* is missing in the file"),
     ],
 )
 def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_path):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import softmax
 from score_tables import CLASSES, stage2_table
+from sklearn.metrics import roc_auc_score
 
 from dfd.evaluate import metrics, scores
 from dfd.inference import decide, openset
@@ -181,7 +182,7 @@ def area(known, correct, unknown):
 
 
 def auroc(known, unknown):
-    return metrics.auc(np.repeat([False, True], [len(known), len(unknown)]), np.concatenate([known, unknown]))
+    return roc_auc_score(np.repeat([0, 1], [len(known), len(unknown)]), np.concatenate([known, unknown]))
 
 
 def oscr(known, correct, unknown):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dfd.inference.stage import prefetch
+from dfd.inference.detector import prefetch
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -94,8 +94,8 @@ def test_eleven_generators_are_eleven_curves():
 def test_pr_names_the_average_precision_and_the_share_of_fakes():
     table = rows(["RealPhotos"] * 3 + ["A"], "x", real=0.0, fake=[0.0, 1.0, 3.0, 2.0]).assign(group=range(4))
     ax = plots.plot_pr(table)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["A, AP 0.500", "all called fake"]
-    assert ax.collections[-1].get_segments()[0][0, 1] == 0.25
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["all called fake", "A, AP 0.500"]
+    assert ax.collections[0].get_segments()[0][0, 1] == 0.25
 
 
 def test_reliability_is_drawn_before_and_after():

@@ -132,7 +132,7 @@ def test_what_no_folder_can_be_called_gets_a_digest(case):
         ("notebooks: [3]\nseeds: [1]", "seeds needs a notebook that trains"),
         ("seeds: [x]", "seeds.0: Input should be a valid integer"),
         ("runs: [{crop_size: 64}]\nparameters: {num_epochs: [1, 2]}", "several values under parameters beside runs"),
-        ("sort_by: [stage1.auk]", "sort_by: unknown metric 'stage1.auk'"),
+        ("sort_by: [stage1.auk]", "sort_by.0: String should match pattern '^(stage1.auc|"),
         ("parameters: {seed: [1, 2, 3, 4, 5, 6], num_epochs: [1, 2]}", "asks for 12 runs; `--limit 12` runs them all"),
     ],
 )
