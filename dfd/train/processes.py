@@ -22,12 +22,17 @@ MAX_WORKERS = 8  # loader processes, where none are asked for
 Value = TypeVar("Value")
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first of a training's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def from_main_process(function: Callable[[], Value]) -> Value:
     """What a function gives in the first process of a training, in all of them; the others wait."""
     if "WORLD_SIZE" not in os.environ:
         return function()
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    return broadcast_object_list([function() if state.is_main_process else None])[0]
+    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    return broadcast_object_list([function() if is_main_process() else None])[0]
 
 
 def build_loader(
