@@ -35,8 +35,7 @@ BATCH = 64  # crops per forward pass
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
     """The network of a stage from the plain values that its config, or its checkpoint, holds."""
     if stage == "stage1":
-        stem_stride = settings.get("stem_stride", 0)
-        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"], stem_stride)
+        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
     extractor, size = settings.get("extractor", "unet"), (settings["unet_width"], settings["residual_bound"])
     return Attribution(settings["backbone"], outputs, *size, pretrained, extractor)
 

@@ -124,7 +124,7 @@ class Trainer:
         self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         return self.model
 
-    def add(self, name: str, network: nn.Module, lr: float, every: int = 1, of_model: bool = False) -> None:
+    def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
         """Let a network learn; the training data are loaded.
 
         Args:
@@ -132,10 +132,11 @@ class Trainer:
             network: on the device.
             lr: learning rate at its highest.
             every: batches for one of its steps.
-            of_model: it is the model or a part of it: its loss is the train_loss, and the average follows it.
         """
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
-        self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, "train" if of_model else name)
+        self.learners[name] = Learner(
+            network, lr, self.cfg.weight_decay, steps, "train" if network is self.model else name
+        )
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ def trainer_of(table, cfg):
     trainer = loop.Trainer("stage1", table, cfg, ["real", "fake"])
     train = table[table["split"] == "train"]
     trainer.load("train", crops.RealFakeDataset(train, cfg.data, cfg.crop_size), crops.EpochSampler(train, cfg, True))
-    trainer.add("detector", trainer.build_model(), cfg.lr_gc, of_model=True)
+    trainer.add("detector", trainer.build_model(), cfg.lr_gc)
     return trainer
 
 
@@ -159,11 +159,6 @@ def test_each_part_that_learns_has_its_loss_in_the_history(stage, changes, expec
             ["discriminator", "launderer", "detector", "discriminator", "detector"] * 2,
         ),
         ("stage2", {"carried_every": 2}, ["discriminator", "model", "model"]),
-        (
-            "stage2",
-            {"joint": False, "carried_every": 1, "images_per_epoch": 32},
-            ["discriminator", "generator", "discriminator", "classifier"] * 2,
-        ),
     ],
 )
 def test_networks_take_their_turns_and_a_step_changes_one_alone(
