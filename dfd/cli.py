@@ -93,11 +93,14 @@ judging_options = options(
 @run_options
 @click.option("--fresh", is_flag=True, help="Run also what is finished.")
 @click.argument("notebooks", nargs=-1)
-def run(notebooks: tuple[str, ...], settings: tuple, fresh: bool, **given: str | None) -> None:
+def run(
+    notebooks: tuple[str, ...], out: str, data: str | None, profile: str | None, settings: tuple, fresh: bool
+) -> None:
     """Run the notebooks on a folder of images and write the reports."""
     from dfd.reports import runner
 
-    index = runner.run(**remembered(**given), parameters=dict(settings), notebooks=notebooks, fresh=fresh)
+    chosen = remembered(out, data=data, profile=profile)
+    index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
     click.echo(f"Open {shown(index)}")
 
 
@@ -144,8 +147,7 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     from dfd.app import predict as predicting
 
     images = predicting.find_images(paths)
-    journal = predicting.Journal(Path(table), resume) if table else None
-    raise SystemExit(predicting.run(folder, images, journal, shown=shown(folder), **how))
+    raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, **how))
 
 
 @command
@@ -227,24 +229,25 @@ def sweep(grid: str, out: str | None, jobs: int | None, limit: int, dry_run: boo
 @command
 @run_options
 @click.argument("stage", type=click.Choice(tuple(config.CHECKPOINTS)))
-def train(stage: str, settings: tuple, **given: str | None) -> None:
+def train(stage: str, out: str, data: str | None, profile: str | None, settings: tuple) -> None:
     """Train one stage by itself; `run` trains both."""
     from dfd import train as training
     from dfd.analysis import ablation
     from dfd.core import runs
     from dfd.reports import runner
 
-    stem = next(stem for stem, model in config.NOTEBOOKS.items() if model.__name__.lower() == stage)
-    chosen = remembered(**given)
-    shared = {"data": chosen["data"], "out": chosen["out"]}
-    parameters = runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
-    cfg = config.NOTEBOOKS[stem](**parameters)
+    model = config.Stage1 if stage == "stage1" else config.Stage2
+    stem = next(stem for stem, known in config.NOTEBOOKS.items() if known is model)
+    chosen = remembered(out, data=data, profile=profile)
+    shared = {"data": chosen["data"], "out": out}
+    cfg = model(**runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem])
     with runs.run_lock(cfg.out), runs.terminable():
         table = training.from_main_process(lambda: manifest_of(cfg))
         training.fit(table, cfg)
-        for is_asked, extra in ((cfg.ablate, ablation.run), (getattr(cfg, "leave_out", False), ablation.leave_out)):
-            if is_asked:
-                click.echo(extra(table, cfg).round(3).to_string())
+        if cfg.ablate:
+            click.echo(ablation.run(table, cfg).round(3).to_string())
+        if isinstance(cfg, config.Stage2) and cfg.leave_out:
+            click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
 def find_model(model: str | None) -> Path:
@@ -276,7 +279,7 @@ def remembered(out: str, **given: str | None) -> dict[str, str]:
     from dfd.core.io import read_json
 
     known = {"data": "data/sample", "profile": "demo"} | read_json(config.resolve(out) / "config.json")
-    return {"out": out} | {name: value or known[name] for name, value in given.items()}
+    return {name: value or known[name] for name, value in given.items()}
 
 
 def shown(path: Path) -> str:

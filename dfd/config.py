@@ -112,7 +112,6 @@ class Training(Shared):
     track: Literal["auto", "tensorboard", "mlflow", "none"] = "auto"  # where epochs are logged; auto: tensorboard
     pretrained: bool = True  # ImageNet weights of the backbone where they can be had
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
-    adversarial_loss: Literal["hinge", "nonsaturating"] = "hinge"
     ablate: bool = False  # also train with one part left out or changed at a time, and compare
     discriminator_layers: Count = 3  # strided layers; 3 see patches of 70 x 70 pixels, 2 of 34 x 34
 
@@ -128,14 +127,11 @@ class Stage1(Training):
 
     backbone: str = "resnet50"  # any timm name
     representation: Literal["rgb", "highpass", "npr"] = "highpass"  # what the backbone sees
-    stem_stride: int = Field(0, ge=0, le=4)  # of the first convolution; 1 keeps pixel traces, 0 leaves it as it is
-    loss: Literal["bce", "focal"] = "bce"
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer
     adversarial_weight: Weight = 1.0  # launderer: pass for a photo before the discriminator
     evasion_weight: Weight = 0.3  # launderer: pass for a photo before the detector
     perceptual_weight: Weight = 10.0  # launderer: keep the content, in VGG16's features; 0 leaves the term out
-    r1_weight: Weight = 0.0  # discriminator: R1 gradient penalty, beside its spectral norm
     laundered_weight: Weight = 0.5  # detector: laundered fakes, beside 1 for the batch
     launderer_width: int = Field(8, ge=4)  # channels of the launderer's first level
     launderer_bound: float = Field(0.03, gt=0, le=1)  # largest change of a pixel, in units of the [0, 1] range
@@ -148,7 +144,6 @@ class Stage2(Training):
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
     unet_width: int = Field(16, ge=4)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range
-    joint: bool = True  # extractor and classifier learn in the same step; false: in turns, carried_every batches each
     carried_every: Count = 4  # batches for one in which fingerprints are put on carriers
     carried_weight: Weight = 0.5  # name the generator of a photo with its fingerprint put on
     adversarial_weight: Weight = 0.1  # such a photo passes for one before the PatchGAN discriminator
@@ -240,7 +235,7 @@ def _parameter_cells(sources: Sequence[str]) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = []
     for source in reversed(sources):  # what a kernel has run; names that other cells left behind do not count
         try:
-            body = ast.parse(source).body
+            body: list[Any] = ast.parse(source).body
             cell = {target.id: ast.literal_eval(line.value) for line in body for target in line.targets}
         except (SyntaxError, ValueError, AttributeError):  # a statement of another kind
             cell = {}

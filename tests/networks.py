@@ -7,7 +7,7 @@ from PIL import Image
 from dfd.inference import stage as stage_module
 
 SETTINGS = {
-    "stage1": {"backbone": "test_efficientnet.r160_in1k", "representation": "rgb", "stem_stride": 0},
+    "stage1": {"backbone": "test_efficientnet.r160_in1k", "representation": "rgb"},
     "stage2": {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.05},
 }
 

@@ -46,12 +46,10 @@ def test_every_command_teaches_with_an_example(words, call):
 
 def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr(runner, "run", lambda **options: given.append(options) or tmp_path / "r" / "index.html")
+    monkeypatch.setattr(runner, "run", lambda *args: given.append(args) or tmp_path / "r" / "index.html")
     words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
     result = call(*words)
-    parameters = {"epochs": "3", "02.name": "x"}
-    expected = {"data": "d", "out": "r", "profile": "quick", "parameters": parameters}
-    assert given == [expected | {"notebooks": ("01", "2"), "fresh": True}]
+    assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
     assert result.output == "Open r/index.html\n"
 
 
@@ -66,7 +64,7 @@ def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     ],
 )
 def test_expected_errors_are_one_line(error, code, call, monkeypatch):
-    def fail(**options):
+    def fail(*args):
         raise error
 
     monkeypatch.setattr(runner, "run", fail)
@@ -78,7 +76,7 @@ def test_expected_errors_are_one_line(error, code, call, monkeypatch):
 
 
 def test_other_errors_keep_their_traceback(call, monkeypatch):
-    def fail(**options):
+    def fail(*args):
         raise AttributeError("a mistake of ours")
 
     monkeypatch.setattr(runner, "run", fail)
@@ -216,7 +214,7 @@ def test_run_takes_data_and_profile_from_the_run_folder(call, monkeypatch, tmp_p
     (tmp_path / "mine").mkdir()
     io.write_json(tmp_path / "mine" / "config.json", {"data": "my/images", "profile": "quick"})
     seen = []
-    monkeypatch.setattr(runner, "run", lambda data, profile, **rest: seen.append((data, profile)) or tmp_path)
+    monkeypatch.setattr(runner, "run", lambda data, out, profile, *rest: seen.append((data, profile)) or tmp_path)
     call("run", "--out", str(tmp_path / "mine"), "03")
     call("run", "--out", str(tmp_path / "mine"), "--data", "others")
     call("run", "--out", str(tmp_path / "new"))

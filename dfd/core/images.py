@@ -6,7 +6,7 @@ import hashlib
 import stat
 import warnings
 from functools import cache
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
@@ -84,19 +84,20 @@ def as_rgb(source: Source) -> Image.Image:
                 return _to_rgb(source)
         except (OSError, SyntaxError) as error:  # a file that was opened but not read yet
             raise ImageError(f"damaged or truncated: {error}") from error
-    if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
-        if source.ndim != 3 or source.shape[0] != 3 or not source.is_floating_point():
-            raise ValueError(f"a tensor is float (3, H, W) in [0, 1]; got {source.dtype} {tuple(source.shape)}")
-        source = source.detach().float().cpu()
-        if not (source.numel() and source.min() >= 0 and source.max() <= 1):  # NaN fails too
+    pixels: Any = source
+    if hasattr(pixels, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
+        if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
+            raise ValueError(f"a tensor is float (3, H, W) in [0, 1]; got {pixels.dtype} {tuple(pixels.shape)}")
+        pixels = pixels.detach().float().cpu()
+        if not (pixels.numel() and pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
             raise ValueError("a tensor's values lie in [0, 1], not normalised, and there is at least one")
-        source = (source * 255).round().byte().permute(1, 2, 0).numpy()
-    if not isinstance(source, np.ndarray):
+        pixels = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+    if not isinstance(pixels, np.ndarray):
         raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}")
-    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
-        raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {source.dtype} {source.shape}")
-    _check_size(source.shape[1::-1])
-    return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {pixels.dtype} {pixels.shape}")
+    _check_size(pixels.shape[1::-1])
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
 def is_batch(source: Any) -> bool:
@@ -115,7 +116,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         ImageError: the reason, without the name. Its cause is the system's error where one is behind it.
     """
     with open_file(path) as file:
-        image = _decode(file)
+        image: Any = _decode(file)
         is_jpeg = image.format in ("JPEG", "MPO")
         rgb = _to_rgb(image)
         file.seek(0)
@@ -159,7 +160,8 @@ def _libjpeg_tables() -> np.ndarray:
     tables = []
     for quality in range(1, 101):
         Image.new("L", (8, 8)).save(file := BytesIO(), "JPEG", quality=quality)
-        tables.append(Image.open(file).quantization[0])
+        file.seek(0)
+        tables.append(JpegImagePlugin.JpegImageFile(file).quantization[0])
     return np.array(tables)
 
 
@@ -171,16 +173,19 @@ def subsampling(image: Image.Image) -> str | None:
     return SAMPLINGS[sampling] if 0 <= sampling < len(SAMPLINGS) else "other"
 
 
-def open_file(path: str | Path | bytes) -> BinaryIO:
+def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
     """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
+    if isinstance(path, bytes):
+        checked_bytes(len(path))
+        return BytesIO(path)
     try:
-        status = None if isinstance(path, bytes) else Path(path).stat()
-        if status and stat.S_ISDIR(status.st_mode):
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
             raise ImageError("a folder, not an image file")
-        if status and not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError("not a regular file (pipe, socket or device)")
-        checked_bytes(status.st_size if status else len(path))
-        return open(path, "rb") if status else BytesIO(path)
+        checked_bytes(status.st_size)
+        return open(path, "rb")
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
@@ -217,7 +222,7 @@ def _decode(file: BinaryIO) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise ImageError(_what_it_is(file)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        if getattr(error, "errno", None):
+        if isinstance(error, OSError) and error.errno:
             raise ImageError(f"cannot be read: {error.strerror}") from error
         raise ImageError(f"damaged or truncated: {_line(error)}") from error
 

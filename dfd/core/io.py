@@ -124,6 +124,6 @@ def _plain(value: Any) -> Any:
 
         plain = value.detach().cpu().contiguous()
         return str(plain.dtype), tuple(plain.shape), _plain(plain.flatten().view(torch.uint8).numpy().tobytes())
-    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-        return value.dtype.str, value.shape, _plain(value.tobytes())
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist() if value.dtype == object else (value.dtype.str, value.shape, _plain(value.tobytes()))
     return dict(value) if isinstance(value, Mapping) else list(value)

@@ -140,14 +140,6 @@ def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor]
         return (forward or backbone)(x.contiguous(memory_format=torch.channels_last))
 
 
-def first_convolution(backbone: nn.Module) -> nn.Conv2d:
-    """The convolution that meets the image, or a ValueError where the backbone does not start with one."""
-    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.in_channels != 3 or max(first.kernel_size) > 7:
-        raise ValueError("stem_stride needs a backbone that starts with a convolution of 3 to 7 pixels; leave it at 0")
-    return first
-
-
 @torch.inference_mode(False)
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:

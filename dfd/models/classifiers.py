@@ -6,30 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfd.models.backbones import REPRESENTATIONS, build_backbone, first_convolution, high_pass, in_best_precision
+from dfd.models.backbones import REPRESENTATIONS, build_backbone, high_pass, in_best_precision
 
 
 class RealFakeClassifier(nn.Module):
     """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
     The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; the representation that it sees is
-    a name in REPRESENTATIONS. A stem_stride of 1 in its first convolution keeps pixel-level traces, as in Gragnaniello
-    et al. 2021, arXiv:2104.02617, at about four times the work; 0 leaves it as the backbone has it.
+    a name in REPRESENTATIONS.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb", stem_stride: int = 0
-    ):
+    def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
         super().__init__()
         if representation not in REPRESENTATIONS:
             raise ValueError(f"representation must be one of {', '.join(REPRESENTATIONS)}, got {representation!r}")
         self.representation = representation
         self.backbone = build_backbone(backbone, 1, pretrained)
-        if stem_stride:
-            first_convolution(self.backbone).stride = (stem_stride, stem_stride)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
 

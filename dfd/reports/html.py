@@ -177,7 +177,7 @@ def warnings(out: Path) -> list[str]:
     texts = [audit["warning"] for audit in audits if audit.get("warning")] + metrics.get("notes", [])
     rejected = len(pd.read_csv(out / "rejected.csv", dtype=str)) if (out / "rejected.csv").exists() else 0
     if rejected:
-        texts.append(f"Left out: {rejected} file{'s' * (rejected > 1)}; rejected.csv names each with its reason.")
+        texts.append(f"Left out: {summary.plural(rejected, 'file')}; rejected.csv names each with its reason.")
     return texts
 
 

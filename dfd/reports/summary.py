@@ -162,6 +162,11 @@ BESIDE = 4  # runs in the index, the newest that share test images
 CANDIDATES = 6  # run folders that are opened for it at most, the newest
 
 
+def plural(count: int, noun: str) -> str:
+    """1 run; 2 runs."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def metric_name(name: str) -> str:
     """A metric in words."""
     label = METRICS[name].label if name in METRICS else name.replace("_", " ")
@@ -178,7 +183,8 @@ def lines(comparison: Comparison) -> list[str]:
     for stage, paired in comparison.stages.items():
         columns = {base: paired.metrics["base"].map(decimal), other: paired.metrics["other"].map(decimal)}
         table = pd.DataFrame(columns).rename(index=metric_name)
-        table["difference"] = [difference(row) + " *" * clear(row) for _, row in paired.metrics.iterrows()]
+        rows = [row for _, row in paired.metrics.iterrows()]
+        table["difference"] = [difference(row) + (" *" if clear(row) else "") for row in rows]
         text += ["", f"{STAGES[stage]}: {basis(paired)}", *_indented(table.rename_axis(None))]
         text += [f"  {change_text(paired)}"]
         changed = paired.changed.head(SHOWN)[["change", "base", "other", "path"]]
@@ -206,13 +212,13 @@ def change_text(paired: Paired) -> str:
     """How many verdicts changed, in words."""
     count = len(paired.changed)
     ways = ", ".join(f"{number} {way}" for way, number in paired.changes.items())
-    return f"{count} verdict{'s' * (count > 1)} of {paired.images} changed: {ways}." if count else "No verdict changed."
+    return f"{plural(count, 'verdict')} of {paired.images} changed: {ways}." if count else "No verdict changed."
 
 
 def made_text(comparison: Comparison) -> str:
     """How many settings, versions and the like differ, in words."""
     counts = comparison.made["kind"].value_counts(sort=False).items()
-    kinds = [kind if kind == "data" else f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts]
+    kinds = [kind if kind == "data" else plural(count, kind) for kind, count in counts]
     verb = "differs" if len(comparison.made) == 1 else "differ"
     return f"{', '.join(kinds)} {verb}" if kinds else "made from and with the same"
 

@@ -1,7 +1,4 @@
-"""A parameter sweep: a grid in YAML becomes many runs of the notebooks, several at once, and a page to compare them.
-
-Runs are ranked by validation; what the test split says stands beside, and takes no part.
-"""
+"""A parameter sweep: a YAML grid becomes many runs of the notebooks, and a page that ranks them on validation."""
 
 from __future__ import annotations
 
@@ -41,7 +38,6 @@ COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE, PAUSE = 90.0, 0.2  # seconds that a run has to save and end; between two looks at it
 COMPARED = 4  # runs that are compared with the best, image by image
-UNFINISHED = ("failed", "interrupted")
 METRIC_NAMES = [f"{stage}.{name}" for stage, names in STAGE_METRICS.items() for name in names]
 ENDS = {"value": "", "low": "_low", "high": "_high"}  # of a metric's columns
 Metric = Annotated[str, pydantic.Field(pattern=f"^({'|'.join(METRIC_NAMES)})$")]
@@ -79,9 +75,7 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
         return named
 
 
-def read(
-    path: str | Path, limit: int = 100, folder: Path = runner.NOTEBOOKS, configs: runner.Configs = config.NOTEBOOKS
-) -> Sweep:
+def read(path: str | Path, limit: int = 100) -> Sweep:
     """Read a grid, and check every run of it as `dfd run` would; the sweep is named after the file.
 
     Raises:
@@ -93,12 +87,13 @@ def read(
         sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))
         if not config.resolve(sweep.data).is_dir():
             raise FileNotFoundError(f"{path}: no data folder {sweep.data}")
-        sweep.notebooks = [notebook.stem for notebook in runner.choose(folder, sweep.notebooks)]
+        sweep.notebooks = [notebook.stem for notebook in runner.choose(runner.NOTEBOOKS, sweep.notebooks)]
         settings = sweep.settings()
         if len(settings) > limit:
             raise config.ConfigError(f"asks for {len(settings)} runs; `--limit {len(settings)}` runs them all")
         for words in settings.values():
-            runner.plan(sweep.notebooks, configs, {"data": sweep.data, "out": "reports"}, sweep.profile, words)
+            shared = {"data": sweep.data, "out": "reports"}
+            runner.plan(sweep.notebooks, config.NOTEBOOKS, shared, sweep.profile, words)
         return sweep
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -125,11 +120,11 @@ def _named(differing: Settings) -> str:
     return name if len(name) <= 100 else f"{name[:90]}-{digest(name)[:6]}"
 
 
-def entries_of(sweep: Sweep, out: str | Path, folder: Path = runner.NOTEBOOKS, command: Words = COMMAND) -> dict:
-    """What sweep.json says of each run: status, settings, command; finished if all it was made from is what it was."""
+def entries_of(sweep: Sweep, out: str | Path, command: Words = COMMAND) -> dict[str, dict]:
+    """What is known of each run: status, settings, command; finished while all it was made from is what it was."""
     place, entries = config.resolve(str(out)), {}
     known = read_json(place / RECORD).get("runs", {})
-    cells = [runner.cells_of(folder / f"{stem}.ipynb") for stem in sweep.notebooks]
+    cells = [runner.cells_of(runner.NOTEBOOKS / f"{stem}.ipynb") for stem in sweep.notebooks]
     made_from = (__version__, sweep.profile, runs.fingerprint(config.resolve(sweep.data)), cells)
     for name, settings in sweep.settings().items():
         options = {"--data": sweep.data, "--out": str(Path(out) / name), "--profile": sweep.profile}
@@ -146,27 +141,21 @@ def run(
     sweep: Sweep,
     out: str | Path,
     jobs: int | None = None,
-    folder: Path = runner.NOTEBOOKS,
     command: Words = COMMAND,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Run what is not finished, several at once, each a process of its own; one that fails does not stop the others.
 
     Args:
-        sweep, out: from `read`, and its folder, made if missing; each run has one below it.
+        out: the sweep's folder, made if missing; each run has one below it.
         jobs: how many at once; none: one for two cores, as a run has loaders beside its training.
-        folder, command: the notebooks', and what runs them.
-
-    Returns:
-        The page over the runs.
 
     Raises:
         RunError: runs failed (code 1), or it was interrupted (130 or 143); what is done is kept.
-        InUse: another sweep works in the folder.
     """
     place, jobs = config.resolve(str(out)), jobs or max(1, cores() // 2)
     with runs.run_lock(place), _signals() as signals:
-        entries = entries_of(sweep, place, folder, command)
+        entries = entries_of(sweep, place, command)
         waiting = {name: entry for name, entry in entries.items() if entry["status"] != "finished"}
         say(f"{len(entries) - len(waiting)} of {len(entries)} runs finished before.")
         threads, start = max(1, cores() // jobs), delayed(_execute)
@@ -188,9 +177,9 @@ def run(
     failed = [name for name, entry in entries.items() if entry["status"] != "finished"]
     if failed:
         text = (
-            f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. {page} has their last lines; "
+            f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. Their last lines are in {page}"
         )
-        raise runner.RunError(f"{text}mend the cause, then run the same command again.")
+        raise runner.RunError(f"{text}; mend the cause, then run the same command again.")
     return page
 
 
@@ -203,7 +192,8 @@ def _execute(words: Words, folder: Path, threads: int, signals: list[int], say: 
     began, asked = time.monotonic(), None
     variables = dict.fromkeys(THREADS, str(threads)) | os.environ
     with (folder / LOG).open("wb") as log:
-        process = subprocess.Popen(words, stdin=-3, stdout=log, stderr=log, env=variables, start_new_session=True)
+        files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        process = subprocess.Popen(words, **files, env=variables, start_new_session=True)
     while process.poll() is None:
         if signals and asked is None:
             asked = time.monotonic()
@@ -251,10 +241,9 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     if metrics:
         table = rank(table, column(metrics[0]), metrics[0])
     write_text(out / "sweep.csv", table.to_csv(index=False))
-    ended, best = not (table["status"] == "waiting").any(), [out / run for run in table["run"][: COMPARED + 1]]
-    if ended:
+    if not (table["status"] == "waiting").any():
         with contextlib.suppress(CompareError):  # fewer than two with score tables
-            html.write_comparison(compare(best), out / COMPARISON)
+            html.write_comparison(compare([out / run for run in table["run"][: COMPARED + 1]]), out / COMPARISON)
     settings = [name for name in names if name != "seed"]
     return html.render(
         out / "index.html",
@@ -263,11 +252,11 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         names=names,
         settings=settings,
         runs=table.astype(object).where(table.notna(), None).to_dict("records"),
-        failed={run: entry.get("last_lines") for run, entry in entries.items() if entry["status"] in UNFINISHED},
+        entries=entries,
         metrics={metric: title(metric) for metric in metrics},
         best={metric: rank(table, column(metric), metric).iloc[0] for metric in metrics},
         seeds={title(metric): over_seeds(table, settings, metric) for metric in metrics if "seed" in names},
-        figures={name: figure(table, name, metrics) for name in settings if metrics and ended},
+        figures={name: figure(table, name, metrics) for name in settings if metrics},
         compared=(out / COMPARISON).exists(),
         column=column,
     )

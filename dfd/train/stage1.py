@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dfd import config
 from dfd.data.crops import EpochSampler, RealFakeDataset, equalise
 from dfd.degrade.registry import RandomDegrade
-from dfd.losses import ADVERSARIAL, DETECTION, r1_penalty, real_fake_loss
+from dfd.losses import hinge_discriminator_loss, hinge_generator_loss, real_fake_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.models.classifiers import UNetRes
 from dfd.train.loop import Trainer
@@ -33,8 +33,6 @@ class Launderer(nn.Module):
         self.generator = UNetRes(width, bound, from_high_pass=False)
         self.discriminator = PatchDiscriminator(width=4 * width, layers=cfg.discriminator_layers, gain=1 / bound)
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
-        self.r1_weight = cfg.r1_weight
-        self.loss_of_discriminator, self.loss_of_generator = ADVERSARIAL[cfg.adversarial_loss]
 
     def forward(self, fakes: Tensor) -> Tensor:
         """Laundered fakes x + G(x): (B, 3, H, W) in [0, 1] for the same; the gradient passes the clipping."""
@@ -45,10 +43,7 @@ class Launderer(nn.Module):
         """What D minimises: photos are photos, laundered fakes are not; no gradient reaches G."""
         with torch.no_grad():
             laundered = self(fakes)
-        photos = photos.clone().requires_grad_() if self.r1_weight else photos
-        logits = self.discriminator(photos).float()
-        loss = self.loss_of_discriminator(logits, self.discriminator(laundered).float())
-        return loss + self.r1_weight / 2 * r1_penalty(logits, photos) if self.r1_weight else loss
+        return hinge_discriminator_loss(self.discriminator(photos).float(), self.discriminator(laundered).float())
 
     def generator_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
         """What G minimises, by name: adversarial (D), evasion (C) and perceptual (V).
@@ -62,7 +57,7 @@ class Launderer(nn.Module):
         logits = detector(laundered).float()
         detector.train(is_training)
         losses = {
-            "adversarial": self.loss_of_generator(self.discriminator(laundered).float()),
+            "adversarial": hinge_generator_loss(self.discriminator(laundered).float()),
             "evasion": real_fake_loss(logits, torch.zeros_like(logits)),
         }
         if self.perceptual is not None:
@@ -111,7 +106,7 @@ def fit_stage1(
         launderer = Launderer(cfg).to(trainer.device)
         trainer.add("launderer", launderer.generator, cfg.lr_gc, every=cfg.adversarial_every)
         trainer.add("discriminator", launderer.discriminator, cfg.lr_d)
-    detection = partial(DETECTION[cfg.loss], smoothing=cfg.label_smoothing)
+    detection = partial(real_fake_loss, smoothing=cfg.label_smoothing)
 
     with trainer.running():
         for _ in trainer.epochs():

@@ -21,7 +21,7 @@ from dfd import config
 from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equalise
 from dfd.degrade.registry import RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
-from dfd.losses import ADVERSARIAL, consistency_loss, source_loss
+from dfd.losses import consistency_loss, hinge_discriminator_loss, hinge_generator_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.train.loop import Trainer
 
@@ -36,12 +36,11 @@ class Disentangler(nn.Module):
         self.discriminator = PatchDiscriminator(width=32, layers=layers, gain=gain) if has_discriminator else None
         self.perceptual = VGGPerceptual(cfg.pretrained) if has_perceptual else None
         self.quality = cfg.equalise_quality if cfg.equalise else None
-        self.loss_of_discriminator, self.loss_of_generator = ADVERSARIAL[cfg.adversarial_loss]
 
     def discriminator_loss(self, carriers: Tensor, carried: Tensor) -> Tensor:
         """What D minimises: carriers are photos, fingerprinted carriers are not; no gradient reaches G."""
         on_photos, on_carried = (self.discriminator(images).float() for images in (carriers, carried.detach()))
-        return self.loss_of_discriminator(on_photos, on_carried)
+        return hinge_discriminator_loss(on_photos, on_carried)
 
     def generator_losses(self, carriers: Tensor, carried: Tensor) -> dict[str, Tensor]:
         """What G minimises for the look of fingerprinted carriers, by name: adversarial (D) and perceptual (V).
@@ -52,7 +51,7 @@ class Disentangler(nn.Module):
         """
         losses = {}
         if self.discriminator is not None:
-            losses["adversarial"] = self.loss_of_generator(self.discriminator(carried).float())
+            losses["adversarial"] = hinge_generator_loss(self.discriminator(carried).float())
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(carried, carriers)
         return losses
@@ -151,11 +150,7 @@ def fit_stage2(
     trainer.load("val", GFDTwoViewDataset(val, root, classes, **crops))
 
     model, disentangler = trainer.build_model(), None
-    parts = {"model": model}
-    if not cfg.joint and cfg.extractor == "unet":
-        parts = {"generator": model.generator, "classifier": model.classifier}
-    for name, network in parts.items():
-        trainer.add(name, network, cfg.lr_gc, every=len(parts), of_model=True)
+    trainer.add("model", model, cfg.lr_gc, of_model=True)
     if carries:
         disentangler = Disentangler(cfg).to(trainer.device)
         if disentangler.discriminator is not None:
@@ -177,12 +172,12 @@ def fit_stage2(
                         with trainer.autocast():
                             loss = disentangler.discriminator_loss(carriers, carried)
                         trainer.step("discriminator", loss)
-                # 2. extractor and classifier, together or in turns: name the source, from carriers too
+                # 2. extractor and classifier: name the source, from carriers too
                 with trainer.autocast():
                     losses = attribution_losses(model, residual, source, cfg, **put_on)
                 trainer.record(losses)
                 total = sum(getattr(cfg, f"{name}_weight", 1.0) * loss for name, loss in losses.items())
-                trainer.step(list(parts)[step // cfg.carried_every % len(parts)], total)
+                trainer.step("model", total)
             # 3. validate, keep the best, save the state
             logits, source = trainer.validate("val")
             loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(source)).item()

@@ -187,24 +187,6 @@ def test_a_representation_is_what_the_backbone_sees(representation, monkeypatch)
     torch.testing.assert_close(seen[0], expected[representation])
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet.r160_in1k", "test_efficientnet.r160_in1k", "resnet18"])
-def test_stem_stride_one_doubles_the_first_features(backbone):
-    sizes = {}
-    for stride in (0, 1):
-        model = RealFakeClassifier(backbone, stem_stride=stride)
-        hook = backbones.first_convolution(model.backbone).register_forward_hook(
-            lambda module, inputs, output, stride=stride: sizes.__setitem__(stride, output.shape[-1])
-        )
-        assert model(torch.rand(2, 3, 32, 32)).shape == (2,)
-        hook.remove()
-    assert sizes == {0: 16, 1: 32}
-
-
-def test_a_backbone_without_a_small_first_convolution_is_refused():
-    with pytest.raises(ValueError, match="stem_stride needs a backbone"):
-        RealFakeClassifier("test_vit.r160_in1k", stem_stride=1)
-
-
 def test_depthwise_backbones_stay_in_float32_on_a_cpu():
     images = torch.rand(2, 3, 32, 32)
     for backbone, expected in (

@@ -98,11 +98,13 @@ def test_a_grid_is_the_product_of_its_lists_with_what_is_fixed_and_the_seeds(cas
 
 
 def test_runs_may_be_listed_and_names_do_not_depend_on_the_order(case):
-    settings = case.settings("parameters: {num_epochs: 2}\nruns:\n- {01.lr_gc: 0.01, 02.joint: no}\n- {02.joint: yes}")
-    assert list(settings) == ["01.lr_gc-0.01,02.joint-false", "02.joint-true"]
-    assert settings["02.joint-true"] == {"num_epochs": "2", "02.joint": "true"}
-    turned = case.settings("runs:\n- {02.joint: no, 01.lr_gc: 0.01}\n- {02.joint: yes, 01.lr_gc: 0.02}")
-    assert list(turned) == ["01.lr_gc-0.01,02.joint-false", "01.lr_gc-0.02,02.joint-true"]
+    settings = case.settings(
+        "parameters: {num_epochs: 2}\nruns:\n- {01.lr_gc: 0.01, 02.pretrained: no}\n- {02.pretrained: yes}"
+    )
+    assert list(settings) == ["01.lr_gc-0.01,02.pretrained-false", "02.pretrained-true"]
+    assert settings["02.pretrained-true"] == {"num_epochs": "2", "02.pretrained": "true"}
+    turned = case.settings("runs:\n- {02.pretrained: no, 01.lr_gc: 0.01}\n- {02.pretrained: yes, 01.lr_gc: 0.02}")
+    assert list(turned) == ["01.lr_gc-0.01,02.pretrained-false", "01.lr_gc-0.02,02.pretrained-true"]
 
 
 def test_what_no_folder_can_be_called_gets_a_digest(case):

@@ -43,20 +43,9 @@ def test_each_loss_reaches_the_launderer(loss, adversary, batches):
     assert reached(classifier) == (loss == "evasion")
 
 
-@pytest.mark.parametrize("r1_weight", [0.0, 10.0])
-def test_the_discriminators_loss_reaches_the_discriminator_alone(r1_weight, adversary, batches):
-    adversary.r1_weight = r1_weight
+def test_the_discriminators_loss_reaches_the_discriminator_alone(adversary, batches):
     adversary.discriminator_loss(*batches).backward()
     assert reached(adversary.discriminator) and not reached(adversary.generator)
-
-
-def test_r1_is_added_with_half_its_weight(adversary, batches):
-    adversary.discriminator = nn.Conv2d(3, 1, 1)
-    plain = adversary.discriminator_loss(*batches)
-    adversary.r1_weight = 4.0
-    weight = adversary.discriminator.weight.detach()
-    expected = weight.square().sum() * 48 * 48  # the gradient of the summed logits is the weight at every pixel
-    assert (adversary.discriminator_loss(*batches) - plain).item() == pytest.approx(2 * expected.item(), rel=1e-4)
 
 
 def test_the_change_is_bounded_and_starts_small(adversary, batches):

@@ -159,11 +159,6 @@ def test_each_part_that_learns_has_its_loss_in_the_history(stage, changes, expec
             ["discriminator", "launderer", "detector", "discriminator", "detector"] * 2,
         ),
         ("stage2", {"carried_every": 2}, ["discriminator", "model", "model"]),
-        (
-            "stage2",
-            {"joint": False, "carried_every": 1, "images_per_epoch": 32},
-            ["discriminator", "generator", "discriminator", "classifier"] * 2,
-        ),
     ],
 )
 def test_networks_take_their_turns_and_a_step_changes_one_alone(
