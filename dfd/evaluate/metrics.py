@@ -65,8 +65,8 @@ def bootstrap(
 
 
 def bootstrap_all(
-    groups: Any, statistics: Mapping[str, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Interval]:
+    groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[Any, Interval]:
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high."""
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
     return {

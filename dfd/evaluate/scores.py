@@ -82,7 +82,7 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
     logits = [f"logit_{name}" for name in stage.classes]
     decisions = decide.decide(scores[logits].to_numpy(), stage, scores.get("ood_score"))
     rest = scores.drop(columns="prediction", errors="ignore")
-    rest.insert(rest.columns.get_loc(logits[-1]) + 1, "prediction", decisions.prediction)
+    rest.insert(list(rest).index(logits[-1]) + 1, "prediction", decisions.prediction)
     return rest
 
 
@@ -294,6 +294,6 @@ def classification_text(tables: dict[str, pd.DataFrame], split: str) -> str:
     parts = [f"Split: {split}. Images as they are (no degradation). Stage 1 at the threshold chosen on validation."]
     for stage, scores in tables.items():
         rows = metrics.clean(scores, split)
-        text = classification_report(true_class(rows), closed_set(rows), digits=3, zero_division=0.0)
+        text = classification_report(true_class(rows), closed_set(rows), digits=3, zero_division=0)  # pyright: ignore
         parts.append(f"{stage}, {len(rows)} images of {rows['group'].nunique()} groups\n\n{text}")
     return "\n\n".join(parts) + "\n"

@@ -34,7 +34,7 @@ class FeatureBank:
         features = _finite(features)
         if not len(features) or k < 1:
             raise ValueError(f"neighbours need images and k of 1 or more; got {len(features)} images and k = {k}")
-        return cls(normalize(features).astype(np.float32), k)
+        return cls(np.asarray(normalize(features), dtype=np.float32), k)
 
     @cached_property
     def _neighbours(self) -> NearestNeighbors:
@@ -94,10 +94,11 @@ class Gaussians:
         if np.abs(features - _class_means(features, index)[index]).max() <= 1e-9 * np.abs(features).max():
             raise ValueError("the images of each class have the same features, so their spread is unknown")
         pca = PCA(min(dimensions, free, features.shape[1]), svd_solver="full").fit(features)
-        components = pca.components_[pca.explained_variance_ratio_ > 1e-10]
+        components = np.asarray(pca.components_)[np.asarray(pca.explained_variance_ratio_) > 1e-10]
         projected = (features - pca.mean_) @ components.T  # (N, P)
         means = _class_means(projected, index)
-        return cls(pca, components, means, LedoitWolf(assume_centered=True).fit(projected - means[index]).precision_)
+        spread = LedoitWolf(assume_centered=True).fit(projected - means[index])
+        return cls(pca, components, means, np.asarray(spread.precision_))
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Mahalanobis distance to the nearest class mean, (N,) from (N, D)."""
