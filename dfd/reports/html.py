@@ -18,10 +18,11 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from PIL import Image
 from pygments.formatters import HtmlFormatter
+from tqdm import tqdm
 
 from dfd import config, plots
 from dfd.core.io import PART, read_json, write_text
-from dfd.core.runs import elapsed, size
+from dfd.core.runs import elapsed
 from dfd.evaluate.compare import Comparison
 from dfd.reports import cards, summary
 
@@ -65,7 +66,7 @@ def write_index(out: Path) -> Path:
         shown = {"title": title or stem, "question": question, "page": page if (out / page).exists() else None}
         notebooks.append(entry | shown)
         own.add(page)
-    files = [path for path in sorted(out.iterdir()) if path.is_file() and path.name not in own]
+    files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.name not in own]
     content = {
         "name": out.name,
         "record": record,
@@ -74,9 +75,7 @@ def write_index(out: Path) -> Path:
         "notebooks": notebooks,
         "warnings": warnings(out),
         "cards": {name: title for name, title in cards.TITLES.items() if (out / name).exists()},
-        "files": {
-            path.name: size(path.stat().st_size) for path in files if path.suffix != PART and path.name[0] != "."
-        },
+        "files": {path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files if path.suffix != PART},
         **summary.beside(out),
     }
     return render(out / "index.html", "index.html.j2", **content)
