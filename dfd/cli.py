@@ -147,8 +147,7 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     from dfd.app import predict as predicting
 
     images = predicting.find_images(paths)
-    journal = predicting.Journal(Path(table), resume) if table else None
-    raise SystemExit(predicting.run(folder, images, journal, shown=shown(folder), **how))
+    raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, **how))
 
 
 @command

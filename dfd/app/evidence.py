@@ -6,8 +6,8 @@ The pictures show what the networks looked at. None of them proves anything by i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,10 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dfd.analysis.explain import grad_cam, residuals
-from dfd.analysis.explain import spectrum as power_spectrum
+from dfd.analysis import explain
 from dfd.analysis.fingerprint import SPECTRA
-from dfd.app.metadata import Facts
-from dfd.data.crops import cut, equalise
+from dfd.app.metadata import Metadata, sentence
+from dfd.data.crops import cut, equalise, plan
 from dfd.inference.detector import Detector, Verdict
 
 MAP_SIDE = 768  # pixels; the longer side of the map of crops
@@ -45,7 +44,7 @@ class Picture:
 
     title: str
     caption: str  # what is seen, in a sentence or two
-    tiles: tuple[tuple[str, Image.Image], ...]  # label, RGB
+    tiles: list[tuple[str, Image.Image]]  # label, RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +54,17 @@ class Examination:
     name: str  # one printable line; not escaped for HTML
     verdict: Verdict
     threshold: float | None = None  # that p_fake was held against
-    headline: str = ""  # the answer in a few words
     sentences: tuple[str, ...] = ()  # the answer, how it came about, and what it is worth
     notes: tuple[str, ...] = ()  # what was left out, for a log; the sentences say it too
     crops: tuple[Crop, ...] = ()  # of stage 1
-    facts: Facts = field(default_factory=Facts)
+    metadata: Metadata = field(default_factory=Metadata)
     image: Image.Image | None = None  # RGB, upright
     pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw`
+
+    @property
+    def headline(self) -> str:
+        """The answer in a few words."""
+        return sentence("headline", self.verdict)
 
     def without_image(self) -> Examination:
         """The same without what takes room: image and pictures."""
@@ -70,139 +73,106 @@ class Examination:
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON; without image and pictures."""
         text = {"headline": self.headline, "sentences": list(self.sentences), "threshold": self.threshold}
-        crops = [vars(crop) for crop in self.crops]
-        return {"name": self.name, **self.verdict.asdict(), **text, "by_crop": crops, "facts": self.facts.asdict()}
+        crops = [asdict(crop) for crop in self.crops]
+        return {"name": self.name, **asdict(self.verdict), **text, "by_crop": crops, "facts": asdict(self.metadata)}
 
 
-def draw(detector: Detector, examination: Examination, kinds: Iterable[str] | None = None) -> Iterator[Picture]:
-    """Draw evidence one after another, and put each into the examination's pictures.
+def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
+    """Draw evidence and put it into the examination's pictures; what is there already stays.
 
     Args:
         detector: the one that made the examination.
         examination: of an image that was not refused.
-        kinds: names in KINDS; none draws all, the quick ones first.
-
-    Raises:
-        KeyError: an unknown kind.
+        kinds: names in KINDS, the quick ones first; none draws all.
     """
-    for kind in KINDS if kinds is None else kinds:
+    assert examination.image is not None, "an examination without its image has no evidence"
+    for kind in kinds or KINDS:
         title, function = KINDS[kind]
-        caption, tiles = function(detector, examination)
-        examination.pictures[kind] = Picture(title, caption, tuple(tiles))
-        yield examination.pictures[kind]
+        if kind not in examination.pictures:
+            caption, tiles = function(detector, examination.image, examination.crops)
+            examination.pictures[kind] = Picture(title, caption, tiles)
 
 
-Tiles = list[tuple[str, Image.Image]]
+Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 
 
-def crop_map(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
     """Stage 1's windows on the image, coloured by what each scores alone; where they overlap, by their mean."""
-    image, crops = examination.image, examination.crops
     longest = max(image.size)
     scale = MAP_SIDE / longest if longest > MAP_SIDE else max(1, TILE_SIDE * 2 // longest)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    boxes = [_box(crop, scale, size) for crop in crops]
-    total, count = np.zeros(size[::-1]), np.zeros(size[::-1])
-    for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
-        total[top:bottom, left:right] += crop.p_fake
-        count[top:bottom, left:right] += 1
-    p_fake = (total / np.maximum(count, 1))[..., None]
-    weight = np.where(count > 0, 0.45, 0.0)[..., None]
-    colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * p_fake
-    scaled = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    tinted = _picture(np.asarray(scaled) / 255 * (1 - weight) + colours * weight)
-    pen = ImageDraw.Draw(tinted)
-    font = ImageFont.load_default(max(11, round(max(size) / 28)))
-    for crop, (left, top, right, bottom) in zip(crops, boxes, strict=True):
-        pen.rectangle((left, top, right - 1, bottom - 1), outline="white")
-        if right - left >= 3 * font.size:
-            middle = (left + right) / 2, (top + bottom) / 2
-            pen.text(middle, f"{crop.p_fake:.2f}", "white", font, "mm", stroke_width=2, stroke_fill="black")
-    caption = (
-        f"Windows of {crops[0].size} pixels that were judged, each with its own score: blue where it is low, orange "
-        "where it is high. What is not coloured was not looked at."
-    )
-    return caption, [("", tinted)]
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    side = max(1, round(crops[0].size * scale))
+    corners = [(round(crop.top * scale), round(crop.left * scale)) for crop in crops]
+    total, count = np.zeros((height, width, 1)), np.zeros((height, width, 1))
+    for crop, (top, left) in zip(crops, corners, strict=True):
+        total[top : top + side, left : left + side] += crop.p_fake
+        count[top : top + side, left : left + side] += 1
+    pixels = image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * total / np.maximum(count, 1)
+    weight = 0.45 * (count > 0)
+    tinted = _picture((1 - weight) * np.asarray(pixels) / 255 + weight * colours)
+    pen, letter = ImageDraw.Draw(tinted), max(11, round(max(width, height) / 20))
+    font = ImageFont.load_default(letter)
+    for crop, (top, left) in zip(crops, corners, strict=True):
+        right, bottom = (max(0, min(edge + side, end) - 1) for edge, end in ((left, width), (top, height)))
+        pen.rectangle((min(left, right), min(top, bottom), right, bottom), outline="white")
+        if side >= 3 * letter:  # in the corner: in the middle stand the edges of others
+            pen.text((left + 6, top + 4), f"{crop.p_fake:.2f}", "white", font, stroke_width=2, stroke_fill="black")
+    return sentence("caption_crops", crops[0].size), [("", tinted)]
 
 
-def residual(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
     """Stage 2's residual of the centre crop, beside the crop."""
-    crop, extracted = _centre_residual(detector, examination)
-    stretched = 0.5 + extracted / (6 * max(float(extracted.std()), 1e-6))
-    tiles = [("middle of the image", _tile(crop[0])), ("its residual", _tile(stretched[0]))]
-    return "What stage 2 extracts from the middle of the image to name a generator, stretched about grey.", tiles
+    crop, residual = _centre(detector, image)
+    stretched = torch.from_numpy(explain.stretch(residual[0].numpy()))
+    return sentence("caption_residual"), [("middle of the image", _tile(crop[0])), ("its residual", _tile(stretched))]
 
 
-def spectrum(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+def _spectrum(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
     """The spectrum of the residual, beside the mean ones of the generators where the run folder has them."""
-    _, extracted = _centre_residual(detector, examination)
-    spectra = {"this image": power_spectrum(extracted), **_mean_spectra(detector)}
-    if len(spectra) > 1:
-        means = "Beside it the means of each generator's training images."
-    else:
-        means = "This run folder keeps no mean spectra to compare with; notebook 02 writes them."
-    caption = (
-        "Power of that residual by frequency, the lowest in the middle, each on its own scale. Upsampling leaves "
-        f"bright points and lines; one image is noisier than a mean. {means}"
-    )
-    tiles = []
+    own, tiles = explain.spectrum(_centre(detector, image)[1]), []
+    spectra, path = {"this image": own}, detector.run and detector.run / SPECTRA
+    if path and path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in detector.stage2.classes if name in file}
+        spectra |= {name: values for name, values in stored.items() if values.shape == own.shape}
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
-        scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-        tiles.append((name, _enlarged(_picture(colormaps["viridis"](scaled)[..., :3]))))
-    return caption, tiles
+        tiles.append((name, _tile(_coloured(np.clip((values - low) / max(high - low, 1e-9), 0, 1), "viridis"))))
+    return sentence("caption_spectrum", len(spectra) > 1), tiles
 
 
-def gradcam(detector: Detector, examination: Examination) -> tuple[str, Tiles]:
+def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
     """Grad-CAM of stage 1 on the crops that score highest."""
-    chosen = sorted(examination.crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
-    stage, side = detector.stage1, detector.stage1.crop_size
-    crops = torch.cat([cut(examination.image, (crop.top, crop.left), side) for crop in chosen])
-    heat = grad_cam(stage, equalise(crops, stage.equalise_quality), "fake")
-    tiles = []
-    for crop, pixels, values in zip(chosen, crops, heat, strict=True):
-        colours = torch.from_numpy(colormaps["inferno"](values)[..., :3]).permute(2, 0, 1)
-        tiles.append((f"score {crop.p_fake:.2f}", _tile(0.45 * pixels + 0.55 * colours)))
-    caption = (
-        "Bright: where stage 1 found what raises the score, in the crops that score highest. Each crop has its own "
-        "scale, so a dark one is not proof of nothing."
-    )
-    return caption, tiles
+    chosen = sorted(crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
+    stage, tiles = detector.stage1, []
+    windows = torch.cat([cut(image, (crop.top, crop.left), crop.size) for crop in chosen])
+    heat = explain.grad_cam(stage, equalise(windows, stage.equalise_quality), stage.classes[1])
+    for crop, window, values in zip(chosen, windows, heat, strict=True):
+        tiles.append((f"score {crop.p_fake:.2f}", _tile(0.45 * window + 0.55 * _coloured(values, "inferno"))))
+    return sentence("caption_gradcam"), tiles
 
 
 KINDS = {
-    "crops": ("Scores by place", crop_map),
-    "residual": ("Residual", residual),
-    "spectrum": ("Spectrum", spectrum),
-    "gradcam": ("Grad-CAM", gradcam),
+    "crops": ("Scores by place", _crop_map),
+    "residual": ("Residual", _residual),
+    "spectrum": ("Spectrum", _spectrum),
+    "gradcam": ("Grad-CAM", _gradcam),
 }
 
 
-def _mean_spectra(detector: Detector) -> dict[str, np.ndarray]:
-    """The generators' mean spectra that the run folder keeps, (S, S) each; empty where there are none that fit."""
+def _centre(detector: Detector, image: Image.Image) -> tuple[Tensor, Tensor]:
+    """The centre crop as stage 2 takes it, (1, 3, S, S) in [0, 1], and its residual."""
     stage = detector.stage2
-    path = detector.run and detector.run / SPECTRA
-    if not path or not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as file:
-        stored = {name: file[name] for name in stage.classes if name in file}
-    return {name: values for name, values in stored.items() if values.shape == (stage.crop_size, stage.crop_size)}
+    corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
+    crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
+    with torch.inference_mode():
+        return crop, explain.residuals(stage, crop)
 
 
-def _centre_residual(detector: Detector, examination: Examination) -> tuple[Tensor, Tensor]:
-    """The centre crop of stage 2's size, (1, 3, S, S) in [0, 1], and its residual."""
-    stage, image = detector.stage2, examination.image
-    side = stage.crop_size
-    corner = max(image.height - side, 0) // 2, max(image.width - side, 0) // 2
-    crop = equalise(cut(image, corner, side), stage.equalise_quality)
-    return crop, residuals(stage, crop)
-
-
-def _box(crop: Crop, scale: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a window on the scaled image."""
-    left, top = round(crop.left * scale), round(crop.top * scale)
-    right, bottom = round((crop.left + crop.size) * scale), round((crop.top + crop.size) * scale)
-    return left, top, min(max(right, left + 1), size[0]), min(max(bottom, top + 1), size[1])
+def _coloured(values: np.ndarray, colours: str) -> Tensor:
+    """(S, S) in [0, 1] through a colour map of matplotlib, (3, S, S)."""
+    return torch.from_numpy(colormaps[colours](values)[..., :3]).permute(2, 0, 1)
 
 
 def _picture(values: np.ndarray) -> Image.Image:
@@ -212,9 +182,6 @@ def _picture(values: np.ndarray) -> Image.Image:
 
 def _tile(pixels: Tensor) -> Image.Image:
     """(3, S, S) in [0, 1] as a picture, enlarged by a whole factor."""
-    return _enlarged(_picture(pixels.clamp(0, 1).permute(1, 2, 0).numpy()))
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
+    image = _picture(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
     factor = max(1, math.ceil(TILE_SIDE / image.width))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

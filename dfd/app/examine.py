@@ -6,29 +6,25 @@ take longer than the answer.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Picture
-from dfd.app.metadata import plain, read_facts
-from dfd.core.images import Source, as_rgb
-from dfd.core.io import template
+from dfd.app.metadata import lines, plain, read_metadata, sentence
+from dfd.core.images import ImageError, Source, as_rgb
 from dfd.degrade.registry import DEGRADATIONS, at_level, compose, describe, to_tensor
-from dfd.inference.decide import UNKNOWN
 from dfd.inference.detector import Detector, Verdict
 
-LIMITS = (
-    "The rates hold for images like those of the validation split. On photos of other sources the share that is called "
-    "generated may be many times higher, and a generator that was not in training may pass for a photo or get a "
-    "wrong name."
-)
+SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slider answers soon
 
 
 def examine(
@@ -43,56 +39,41 @@ def examine(
         crops, mode: as in `Stage.stream`.
 
     Raises:
-        ImageError: a file that cannot be used, and why; `refused` makes an Examination of that.
+        ImageError: a file that cannot be used, and why.
         ValueError: pixels of another shape, type or range, or crops below 1.
         TypeError: no image.
     """
-    image, facts = as_rgb(source), read_facts(source)
-    scored1, scored2 = detector.scored(image, crops, mode)
+    image, metadata = as_rgb(source), read_metadata(source)
     path = str(source) if isinstance(source, str | Path) else None
-    verdict = detector.judge(path, scored1, scored2)
-    p_crops = detector.stage1.probabilities(scored1.crop_logits)[:, 1].tolist()
-    side = detector.stage1.crop_size
-    windows = tuple(Crop(top, left, side, p) for (top, left), p in zip(scored1.corners, p_crops, strict=True))
-    notes = ()
-    if scored1.crops < scored1.needed:
-        notes = (f"scored on {scored1.crops} of {scored1.needed} crops, the limit for one image",)
-    p_source = verdict.p_source or {}
-    stage2 = detector.stage2
-    text = template("sentences.txt.j2").render(
+    first, second = detector.scored(image, crops, mode)
+    verdict, stage = detector.judge(path, first, second), detector.stage1
+    assert first.crop_logits is not None
+    p_crops = stage.probabilities(first.crop_logits)[:, 1].tolist()
+    windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
+    return Examination(
+        name=plain(name or (Path(path).name if path else "image")),
         verdict=verdict,
         threshold=detector.threshold,
-        photos=detector.stage1.validation.get("photos", ()),
-        ordered=[(name, f"{p_source[name]:.2f}") for name in sorted(p_source, key=p_source.__getitem__, reverse=True)],
-        unknown=UNKNOWN,
-        knows_unknown=stage2.ood_threshold is not None,
-        coverage=stage2.coverage,
-        quantile=stage2.conformal_quantile,
-        scores=p_crops,
-        notes=notes,
+        sentences=lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed),
+        notes=lines("note", first.crops, first.needed) if first.crops < first.needed else (),
+        crops=tuple(windows),
+        metadata=metadata,
+        image=image,
     )
-    sentences = tuple(line for line in text.splitlines() if line.strip())
-    if not verdict.is_fake:
-        headline = "Called a photograph"
-    else:
-        headline = f"Called generated, by {'an unknown generator' if verdict.source == UNKNOWN else verdict.source}"
-    label = plain(name or (Path(path).name if path else "image"))
-    return Examination(label, verdict, detector.threshold, headline, sentences, notes, windows, facts, image)
 
 
-def refused(name: str, reason: Exception | str) -> Examination:
-    """The Examination of a file that cannot be used."""
-    return Examination(plain(name), Verdict(name, error=plain(reason, 400)), headline="No answer")
-
-
-SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slider answers soon
-
-
-def middle(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The image, or its middle of at most `side` pixels each way."""
-    width, height = (min(side, length) for length in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def examine_or_refuse(
+    detector: Detector, source: str | Path | bytes, name: str, *how: Any, errors: type[Exception] = ImageError
+) -> Examination:
+    """As `examine`, but where it raises one of these errors the reason stands in the Examination's verdict."""
+    try:
+        return examine(detector, source, name, *how)
+    except errors as error:
+        file = "the given bytes" if isinstance(source, bytes) else source
+        reason = str(error).removeprefix(f"{file}: ")
+        if not isinstance(error, ImageError):
+            reason = f"it could not be examined: {type(error).__name__}: {error}"
+        return Examination(plain(name), Verdict(name, error=plain(reason, 400)))
 
 
 def degraded(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> Iterator[dict[str, Any]]:
@@ -114,10 +95,9 @@ def degraded(detector: Detector, source: Source, operator: str, levels: Iterable
     image = middle(as_rgb(source))
     pixels = to_tensor(image)
     for level in levels:
-        view = image if operator == "none" else at_level(pixels, operator, level)
-        verdict = detector.judge(None, *detector.scored(view, None, None))
+        verdict = _judge(detector, image if operator == "none" else at_level(pixels, operator, level))
         row = {"level": level, "p_fake": verdict.p_fake, "is_fake": verdict.is_fake, "source": verdict.source}
-        yield row | {f"p_{name}": p for name, p in verdict.p_source.items()}
+        yield row | {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
 
 
 def under_degradation(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> pd.DataFrame:
@@ -125,87 +105,70 @@ def under_degradation(detector: Detector, source: Source, operator: str, levels:
     return pd.DataFrame(list(degraded(detector, source, operator, levels)))
 
 
-AXES = tuple(DEGRADATIONS[name] for name in ("rescale", "blur", "jpeg"))  # as images meet them, and sliders apply them
-AT_REST = {axis.name: axis.neutral for axis in AXES}
+def middle(image: Image.Image) -> Image.Image:
+    """The image, or its middle of at most SIDE pixels each way."""
+    width, height = (min(SIDE, length) for length in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _judge(detector: Detector, image: Image.Image | Tensor) -> Verdict:
+    """The verdict on an image in memory, or on pixels (1, 3, H, W) in [0, 1] that no file of 8 bits has rounded."""
+    return detector.judge(None, *detector.scored(image, None, None))
 
 
 @dataclass(eq=False)
 class Stability:
     """Does the answer stand? One image under JPEG, blur and rescaling; rows are added as they are computed."""
 
-    image: Image.Image  # RGB, at most SIDE pixels a side
-    is_cut: bool
+    image: Image.Image  # RGB; of one larger than SIDE the middle is kept
     threshold: float
     base: Verdict | None = None  # of this image as it is
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # operator -> rows of `degraded`
     now: tuple[dict[str, float], Verdict] | None = None  # where the sliders stand, and the answer there
+    is_cut: bool = field(init=False)
 
-    CAPTION = (
-        "Dots: the score after one degradation alone, orange where it is called generated. Dashed: the threshold. "
-        "Ring: where a moved slider stands, with the score after all of them."
-    )
+    axes: ClassVar = tuple(DEGRADATIONS[name] for name in ("rescale", "blur", "jpeg"))  # as sliders apply them
 
-    @classmethod
-    def of(cls, image: Image.Image, threshold: float) -> Stability:
-        """Begin with an RGB image; of one larger than SIDE the middle is taken."""
-        return cls(middle(image), max(image.size) > SIDE, threshold)
+    def __post_init__(self) -> None:
+        self.is_cut = max(self.image.size) > SIDE
+        self.image = middle(self.image)
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        now = None if self.now is None else {"levels": self.now[0], **self.now[1].asdict()}
+        now = self.now and {"levels": self.now[0], **asdict(self.now[1])}
         p_fake = self.base and self.base.p_fake
         return {"middle_only": self.is_cut, "p_fake": p_fake, "curve": self.rows, "sliders": now}
 
     def compute(self, detector: Detector) -> Iterator[bool]:
         """Compute the curve level by level, telling whether a degradation is done; what is known is kept."""
-        if self.base is None:
-            self.base = detector.judge(None, *detector.scored(self.image, None, None))
-            yield False
-        for axis in AXES:
+        self.base = self.base or _judge(detector, self.image)
+        yield False
+        for axis in self.axes:
             known = self.rows.setdefault(axis.name, [])
             for row in degraded(detector, self.image, axis.name, axis.curve[len(known) :]):
                 known.append(row)
                 yield len(known) == len(axis.curve)
 
-    def judge_at(self, detector: Detector, levels: dict[str, float]) -> tuple[Verdict, Image.Image]:
-        """Apply the sliders' levels one after another; give the answer, and what the image became."""
-        pixels = compose(to_tensor(self.image), chain(levels))
-        verdict = detector.judge(None, *detector.scored(pixels, None, None))
-        return verdict, Image.fromarray((pixels[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    def move(self, detector: Detector, levels: dict[str, float]) -> tuple[str, Image.Image]:
+        """Apply the sliders' levels one after another; say what became of the answer, and give the image."""
+        steps = [(axis.name, levels[axis.name]) for axis in self.axes if levels[axis.name] != axis.neutral]
+        pixels = compose(to_tensor(self.image), steps)
+        self.now = levels, _judge(detector, pixels if steps else self.image)
+        image = Image.fromarray((pixels[0] * 255).round().byte().permute(1, 2, 0).numpy())
+        return sentence("moved", describe(steps) if steps else "", self.now[1], self.base), image
 
-    def sentence(self, levels: dict[str, float], verdict: Verdict) -> str:
-        """What became of the answer under these levels."""
-        steps = chain(levels)
-        if not steps:
-            return f"Sliders at rest: the score is {verdict.p_fake:.3f}. Move one to see whether the answer stands."
-        called = f"generated, by {verdict.source}" if verdict.is_fake else "a photograph"
-        stands = ""
-        if self.base is not None:
-            stands = " The answer stands." if verdict.is_fake == self.base.is_fake else " The answer changes."
-        return f"After {describe(steps)}: score {verdict.p_fake:.3f}, called {called}.{stands}"
-
-    def summary(self) -> str:
-        """At which levels the answer of stage 1 stays, in words, for the degradations that are done."""
-        parts = []
-        for axis in AXES:
-            rows = self.rows.get(axis.name, [])
-            if len(rows) == len(axis.curve):
-                changed = [f"{row['level']:g}" for row in rows if row["is_fake"] != self.base.is_fake]
-                result = f"changes at {', '.join(changed)}" if changed else f"stands at all {len(rows)} levels"
-                parts.append(f"{axis.label} ({axis.unit}): {result}")
-        where = " Judged on the middle of the image, for it is large." if self.is_cut else ""
-        return f"{'; '.join(parts)}.{where}" if parts else ""
-
-    def plot(self) -> Figure:
+    def picture(self) -> Picture:
         """Score by level, one panel for each degradation; drawn without pyplot, so on any thread."""
         figure = Figure((9.9, 2.7), 100, layout="constrained")
-        for axis, ax in zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True):
+        for axis, ax in zip(self.axes, figure.subplots(1, len(self.axes), sharey=True), strict=True):
             points = [(row["level"], row["p_fake"]) for row in self.rows.get(axis.name, [])]
-            points += [(axis.neutral, self.base.p_fake)] if self.base else []
-            levels, scores = zip(*sorted(points), strict=True) if points else ((), ())
-            colours = [FAKE_COLOUR if score >= self.threshold else REAL_COLOUR for score in scores]
+            if self.base:
+                points.append((axis.neutral, self.base.p_fake))
+            levels, scores = np.array(sorted(points)).reshape(-1, 2).T
             ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
-            ax.scatter(levels, scores, c=colours or None, s=28, zorder=2)
+            colours = np.where(scores[:, None] >= self.threshold, FAKE_COLOUR, REAL_COLOUR)
+            ax.scatter(levels, scores, c=colours, s=28, zorder=2)
             ax.axhline(self.threshold, color="0.3", lw=1, ls="--")
             if self.now and self.now[0][axis.name] != axis.neutral:
                 marker = {"mfc": "none", "mec": "black", "mew": 1.8, "ms": 12}
@@ -217,31 +180,7 @@ class Stability:
             ax.set(xlabel=f"{axis.label}: {axis.unit}{' (100: none)' if is_jpeg else ''}")
             ax.spines[["top", "right"]].set_visible(False)
         figure.axes[0].set(ylabel="score")
-        return figure
-
-    def png(self) -> bytes:
-        """The curve as a PNG file."""
-        self.plot().savefig(buffer := io.BytesIO(), format="png")
-        return buffer.getvalue()
-
-    def alt(self) -> str:
-        """The curve in words, for who does not see it."""
-        parts = [f"Score by degradation; threshold {self.threshold:.3f}"]
-        if self.base:
-            parts.append(f"as it is {self.base.p_fake:.2f}")
-        for axis in AXES:
-            if rows := self.rows.get(axis.name):
-                parts.append(axis.label + " " + ", ".join(f"{row['level']:g}: {row['p_fake']:.2f}" for row in rows))
-        if self.now:
-            parts.append(f"where the sliders stand {self.now[1].p_fake:.2f}")
-        return "; ".join(parts)
-
-    def picture(self) -> Picture:
-        """The curve as evidence on the saved page."""
-        image = Image.open(io.BytesIO(self.png())).convert("RGB")
-        return Picture("Does the answer stand?", f"{self.summary()} {self.CAPTION}".strip(), (("", image),))
-
-
-def chain(levels: dict[str, float]) -> list[tuple[str, float]]:
-    """The steps of dfd.degrade.registry.compose; neutral levels are left out."""
-    return [(axis.name, levels[axis.name]) for axis in AXES if levels[axis.name] != axis.neutral]
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        return Picture("Does the answer stand?", sentence("caption_curve", self), [("", image)])

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image
 
-from dfd import __version__
-from dfd.app.evidence import Examination
-from dfd.app.examine import LIMITS, Stability
-from dfd.app.metadata import plain
+from dfd import __version__, config
+from dfd.app.evidence import Examination, draw
+from dfd.app.examine import Stability, examine_or_refuse
+from dfd.app.metadata import plain, sentence
 from dfd.core.io import TEMPLATES, template, write_json, write_text
+from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
-
-IMAGE_SIDE = 768  # pixels; the longer side of an image on a page
-THUMB_SIDE = 192  # pixels; shown at half of it
 
 
 def page(examinations: Iterable[Examination], title: str = "Real or generated?", model: str | None = None) -> str:
@@ -34,98 +33,119 @@ def page(examinations: Iterable[Examination], title: str = "Real or generated?",
     Returns:
         HTML, light or dark as the reader's system is.
     """
+    rows, articles = [], []
+    for number, examination in enumerate(examinations, 1):
+        rows.append(fragment("overview_row", examination, number))
+        articles.append(fragment("article", examination, number))
     return template("examination.html.j2").render(
-        sections=[section(examination) for examination in examinations],
+        rows=rows,
+        articles=articles,
         title=title,
         model=None if model is None else plain(model),
-        limits=LIMITS,
-        style="\n".join((TEMPLATES / name).read_text("utf-8") for name in ("style.css", "examination.css")),
+        limits=sentence("limits"),
+        style=_sheet("style.css") + _sheet("examination.css"),
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     )
 
 
-def fragment(macro: str, *values: Any) -> str:
-    """A piece of the probe: a macro of probe.html.j2 with its values; an Examination stands for its `section`.
-
-    answer and facts do not show the pictures, so their images are not encoded for them.
-    """
-    given = []
-    for value in values:
-        if isinstance(value, Examination):
-            value = section(value if macro == "evidence" else replace(value, pictures={}))
-        given.append(value)
-    return str(getattr(template("probe.html.j2").module, macro)(*given))
+def fragment(macro: str, *values: Any) -> Markup:
+    """A piece of a page or of the probe: a macro of pieces.html.j2 with its values."""
+    pieces = template("pieces.html.j2").make_module({"address": address, "sentence": sentence})
+    return Markup(str(getattr(pieces, macro)(*values)).strip())
 
 
 def style() -> str:
     """The sheet of the saved page's examinations and the probe's own, both for what has the class dfd-probe only."""
-    shared, own = ((TEMPLATES / name).read_text("utf-8") for name in ("examination.css", "probe.css"))
-    return f"<style>.dfd-probe {{\n{shared}\n}}\n{own}</style>"
+    return f"<style>.dfd-probe {{\n{_sheet('examination.css')}\n}}\n{_sheet('probe.css')}</style>"
 
 
-def section(examination: Examination) -> dict[str, Any]:
-    """What a template shows of one examination; its images are encoded, and may go."""
-    pictures = []
-    for picture in examination.pictures.values():
-        tiles = [{"label": label, "source": data_address(encoded(image, "PNG"))} for label, image in picture.tiles]
-        pictures.append({"title": picture.title, "caption": picture.caption, "tiles": tiles})
-    image = examination.image and encoded(smaller(examination.image, IMAGE_SIDE), "JPEG")
-    texts = {name: getattr(examination, name) for name in ("name", "headline", "verdict", "threshold", "sentences")}
-    return texts | {
-        "facts": examination.facts,
-        "shown": image and data_address(image, "image/jpeg"),
-        "pictures": pictures,
-    }
+def _sheet(name: str) -> str:
+    return (TEMPLATES / name).read_text("utf-8")
 
 
-def smaller(image: Image.Image, side: int) -> Image.Image:
-    """A copy whose longer side is at most `side` pixels."""
-    copy = image.copy()
-    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return copy
+def address(content: Image.Image | Path, side: int | None = None, format: str = "PNG") -> str:
+    """An image, its longer side at most `side` pixels, or a file, as an address that needs no server."""
+    if isinstance(content, Path):
+        data, mime = content.read_bytes(), "text/html" if content.suffix == ".html" else "application/json"
+    else:
+        small = content.copy()
+        side = side or max(content.size)
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small.save(buffer := io.BytesIO(), format, quality=90)
+        data, mime = buffer.getvalue(), f"image/{format.lower()}"
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
-def encoded(image: Image.Image, format: str = "PNG") -> bytes:
-    """The bytes of an image file."""
-    image.save(buffer := io.BytesIO(), format, quality=90)
-    return buffer.getvalue()
+@dataclass(eq=False)
+class Item:
+    """One image that somebody gave the probe, and what is known of it so far."""
+
+    name: str  # printable, not escaped
+    source: Path | bytes = field(repr=False)
+    examination: Examination | None = None
+    stability: Stability | None = None  # from when it is shown; none where it was refused
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is an answer, and no refusal."""
+        return self.examination is not None and self.examination.image is not None
 
 
-def data_address(data: bytes | None, mime: str = "image/png") -> str | None:
-    """A file's bytes as an address that needs no server."""
-    return data and f"data:{mime};base64,{base64.b64encode(data).decode()}"
+def examples(cfg: config.Probe) -> list[Item]:
+    """Test images of each class in turn, of different photos where the classes share them; else installed photos."""
+    names = []
+    try:
+        table = manifest.load(cfg.out, cfg.data)
+        rows = table[table["split"] == "test"].sort_values("path")
+        classes = [paths.tolist() for _, paths in rows.groupby(["is_fake", "label"])["path"]]  # photos first
+        for number in range(cfg.examples if classes else 0):
+            paths = classes[number % len(classes)]
+            names.append(paths[(2 * number + 1) * len(paths) // (2 * cfg.examples)])
+    except (FileNotFoundError, layouts.ManifestError):
+        pass
+    items = [Item(name, Path(cfg.data) / name) for name in names if (Path(cfg.data) / name).is_file()]
+    return items or [Item(photo.file, photo.path) for photo in sample.PHOTOS[: cfg.examples]]
 
 
-def thumb(image: Image.Image, alt: str) -> str:
-    """A small square picture, cut from the middle."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    small = image.crop((left, top, left + side, top + side)).resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.LANCZOS)
-    return fragment("thumb", data_address(encoded(small, "JPEG"), "image/jpeg"), alt)
+def still(detector: Detector, items: Iterable[Item]) -> str:
+    """The probe without widgets: the items examined, with all pictures and curves."""
+    articles = []
+    for item in items:
+        examination = examine_or_refuse(detector, item.source, item.name)
+        if examination.image:
+            stability = Stability(examination.image, detector.threshold)
+            for _ in stability.compute(detector):
+                pass
+            draw(detector, examination)
+            examination.pictures["curve"] = stability.picture()
+        articles.append(fragment("article", examination))
+    return f'{style()}<div class="dfd-probe static">{"".join(articles)}</div>'
 
 
-def save(folder: Path, detector: Detector, pairs: Sequence[tuple[Examination, Stability | None]]) -> tuple[Path, Path]:
-    """Write `probe-<time>.html` and `.json` into a folder, which is made if missing, and tell where they are.
+def save(folder: Path, detector: Detector, items: Iterable[Item]) -> list[Path]:
+    """Write what is examined as `probe-<time>.html` and `.json` into a folder, and tell where they are.
 
     Args:
-        folder: no name of an uploaded file is ever a part of a path.
+        folder: made if missing; no name of an uploaded file is ever a part of a path.
         detector: the one that judged.
-        pairs: examinations with the pictures that are to be shown, and their curves where there are any.
+        items: with the pictures and curves that are to be shown; those that wait are left out.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     now, model = datetime.now(UTC), None if detector.run is None else str(detector.run)
-    path = folder / f"probe-{now:%Y%m%d-%H%M%S}.html"
     images, shown = [], []
-    for examination, stability in pairs:
-        images.append(examination.asdict() | {"under_degradation": stability and stability.asdict()})
-        if stability and stability.base:
-            examination = replace(examination, pictures={"curve": stability.picture(), **examination.pictures})
-        shown.append(examination)
+    for item in items:
+        if examination := item.examination:
+            images.append(examination.asdict() | {"under_degradation": item.stability and item.stability.asdict()})
+            if item.stability and item.stability.base:
+                pictures = {"curve": item.stability.picture(), **examination.pictures}
+                examination = replace(examination, pictures=pictures)
+            shown.append(examination)
     record = {"dfd": __version__, "written": now.isoformat(timespec="seconds"), "model": model}
+    path = folder / f"probe-{now:%Y%m%d-%H%M%S}.html"
     write_json(path.with_suffix(".json"), record | {"threshold": detector.threshold, "images": images})
     write_text(path, page(shown, "Probe: real or generated?", model))
-    return path, path.with_suffix(".json")
+    return [path, path.with_suffix(".json")]

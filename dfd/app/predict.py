@@ -6,18 +6,18 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
 
 from dfd.app.evidence import Examination, draw
-from dfd.app.examine import examine, refused
+from dfd.app.examine import examine_or_refuse
+from dfd.app.metadata import sentence
 from dfd.app.page import page
 from dfd.core import runs
-from dfd.core.images import ImageError
 from dfd.core.io import write_text
 from dfd.data.layouts import SUFFIXES
 from dfd.inference.detector import Detector, Verdict
@@ -34,41 +34,41 @@ class Journal:
         ValueError: it is no such file, or was written by other networks or at another threshold.
     """
 
-    def __init__(self, path: Path, resume: bool):
-        self.path, self.done, self.failed = path, set[str](), 0
-        self.judged_by: tuple[str, str] | None = None  # what judged the lines that are there: networks, threshold
-        if not path.exists() or path.stat().st_size == 0:
-            return
-        if not resume:
+    def __init__(self, path: Path, resume: bool, detector: Detector):
+        self.done, self.failed = set[str](), 0
+        networks = f"{detector.stage1.key}-{detector.stage2.key}"
+        self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
+        is_new = not path.exists() or path.stat().st_size == 0
+        if not is_new and not resume:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
-        data = path.read_bytes()
-        if length := data.rfind(b"\n") + 1:
+        if not is_new and (length := path.read_bytes().rfind(b"\n") + 1):
             os.truncate(path, length)  # a run that was killed may have left half a line
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            for row in csv.DictReader(file):
-                if not {"path", "error", "networks", "threshold"} <= row.keys():
-                    raise ValueError(f"{path} was not written by `predict --csv`; its columns are {', '.join(row)}")
-                self.done.add(row["path"])
-                self.failed += bool(row["error"])
-                self.judged_by = row["networks"], row["threshold"]
+        self.file = path.open("a+", newline="", encoding="utf-8", errors="surrogateescape")
+        try:
+            self._read()
+        except ValueError as error:
+            self.file.close()
+            raise ValueError(f"{path} {error}") from error
+        classes = [f"p_{name}" for name in detector.stage2.classes]
+        self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])
+        if is_new:
+            self.rows.writeheader()
 
-    def open(self, detector: Detector) -> None:
-        """Get ready for this detector's verdicts."""
-        networks = f"{detector.stage1.key}-{detector.stage2.key}", repr(detector.threshold)
-        if self.judged_by not in (None, networks):
-            raise ValueError(f"{self.path} was written by other networks or at another threshold; take another name")
-        is_new, self.judged_by = self.judged_by is None, networks
-        self.classes = detector.stage2.classes
-        self.file = self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
-        self.rows = csv.writer(self.file)
-        if is_new and not self.file.tell():
-            self.rows.writerow([*COLUMNS, *(f"p_{name}" for name in self.classes), "networks", "threshold"])
+    def _read(self) -> None:
+        self.file.seek(0)
+        for row in csv.DictReader(self.file):
+            if not {"path", "error", *self.judged_by} <= row.keys():
+                raise ValueError(f"was not written by `predict --csv`; its columns are {', '.join(row)}")
+            if any(row[name] != value for name, value in self.judged_by.items()):
+                raise ValueError("was written by other networks or at another threshold; take another name")
+            self.done.add(row["path"])
+            self.failed += bool(row["error"])
 
     def write(self, verdict: Verdict) -> None:
         """Add one line, on disk when this returns."""
-        values = verdict.asdict() | {"candidates": "|".join(verdict.candidates or ())}
-        shares = [(verdict.p_source or {}).get(name) for name in self.classes]
-        self.rows.writerow([*(values[name] for name in COLUMNS), *shares, *self.judged_by])
+        values = {name: getattr(verdict, name) for name in COLUMNS} | {"candidates": "|".join(verdict.candidates or ())}
+        shares = {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
+        self.rows.writerow(values | shares | self.judged_by)
         self.file.flush()
 
 
@@ -78,7 +78,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
     Raises:
         FileNotFoundError: a folder without an image, or a pattern that matches nothing.
     """
-    files = []
+    files: list[str] = []
     for path in paths:
         if os.path.isdir(path):
             below = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -98,22 +98,22 @@ def find_images(paths: Iterable[str]) -> list[str]:
 def run(
     folder: Path,
     paths: list[str],
-    journal: Journal | None,
     shown: str,
-    as_json: bool,
-    report: str | None,
-    threshold_fpr: float | None,
-    crops: int | None,
-    crop_mode: str | None,
+    as_json: bool = False,
+    table: str | None = None,
+    resume: bool = False,
+    report: str | None = None,
+    threshold_fpr: float | None = None,
+    crops: int | None = None,
+    crop_mode: str | None = None,
 ) -> int:
-    """Judge the files, print each answer as it comes, and give the exit code.
+    """Judge files with the networks in a folder, print each answer as it comes, and give the exit code.
 
     Args:
-        folder: the run folder with the networks.
+        folder, shown: the run folder, and how to call it.
         paths: files.
-        journal: gets a line for each answer; what it has is skipped.
-        shown: how to call the folder.
         as_json: print JSON lines in place of a table.
+        table, resume: CSV file that gets a line for each answer; whether to go on with one that exists.
         report: HTML page to write.
         threshold_fpr: share of the validation photos that may be called fake; none takes the model's threshold.
         crops, crop_mode: as in `Stage.stream`.
@@ -122,68 +122,57 @@ def run(
         0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        ValueError: a checkpoint that cannot be opened or lacks the threshold, or a journal of another model.
-        OSError: the journal or the page cannot be written.
+        ValueError: a checkpoint that cannot be opened or lacks the threshold, or a table of another model.
+        OSError: the table or the page cannot be written.
     """
     detector = Detector.load(folder)
     if threshold_fpr is not None:
         detector = detector.at_fpr(threshold_fpr)
+    journal = Journal(Path(table), resume, detector) if table else None
     click.echo(f"model: {shown}", err=True)
-    left = [path for path in paths if journal is None or path not in journal.done]
-    failed, answered = 0, 0
-    if journal:
-        failed = journal.failed
-        journal.open(detector)
-        if journal.done:
-            click.echo(f"{len(paths) - len(left)} of {len(paths)} images are in {journal.path} already", err=True)
-    width = min(60, max(map(len, map(printable, left)), default=0))
-    if left and not as_json:
+    todo = [path for path in paths if not journal or path not in journal.done]
+    if len(todo) < len(paths):
+        click.echo(f"{len(paths) - len(todo)} of {len(paths)} images are in {table} already", err=True)
+    width = min(60, max((len(printable(path)) for path in todo), default=0))
+    if todo and not as_json:
         click.echo(f"{'image':{width}}  {'verdict':7}  {'p(fake)':>7}  source")
-    progress = tqdm(total=len(left), unit="image", leave=False, disable=True if len(left) < 2 else None)
+    has_failed: list[bool] = []  # of each image that was answered
 
-    def say(line: str) -> None:
+    def say(line: str, err: bool = True) -> None:
         with tqdm.external_write_mode():
-            click.echo(printable(line), err=True)
+            click.echo(line, err=err)
 
-    def answer(verdict: Verdict) -> None:
-        nonlocal failed, answered
-        with tqdm.external_write_mode():
-            click.echo(json.dumps(verdict.asdict()) if as_json else row(verdict, width))
-        if journal:
-            journal.write(verdict)
-        failed, answered = failed + (verdict.error is not None), answered + 1
-        progress.update()
-
-    def examinations() -> Iterator[Examination]:
-        for number, path in enumerate(left):
-            try:
-                examination = _examined(detector, path, crops, crop_mode, say, with_pictures=number < MAX_PICTURED)
-            except KeyboardInterrupt:  # a second signal: the page holds what there is
-                return
-            answer(examination.verdict)
-            yield examination if number < MAX_PICTURED else examination.without_image()
+    def answers(examinations: Iterable[Examination]) -> Iterator[Examination]:
+        """Print and write down each verdict as it passes; the last one is that in which a signal came."""
+        for examination in examinations:
+            verdict = examination.verdict
+            say(json.dumps(verdict.asdict()) if as_json else row(verdict, width), err=False)
+            if journal:
+                journal.write(verdict)
+            has_failed.append(verdict.error is not None)
+            progress.update()
+            yield examination
             if stop.number:
                 return
 
-    stop = runs.Stop()
-    try:
-        with runs.deferred("stopping after this image; once more ends at once", tell=say) as stop:
-            if report:
-                write_text(Path(report), page(examinations(), model=shown))
-            else:
-                for verdict in detector.predict(left, crops, crop_mode, report=say):
-                    answer(verdict)
-                    if stop.number:
-                        break
-    except KeyboardInterrupt as again:
-        stop.number = stop.number or getattr(again, "code", 130) - 128
-    finally:
-        progress.close()
+    with ExitStack() as stack:
         if journal:
-            journal.file.close()
-    if stop.number and answered < len(left):
+            stack.enter_context(journal.file)
+        progress = stack.enter_context(tqdm(total=len(todo), leave=False, disable=True if len(todo) < 2 else None))
+        stop = stack.enter_context(runs.deferred("stopping after this image; once more ends at once", tell=say))
+        try:
+            if report:
+                write_text(Path(report), page(answers(_examined(detector, todo, crops, crop_mode, say)), model=shown))
+            else:
+                verdicts = detector.predict(todo, crops, crop_mode, report=lambda line: say(printable(line)))
+                for _ in answers(Examination("", verdict) for verdict in verdicts):
+                    pass
+        except runs.Interrupted:  # by a second signal; stop has its number
+            pass
+    failed = sum(has_failed) + (journal.failed if journal else 0)
+    if stop.number and len(has_failed) < len(todo):
         rest = "the same command with --resume goes on" if journal else "with --csv FILE a run can go on later"
-        click.echo(f"interrupted after {answered} of {len(left)} images; {rest}", err=True)
+        click.echo(f"interrupted after {len(has_failed)} of {len(todo)} images; {rest}", err=True)
         return 128 + stop.number
     if failed and len(paths) > 1:
         click.echo(f"{failed} of {len(paths)} images were refused", err=True)
@@ -191,34 +180,29 @@ def run(
 
 
 def _examined(
-    detector: Detector, path: str, crops: int | None, mode: str | None, say: Any, with_pictures: bool
-) -> Examination:
-    try:
-        examination = examine(detector, path, crops=crops, mode=mode)
-    except ImageError as error:
-        return refused(path, str(error).removeprefix(f"{path}: "))
-    for note in examination.notes:
-        say(f"{path}: {note}")
-    if with_pictures:
-        for _ in draw(detector, examination):
-            pass
-    return examination
+    detector: Detector, paths: Iterable[str], crops: int | None, mode: str | None, say: Callable[[str], None]
+) -> Iterator[Examination]:
+    """What a page shows of each file, of the first MAX_PICTURED with pictures."""
+    for number, path in enumerate(paths):
+        try:
+            examination = examine_or_refuse(detector, path, path, crops, mode)
+            if number < MAX_PICTURED and examination.image:
+                draw(detector, examination)
+        except runs.Interrupted:  # a second signal: the page holds what there is
+            return
+        for note in examination.notes:
+            say(printable(f"{path}: {note}"))
+        yield examination if number < MAX_PICTURED else examination.without_image()
 
 
 def row(verdict: Verdict, width: int) -> str:
     """One line of the table of verdicts; control characters of file names are escaped."""
-    name = printable(verdict.path)
+    name = printable(verdict.path or "")
     name = name if len(name) <= width else "…" + name[1 - width :]
     if verdict.error:
         return f"{name:{width}}  {'error':7}  {'':7}  {printable(verdict.error)}"
-    likeliest = max(verdict.p_source, key=verdict.p_source.get)
-    nearest = f"{likeliest} ({verdict.p_source[likeliest]:.0%})"
-    if not verdict.is_fake:
-        return f"{name:{width}}  {'real':7}  {verdict.p_fake:7.3f}  if it were fake: {nearest}"
-    source = nearest if verdict.source == likeliest else f"{verdict.source}, nearest {nearest}"
-    others = [name for name in verdict.candidates if name != likeliest]
-    possible = f", or {', '.join(others)}" if others else ""
-    return f"{name:{width}}  {'fake':7}  {verdict.p_fake:7.3f}  {source}{possible}"
+    call = "fake" if verdict.is_fake else "real"
+    return f"{name:{width}}  {call:7}  {verdict.p_fake:7.3f}  {sentence('source', verdict)}"
 
 
 def printable(text: str) -> str:

@@ -5,11 +5,12 @@ Images are (B, 3, H, W) in [0, 1], RGB, not normalised. Nothing is resized; what
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,10 +33,7 @@ def pad_to(images: Tensor, size: int) -> Tensor:
     """Reflect-pad (B, 3, H, W) to at least size on both sides, as often as it takes for tiny images."""
     if min(images.shape[-2:]) >= size:
         return images
-    rows, columns = (
-        torch.from_numpy(np.pad(np.arange(side), (0, max(size - side, 0)), mode="reflect")).to(images.device)
-        for side in images.shape[-2:]
-    )
+    rows, columns = (np.pad(np.arange(side), (0, max(size - side, 0)), mode="reflect") for side in images.shape[-2:])
     return images[..., rows[:, None], columns]
 
 
@@ -54,22 +52,34 @@ def equalise(crops: Tensor, quality: int | None) -> Tensor:
     return crops if quality is None else jpeg(crops, quality)
 
 
-class _Crops(Dataset):
-    """One random view of one image of the table: cut, degrade, cut, equalise."""
+class RealFakeDataset(Dataset):
+    """Stage 1: (crop, is_fake), one random view of an image of the table: cut, degraded, cut, equalised.
+
+    The crop is (3, S, S) in [0, 1], RGB, S = `crop_size`; is_fake is 0.0 or 1.0. `degrade` takes and gives
+    (B, 3, H, W) in [0, 1], or uint8; none trains on untouched crops. Draws come from torch's global generator: seed it,
+    or wrap the set in `Seeded`, to repeat them. A file that cannot be read is an ImageError, an empty table a
+    ValueError.
+    """
 
     def __init__(
-        self, table: pd.DataFrame, root: str | Path, crop_size: int, degrade: Callable | None, quality: int | None
+        self,
+        table: pd.DataFrame,
+        root: str | Path,  # of the table's paths
+        crop_size: int = 128,
+        degrade: Callable[[Tensor], Tensor] | None = None,
+        equalise_quality: int | None = 90,
     ):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
-        self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, quality
+        self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
+        self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, equalise_quality
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int):
-        return self.view(self.window(index))
+    def __getitem__(self, index: int) -> Any:
+        return self.view(self.window(index)), self.is_fake[index]
 
     def view(self, window: Tensor) -> Tensor:
         """Degrade and cut a (1, 3, H, W) window, float or uint8, to (3, S, S) float."""
@@ -79,39 +89,17 @@ class _Crops(Dataset):
     def window(self, index: int) -> Tensor:
         """A (1, 3, H, W) uint8 cut of the image, mirrored or not, large enough for a rescaling to half the size."""
         image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
-        height, width = image.shape[-2:]
-        size = 2 * self.crop_size if self.degrade else self.crop_size
-        window = random_crop(image, min(size + MARGIN, max(min(height, width), self.crop_size)))
+        size = (2 * self.crop_size if self.degrade else self.crop_size) + MARGIN
+        window = random_crop(image, min(size, max(min(image.shape[-2:]), self.crop_size)))
         return window.flip(-1) if torch.rand(()) < 0.5 else window
 
 
-class RealFakeDataset(_Crops):
-    """Stage 1: (crop, is_fake) with the crop (3, S, S) in [0, 1], RGB, and is_fake 0.0 or 1.0.
-
-    Draws come from torch's global generator: seed it, or wrap the set in `Seeded`, to repeat them. A file that cannot
-    be read is an ImageError, an empty table a ValueError.
-
-    Args:
-        table: rows of the manifest, whose paths are relative to `root`.
-        crop_size: S, pixels.
-        degrade: takes and gives (B, 3, H, W) in [0, 1], or uint8; none trains on untouched crops.
-        equalise_quality: JPEG quality that every crop passes; none leaves formats as they are.
-    """
-
-    def __init__(self, table, root, crop_size=128, degrade=None, equalise_quality=90):
-        super().__init__(table, root, crop_size, degrade, equalise_quality)
-        self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return super().__getitem__(index), self.is_fake[index]
-
-
-class GFDTwoViewDataset(_Crops):
+class GFDTwoViewDataset(RealFakeDataset):
     """Stage 2: two independently degraded views, cut from one window of a fake, and its source.
 
     After GFD-Net, arXiv:2106.08749. Items are dicts: `view1`, `view2` (3, S, S) in [0, 1], RGB; `source`, the index
     of the generator in `classes`, the order of the logits; and `carrier` (3, S, S), a real photo's crop, where
-    `carriers` draws them. Other arguments as in RealFakeDataset; photos and labels beyond classes are a ValueError.
+    `carriers` draws them. Photos and labels beyond classes are a ValueError.
     """
 
     def __init__(self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None):
@@ -125,15 +113,13 @@ class GFDTwoViewDataset(_Crops):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         window = self.window(index)
         item = {"view1": self.view(window), "view2": self.view(window), "source": torch.tensor(self.source[index])}
-        if self.carriers is not None:
-            item["carrier"] = self.carriers()
-        return item
+        return item | ({"carrier": self.carriers()} if self.carriers else {})
 
 
-class CarrierBuilder(_Crops):
-    """Draws real photos of one split, and never of another, as carriers, cut and degraded like the fakes.
+class CarrierBuilder(RealFakeDataset):
+    """Draws real photos of one split of the manifest, and never of another, as carriers, cut and degraded like fakes.
 
-    Arguments as in RealFakeDataset; a table, the whole manifest, whose split has no real photo is a ValueError.
+    A split without photos is a ValueError.
     """
 
     def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90):
@@ -144,13 +130,13 @@ class CarrierBuilder(_Crops):
 
     def __call__(self) -> Tensor:
         """One carrier, (3, S, S) in [0, 1], drawn at random."""
-        return self[int(torch.randint(len(self), ()))]
+        return self[int(torch.randint(len(self), ()))][0]
 
 
 class Seeded(Dataset):
     """Another data set, indexed by draws (index, seed), on which alone an item hangs; torch's state stays as it was."""
 
-    def __init__(self, data: _Crops):
+    def __init__(self, data: RealFakeDataset):
         self.data = data
 
     def __len__(self) -> int:
@@ -171,11 +157,9 @@ def seeds(count: int, *key: int) -> list[int]:
 class EpochSampler(Sampler):
     """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
-    Args:
-        table: rows of the manifest, in the data set's order.
-        cfg: images_per_epoch, batch_size and seed are read; draws are with replacement and fill whole batches.
-        binary: photos and fakes take turns; else fakes alone are drawn. Generators weigh alike within the fakes.
-        every: of so many batches one has indices as they are; those of the others count on from the table's length.
+    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike within the fakes;
+    draws are with replacement and fill whole batches. Of `every` batches one has indices as they are, those of the
+    others count on from the table's length.
     """
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
@@ -197,8 +181,7 @@ class EpochSampler(Sampler):
         yield from np.stack([indices + self.images * is_shifted, rng.integers(2**32, size=len(self))], axis=1).tolist()
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The windows of one image, all different, and how many its mode would take if nothing limited them."""
 
     corners: list[Corner]
@@ -206,17 +189,11 @@ class Plan:
 
 
 def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> Plan:
-    """Choose the windows of an image of height x width pixels; a side below size is padded when the window is cut.
+    """Choose at most `crops` square windows of an image, pixels; a side below size is padded when they are cut.
 
-    Args:
-        size: side of the square window, pixels.
-        crops: windows at most; never more than MAX_CROPS, and fewer where the image holds fewer different ones.
-        mode: five, the centre, then the four corners, then ever finer grids; grid, rows and columns that cover every
-            pixel, spread evenly over the image when they may not; random, drawn under a seed made from the image's
-            height and width, so that an image always gets the same ones.
-
-    Raises:
-        ValueError: an image without pixels, crops below 1, or an unknown mode.
+    Mode five is the centre, then the four corners, then ever finer grids; grid has rows and columns that cover every
+    pixel, spread evenly over the image when they may not; random hangs on the image's height and width alone. Never
+    more than MAX_CROPS. No pixels, crops below 1 and unknown modes are a ValueError.
     """
     if min(height, width) < 1:
         raise ValueError(f"an image of {width} x {height} pixels has nothing to cut")
@@ -245,17 +222,13 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
     """Cut one (1, 3, size, size) window in [0, 1], reflect-padded at the bottom and right where the image is smaller.
 
-    Args:
-        image: a PIL image, of which only the window's pixels become float, or (1, 3, H, W) in [0, 1], RGB.
-        corner: top and left, pixels.
+    Of a PIL image only the window's pixels become float; a tensor is (1, 3, H, W) in [0, 1], RGB.
     """
     top, left = corner
-    if isinstance(image, Image.Image):
-        box = (left, top, min(left + size, image.width), min(top + size, image.height))
-        window = to_tensor(image.crop(box).convert("RGB"))
-    else:
-        window = image[..., top : top + size, left : left + size]
-    return pad_to(window, size)[..., :size, :size]
+    if not isinstance(image, Image.Image):
+        return pad_to(image[..., top : top + size, left : left + size], size)
+    box = (left, top, min(left + size, image.width), min(top + size, image.height))
+    return pad_to(to_tensor(image.crop(box).convert("RGB")), size)
 
 
 def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
@@ -270,8 +243,7 @@ def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
 
 
 def _grid(down: int, right: int, rows: int, columns: int) -> list[Corner]:
-    lefts = _spread(right, columns)
-    return [(top, left) for top in _spread(down, rows) for left in lefts]
+    return list(itertools.product(_spread(down, rows), _spread(right, columns)))
 
 
 def _spread(last: int, count: int) -> list[int]:

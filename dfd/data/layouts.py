@@ -6,24 +6,21 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dfd.config import REAL
+from dfd.core.io import TEMPLATES
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
+BY_CLASS = f"{REAL} and one folder per generator"
 MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
 ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-EXPECTED = """expected one of
-  RealPhotos/ and one folder per generator (ProGAN/, StyleGAN2/, ...)
-  <generator>/[<class>/]0_real/ and 1_fake/       (CNNDetection, ForenSynths)
-  <generator>/train/ and val/, each with nature/ and ai/       (GenImage)
-or any of them below train/, val/ and test/"""
+EXPECTED = (TEMPLATES / "layouts.txt").read_text("utf-8").rstrip()
 Parts = tuple[str, ...]  # of a path
 Place = Callable[[Parts], tuple[str, str | None] | None]  # folders -> label and split, or None outside every class
 
@@ -44,13 +41,9 @@ class Listing:
 
 
 def find(root: Path) -> Listing:
-    """List a data folder and recognise its layout.
+    """List a data folder and recognise its layout; one that has none is a ManifestError.
 
-    Links are followed, unless they lead back up. Names that are not UTF-8 are rejected, for neither a table nor a
-    report can hold them.
-
-    Raises:
-        ManifestError: missing, empty, unreadable, or none of the layouts.
+    Links are followed, unless they lead back up. Names that are not UTF-8 are rejected: no table or report holds them.
     """
     if not root.is_dir():
         raise ManifestError(f"{root} is {'no folder' if root.exists() else 'missing'}; {EXPECTED}")
@@ -61,15 +54,19 @@ def find(root: Path) -> Listing:
         raise ManifestError(f"{root} is empty; {EXPECTED}")
     layout, place = _recognise(root, folders)
     placed = []
-    for path in files:
+    for path in sorted(files):
         *parts, name = path.split("/")
-        position = place(tuple(parts))
-        if position:
+        if position := place(tuple(parts)):
             placed.append((path, *position))
         elif parts or not name.lower().startswith(ASIDE):
             rejected.append({"path": path, "reason": "outside every class folder"})
     labels = {position[0] for position in map(place, folders) if position}
-    return Listing(layout, sorted(placed), sorted(labels), rejected, files)
+    return Listing(layout, placed, sorted(labels), rejected, files)
+
+
+def printable(name: str) -> str:
+    """Write bytes that are not UTF-8 as escapes, so that any text file can hold the name."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dict[str, str]]]:
@@ -79,7 +76,7 @@ def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dic
     def reject(parts: Parts, reason: str) -> None:
         rejected.append({"path": printable("/".join(parts)) or ".", "reason": reason})
 
-    stack: list[tuple[Parts, Path, tuple]] = [((), root, (_identity(root.stat()),))]
+    stack: list[tuple[Parts, Path, list[os.stat_result]]] = [((), root, [root.stat()])]
     while stack:
         parts, folder, above = stack.pop()
         try:
@@ -99,7 +96,7 @@ def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dic
                 reject(here, "name is not valid UTF-8")
             elif not stat.S_ISDIR(info.st_mode):
                 files["/".join(here)] = info.st_size, info.st_mtime_ns
-            elif _identity(info) in above:
+            elif any(os.path.samestat(info, folder) for folder in above):
                 reject(here, "link back to a folder above it")
             elif entry.name.startswith(".") or entry.name == "__MACOSX":
                 reject(here, "hidden folder, not entered")
@@ -107,7 +104,7 @@ def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dic
                 reject(here, "a folder with an image's name, not entered")
             elif parts or not entry.name.lower().startswith(ASIDE):
                 folders.append(here)
-                stack.append((here, Path(entry.path), (*above, _identity(info))))
+                stack.append((here, Path(entry.path), [*above, info]))
     return files, folders, rejected
 
 
@@ -119,40 +116,22 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         beside = f"split folders ({', '.join(sorted(above))}) beside others ({', '.join(sorted(tops - above))})"
         raise ManifestError(f"{root} has {beside}; {EXPECTED}")
     depth = 1 if above else 0
-    suffix = f", below {', '.join(sorted(tops))}" if depth else ""
     inner = [parts[depth:] for parts in folders if len(parts) > depth]
+    names = {part for parts in inner for part in parts}
+    by_class = any(parts[0].lower() == REAL.lower() for parts in inner)
+    layout = BY_CLASS if by_class else next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
+    if layout is None:
+        seen = ", ".join(sorted(tops)) or "files without folders"
+        raise ManifestError(f"{root} has no known layout (no {REAL}); {EXPECTED}\nfound: {seen}")
+    real, fake = MARKERS.get(layout, (REAL, ""))
 
-    def split_of(parts: Parts) -> str | None:
-        return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), None)
-
-    def by_class(parts: Parts) -> tuple[str, str | None] | None:
-        if len(parts) <= depth:
-            return None
-        label = REAL if parts[depth].lower() == REAL.lower() else parts[depth]
-        return label, split_of(parts[:depth])
-
-    def by_marker(real: str, fake: str, parts: Parts) -> tuple[str, str | None] | None:
-        rest = parts[depth:]
-        at = next((i for i, part in enumerate(rest) if part in (real, fake)), None)
+    def place(parts: Parts) -> tuple[str, str | None] | None:
+        below = parts[depth:]
+        at = next((i for i, part in enumerate(below) if by_class or part in (real, fake)), None)
         if at is None:
             return None
-        generator = rest[0] if at else root.name
-        return REAL if rest[at] == real else generator, split_of(parts[:depth] or rest[1:at])
+        generator = below[0] if by_class or at else root.name
+        splits = [SPLITS[part.lower()] for part in parts[:depth] or below[1:at] if part.lower() in SPLITS]
+        return REAL if below[at].lower() == real.lower() else generator, splits[0] if splits else None
 
-    if any(parts[0].lower() == REAL.lower() for parts in inner):
-        return f"{REAL} and one folder per generator{suffix}", by_class
-    names = {part for parts in inner for part in parts}
-    for name, (real, fake) in MARKERS.items():
-        if {real, fake} <= names:
-            return name + suffix, partial(by_marker, real, fake)
-    seen = ", ".join(sorted(tops)) or "files without folders"
-    raise ManifestError(f"{root} has no known layout (no {REAL}); {EXPECTED}\nfound: {seen}")
-
-
-def printable(name: str) -> str:
-    """Write bytes that are not UTF-8 as escapes, so that any text file can hold the name."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _identity(info: os.stat_result) -> tuple[int, int]:
-    return info.st_dev, info.st_ino
+    return layout + (f", below {', '.join(sorted(tops))}" if depth else ""), place

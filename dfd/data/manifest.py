@@ -7,10 +7,9 @@ import errno
 import json
 import os
 import sqlite3
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +25,7 @@ from dfd.data.layouts import Listing, ManifestError
 
 COLUMNS = "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
 COLUMNS += ["subsampling", "bytes", "phash"]  # for the format audit and the grouping
-COMMIT_SECONDS = 5.0  # what a killed scan loses at most
+UNSAVED = 100  # images, which a killed scan loses at most
 
 
 def scan(
@@ -40,34 +39,23 @@ def scan(
     workers: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """List, check, group and split the images of a folder, which is only ever read.
+    """List, check, group and split the images of a folder, which is only ever read; manifest and CSVs go to `out`.
 
     Files that have not changed since the last scan (size and time) are not decoded again; images keep the split that
     an earlier scan with the same seed and fractions drew for them. `dfd.core.images` has the checks, `dfd.data.splits`
-    the groups. A file groups.csv (columns path, group) in the folder ties images together.
+    the groups. A file groups.csv (columns path, group) in the folder ties images together. Splits that the folder has
+    are kept, and only missing ones are drawn, from train; the fractions are shares of all images.
 
-    Args:
-        folder: data folder, in any layout of `dfd.data.layouts`.
-        out: where to write manifest.parquet, manifest.csv and rejected.csv; nothing is written if None.
-        val_fraction, test_fraction: shares of the images, each in (0, 1), together below 1. Splits that the folder
-            already has are kept, and only missing ones are drawn, from train.
-        group_by: column of provenance.csv, source for instance; whole values of it then make the test split (see
-            `dfd.data.provenance`), whatever an earlier scan drew. Off if empty.
-        hold_out: the values that do; chosen to meet test_fraction if empty.
-        workers: decoding threads, for Pillow decodes outside Python's lock; as many as there are cores if None.
+    One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width and
+    height in pixels, upright; jpeg_quality 1 to 100 or NaN. `attrs`: root, layout, rejected (path, reason). With
+    `group_by`, a column of provenance.csv, also source, and whole sources make the test split: those of `hold_out`, or
+    as many as meet test_fraction.
 
-    Returns:
-        One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width
-        and height in pixels, upright; jpeg_quality 1 to 100 or NaN; with group_by also source, the value of that
-        column. `attrs`: root, layout, rejected (path, reason).
-
-    Raises:
-        ManifestError: no usable folder, a class without a readable image, or a provenance table that does not fit.
-        InUse: a run is at work in out.
-        OSError: the disk is full.
+    No usable folder, a class without a readable image or a provenance table that does not fit is a ManifestError, a
+    run at work in out an InUse, a full disk an OSError. `workers` threads decode, as many as there are cores if None.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
-    if out is not None and Path(os.path.realpath(Path(out).expanduser())).is_relative_to(root):
+    if out is not None and Path(os.path.realpath(out := Path(out).expanduser())).is_relative_to(root):
         raise ManifestError(f"out ({out}) lies inside the data folder ({root}), which is never written to")
     if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ManifestError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave room to train")
@@ -76,26 +64,25 @@ def scan(
     listing = layouts.find(root)
     origins = provenance.read(root, group_by) if group_by else None
     print(f"layout: {listing.layout}")
-    draw = f"seed {seed}, val {val_fraction}, test {test_fraction}"
+    draw = f"split seed {seed}, val {val_fraction}, test {test_fraction}"
     if group_by:
         draw += f", group by {group_by}, hold out {sorted(hold_out)}"
     with closing(ScanCache(root)) as cache:
-        described = pd.DataFrame(_describe(root, listing, cache, workers, progress))
-        _need_every_class(listing, described)
-        if origins is not None:
-            described["source"] = provenance.match(described.path, origins)
-            described["given"] = provenance.give(described, hold_out, seed, test_fraction)
-        earlier = described.sha256.map(lambda sha256: cache.entries.get(f"split {draw} {sha256}")).astype(object)
-        table = _split(_tie(root, described), earlier, listing, seed, val_fraction, test_fraction)
+        table = pd.DataFrame(_describe(root, listing, cache, workers, progress))
         _need_every_class(listing, table)
-        drawn = zip(table.sha256, table.split, strict=True)
-        cache.store({f"split {draw} {sha256}": split for sha256, split in drawn})
+        table = _tie(root, table)
+        if origins is not None:
+            table["source"] = provenance.match(table.path, origins)
+            table["given"] = provenance.give(table, hold_out, seed, test_fraction)
+        table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
+        table = _split(table, listing, seed, val_fraction, test_fraction)
+        _need_every_class(listing, table)
+        cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
     rejected = sorted(listing.rejected, key=lambda row: row["path"])
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
-    for line in _report(table):
-        print(line)
+    _report(table)
     if out is not None:
-        with runs.run_lock(out := Path(out).expanduser()):
+        with runs.run_lock(out):
             write(table, out)
     return table
 
@@ -103,9 +90,7 @@ def scan(
 def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
     """Read the manifest of a run folder, which is about the folder `data` where one is given.
 
-    Raises:
-        FileNotFoundError: there is none yet; the text says how to get it.
-        ManifestError: it is about another folder.
+    A FileNotFoundError says how to make one; one that is about another folder is a ManifestError.
     """
     path = Path(out).expanduser() / "manifest.parquet"
     if not path.exists():
@@ -128,18 +113,14 @@ def write(table: pd.DataFrame, out: Path) -> None:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Count each class, real photos first; imbalance is the largest class's number of images over this one's."""
-    rows = {}
-    for label, part in sorted(table.groupby("label"), key=lambda item: (item[0] != REAL, item[0])):
-        counts = part.split.value_counts()
-        rows[label] = {
-            "images": len(part),
-            "groups": part.group.nunique(),
-            **{split: int(counts.get(split, 0)) for split in splits.SPLITS},
-            "formats": ", ".join(f"{name} {count}" for name, count in part.format.value_counts().items()),
-            "median size": f"{part.width.median():.0f} x {part.height.median():.0f}",
-        }
-    result = pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
-    return result.assign(imbalance=(result.images.max() / result.images).round(2))
+    classes = table.groupby("label")
+    counts = pd.crosstab(table.label, table.split).reindex(columns=list(splits.SPLITS), fill_value=0)
+    sizes = classes[["width", "height"]].median()
+    result = pd.DataFrame({"images": classes.size(), "groups": classes.group.nunique(), **counts})
+    result["formats"] = classes.format.agg(lambda part: ", ".join(f"{k} {n}" for k, n in part.value_counts().items()))
+    result["median size"] = [f"{width:.0f} x {height:.0f}" for width, height in sizes.to_numpy()]
+    result["imbalance"] = (result.images.max() / result.images).round(2)
+    return result.loc[sorted(result.index, key=lambda label: (label != REAL, label))]
 
 
 def digest(table: pd.DataFrame) -> str:
@@ -160,8 +141,7 @@ def _describe(root: Path, listing: Listing, cache: ScanCache, workers: int | Non
     known = {path: json.loads(cache.entries[key]) for path, key in keys.items() if key in cache.entries}
     new = [path for path in keys if path not in known]
     fresh: dict[str, str] = {}  # not yet on disk
-    stored = time.monotonic()
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    pool = ThreadPoolExecutor(workers or os.cpu_count())  # threads: Pillow decodes outside Python's lock
     try:
         with warnings.catch_warnings(action="ignore"):  # about odd metadata; what matters is raised
             described = zip(new, pool.map(inspect, new), strict=True)
@@ -169,19 +149,16 @@ def _describe(root: Path, listing: Listing, cache: ScanCache, workers: int | Non
                 known[path] = info
                 if not info.get("passing"):
                     fresh[keys[path]] = json.dumps(info)
-                if time.monotonic() - stored > COMMIT_SECONDS:
+                if len(fresh) == UNSAVED:
                     cache.store(fresh)
-                    fresh, stored = {}, time.monotonic()
+                    fresh.clear()
     finally:
         pool.shutdown(cancel_futures=True)
         cache.store(fresh)
-    good = []
-    for path, label, split in listing.files:
-        if "error" in known[path]:
-            listing.rejected.append({"path": path, "reason": known[path]["error"]})
-        else:
-            good.append({"path": path, "label": label, "given": split, **known[path]})
-    return good
+    bad = [{"path": path, "reason": known[path]["error"]} for path in keys if "error" in known[path]]
+    listing.rejected += bad
+    good = (row for row in listing.files if "error" not in known[row[0]])
+    return [{"path": path, "label": label, "given": split, **known[path]} for path, label, split in good]
 
 
 def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
@@ -191,7 +168,7 @@ def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
     if len(listing.labels) < 2:
         raise ManifestError(f"no generator: beside {REAL} there must be at least one folder of fakes")
     for label in listing.labels:
-        if len(table) == 0 or not (table.label == label).any():
+        if len(table) == 0 or label not in set(table.label):
             paths = {path for path, of, _ in listing.files if of == label}
             rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
             reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"
@@ -204,52 +181,48 @@ def _tie(root: Path, table: pd.DataFrame) -> pd.DataFrame:
     if not path.exists():
         return table
     try:
-        sidecar = pd.read_csv(path, dtype=str, keep_default_na=False)
-        ties = dict(zip(sidecar["path"], sidecar["group"], strict=True))
+        ties = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
+        table["tied"] = table.path.map(ties.set_index("path")["group"])
     except (KeyError, ValueError, OSError) as error:
         raise ManifestError(f"{path} must be a CSV file with the columns path and group ({error})") from error
-    tied = table.path.map(ties)
-    if ties and tied.isna().all():
+    if table.tied.isna().all():
         print("groups.csv names none of the images; its paths must be relative to the data folder")
-    return table.assign(tied=tied)
+    return table
 
 
-def _split(
-    table: pd.DataFrame, earlier: pd.Series, listing: Listing, seed: int, val_fraction: float, test_fraction: float
-) -> pd.DataFrame:
+def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float, test_fraction: float) -> pd.DataFrame:
     """Group and split the described images, and bring the columns into order."""
-    given = table.given.astype(object).where(table.given.notna(), None)
+    given, earlier = (table[name].astype(object).where(table[name].notna(), None) for name in ("given", "earlier"))
     held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
     stays = given.isin(held) | (given == "train") & (len(held) == 2)
     fixed = given.where(stays, earlier.mask(earlier.isin(held) & given.notna()))
-    fixed = fixed.where(fixed.notna(), None)
-    group, dropped = splits.separate(table, given, fixed)
+    table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
+    group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]
     table = table.loc[group.index].assign(group=group, is_fake=lambda rows: rows.label != REAL)
     table["jpeg_quality"] = table.jpeg_quality.astype(float)
-    by_source = "source" in table
-    assign = provenance.assign if by_source else splits.assign
-    split = assign(table, given[group.index], fixed[group.index], seed, val_fraction, test_fraction)
-    columns = [*COLUMNS, "source"] if by_source else COLUMNS
-    return table.assign(split=split.astype(str))[columns].sort_values("path", ignore_index=True)
+    assign = provenance.assign if "source" in table else splits.assign
+    table["split"] = assign(table, seed, val_fraction, test_fraction).astype(str)
+    columns = [*COLUMNS, "source"] if "source" in table else COLUMNS
+    return table[columns].sort_values("path", ignore_index=True)
 
 
-def _report(table: pd.DataFrame) -> Iterator[str]:
+def _report(table: pd.DataFrame) -> None:
     """Say what was scanned, in a few plain lines."""
     rejected = table.attrs["rejected"]
     reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
     details = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})" if rejected else ""
-    groups = table.group.nunique()
-    yield f"{len(table)} images in {groups} groups, {table.label.nunique()} classes; {len(rejected)} rejected{details}"
+    size = f"{len(table)} images in {table.group.nunique()} groups, {table.label.nunique()} classes"
+    print(f"{size}; {len(rejected)} rejected{details}")
     counts = table.label.value_counts()
     ratio = counts.max() / counts.min()
     if ratio > 2:
-        yield f"imbalance: {counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}"
+        print(f"imbalance: {counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}")
     doubles = (table.groupby("sha256").label.nunique() > 1).sum()
     if doubles:
-        yield f"warning: {doubles} images lie byte for byte in more than one class; one of their labels is wrong"
+        print(f"warning: {doubles} images lie byte for byte in more than one class; one of their labels is wrong")
     for line in splits.gaps(table):
-        yield f"warning: {line}; it has too few groups, or the folders or sources leave it out"
+        print(f"warning: {line}; it has too few groups, or the folders or sources leave it out")
 
 
 class ScanCache:

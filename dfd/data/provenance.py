@@ -16,10 +16,8 @@ from dfd.data.layouts import ManifestError
 def read(root: Path, column: str) -> pd.Series:
     """Read one column of provenance.csv, in the data folder or above it: values by path, empty ones left out.
 
-    The table also has a column file or path, relative to the data folder.
-
-    Raises:
-        ManifestError: no table, no such column, or two values for one file; the text names the file and the remedy.
+    The table also has a column file or path, relative to the data folder. Without table or column, or with two values
+    for one file, it is a ManifestError, which names the file and the remedy.
     """
     path = next((folder / PROVENANCE for folder in (root, root.parent) if (folder / PROVENANCE).exists()), None)
     if path is None:
@@ -35,11 +33,11 @@ def read(root: Path, column: str) -> pd.Series:
     if key is None or column not in table:
         what = f"no column {column}" if key else "neither a column file nor a column path"
         raise ManifestError(f"{path} has {what}; its columns are {', '.join(map(str, table))}")
-    rows = table[[key, column]].drop_duplicates()
-    twice = rows[key][rows[key].duplicated()]
+    values = table[[key, column]].drop_duplicates().set_index(key)[column]
+    twice = values.index[values.index.duplicated()]
     if len(twice):
-        raise ManifestError(f"{path} gives {twice.iloc[0]} more than one {column}; keep one row for each file")
-    return rows[rows[column] != ""].set_index(key)[column].rename_axis(str(path))
+        raise ManifestError(f"{path} gives {twice[0]} more than one {column}; keep one row for each file")
+    return values[values != ""].rename_axis(str(path))
 
 
 def match(paths: pd.Series, values: pd.Series) -> pd.Series:
@@ -57,16 +55,9 @@ def match(paths: pd.Series, values: pd.Series) -> pd.Series:
 def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction: float) -> pd.Series:
     """Say which images must be test, and which must not, because of their source; print it for each label.
 
-    Args:
-        table: columns label, source, and given, the split that the folders give or None.
-        hold_out: sources that make the test split; chosen by `choose` if empty.
-
-    Returns:
-        "test" for the held-out sources, "train" (not in test) for the other images of their labels, None for labels
-        of which nothing is held out: their test images are drawn by group.
-
-    Raises:
-        ManifestError: the folders give splits already, no image has such a source, or a label keeps none to train on.
+    "test" for the images of the sources `hold_out`, or of those that `choose` takes; "train" (not in test) for the
+    others of their labels; None for labels of which nothing is held out: their test images are drawn by group. Splits
+    that the folders give (`given`), unknown sources and a label that keeps none to train on are a ManifestError.
     """
     if table.given.notna().any():
         raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
@@ -75,20 +66,20 @@ def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction:
         if name not in known:
             nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
             raise ManifestError(f"hold_out names {name!r}, from which no image comes; the nearest sources: {nearest}")
-    chosen = list(hold_out) or choose(table, seed, test_fraction)
-    held = table.source.isin(chosen)
+    held = table.source.isin(hold_out or choose(table, seed, test_fraction))
+    given = pd.Series(None, table.index, dtype=object)
     for label, out in held.groupby(table.label):
         names = sorted(table.source[out.index].unique())
         if out.all():
             raise ManifestError(f"hold_out takes every image of {label} ({', '.join(names)}); leave it one source")
         if out.any():
-            taken = ", ".join(name for name in names if name in chosen)
+            given[out.index] = out.map({True: "test", False: "train"})
+            taken = ", ".join(sorted(table.source[out.index[out]].unique()))
             print(f"{label}: {taken} held out for test, {out.sum()} of {len(out)} images")
         else:
             why = f"has only the source {names[0]}" if len(names) == 1 else "has no held-out source"
             print(f"{label}: {why}, so its test images are drawn by group, from sources it is trained on")
-    given = pd.Series(None, table.index, dtype=object).mask(held.groupby(table.label).transform("any"), "train")
-    return given.mask(held, "test")
+    return given
 
 
 def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:
@@ -109,19 +100,17 @@ def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:
     return chosen
 
 
-def assign(
-    table: pd.DataFrame, given: pd.Series, fixed: pd.Series, seed: int, val_fraction: float, test_fraction: float
-) -> pd.Series:
-    """Draw the splits that `give` leaves open; validation images come from training sources.
+def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
+    """Draw the splits that `give` leaves open, as `splits.assign` does; validation images come from training sources.
 
     Groups without an image from `give` are drawn as always. Of the rest what is not held out is divided into train
-    and val, in the proportion that the fractions ask for. Arguments and result are those of `splits.assign`.
+    and val, in the proportion that the fractions ask for.
     """
-    bound = table.group.isin(table.group[given.notna()])
-    in_test = table.group.isin(table.group[given == "test"])
+    bound = table.group.isin(table.group[table.given.notna()])
+    in_test = table.group.isin(table.group[table.given == "test"])
     val_of_bound = (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)
     parts = [
-        splits.assign(table[rows], given[rows], fixed[rows], seed, val, test_fraction)
+        splits.assign(table[rows], seed, val, test_fraction)
         for rows, val in ((~bound, val_fraction), (bound, val_of_bound))
         if rows.any()
     ]

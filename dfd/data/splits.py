@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -17,14 +17,11 @@ BLOCK = 512  # hashes that are looked up at a time: were all alike, 100,000 woul
 
 
 def components(table: pd.DataFrame) -> np.ndarray:
-    """Number the groups, (N,): images linked by equal bytes, near-equal looks, or the sidecar.
+    """Number the groups, (N,): images linked by sha256, phash (hexadecimal or null) or, where there is one, `tied`.
 
     Near means at most NEAR of the 256 bits of a 16 x 16 perceptual hash. Of 3,946 images (faces, ImageNet, three GANs)
     all 191 pairs up to 60 bits lie in one class; from 61 on, aligned faces of different people start to match.
     Recompression at quality 30, halving, blur and noise at 27 dB change at most 38 bits.
-
-    Args:
-        table: columns sha256, phash (hexadecimal or null), and, where there is a sidecar, tied (any value or null).
     """
     sources, targets, size = [], [], len(table)
     for column in (name for name in ("sha256", "tied", "phash") if name in table):
@@ -38,60 +35,57 @@ def components(table: pd.DataFrame) -> np.ndarray:
     return _connected(np.concatenate(sources), np.concatenate(targets), size)[: len(table)]
 
 
-def separate(table: pd.DataFrame, given: pd.Series, fixed: pd.Series) -> tuple[pd.Series, dict[int, str]]:
+def separate(table: pd.DataFrame) -> tuple[pd.Series, dict[int, str]]:
     """Name the groups of the images so that none holds two splits; what would bridge two is left out, with a reason.
 
-    Of a group with several fixed splits, images without one go first: with them gone, the rest usually falls apart. If
-    it does not, test outranks val and val outranks train. A new image in a given train folder that looks like a given
-    test image is left out too, rather than moved.
-
-    Args:
-        table: as in `components`, and path.
-        given, fixed: split that the folders give, and that must not change, or None.
+    The table has the columns of `components`, path, and two that hold splits or None: `given`, by the folders, and
+    `fixed`, not to be changed. Of a group with several fixed splits, images without one go first: with them gone, the
+    rest usually falls apart. If it does not, test outranks val and val outranks train. A new image in a given train
+    folder that looks like a given test image is left out too, rather than moved.
     """
     dropped: dict[int, str] = {}
+    fixed, given = table.fixed, table.given
+
+    def drop(rows: pd.Index, split: pd.Series, stays: str) -> None:
+        first = table.path[rows[split == stays][0]]
+        reason = f"near-duplicate of {stays} image {first} (same group)"
+        dropped.update(dict.fromkeys(rows[split != stays], reason))
+
     number = pd.Series(components(table), index=table.index)
-    sides = fixed.groupby(number).nunique()
-    for rows in _members(number, sides[sides > 1].index):
-        first, second = (rows[fixed[rows] == split][0] for split in fixed[rows].dropna().unique()[:2])
+    for _, group in table[fixed.groupby(number).transform("nunique") > 1].groupby(number):
+        sides = group.fixed.dropna()
+        first, second = sides.drop_duplicates().index[:2]
         both = f"{fixed[first]} image {table.path[first]} and {fixed[second]} image {table.path[second]}"
-        dropped |= dict.fromkeys(rows[fixed[rows].isna()], f"near-duplicate of both {both}")
-        rest = rows[fixed[rows].notna()]
-        parts = pd.Series(components(table.loc[rest]), index=rest)
-        for part in _members(parts, parts.unique()):
-            dropped |= _outranked(table, part, fixed[part], max(fixed[part], key=SPLITS.index))
-        number[rest] = parts + number.max() + 1
-    kept = number.drop(list(dropped))
-    foreign = kept.index[given[kept.index].notna() & fixed[kept.index].isna()]
-    side = fixed[kept.index].groupby(kept).first().reindex(kept[foreign]).set_axis(foreign)
-    for row in foreign[side.isin(set(given.dropna()) - {"train"})]:
-        rows = kept.index[kept == kept[row]]
-        dropped |= _outranked(table, rows, fixed[rows].fillna("train"), side[row])
-    kept = kept.drop([row for row in dropped if row in kept.index])
-    return "g" + table.sha256[kept.index].groupby(kept).transform("min").str[:16], dropped
+        dropped |= dict.fromkeys(group.index.difference(sides.index), f"near-duplicate of both {both}")
+        parts = pd.Series(components(table.loc[sides.index]), index=sides.index)
+        for _, part in sides.groupby(parts):
+            drop(part.index, part, max(part, key=SPLITS.index))
+        number[sides.index] = parts + number.max() + 1
+    rest = table.drop(list(dropped)).assign(number=number)
+    side = rest.fixed.groupby(rest.number).transform("first")
+    for row in rest.index[rest.given.notna() & rest.fixed.isna() & side.isin(set(given.dropna()) - {"train"})]:
+        rows = rest.index[rest.number == rest.number[row]]
+        drop(rows, rest.fixed[rows].fillna("train"), side[row])
+    rest = rest.drop(list(dropped), errors="ignore")
+    return "g" + rest.sha256.groupby(rest.number).transform("min").str[:16], dropped
 
 
-def assign(
-    table: pd.DataFrame, given: pd.Series, fixed: pd.Series, seed: int, val_fraction: float, test_fraction: float
-) -> pd.Series:
+def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
     """Draw a split, "train", "val" or "test", for the groups that have none, stratified by label.
 
-    The draw aims at the fractions of the whole table, so that what was added earlier is made up for. Afterwards, a
-    class of at least three groups that is missing from a split gets one moved there, unless all its groups are fixed.
-
-    Args:
-        table: columns label and group.
-        given: split that the folders give, or None; a split that is given is never drawn.
-        fixed: split that must not change, or None.
+    The table has the columns label, group, and `given` and `fixed` as in `separate`; a split that is given is never
+    drawn. The draw aims at the fractions of the whole table, so that what was added earlier is made up for. Afterwards,
+    a class of at least three groups that is missing from a split gets one moved there, unless all its groups are fixed.
     """
-    split = fixed.groupby(table.group).transform("first")
-    missing = [name for name in ("test", "val") if name not in set(given.dropna())]
-    for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+    split = table.fixed.groupby(table.group).transform("first")
+    missing = [name for name in ("test", "val") if name not in set(table.given.dropna())]
+    fractions = {"test": test_fraction, "val": val_fraction}
+    for name in missing:
         rows = table.index[split.isna()]
-        if name in missing and len(rows):
-            share = (fraction * len(table) - (split == name).sum()) / len(rows)
+        if len(rows):
+            share = (fractions[name] * len(table) - (split == name).sum()) / len(rows)
             split[_draw(table.loc[rows], min(max(share, 0), 1), seed)] = name
-    movable = set(table.group) - set(table.group[fixed.notna()])
+    movable = set(table.group) - set(table.group[table.fixed.notna()])
     return _fill_gaps(table, split.fillna("train"), [*missing, "train"], movable)
 
 
@@ -104,8 +98,7 @@ def gaps(table: pd.DataFrame) -> list[str]:
 def _near(hashes: Sequence[str]) -> np.ndarray:
     """The first hash of each one's group, (N,), where those at most NEAR bits apart are linked.
 
-    scikit-learn compares each block with all that follows; what ties a group is kept, not its pairs, of which copies
-    have many.
+    Each block is compared with all that follow; what ties a group is kept, not its pairs, of which copies have many.
     """
     first = np.arange(len(hashes))
     if len(hashes) == 0:
@@ -128,18 +121,6 @@ def _connected(sources: np.ndarray, targets: np.ndarray, size: int) -> np.ndarra
     return connected_components(graph, directed=False)[1]
 
 
-def _members(number: pd.Series, wanted: Iterable[int]) -> list[pd.Index]:
-    """Give the rows of each wanted group, in order."""
-    inside = number[number.isin(wanted)]
-    return [rows.index for _, rows in inside.groupby(inside)]
-
-
-def _outranked(table: pd.DataFrame, rows: pd.Index, split: pd.Series, kept: str) -> dict[int, str]:
-    """Give a reason to each row outside the split that is kept."""
-    first = table.path[rows[split == kept][0]]
-    return dict.fromkeys(rows[split != kept], f"near-duplicate of {kept} image {first} (same group)")
-
-
 def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
     """Take about this share of the rows, as whole groups, stratified by label."""
     limit = min(20, table.group.nunique(), int(table.label.value_counts().max()))  # NumPy's integers would overflow
@@ -158,15 +139,13 @@ def _fill_gaps(table: pd.DataFrame, split: pd.Series, wanted: list[str], movable
     """Move the smallest movable group to each split that lacks a class of at least three groups."""
     sizes = table.group.value_counts()
     for _, rows in table.groupby("label"):
-        names = rows.group.unique()
         for name in wanted:
             sides = split[rows.index].groupby(rows.group).first()
-            if len(names) < 3 or (sides == name).any():
+            if len(sides) < 3 or (sides == name).any():
                 continue
-            counts = sides.value_counts()
-            spare = [group for group in names if group in movable and sides[group] in wanted]
-            spare = [group for group in spare if counts[sides[group]] > 1]
+            counts = sides.map(sides.value_counts())
+            spare = [group for group in sides.index[sides.isin(wanted) & (counts > 1)] if group in movable]
             if spare:
-                chosen = min(spare, key=lambda group: (-counts[sides[group]], sizes[group], group))
+                chosen = min(spare, key=lambda group: (-counts[group], sizes[group], group))
                 split = split.mask(table.group == chosen, name)
     return split

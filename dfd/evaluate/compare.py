@@ -47,7 +47,7 @@ class Paired:
     @property
     def changes(self) -> dict[str, int]:
         """How many verdicts changed in which way: mended, broken, or wrong in both."""
-        return self.changed["change"].value_counts().to_dict()
+        return {str(change): int(count) for change, count in self.changed["change"].value_counts().items()}
 
 
 @dataclass(frozen=True)

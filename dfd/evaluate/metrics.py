@@ -65,8 +65,8 @@ def bootstrap(
 
 
 def bootstrap_all(
-    groups: Any, statistics: Mapping[str, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Interval]:
+    groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[Any, Interval]:
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high."""
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
     return {
@@ -119,16 +119,6 @@ def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -
     above = np.cumsum(downs, axis=1) - downs / 2
     with np.errstate(invalid="ignore"):
         return (ups * (total[:, None] - above)).sum(1) / (ups.sum(1) * total)
-
-
-def oscr(weights: np.ndarray, is_unknown: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Area under the open-set classification rate (R,); Dhamija et al. 2018, arXiv:1811.04110.
-
-    Known images accepted and named rightly against unknown ones accepted: accuracy times AUROC of the rightly named.
-    """
-    accuracy = share(weights, right, ~is_unknown)
-    area = weighted_auc(weights * (right | is_unknown), is_unknown, score)
-    return np.where((accuracy == 0) & (weights @ is_unknown > 0), 0.0, accuracy * area)
 
 
 def average_precision(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -200,8 +200,8 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
 def by_condition(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each condition's name and rows, by path; a ValueError where one does not hold the same images as the others."""
     first = None
-    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
-        name, part = registry.name(degradation, level), part.sort_values("path", ignore_index=True)
+    for _, part in scores.groupby(["degradation", "level"], sort=False):
+        name, part = registry.name(*part[["degradation", "level"]].iloc[0]), part.sort_values("path", ignore_index=True)
         first = part["path"] if first is None else first
         if not part["path"].equals(first):
             raise ValueError(f"{name!r} does not hold the same images as the other conditions; sweep again")
@@ -248,7 +248,7 @@ def recalls(measured: pd.DataFrame, stage: str) -> pd.DataFrame:
     rows = measured[(measured["stage"] == stage) & (measured["metric"] == "recall")]
     table = rows.pivot(index="label", columns="condition", values="value")
     labels = sorted(table.index, key=lambda label: (label != REAL, label))
-    return table.loc[labels, rows["condition"].unique()]
+    return table.reindex(index=labels, columns=rows["condition"].unique())
 
 
 def series(measured: pd.DataFrame, stage: str, metric: str) -> dict[str, pd.DataFrame]:
@@ -257,7 +257,7 @@ def series(measured: pd.DataFrame, stage: str, metric: str) -> dict[str, pd.Data
     families = [registry.family(*row) for row in rows[["degradation", "level"]].itertuples(index=False)]
     rows = rows.assign(series=[name for name, _ in families], severity=[severity for _, severity in families])
     parts = rows.groupby("series", sort=False)
-    return {name: part.sort_values("severity", ignore_index=True) for name, part in parts if len(part) > 1}
+    return {str(name): part.sort_values("severity", ignore_index=True) for name, part in parts if len(part) > 1}
 
 
 def breaking_points(measured: pd.DataFrame, accuracy: float) -> pd.DataFrame:
@@ -270,7 +270,7 @@ def breaking_points(measured: pd.DataFrame, accuracy: float) -> pd.DataFrame:
     """
     rows = []
     for stage in measured["stage"].unique():
-        clean = wide(measured, stage, [ACCURACY[stage]]).loc[registry.AS_IT_IS, ACCURACY[stage]]
+        clean = float(wide(measured, stage, [ACCURACY[stage]])[ACCURACY[stage]][registry.AS_IT_IS])
         for name, part in series(measured, stage, ACCURACY[stage]).items():
             row = {"stage": stage, "operator": name, "as_it_is": clean}
             row |= {"mildest": part["level"].iloc[0], "worst": part["level"].iloc[-1]}

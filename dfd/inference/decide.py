@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import roc_curve
@@ -37,7 +38,7 @@ class Decisions(NamedTuple):
 
 
 def decide(
-    logits: np.ndarray, rule: Rule, ood_score: np.ndarray | None = None, threshold: float | None = None
+    logits: ArrayLike, rule: Rule, ood_score: ArrayLike | None = None, threshold: float | None = None
 ) -> Decisions:
     """Decide on images, for score tables and for the Detector alike.
 
@@ -143,7 +144,8 @@ def fit_temperature(scores: pd.DataFrame) -> float:
         likelihood = log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(index)), index]
         return -float(np.average(likelihood, weights=weight))
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    best: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(best.x))
 
 
 def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = None) -> float:
@@ -167,16 +169,16 @@ def fit_threshold(scores: pd.DataFrame, temperature: float, fpr: float | None = 
     return float((cut + max(p[p < cut], default=cut)) / 2)
 
 
-def threshold_at_fpr(fpr: float, photos: Sequence[float], fakes: Sequence[float]) -> float:
+def threshold_at_fpr(fpr: float, photos: ArrayLike, fakes: ArrayLike) -> float:
     """The lowest cut that calls at most the share `fpr`, in [0, 1), of these photos fake; p_fake of both kinds.
 
     Midway between two scores; just above 1 where no other is allowed, and then nothing is called fake.
     """
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
+    photos = np.sort(photos)[::-1]
     allowed = int(fpr * len(photos) + 1e-9)  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less than 29
-    spared = np.sort(photos)[::-1][allowed]
-    p = np.concatenate([photos, fakes])
+    spared, p = photos[allowed], np.concatenate([photos, fakes])
     return float((spared + min(p[p > spared], default=1 + 1e-6)) / 2)
 
 

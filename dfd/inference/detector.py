@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfd.config import CHECKPOINTS, REAL
 from dfd.core import runs
-from dfd.core.images import ImageError, Source, as_rgb, is_batch, load_rgb
+from dfd.core.images import ImageError, as_rgb, is_batch, load_rgb
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import decide, stored_threshold
 from dfd.inference.stage import BATCH, Prepared, Scored, Stage
@@ -65,7 +65,7 @@ class Detector:
         threshold = stored_threshold(fpr, self.stage1.validation, self.stage1.operating_points)
         return Detector(self.stage1, self.stage2, self.run, threshold)
 
-    def __call__(self, source: Source | Sequence[Source], crops: int | None = None, mode: str | None = None):
+    def __call__(self, source: Any, crops: int | None = None, mode: str | None = None):
         """Judge an image, or several.
 
         Args:
@@ -140,7 +140,7 @@ def score_files(
     crops: int | None = None,
     mode: str | None = None,
     batch: int | None = None,
-) -> Iterator[tuple[Any, list[Scored] | ImageError]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Score images by several stages; threads read them and cut their crops, once for stages that take the same.
 
     Args:

@@ -104,9 +104,9 @@ class Scored:
     crops: int
     crop_std: float  # standard deviation over the crops of the leading logit
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
+    crop_logits: Tensor  # (crops, classes); the first is the centre in mode five
+    corners: tuple[Corner, ...]  # where each crop was cut
     ood_score: float | None = None  # stage 2: mean distance of the crops to the training images; see FeatureBank
-    crop_logits: Tensor | None = None  # (crops, classes); the first is the centre in mode five
-    corners: tuple[Corner, ...] = ()  # where each crop was cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class Stage:
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
-        self.model = build_model(self.stage, self.settings, len(self.classes))
+        self.model: Any = build_model(self.stage, self.settings, len(self.classes))
         load_weights(self.model, content["weights"])
         self.model.eval().to(self.device)
         runs.keep_freed()
@@ -183,11 +183,10 @@ class Stage:
 
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
-        if crops is None:
-            crops = MAX_CROPS if mode == "grid" else self.crops
+        count = crops if crops is not None else MAX_CROPS if mode == "grid" else self.crops
         height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
-        size, quality, mode = self.crop_size, self.equalise_quality, mode or self.crop_mode
-        chosen = plan(height, width, size, crops, mode)
+        size, quality = self.crop_size, self.equalise_quality
+        chosen = plan(height, width, size, count, mode or self.crop_mode)
         if isinstance(image, Image.Image) and size <= min(image.size):  # without torch, whose threads get in the way
             boxes = [(left, top, left + size, top + size) for top, left in chosen.corners]
             pixels = np.stack([np.asarray(image.crop(box).convert("RGB")) for box in boxes])  # (N, S, S, 3)
@@ -215,7 +214,7 @@ class Stage:
                 waiting = waiting[len(first.corners) :]
 
     @cached_property
-    def _network(self) -> nn.Module:
+    def _network(self) -> Any:
         return fold_batch_norms(self.model, self.crop_size) if self.device.type == "cpu" else self.model
 
     def _of_crops(self, crops: Tensor) -> list[tuple[Tensor, float | None]]:
@@ -235,8 +234,9 @@ class Stage:
         logits = torch.stack([logits for logits, _ in of_crops])
         mean = logits.mean(0)
         crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
-        ood_score = None if self.feature_bank is None else float(np.mean([score for _, score in of_crops]))
-        return Scored(mean, len(logits), crop_std, chosen.needed, ood_score, logits, tuple(chosen.corners))
+        distances = [distance for _, distance in of_crops if distance is not None]
+        ood_score = float(np.mean(distances)) if distances else None
+        return Scored(mean, len(logits), crop_std, chosen.needed, logits, tuple(chosen.corners), ood_score)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""

@@ -17,10 +17,10 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from PIL import Image
 from pygments.formatters import HtmlFormatter
+from tqdm import tqdm
 
 from dfd import config, plots
 from dfd.core.io import PART, TEMPLATES, read_json, write_text
-from dfd.core.runs import size
 from dfd.evaluate.compare import Comparison
 from dfd.reports import summary
 from dfd.reports.cards import CARDS
@@ -64,7 +64,7 @@ def write_index(out: Path) -> Path:
         own.add(page)
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in config.CHECKPOINTS]
     values = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
-    files = [path for path in sorted(out.iterdir()) if path.is_file() and path.name not in own]
+    files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.name not in own]
     return render(
         out / "index.html",
         "index.html.j2",
@@ -76,7 +76,7 @@ def write_index(out: Path) -> Path:
         notebooks=notebooks,
         warnings=warnings(out),
         cards={name: title for name, (title, _) in CARDS.items() if (out / name).exists()},
-        files={p.name: size(p.stat().st_size) for p in files if p.suffix != PART and p.name[0] != "."},
+        files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
         **summary.beside(out),
     )
 

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from dfd import config
-from dfd.train.loop import from_main_process, is_main_process, worker_count
+from dfd.train.processes import from_main_process, is_main_process
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
 
-__all__ = ["fit", "fit_stage1", "fit_stage2", "from_main_process", "is_main_process", "worker_count"]
+__all__ = ["fit", "fit_stage1", "fit_stage2", "from_main_process", "is_main_process"]
 
 
 def fit(

@@ -1,4 +1,4 @@
-"""What both stages' trainings share: processes, draws, steps, states to resume from, history and tracking.
+"""What both stages' trainings share: processes, loaders, steps, validation, and when to save and to stop.
 
 Several processes (`accelerate launch`, or `dfd.train.fit` on several GPUs) follow DistributedDataParallel: each takes
 its part of every batch, gradients are averaged, and a batch norm sees its own process's part alone.
@@ -6,46 +6,35 @@ its part of every batch, gradients are averaged, and a batch norm sees its own p
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-import shutil
 import signal
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, PartialState, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, patch_environment, set_seed
+from accelerate import Accelerator, InitProcessGroupKwargs, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from dfd import __version__, config
+from dfd import config
 from dfd.core import runs
 from dfd.core.images import ImageError
-from dfd.core.io import digest
-from dfd.data import manifest
-from dfd.data.crops import EpochSampler, Seeded, seeds
-from dfd.inference import stage as inference
+from dfd.data.crops import EpochSampler, seeds
+from dfd.inference import build_model
+from dfd.inference.stage import uses_bfloat16
+from dfd.train.checkpoint import Checkpoint, Tracking
+from dfd.train.processes import TIMEOUT, build_loader
 
-TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
-MAX_WORKERS = 8  # loader processes, where none are asked for
-MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
-NOT_LEARNT_FROM = (  # parameters that leave the weights as they are; the checkpoint does not hold them
-    "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
-)  # fmt: skip
-NOT_IN_KEY = ("minutes", "crops", "crop_mode")  # a training may go on with others
 PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
 
 
@@ -59,7 +48,13 @@ class Learner:
         rise = LinearLR(self.optimizer, 0.01, total_iters=warmup)
         fall = CosineAnnealingLR(self.optimizer, max(1, steps - warmup), eta_min=0.01 * lr)
         self.schedule = SequentialLR(self.optimizer, [rise, fall], [warmup])
-        self.stateful = {"network": network, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "schedule")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part)
 
 
 class Trainer:
@@ -82,24 +77,20 @@ class Trainer:
         on_epoch: Callable[[pd.DataFrame], None] | None = None,
     ):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
-        self.out, self.root, self.tracker = Path(cfg.out), Path(table.attrs["root"]), _tracker(cfg)
-        bfloat16 = inference.uses_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.root, self.tracking = Path(table.attrs["root"]), Tracking(stage, cfg)
+        self.checkpoint = Checkpoint(stage, table, cfg, classes)
+        has_gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="bf16" if bfloat16 else "no",
-            log_with=self.tracker,
-            project_dir=self.out / "tensorboard",
+            cpu=not has_gpu,
+            mixed_precision="bf16" if uses_bfloat16(torch.device("cuda" if has_gpu else "cpu")) else "no",
+            log_with=self.tracking.name,
+            project_dir=Path(cfg.out) / "tensorboard",
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main, self.is_alone = self.accelerator.is_main_process, self.accelerator.num_processes == 1
         runs.keep_freed()
-        self.settings = {name: value for name, value in cfg.model_dump().items() if name not in NOT_LEARNT_FROM}
-        self.manifest_hash = manifest.digest(table)
-        learnt_from = {name: value for name, value in self.settings.items() if name not in NOT_IN_KEY}
-        self.key = digest(__version__, stage, self.manifest_hash, learnt_from)
-        self.best_path, self.state_path = self.out / config.CHECKPOINTS[stage], self.out / f"train_{stage}.pt"
         self.learners: dict[str, Learner] = {}
         self.loaders: dict[str, DataLoader] = {}
         self.history: list[dict[str, float]] = []
@@ -108,40 +99,23 @@ class Trainer:
         self.stop, self.saved, self.began, self.out_of_time = runs.Stop(), time.monotonic(), 0.0, False
 
     def is_finished(self) -> bool:
-        """Whether the best checkpoint is that of a finished training of the same data and parameters; says so."""
-        if self.cfg.resume and self.is_main and self.best_path.exists():
-            best = torch.load(self.best_path, map_location="cpu", weights_only=True)
-            if best["key"] == self.key and best["finished"]:
-                print(f"{self.stage}: {self.best_path.name} is already trained on this data with these parameters.")
-                inference.update_checkpoint(self.best_path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
-                self.history = best["history"]
-                if self.on_epoch:
-                    self.on_epoch(pd.DataFrame(self.history))
-        self.history = broadcast_object_list([self.history])[0]
+        """Whether this training was finished before, on the same data with the same parameters; says so."""
+        self.history = broadcast_object_list([self.checkpoint.finished_history() if self.is_main else None])[0]
+        if self.history and self.on_epoch and self.is_main:
+            self.on_epoch(pd.DataFrame(self.history))
         return bool(self.history)
 
     def load(self, name: str, data: Dataset, sampler: EpochSampler | None = None) -> None:
         """Load balanced batches for `batches`, under the name train, or one crop of each image for `validate`."""
-        workers, on_cpu = worker_count(self.cfg.workers), self.device.type == "cpu"
-        every_image = list(enumerate(seeds(len(data), self.cfg.seed, 0)))
-        loader = DataLoader(
-            Seeded(data),
-            self.cfg.batch_size,
-            sampler=sampler or every_image,
-            num_workers=workers,
-            pin_memory=not on_cpu,
-            persistent_workers=workers > 0,
-            worker_init_fn=partial(_start_worker, share_cores=on_cpu),
-            generator=torch.Generator(),  # else it would draw from torch's own
-        )
-        self.loaders[name] = self.accelerator.prepare(loader)
+        draws = sampler or list(enumerate(seeds(len(data), self.cfg.seed, 0)))
+        self.loaders[name] = self.accelerator.prepare(build_loader(data, draws, self.cfg, self.device))
         self.sampler = sampler or self.sampler
 
     def build_model(self) -> nn.Module:
         """The stage's network, and the moving average of its weights, which is what is validated and kept."""
         set_seed(self.cfg.seed)
-        model = inference.build_model(self.stage, self.settings, len(self.classes), pretrained=self.cfg.pretrained)
-        self.model = model.to(self.device)
+        settings, pretrained = self.checkpoint.settings, self.cfg.pretrained
+        self.model = build_model(self.stage, settings, len(self.classes), pretrained).to(self.device)
 
         def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
             decay = min(self.cfg.ema, (1 + int(count)) / (10 + int(count)))  # fast while the weights are young
@@ -150,7 +124,7 @@ class Trainer:
         self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         return self.model
 
-    def add(self, name: str, network: nn.Module, lr: float, every: int = 1, of_model: bool = False) -> None:
+    def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
         """Let a network learn; the training data are loaded.
 
         Args:
@@ -158,18 +132,17 @@ class Trainer:
             network: on the device.
             lr: learning rate at its highest.
             every: batches for one of its steps.
-            of_model: it is the model or a part of it: its loss is the train_loss, and the average follows it.
         """
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
-        self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, "train" if of_model else name)
+        self.learners[name] = Learner(
+            network, lr, self.cfg.weight_decay, steps, "train" if network is self.model else name
+        )
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Work alone in the run folder; a signal ends the training after the step, with a state and Interrupted."""
         say = f"{self.stage}: stopping after this step; once more ends at once."
-        variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out.resolve() / "mlruns").as_uri()}
-        unset = {name: value for name, value in variables.items() if name not in os.environ}
-        with runs.run_lock(self.out), runs.deferred(say) as self.stop, patch_environment(**unset):
+        with runs.run_lock(self.cfg.out), runs.deferred(say) as self.stop, self.tracking.environment():
             try:
                 yield
             finally:
@@ -267,19 +240,17 @@ class Trainer:
         title = f"{self.stage} epoch {row['epoch']}/{self.cfg.num_epochs}"
         self.accelerator.print(f"{title}: {shown} ({row['seconds']:.0f} s, at most {left:.0f} s left)")
         if self.is_main:
-            self._track()
+            self.tracking.log(self.accelerator, self.history)
             if self.on_epoch:
                 self.on_epoch(pd.DataFrame(self.history))
             if is_better:
-                self._save_best()
+                self.checkpoint.save_best(self.averaged.module, self.history)
         self._save_state()
 
     def finish(self) -> pd.DataFrame:
-        """Mark the best checkpoint as finished and drop the state, unless the time was out; gives the history."""
-        if self.is_main:
-            inference.update_checkpoint(self.best_path, history=self.history, finished=not self.out_of_time)
-            if not self.out_of_time:
-                self.state_path.unlink(missing_ok=True)
+        """Mark the training as finished, unless its time was out; gives the history."""
+        if self.is_main and not self.out_of_time:
+            self.checkpoint.finish(self.history)
         self.accelerator.wait_for_everyone()
         return pd.DataFrame(self.history)
 
@@ -296,7 +267,7 @@ class Trainer:
             self._save_state()
             if not self.root.is_dir():
                 text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-                raise FileNotFoundError(f"{text}What is trained is kept in {self.state_path}") from error
+                raise FileNotFoundError(f"{text}What is trained is kept in {self.checkpoint.state_path}") from error
             if isinstance(error, ImageError):  # a loader process adds its traceback to the text
                 raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
             raise
@@ -309,9 +280,12 @@ class Trainer:
             self._save_state()
         if is_stopped:
             self.accelerator.wait_for_everyone()  # the first to end takes the others with it
+            number = self.stop.number or signal.SIGTERM
+            if not self.is_main:
+                raise SystemExit(128 + number)
             how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
-            text = f"{self.stage}: stopped after {self._where()}; kept in {self.state_path}. {how} on from there."
-            raise runs.Interrupted(text, self.stop.number or signal.SIGTERM)
+            text = f"stopped after {self._where()}; kept in {self.checkpoint.state_path}. {how} on from there."
+            raise runs.Interrupted(f"{self.stage}: {text}", number)
 
     def _where(self) -> str:
         epoch = len(self.history)
@@ -322,7 +296,7 @@ class Trainer:
 
     def _anywhere(self, *flags: Any) -> list[bool]:
         """Whether each flag is set in any of the processes."""
-        counts = torch.tensor([float(bool(flag)) for flag in flags], device=self.device)
+        counts = torch.tensor([bool(flag) for flag in flags], dtype=torch.int, device=self.device)
         return (self.accelerator.reduce(counts) > 0).tolist()
 
     def _average(self, tensors: list[Tensor]) -> None:
@@ -340,98 +314,20 @@ class Trainer:
     def _save_state(self) -> None:
         self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
         if self.is_main:
-            networks = {
-                name: {part: value.state_dict() for part, value in learner.stateful.items()}
-                for name, learner in self.learners.items()
-            }
-            progress = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
-            state = {"key": self.key, "networks": networks, "averaged": self.averaged.state_dict(), **progress}
-            inference.save_checkpoint(state, self.state_path)
+            state = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
+            state |= {"networks": {name: learner.state_dict() for name, learner in self.learners.items()}}
+            self.checkpoint.save_state(state | {"averaged": self.averaged.state_dict()})
 
     def _resume(self) -> None:
-        state = None
-        if self.cfg.resume and self.is_main and self.state_path.exists():
-            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-            if state["key"] != self.key:
-                self._say(f"{self.state_path.name} belongs to other data or parameters; starting afresh.")
-                state = None
-        state = broadcast_object_list([state])[0]
+        state = broadcast_object_list([self.checkpoint.load_state() if self.is_main else None])[0]
         if state is None:
-            for module in (self.averaged, *(learner.network for learner in self.learners.values())):
-                self._broadcast(module)
+            for learner in self.learners.values():
+                self._broadcast(learner.network)
             return
         for name, learner in self.learners.items():
-            for part, value in learner.stateful.items():
-                value.load_state_dict(state["networks"][name][part])
+            learner.load_state_dict(state["networks"][name])
         self.averaged.load_state_dict(state["averaged"])
         for name in PROGRESS:
             setattr(self, name, state[name])
         self.losses = defaultdict(list, self.losses)
         self._say(f"going on after {self._where()}.")
-
-    def _save_best(self) -> None:
-        buffers, cfg = dict(self.model.named_buffers()), self.cfg  # stage 2 normalises by the image: no mean, no std
-        statistics = {name: buffers[name].flatten().tolist() if name in buffers else None for name in ("mean", "std")}
-        quality = cfg.equalise_quality if cfg.equalise else None
-        content = {
-            "stage": self.stage, "classes": self.classes, "weights": self.averaged.module.state_dict(),
-            "preprocessing": {"crop_size": cfg.crop_size, "equalise_quality": quality, **statistics},
-            "crops": cfg.crops, "crop_mode": cfg.crop_mode, "threshold": 0.5, "temperature": 1.0,
-            "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
-            "metrics": {"val": self.history[-1]}, "history": self.history,
-        }  # fmt: skip
-        inference.save_checkpoint(content, self.best_path)
-
-    def _track(self) -> None:
-        """Log the last epoch, or all where this process has logged none; a log that fails is given up with one line."""
-        try:
-            if self.tracker and not self.accelerator.trackers:
-                name = "dfd" if self.tracker == "mlflow" else self.stage
-                shutil.rmtree(self.out / "tensorboard" / name, ignore_errors=True)
-                values = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in self.settings.items()}
-                options = {"mlflow": {"run_name": f"{self.out.resolve().name} {self.stage}"}}
-                self.accelerator.init_trackers(name, values, options)
-                for row in self.history[:-1]:
-                    self.accelerator.log(row, step=row["epoch"])
-            if self.tracker:
-                self.accelerator.log(self.history[-1], step=len(self.history))
-        except Exception as error:  # whatever a log or its server does, the training goes on
-            reason = (str(error).splitlines() or [""])[0]
-            self._say(f"{self.tracker} failed ({type(error).__name__}: {reason}); going on without it.")
-            self.tracker, self.accelerator.trackers = None, []
-
-
-def _tracker(cfg: config.Training) -> str | None:
-    """The tracker for accelerate, if its package is installed."""
-    name = {"auto": "tensorboard", "none": None}.get(cfg.track, cfg.track)
-    if name and importlib.util.find_spec(name) is None:
-        if cfg.track != "auto":
-            raise config.ConfigError(f"track is {name}, but the package {name} is not installed; or set track to none")
-        name = None
-    return name
-
-
-def is_main_process() -> bool:
-    """Whether this process is the first of a training's, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def from_main_process(function: Callable[[], Any]) -> Any:
-    """What a function gives in the first process of a training, in all of them; the others wait."""
-    if "WORLD_SIZE" not in os.environ:
-        return function()
-    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    return broadcast_object_list([function() if is_main_process() else None])[0]
-
-
-def worker_count(asked: int) -> int:
-    """Loader processes of one process of a training; below 0 its share of the machine's cores, at most MAX_WORKERS."""
-    share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return asked if asked >= 0 else min(MAX_WORKERS, max(1, share))
-
-
-def _start_worker(number: int, share_cores: bool) -> None:
-    """Leave signals to the training, and give way to it where it computes on the same cores."""
-    runs.left_to_the_parent(number)
-    if share_cores and hasattr(os, "nice"):
-        os.nice(5)

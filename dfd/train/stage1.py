@@ -101,7 +101,7 @@ def fit_stage1(
     trainer.load("degraded", crops(val, degrade=degrade))
 
     detector, launderer = trainer.build_model(), None
-    trainer.add("detector", detector, cfg.lr_gc, of_model=True)
+    trainer.add("detector", detector, cfg.lr_gc)
     if cfg.adversarial:
         launderer = Launderer(cfg).to(trainer.device)
         trainer.add("launderer", launderer.generator, cfg.lr_gc, every=cfg.adversarial_every)

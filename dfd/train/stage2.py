@@ -150,7 +150,7 @@ def fit_stage2(
     trainer.load("val", GFDTwoViewDataset(val, root, classes, **crops))
 
     model, disentangler = trainer.build_model(), None
-    trainer.add("model", model, cfg.lr_gc, of_model=True)
+    trainer.add("model", model, cfg.lr_gc)
     if carries:
         disentangler = Disentangler(cfg).to(trainer.device)
         if disentangler.discriminator is not None:
@@ -184,5 +184,6 @@ def fit_stage2(
             accuracy = balanced_accuracy_score(source, logits.argmax(1))
             trainer.end_epoch(accuracy, loss, val_balanced_accuracy=accuracy)
     if trainer.is_main:
-        fit_feature_bank(Stage.load(trainer.best_path), train, trainer.best_path, seed=cfg.seed)
+        path = trainer.checkpoint.path
+        fit_feature_bank(Stage.load(path), train, path, seed=cfg.seed)
     return trainer.finish()

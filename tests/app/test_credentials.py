@@ -68,7 +68,7 @@ def test_a_signature_that_nobody_vouches_for_is_not_verified(signed):
 def test_the_trust_list_can_stand_in_the_environment(signed, monkeypatch):
     data, trust = signed
     monkeypatch.setenv(metadata.TRUST, str(trust))
-    found = metadata.read_facts(data).credentials
+    found = metadata.read_metadata(data).credentials
     assert found.state == "verified"
     assert found.signer == "<b>Camera</b> Maker"  # a direction mark is no letter; escaping is the page's business
     assert found.made_with.startswith("Painter 2") and found.says == ("created: made by a trained model",)

@@ -31,13 +31,17 @@ def test_an_examination_holds_what_predict_says(run, image):
     path = run / "x.png"
     image.save(path)
     detector = Detector.load(run)
-    one, (verdict,) = examine.examine(detector, path), detector.predict([path])
-    assert one.verdict.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and one.verdict.path == str(path)
-    assert (one.name, one.threshold, one.facts.format) == ("x.png", 0.5, "PNG")
-    odds = [np.log(crop.p_fake / (1 - crop.p_fake)) for crop in one.crops]
-    assert len(odds) == 5 and one.crops[0].top == (100 - 32) // 2 and one.crops[0].left == (130 - 32) // 2
-    assert 1 / (1 + np.exp(-np.mean(odds))) == pytest.approx(one.verdict.p_fake, abs=1e-3)
-    plain = json.loads(json.dumps(one.asdict()))
+    examination, (verdict,) = examine.examine(detector, path), detector.predict([path])
+    assert examination.verdict.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and examination.verdict.path == str(
+        path
+    )
+    assert (examination.name, examination.threshold, examination.metadata.format) == ("x.png", 0.5, "PNG")
+    odds = [np.log(crop.p_fake / (1 - crop.p_fake)) for crop in examination.crops]
+    assert (
+        len(odds) == 5 and examination.crops[0].top == (100 - 32) // 2 and examination.crops[0].left == (130 - 32) // 2
+    )
+    assert 1 / (1 + np.exp(-np.mean(odds))) == pytest.approx(examination.verdict.p_fake, abs=1e-3)
+    plain = json.loads(json.dumps(examination.asdict()))
     assert plain["by_crop"][0]["size"] == 32 and plain["facts"]["bytes"] == path.stat().st_size
 
 
@@ -51,14 +55,14 @@ def test_all_kinds_of_source_get_one_answer(kind, run, image):
     detector = Detector.load(run)
     assert detector(sources[kind]).p_fake == detector(image).p_fake
     assert examine.examine(detector, sources[kind]).verdict.p_fake == detector(image).p_fake
-    assert [one.p_fake for one in detector([sources[kind], path])] == [detector(image).p_fake] * 2
+    assert [verdict.p_fake for verdict in detector([sources[kind], path])] == [detector(image).p_fake] * 2
 
 
 def test_batches_of_arrays_and_tensors(run):
     detector, pixels = Detector.load(run), np.stack([np.asarray(noise(40, 40, seed)) for seed in range(3)])
     tensors = torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)
-    scores = [one.p_fake for one in detector(pixels)]
-    assert len(set(scores)) == 3 and [one.p_fake for one in detector(tensors)] == scores
+    scores = [verdict.p_fake for verdict in detector(pixels)]
+    assert len(set(scores)) == 3 and [verdict.p_fake for verdict in detector(tensors)] == scores
 
 
 @pytest.mark.parametrize(
@@ -119,19 +123,19 @@ def test_words_for_unknown_generators_and_candidates(run, image):
     assert f"stay possible: {verdict.source}; such a list holds the right one 90% of the time" in text
     width = detector.stage2.model.classifier.backbone.num_features
     update_checkpoint(stage2, feature_bank=torch.rand(12, width), ood_threshold=-1.0)
-    one = examine.examine(Detector.load(run), image)
-    assert one.headline == "Called generated, by an unknown generator" and "No training image" in " ".join(
-        one.sentences
+    examination = examine.examine(Detector.load(run), image)
+    assert examination.headline == "Called generated, by an unknown generator" and "No training image" in " ".join(
+        examination.sentences
     )
 
 
 def test_crops_that_disagree_are_counted(run, image):
     detector = Detector.load(run)
-    one = examine.examine(detector, image)
-    middle = float(np.median([crop.p_fake for crop in one.crops]))
+    examination = examine.examine(detector, image)
+    middle = float(np.median([crop.p_fake for crop in examination.crops]))
     update_checkpoint(run / CHECKPOINTS["stage1"], threshold=middle)
     text = said(Detector.load(run), image)
-    agree = 3 if one.verdict.p_fake >= middle else 2
+    agree = 3 if examination.verdict.p_fake >= middle else 2
     assert f"{agree} of its 5 crops agree with the answer" in text
     assert "no second view" in " ".join(examine.examine(detector, image, crops=1).sentences)
 
@@ -152,23 +156,24 @@ def test_the_curve_starts_at_the_answer_and_moves(run, image):
 
 def test_evidence_is_drawn_kind_by_kind(run, image):
     detector = Detector.load(run)
-    one = examine.examine(detector, image)
-    drawn = evidence.draw(detector, one)
-    assert next(drawn).title == "Scores by place" and list(one.pictures) == ["crops"]
-    assert [picture.title for picture in drawn] == ["Residual", "Spectrum", "Grad-CAM"]
-    assert list(one.pictures) == ["crops", "residual", "spectrum", "gradcam"]
-    assert [label for label, _ in one.pictures["spectrum"].tiles] == ["this image"]
-    assert len(one.pictures["gradcam"].tiles) == 5
-    for picture in one.pictures.values():
+    examination = examine.examine(detector, image)
+    evidence.draw(detector, examination, "residual")
+    assert [picture.title for picture in examination.pictures.values()] == ["Residual"]
+    evidence.draw(detector, examination)
+    assert list(examination.pictures) == ["residual", "crops", "spectrum", "gradcam"]
+    assert [label for label, _ in examination.pictures["spectrum"].tiles] == ["this image"]
+    assert len(examination.pictures["gradcam"].tiles) == 5
+    for picture in examination.pictures.values():
         assert picture.caption and all(tile.mode == "RGB" for _, tile in picture.tiles)
-    assert one.without_image().pictures == {} and one.pictures
+    assert examination.without_image().pictures == {} and examination.pictures
 
 
 def test_the_map_colours_what_was_looked_at_and_nothing_else(run):
     grey = Image.new("RGB", (800, 800), (128, 128, 128))
     detector = Detector.load(run)
-    one = examine.examine(detector, grey, crops=1)
-    pixels = np.asarray(evidence.crop_map(detector, one)[1][0][1]).astype(int)
+    examination = examine.examine(detector, grey, crops=1)
+    evidence.draw(detector, examination, "crops")
+    pixels = np.asarray(examination.pictures["crops"].tiles[0][1]).astype(int)
     assert pixels.shape == (768, 768, 3) and (pixels[10, 10] == 128).all()
     assert np.ptp(pixels[384 - 12, 384 - 12]) > 10
 
@@ -177,10 +182,11 @@ def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image)
     prints = {name: fingerprint.Fingerprint(None, np.random.rand(32, 32), 3) for name in ("ProGAN", "BigGAN")}
     fingerprint.save_spectra(prints, run)
     detector = Detector.load(run)
-    _, tiles = evidence.spectrum(detector, examine.examine(detector, image))
-    assert [label for label, _ in tiles] == ["this image", "BigGAN", "ProGAN"]
+    examination = examine.examine(detector, image)
+    evidence.draw(detector, examination, "spectrum")
+    assert [label for label, _ in examination.pictures["spectrum"].tiles] == ["this image", "BigGAN", "ProGAN"]
 
 
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
-    one = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
-    assert one.name == "../../etc/pass wd gnp.exe" and one.verdict.path is None
+    examination = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
+    assert examination.name == "../../etc/pass wd gnp.exe" and examination.verdict.path is None

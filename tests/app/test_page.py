@@ -11,7 +11,7 @@ from networks import content, noise
 from PIL import Image, PngImagePlugin
 
 from dfd.app import evidence, page
-from dfd.app.examine import examine, refused
+from dfd.app.examine import examine, examine_or_refuse
 from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
@@ -37,8 +37,8 @@ def written(tmp_path_factory):
         kept.add_text(text[:70].replace("\n", " "), "value")
         jpeg = encoded(image, "JPEG", exif=exif, comment=text.encode())
         made += [examine(detector, data, text) for data in (jpeg, encoded(image, "PNG", pnginfo=kept))]
-    list(evidence.draw(detector, made[0]))
-    made += [refused(text, text) for text in HOSTILE]
+    evidence.draw(detector, made[0])
+    made += [examine_or_refuse(detector, text, text) for text in HOSTILE]
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(page.page(made, title=HOSTILE[0], model=HOSTILE[1]), "utf-8")
     return path
@@ -46,8 +46,10 @@ def written(tmp_path_factory):
 
 def test_foreign_text_is_escaped_everywhere(written):
     text = written.read_text("utf-8")
-    for one in HOSTILE[:3]:
-        assert one not in text and html.escape(one).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
+    for hostile in HOSTILE[:3]:
+        assert (
+            hostile not in text and html.escape(hostile).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
+        )
     assert "{{ 7 * 7 }}" in text
     assert "<script" not in text and not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', '""', text))
 
@@ -61,12 +63,17 @@ def test_a_page_loads_nothing_and_says_so(written):
 
 def test_a_page_says_what_the_answer_rests_on():
     detector = Detector(*(Stage(content(stage)) for stage in CHECKPOINTS))
-    one = examine(detector, encoded(noise(130, 100), "JPEG", quality=80), "photo.jpg")
-    list(evidence.draw(detector, one))
-    text = html.unescape(page.page([one, refused("bad.png", "empty file (0 bytes)")], model="reports/mine"))
-    for sentence in (*one.sentences, one.headline, "No answer: empty file (0 bytes)", one.facts.sha256):
+    examination = examine(detector, encoded(noise(130, 100), "JPEG", quality=80), "photo.jpg")
+    evidence.draw(detector, examination)
+    text = html.unescape(page.page([examination, examine_or_refuse(detector, b"", "bad.png")], model="reports/mine"))
+    for sentence in (
+        *examination.sentences,
+        examination.headline,
+        "No answer: empty file (0 bytes)",
+        examination.metadata.sha256,
+    ):
         assert sentence in text
-    assert all(picture.caption in text for picture in one.pictures.values())
+    assert all(picture.caption in text for picture in examination.pictures.values())
     assert "nearest to libjpeg's 80, chroma 4:2:0" in text and "JPEG quantisation, luminance" in text
     assert text.count("<article") == 2 and text.count("data:image/png") == 1 + 2 + 1 + 5
 
@@ -79,10 +86,10 @@ def test_a_page_holds_one_image_at_a_time():
 
     def one_by_one():
         for seed in range(3):
-            one = examine(detector, noise(64, 64, seed))
-            alive.append(weakref.ref(one.image))
-            yield one
-            del one
+            examination = examine(detector, noise(64, 64, seed))
+            alive.append(weakref.ref(examination.image))
+            yield examination
+            del examination
             assert sum(image() is not None for image in alive) <= 1
 
     page.page(one_by_one())

@@ -57,12 +57,12 @@ def test_the_exit_code_says_whether_a_file_was_refused(call):
 def test_csv_holds_what_json_says(call):
     result = call("--json", "--csv", "out.csv", "in")
     for row, line in zip(rows("out.csv"), result.stdout.splitlines(), strict=True):
-        one = json.loads(line)
-        assert row["path"] == one["path"] and row["error"] == (one["error"] or "")
-        if not one["error"]:
-            assert float(row["p_fake"]) == one["p_fake"] and row["is_fake"] == str(one["is_fake"])
-            assert float(row["p_ProGAN"]) == one["p_source"]["ProGAN"]
-            assert row["candidates"].split("|") == one["candidates"]
+        answer = json.loads(line)
+        assert row["path"] == answer["path"] and row["error"] == (answer["error"] or "")
+        if not answer["error"]:
+            assert float(row["p_fake"]) == answer["p_fake"] and row["is_fake"] == str(answer["is_fake"])
+            assert float(row["p_ProGAN"]) == answer["p_source"]["ProGAN"]
+            assert row["candidates"].split("|") == answer["candidates"]
 
 
 def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path):
@@ -113,17 +113,10 @@ def test_report_is_the_page_with_every_file(call, tmp_path, monkeypatch):
     result = call("--report", "page.html", "--csv", "out.csv", "in")
     assert result.exit_code == 1 and len(rows("out.csv")) == 4
     text = (tmp_path / "page.html").read_text("utf-8")
-    assert text.count("<article") == 4 and text.count("Grad-CAM</h3>") == 3 and "not an image: an SVG" in text
+    assert text.count("<article") == 4 and text.count("Grad-CAM</h4>") == 3 and "not an image: an SVG" in text
     monkeypatch.setattr(predict, "MAX_PICTURED", 1)
     call("--report", "page.html", "in")
-    assert (tmp_path / "page.html").read_text("utf-8").count("Grad-CAM</h3>") == 1
-
-
-def test_the_seeds_spelling_works(call, tmp_path):
-    command = [sys.executable, "-m", "dfd.inference", "--model", "run", "--json", "--image", "in/a.png"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["path"] == "in/a.png"
+    assert (tmp_path / "page.html").read_text("utf-8").count("Grad-CAM</h4>") == 1
 
 
 @pytest.mark.slow

@@ -41,7 +41,11 @@ def labelled(counts, size=1):
 def draw(table, fixed=None, given=None, seed=0):
     nothing = pd.Series([None] * len(table), dtype=object)
     given, fixed = (nothing if values is None else values for values in (given, fixed))
-    return splits.assign(table, given, fixed, seed, **FRACTIONS)
+    return splits.assign(table.assign(given=given, fixed=fixed), seed, **FRACTIONS)
+
+
+def separate(table, given, fixed):
+    return splits.separate(table.assign(given=given, fixed=fixed))
 
 
 def test_equal_bytes_make_a_group():
@@ -84,7 +88,7 @@ def test_components_agree_with_a_loop_over_all_pairs():
 
 def test_new_image_that_bridges_two_splits_is_left_out():
     table = images(hashed([], range(60), range(120)) + unlike(1))
-    groups, dropped = splits.separate(table, series(*[None] * 4), series("train", None, "test", None))
+    groups, dropped = separate(table, series(*[None] * 4), series("train", None, "test", None))
     assert list(groups.index) == [0, 2, 3]
     assert groups.nunique() == 3
     assert dropped == {1: "near-duplicate of both train image A/0.png and test image A/2.png"}
@@ -92,21 +96,21 @@ def test_new_image_that_bridges_two_splits_is_left_out():
 
 def test_new_image_beside_an_old_one_joins_it():
     table = images(hashed([], range(60)))
-    groups, dropped = splits.separate(table, series(None, None), series("test", None))
+    groups, dropped = separate(table, series(None, None), series("test", None))
     assert groups[0] == groups[1] and not dropped
 
 
 def test_given_test_image_outranks_its_near_duplicate_in_train():
     table = images(hashed([], range(10)) + unlike(1))
     given = series("train", "test", "train")
-    groups, dropped = splits.separate(table, given, given)
+    groups, dropped = separate(table, given, given)
     assert list(groups.index) == [1, 2]
     assert dropped == {0: "near-duplicate of test image A/1.png (same group)"}
 
 
 def test_image_of_a_given_train_folder_never_joins_a_given_test_image():
     table = images(hashed([], range(10)) + unlike(1))
-    groups, dropped = splits.separate(table, series("train", "test", "train"), series(None, "test", None))
+    groups, dropped = separate(table, series("train", "test", "train"), series(None, "test", None))
     assert list(groups.index) == [1, 2]
     assert dropped == {0: "near-duplicate of test image A/1.png (same group)"}
 
@@ -119,9 +123,9 @@ def test_no_group_crosses_whatever_the_past():
     fixed = pd.Series(rng.choice(np.array(["train", "val", "test", None, None, None, None], dtype=object), 60))
     table = images(hashes, label="A")
     nothing = pd.Series([None] * 60, dtype=object)
-    groups, dropped = splits.separate(table, nothing, fixed)
+    groups, dropped = separate(table, nothing, fixed)
     kept = table.loc[groups.index].assign(group=groups)
-    sides = splits.assign(kept, nothing[groups.index], fixed[groups.index], 0, **FRACTIONS)
+    sides = draw(kept, fixed[groups.index], nothing[groups.index])
     assert sorted([*groups.index, *dropped]) == list(range(60))
     assert kept.group.nunique() > 10 and dropped
     assert (sides.groupby(kept.group).nunique() == 1).all()
@@ -133,8 +137,8 @@ def test_no_group_crosses_whatever_the_past():
 def test_group_names_do_not_depend_on_the_order():
     table = images(hashed([], range(10)) + unlike(2))
     nothing = series(*[None] * 4)
-    groups, _ = splits.separate(table, nothing, nothing)
-    turned, _ = splits.separate(table[::-1].reset_index(drop=True), nothing, nothing)
+    groups, _ = separate(table, nothing, nothing)
+    turned, _ = separate(table[::-1].reset_index(drop=True), nothing, nothing)
     assert list(groups) == list(turned[::-1])
 
 
@@ -197,8 +201,7 @@ def test_class_of_three_groups_is_in_every_split():
 
 def test_class_that_the_draw_left_out_is_moved_in():
     table = labelled({"A": 60, "B": 3})
-    nothing = pd.Series([None] * 63, dtype=object)
-    split = splits.assign(table, nothing, nothing, 0, 0.2, 0.005)  # less than one image for the test split
+    split = splits.assign(table.assign(given=None, fixed=None), 0, 0.2, 0.005)  # less than one image for the test split
     assert pd.crosstab(table.label, split)["test"].to_dict() == {"A": 1, "B": 1}
 
 

@@ -27,7 +27,7 @@ def trainer_of(table, cfg):
     trainer = loop.Trainer("stage1", table, cfg, ["real", "fake"])
     train = table[table["split"] == "train"]
     trainer.load("train", crops.RealFakeDataset(train, cfg.data, cfg.crop_size), crops.EpochSampler(train, cfg, True))
-    trainer.add("detector", trainer.build_model(), cfg.lr_gc, of_model=True)
+    trainer.add("detector", trainer.build_model(), cfg.lr_gc)
     return trainer
 
 

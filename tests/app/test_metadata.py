@@ -1,6 +1,7 @@
 """What a file says of itself, however broken or hostile it is."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def test_facts_of_a_jpeg(tmp_path):
     exif[0x010F], exif[0x0110] = "Maker", "<script>alert(1)</script>\x07\nnext"
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded(picture(0, 64, 48), "JPEG", quality=80, exif=exif, comment=b"made \xff here"))
-    found = metadata.read_facts(path)
+    found = metadata.read_metadata(path)
     assert (found.width, found.height, found.mode, found.format, found.frames) == (64, 48, "RGB", "JPEG", 1)
     assert (found.jpeg_quality, found.subsampling) == (80, "4:2:0")
     assert found.jpeg_tables.keys() == {"luminance", "chrominance"}
@@ -25,25 +26,25 @@ def test_facts_of_a_jpeg(tmp_path):
     assert found.exif == {"Make": "Maker", "Model": "<script>alert(1)</script> next"}
     assert found.text["comment"] == "made \ufffd here"
     assert found.bytes == path.stat().st_size and len(found.sha256) == 64
-    assert found == metadata.read_facts(path.read_bytes()) and found.note is None
+    assert found == metadata.read_metadata(path.read_bytes()) and found.note is None
 
 
 def test_text_of_a_png_is_shown_and_cut_short():
     kept = PngImagePlugin.PngInfo()
     kept.add_text("parameters", "a castle " * 500)
-    found = metadata.read_facts(encoded(picture(1), "PNG", pnginfo=kept))
+    found = metadata.read_metadata(encoded(picture(1), "PNG", pnginfo=kept))
     assert found.text["parameters"].startswith("a castle") and len(found.text["parameters"]) == 200
     assert found.jpeg_tables == {} and found.jpeg_quality is None
 
 
 def test_an_animation_counts_its_frames():
     data = encoded(picture(1), "GIF", save_all=True, append_images=[picture(2), picture(3)])
-    assert metadata.read_facts(data).frames == 3
+    assert metadata.read_metadata(data).frames == 3
 
 
 def test_pixels_have_no_file():
     for source in (picture(1, 30, 20), np.zeros((20, 30, 3), np.uint8), torch.zeros(3, 20, 30)):
-        found = metadata.read_facts(source)
+        found = metadata.read_metadata(source)
         assert (found.width, found.height, found.bytes) == (30, 20, None)
 
 
@@ -54,7 +55,7 @@ def test_malformed_exif_is_a_note_and_no_error(start):
     exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
     raw = bytearray(exif.tobytes())
     raw[start : start + 8] = b"\xff" * 8
-    found = metadata.read_facts(encoded(picture(4), "JPEG", exif=bytes(raw)))
+    found = metadata.read_metadata(encoded(picture(4), "JPEG", exif=bytes(raw)))
     assert found.format == "JPEG" and all(text.isprintable() for text in found.exif.values())
 
 
@@ -63,10 +64,10 @@ def test_every_kind_of_file_has_facts_or_a_reason(tmp_path):
         path = tmp_path / name
         if not path.exists() or not path.is_file():
             with pytest.raises(images.ImageError):
-                metadata.read_facts(path)
+                metadata.read_metadata(path)
             continue
-        found = metadata.read_facts(path)
-        json.dumps(found.asdict())
+        found = metadata.read_metadata(path)
+        json.dumps(asdict(found))
         assert found.bytes is not None and (found.format is not None or expected is not GOOD)
 
 
@@ -74,7 +75,7 @@ def test_a_file_above_the_limit_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     path.write_bytes(encoded(picture(5), "PNG"))
     monkeypatch.setattr(images, "MAX_BYTES", path.stat().st_size - 1)
-    for read in (metadata.read_facts, images.load_rgb, images.inspect):
+    for read in (metadata.read_metadata, images.load_rgb, images.inspect):
         with pytest.raises(images.ImageError, match="oversized: 0 MB"):
             read(path)
     with pytest.raises(images.ImageError, match="oversized"):

@@ -1,0 +1,122 @@
+"""What a training leaves in the run folder: its best epoch, the state to resume from, and the log of its epochs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import patch_environment
+from torch import nn
+
+from dfd import __version__, config
+from dfd.core.io import digest
+from dfd.data import manifest
+from dfd.inference import save_checkpoint, update_checkpoint
+
+NOT_LEARNT_FROM = {  # parameters that leave the weights as they are; the checkpoint does not hold them
+    "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
+}  # fmt: skip
+NOT_IN_KEY = {"minutes", "crops", "crop_mode"}  # a training may go on with others
+MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
+
+
+class Checkpoint:
+    """The best epoch of a training, a checkpoint of `dfd.inference`, and the state to resume from; both whole files.
+
+    One file in place of accelerate's `save_state`: it is renamed when all of it is written, and holds plain values.
+    `key` names data, parameters and version; a file with another key is not used.
+    """
+
+    def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
+        self.stage, self.cfg, self.classes, self.manifest_hash = stage, cfg, classes, manifest.digest(table)
+        self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
+        self.key = digest(__version__, stage, self.manifest_hash, cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY))
+        self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
+
+    def finished_history(self) -> list[dict[str, float]]:
+        """The history where the training is finished, or an empty one."""
+        best = self._load(self.path) if self.cfg.resume and self.path.exists() else {}
+        if best.get("key") != self.key or not best["finished"]:
+            return []
+        print(f"{self.stage}: {self.path.name} is already trained on this data with these parameters.")
+        update_checkpoint(self.path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
+        return best["history"]
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state to resume from, if there is one and it fits."""
+        state = self._load(self.state_path) if self.cfg.resume and self.state_path.exists() else None
+        if state and state["key"] != self.key:
+            print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
+            return None
+        return state
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the state to resume from."""
+        save_checkpoint({"key": self.key, **state}, self.state_path)
+
+    def save_best(self, model: nn.Module, history: list[dict[str, float]]) -> None:
+        """Write the best epoch, the history's last."""
+        buffers, cfg = dict(model.named_buffers()), self.cfg  # stage 2 normalises by the image: it has no mean, no std
+        statistics = {name: buffers[name].flatten().tolist() if name in buffers else None for name in ("mean", "std")}
+        quality = cfg.equalise_quality if cfg.equalise else None
+        content = {
+            "stage": self.stage, "classes": self.classes, "weights": model.state_dict(),
+            "preprocessing": {"crop_size": cfg.crop_size, "equalise_quality": quality, **statistics},
+            "crops": cfg.crops, "crop_mode": cfg.crop_mode, "threshold": 0.5, "temperature": 1.0,
+            "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
+            "metrics": {"val": history[-1]}, "history": history,
+        }  # fmt: skip
+        save_checkpoint(content, self.path)
+
+    def finish(self, history: list[dict[str, float]]) -> None:
+        """Mark the best epoch as that of a finished training, and drop the state."""
+        update_checkpoint(self.path, history=history, finished=True)
+        self.state_path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _load(path: Path) -> dict[str, Any]:
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class Tracking:
+    """The epochs of a training in TensorBoard or MLflow, by accelerate; a log that fails is given up with one line."""
+
+    def __init__(self, stage: str, cfg: config.Training):
+        self.name = {"auto": "tensorboard", "none": None}.get(cfg.track, cfg.track)
+        self.stage, self.out, self.accelerator = stage, Path(cfg.out).resolve(), None
+        self.settings = cfg.model_dump(mode="json", exclude=NOT_LEARNT_FROM)
+        if self.name and importlib.util.find_spec(self.name) is None:
+            if cfg.track != "auto":
+                text = f"track is {self.name}, but the package {self.name} is not installed; or set track to none"
+                raise config.ConfigError(text)
+            self.name = None
+
+    @contextmanager
+    def environment(self):
+        """MLflow writes below the run folder, and asks nobody, unless its variables say otherwise."""
+        variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out / "mlruns").as_uri()}
+        with patch_environment(**{name: value for name, value in variables.items() if name not in os.environ}):
+            yield
+
+    def log(self, accelerator: Accelerator, history: list[dict[str, float]]) -> None:
+        """Log the last epoch, or all of them where this process has logged none."""
+        try:
+            rows = history[-1:]
+            if self.name and not accelerator.trackers:
+                rows, run_name = history, f"{self.out.name} {self.stage}"
+                shutil.rmtree(self.out / "tensorboard" / self.stage, ignore_errors=True)
+                name = "dfd" if self.name == "mlflow" else self.stage
+                accelerator.init_trackers(name, self.settings, {"mlflow": {"run_name": run_name}})
+            for row in rows if self.name else ():
+                accelerator.log(row, step=row["epoch"])
+        except Exception as error:  # whatever a log or its server does, the training goes on
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"{self.stage}: {self.name} failed ({type(error).__name__}: {reason}); going on without it.")
+            self.name, accelerator.trackers = None, []

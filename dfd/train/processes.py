@@ -1,0 +1,65 @@
+"""Processes of a training: those that load, and what those that train give one another."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader, Dataset
+
+from dfd import config
+from dfd.core import runs
+from dfd.data.crops import Seeded
+
+TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
+MAX_WORKERS = 8  # loader processes, where none are asked for
+Value = TypeVar("Value")
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of a training's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def from_main_process(function: Callable[[], Value]) -> Value:
+    """What a function gives in the first process of a training, in all of them; the others wait."""
+    if "WORLD_SIZE" not in os.environ:
+        return function()
+    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    return broadcast_object_list([function() if is_main_process() else None])[0]
+
+
+def build_loader(
+    data: Dataset, draws: Iterable[tuple[int, int]], cfg: config.Training, device: torch.device
+) -> DataLoader:
+    """Batches of a data set's draws, (index, seed) each, by loader processes that stay from epoch to epoch.
+
+    Below 0, `cfg.workers` asks for this process's share of the machine's cores, at most MAX_WORKERS.
+    """
+    share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = cfg.workers if cfg.workers >= 0 else min(MAX_WORKERS, max(1, share))
+    return DataLoader(
+        Seeded(data),
+        cfg.batch_size,
+        sampler=draws,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=partial(_start_worker, share_cores=device.type == "cpu"),
+        generator=torch.Generator(),  # else it would draw from torch's own
+    )
+
+
+def _start_worker(number: int, share_cores: bool) -> None:
+    """Leave signals to the training, and give way to it where it computes on the same cores."""
+    for signal_number in runs.SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
+    if share_cores and hasattr(os, "nice"):
+        os.nice(5)

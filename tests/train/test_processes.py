@@ -1,0 +1,120 @@
+"""Two processes on the CPU (gloo): the loss curve of one, one writer, a signal to one ends both, one goes on alone.
+
+In float32: bfloat16 rounds each value to three digits, which would hide a wrong mean. The networks have no batch norm,
+which sees its own process's part alone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfd import config
+
+HERE = Path(__file__).resolve().parents[1]
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --main_process_port 0 --dynamo_backend no".split()
+OPTIONS = {
+    "stage1": {"launderer_width": 4, "adversarial_every": 2},
+    "stage2": {"unet_width": 4, "carried_every": 2, "equalise": "false"},  # a JPEG makes whole levels of rounding
+}
+SHARED = {
+    "backbone": "test_efficientnet_gn", "pretrained": "false", "crop_size": 32, "batch_size": 8, "workers": 0,
+    "images_per_epoch": 32, "num_epochs": 3, "lr_gc": 2e-4, "perceptual_weight": 0, "track": "none",
+    "lr_d": 2e-6,  # the bias of a critic has a gradient of rounding alone under a hinge loss, and Adam makes whole steps
+}  # fmt: skip
+
+# Loaded by every interpreter that starts with its folder on PYTHONPATH: float32, and a list of what each process of
+# a training writes below the folder WATCHED.
+SITE = """
+import os, sys, torch
+torch.cpu._is_avx512_bf16_supported = lambda: False
+rank, watched = os.environ.get("RANK"), os.environ["WATCHED"]
+
+def note(event, given):
+    writes = event in ("os.rename", "os.remove", "os.mkdir") or event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes and str(given[0]).startswith(watched + "/"):
+        with open(f"{watched}.{rank}", "a") as log:
+            log.write(f"{event} {given[0]}\\n")
+
+if rank:
+    open(f"{watched}.pid.{rank}", "w").write(str(os.getpid()))
+    sys.addaudithook(note)
+"""
+
+
+class Launched:
+    """`python -m dfd train <stage>` on a tiny folder, in two processes or one."""
+
+    def __init__(self, stage, data, folder, processes=2, out="run", **changes):
+        (folder / "site").mkdir(exist_ok=True)
+        (folder / "site" / "sitecustomize.py").write_text(SITE)
+        self.stage, self.out = stage, folder / out
+        environment = os.environ | {
+            "PYTHONPATH": f"{folder / 'site'}:{HERE.parent}", "WATCHED": str(self.out), "OMP_NUM_THREADS": "1",
+            "DFD_CACHE": str(folder / "cache"), "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        options = [word for pair in (SHARED | OPTIONS[stage] | changes).items() for word in ("-p", *map(str, pair))]
+        launch = [*LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no"] if processes > 1 else []
+        train = ["-m", "dfd", "train", stage, "--data", str(data), "--out", str(self.out), *options]
+        self.process = subprocess.Popen(
+            [sys.executable, *launch, *train], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def end(self):
+        """Exit code and everything printed."""
+        try:
+            printed = self.process.communicate(timeout=240)[0]
+        finally:
+            self.process.kill()
+        return self.process.returncode, printed
+
+    def content(self):
+        return torch.load(self.out / config.CHECKPOINTS[self.stage], weights_only=True)
+
+    def written(self, rank):
+        log = Path(f"{self.out}.{rank}")
+        return log.read_text().splitlines() if log.exists() else []
+
+
+def compare(first, second, tolerance):
+    """The histories of two checkpoints of the same training, finished."""
+    assert first["finished"] and second["finished"] and len(first["history"]) == len(second["history"])
+    for row, other in zip(first["history"], second["history"], strict=True):
+        assert list(row) == list(other)
+        for name in set(row) - {"seconds"}:
+            assert row[name] == pytest.approx(other[name], abs=tolerance), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_processes_give_the_loss_curve_of_one_and_one_of_them_writes(stage, tiny_data, tmp_path):
+    two, one = Launched(stage, tiny_data, tmp_path), Launched(stage, tiny_data, tmp_path, 1, "alone")
+    code, printed = two.end()
+    assert code == 0, printed
+    assert one.end()[0] == 0
+    compare(two.content(), one.content(), 1e-3)
+    assert not two.written(1), "a process that is not the main one wrote"
+    assert any(config.CHECKPOINTS[stage] in line for line in two.written(0))
+    assert printed.count(f"{stage} epoch 2/3: train_loss") == 1 == printed.count("36 images in 36 groups")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_with_a_state_and_one_process_goes_on(tiny_data, tmp_path):
+    changes = {"checkpoint_minutes": 1e-9, "images_per_epoch": 320}
+    two = Launched("stage1", tiny_data, tmp_path, **changes)
+    state = two.out / "train_stage1.pt"
+    while two.process.poll() is None and not (state.exists() and torch.load(state, weights_only=True)["step_number"]):
+        time.sleep(0.02)
+    os.kill(int(Path(f"{two.out}.pid.1").read_text()), signal.SIGTERM)
+    code, printed = two.end()
+    assert code != 0 and printed.count("stage1: stopped after step") == 1, printed
+    assert torch.load(state, weights_only=True)["step_number"] > 0
+    one = Launched("stage1", tiny_data, tmp_path, 1, "run", **changes)
+    code, printed = one.end()
+    assert code == 0 and "going on after step" in printed and len(one.content()["history"]) == 3
