@@ -19,7 +19,8 @@ LIMIT = 800  # megabytes that predict may take on top of what it has before the 
 
 RUN = """
 import faulthandler, json, resource, sys, time
-from dfd import facts
+from dataclasses import asdict
+from dfd.app.metadata import read_metadata
 from dfd.inference import Detector
 
 faulthandler.dump_traceback_later(240, exit=True)  # a hang ends with a traceback
@@ -38,7 +39,7 @@ for verdict in detector.predict(paths):
     counts["answered" if verdict.error is None else "refused"] += 1
     slowest, last = max(slowest, time.monotonic() - last), time.monotonic()
 for path in paths:
-    json.dumps(facts.read(path).asdict())
+    json.dumps(asdict(read_metadata(path)))
 print(json.dumps({**counts, "slowest": slowest, "megabytes": peak() - before}))
 """
 

@@ -18,10 +18,9 @@ from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import GFDTwoViewDataset, Seeded, cut, equalise, plan, seeds
-from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
+from dfd.degrade import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
-from dfd.inference import decide, openset
-from dfd.inference.stage import Stage, extract_features, sample_crops
+from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process
 
 COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
@@ -88,13 +87,13 @@ def run(table: pd.DataFrame, cfg: Stage1 | Stage2) -> pd.DataFrame:
 
 
 def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
-    """Train stage 2 without each generator in turn, and see which score finds its test images unknown.
+    """Train stage 2 without each generator in turn, and see whether its test images are found unknown.
 
     Each training has its own folder below `left_out` in the run folder. Of several processes only the main one scores.
 
     Returns:
-        One row per generator and score, as of `scores.openset_summary`, against test images of the other generators,
-        and auroc_val, against validation images of theirs, whose sources were in training; left_out; and accepted: the
+        One row per generator: left_out; the AUROC of its images' ood_score, auroc against test images of the other
+        generators and auroc_val against validation images of theirs, whose sources were in training; and accepted, the
         share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`.
     """
     fakes = table[table["is_fake"]]
@@ -109,18 +108,13 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
             continue
         stage = Stage.load(Path(variant.out) / CHECKPOINTS["stage2"])
         known, unknown = fakes[fakes["label"] != name], fakes[fakes["label"] == name]
-        gaussians = openset.Gaussians.fit(*_features(stage, known[known["split"] == "train"]))
         parts = known[known["split"] == "val"], known[known["split"] == "test"], unknown[unknown["split"] == "test"]
-        val, known_test, unknown_test = (_score_openset(stage, gaussians, rows) for rows in parts)
+        val, test, unknown_test = (scores.score(stage, rows) for rows in parts)
         scores.calibrate(stage, val, variant.out, cfg.coverage, cfg.accept)
-        rows, near = (
-            scores.openset_summary(side, unknown_test, stage.temperature, cfg.seed) for side in (known_test, val)
-        )
-        near = near[["auroc", "auroc_low", "auroc_high"]].rename(columns=lambda c: c.replace("auroc", "auroc_val"))
-        scored = [openset.unknown_scores(part, stage.temperature) for part in (val, unknown_test)]
-        limits = scored[0].apply(lambda column: decide.fit_ood_threshold(column.to_numpy(), cfg.accept))
-        accepted = rows["score"].map((scored[1] <= limits).mean())
-        result.append(rows.join(near).assign(accepted=accepted, left_out=name))
+        accepted = float((unknown_test["ood_score"] <= stage.ood_threshold).mean())
+        near, far = (_auroc(pd.concat([rows, unknown_test]), name, cfg.seed) for rows in (val, test))
+        row = {"left_out": name, **metrics.flatten({"auroc": far, "auroc_val": near}), "accepted": accepted}
+        result.append(pd.DataFrame([row]))
         _save(result, Path(cfg.out) / "left_out.csv")
     return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
 
@@ -177,16 +171,10 @@ def _save(tables: list[pd.DataFrame], path: Path) -> None:
         pd.concat(tables).to_csv(draft, index=False)
 
 
-def _features(stage: Stage, rows: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
-    crops, chosen = sample_crops(stage, rows, len(rows))
-    return extract_features(stage, crops), chosen["label"]
-
-
-def _score_openset(stage: Stage, gaussians: openset.Gaussians, rows: pd.DataFrame) -> pd.DataFrame:
-    """Score table of the rows, with the columns distance and outside of their centre crops."""
-    features, _ = _features(stage, rows)
-    distances = {"distance": gaussians.distance(features), "outside": gaussians.outside(features)}
-    return scores.score(stage, rows).assign(**distances)
+def _auroc(rows: pd.DataFrame, unknown: str, seed: int) -> metrics.Interval:
+    """How well the ood_score tells images of the generator `unknown` from the others."""
+    is_unknown, far = rows["label"].eq(unknown).to_numpy(), rows["ood_score"].to_numpy()
+    return metrics.bootstrap_all(rows["group"], {"": lambda w: metrics.weighted_auc(w, is_unknown, far)}, seed)[""]
 
 
 def _measure(rows: pd.DataFrame, name: str, cfg: Stage1 | Stage2) -> pd.DataFrame:

@@ -128,7 +128,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
     if isinstance(image, JpegImageFile):  # MPO too
         tables = image.quantization
         named = {JPEG_TABLES.get(key, f"table {key}"): list(map(int, table)) for key, table in tables.items()}
-        values |= {"format": "JPEG", "jpeg_tables": named, "jpeg_quality": jpeg_quality(tables)}
+        values |= {"format": "JPEG", "jpeg_tables": named, "jpeg_quality": jpeg_quality(image)}
         values["subsampling"] = attempt("subsampling", lambda: subsampling(image))
     values["frames"] = attempt("frames", lambda: int(getattr(image, "n_frames", 1)))
     values["exif"] = attempt("EXIF", lambda: _exif(image)) or {}

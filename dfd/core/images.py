@@ -8,7 +8,7 @@ import warnings
 from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
@@ -22,7 +22,7 @@ MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an u
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
-SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # in the order of Pillow's get_sampling
+SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
 STARTS = {  # of a file that is no image -> what it is
     b"%pdf": "a PDF document",
@@ -43,16 +43,10 @@ class ImageError(ValueError):
 
 
 def load_rgb(path: str | Path | bytes) -> Image.Image:
-    """Read any supported file as an upright RGB image.
+    """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
     The first frame or page counts; alpha is composited over white; 16 bits keep the high byte. Colour profiles are not
     applied: they would resample the very values that are examined.
-
-    Args:
-        path: a file with content in one of FORMATS, whatever its name; or the content itself.
-
-    Raises:
-        ImageError: the file and the reason.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:
@@ -63,27 +57,16 @@ def load_rgb(path: str | Path | bytes) -> Image.Image:
 
 
 def as_rgb(source: Source) -> Image.Image:
-    """Make an upright RGB image of whatever was given; limits of size hold for all of it.
+    """Make an upright RGB image of what `load_rgb` takes, a PIL image, an array or a tensor; raises ImageError.
 
-    Args:
-        source: a path or a file's bytes, see `load_rgb`; a PIL image; uint8 array (H, W, 3) or (H, W); float tensor
-            (3, H, W) in [0, 1], rounded to 8 bits. RGB, not normalised.
-
-    Raises:
-        ImageError: a file or picture that cannot be used, and why.
-        ValueError: an array or tensor of another shape, type or range.
-        TypeError: something else.
+    Arrays are uint8 (H, W, 3) or (H, W), tensors float (3, H, W) in [0, 1], rounded to 8 bits; RGB, not normalised.
+    Another shape, type or range is a ValueError, and something else a TypeError.
     """
     if isinstance(source, str | Path | bytes):
         return load_rgb(source)
     if isinstance(source, Image.Image):
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                _check_size(source.size)
-                source.load()
-                return _to_rgb(source)
-        except (OSError, SyntaxError) as error:  # a file that was opened but not read yet
-            raise ImageError(f"damaged or truncated: {error}") from error
+        with warnings.catch_warnings(action="ignore"):
+            return _to_rgb(_decode(source))
     pixels: Any = source
     if hasattr(pixels, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
         if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
@@ -106,26 +89,21 @@ def is_batch(source: Any) -> bool:
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Decode a file completely and describe it. Pillow's warnings are left to the caller, for threads share them.
+    """Decode a file completely and describe it, or raise ImageError, with the reason but without the name.
 
-    Returns:
-        width and height (pixels, upright), format (by content), jpeg_quality and subsampling (None: no JPEG), bytes,
-        sha256 (of the file), phash (hexadecimal; None for a flat image, whose hash would be noise).
-
-    Raises:
-        ImageError: the reason, without the name. Its cause is the system's error where one is behind it.
+    Width and height are upright, the format is that of the content, the SHA-256 the file's; jpeg_quality and
+    subsampling are None but for a JPEG. Pillow's warnings are left to the caller, for threads share them.
     """
     with open_file(path) as file:
-        image: Any = _decode(file)
-        is_jpeg = image.format in ("JPEG", "MPO")
+        image = _decode(file)
         rgb = _to_rgb(image)
         file.seek(0)
         return {
             "width": rgb.width,
             "height": rgb.height,
-            "format": "JPEG" if is_jpeg else image.format,
-            "jpeg_quality": jpeg_quality(image.quantization) if is_jpeg else None,
-            "subsampling": subsampling(image) if is_jpeg else None,
+            "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
+            "jpeg_quality": jpeg_quality(image),
+            "subsampling": subsampling(image),
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             "bytes": file.tell(),
             "phash": perceptual_hash(rgb),
@@ -133,7 +111,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def perceptual_hash(image: Image.Image) -> str | None:
-    """Hash an RGB image's low frequencies with imagehash's phash, or give None where there are none to hash."""
+    """Hash an RGB image's low frequencies, in hexadecimal; None for a flat one, whose hash would be noise."""
     import imagehash  # here: it brings scipy, and reading an image needs neither
 
     thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
@@ -142,16 +120,10 @@ def perceptual_hash(image: Image.Image) -> str | None:
     return np.packbits(imagehash.phash(thumbnail, hash_size=HASH_SIZE).hash).tobytes().hex()  # str() takes longer
 
 
-def jpeg_quality(tables: dict[int, list[int]]) -> int | None:
-    """Give the libjpeg quality, 1 to 100, whose luminance table is nearest to the file's; None without a usable one.
-
-    Args:
-        tables: Pillow's `quantization`: 64 entries each, row by row; the luminance table is number 0.
-    """
-    table = np.asarray(tables.get(0, []))
-    if table.size != 64:
-        return None
-    return 1 + int(np.abs(_libjpeg_tables() - table.reshape(1, 64)).sum(axis=1).argmin())
+def jpeg_quality(image: Image.Image) -> int | None:
+    """Give the libjpeg quality, 1 to 100, whose luminance table is nearest to a JPEG's; None without a usable one."""
+    table = np.asarray(getattr(image, "quantization", {}).get(0, []))  # row by row
+    return 1 + int(np.abs(_libjpeg_tables() - table).sum(axis=1).argmin()) if table.size == 64 else None
 
 
 @cache
@@ -166,11 +138,10 @@ def _libjpeg_tables() -> np.ndarray:
 
 
 def subsampling(image: Image.Image) -> str | None:
-    """Name a JPEG's chroma subsampling; None for grey ones."""
-    if len(image.getbands()) == 1:
+    """Name a JPEG's chroma subsampling; None for grey ones and other formats."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or len(image.getbands()) == 1:
         return None
-    sampling = JpegImagePlugin.get_sampling(image)
-    return SAMPLINGS[sampling] if 0 <= sampling < len(SAMPLINGS) else "other"
+    return SAMPLINGS.get(JpegImagePlugin.get_sampling(image), "other")
 
 
 def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
@@ -180,16 +151,17 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
         return BytesIO(path)
     try:
         status = Path(path).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("a folder, not an image file")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file (pipe, socket or device)")
+            is_folder = stat.S_ISDIR(status.st_mode)
+            raise ImageError(
+                "a folder, not an image file" if is_folder else "not a regular file (pipe, socket or device)"
+            )
         checked_bytes(status.st_size)
         return open(path, "rb")
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"cannot be read: {_line(error)}") from error
 
 
 def checked_bytes(count: int) -> None:
@@ -207,24 +179,23 @@ def _check_size(size: tuple[int, int]) -> None:
         raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
 
 
-def _decode(file: BinaryIO) -> Image.Image:
-    """Read and decode the first frame completely; whatever Pillow raises becomes one reason."""
+def _decode(source: Any) -> Image.Image:
+    """Decode the first frame of an open file, or of a picture, completely; what Pillow raises becomes one reason."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         _check_size(image.size)
         image.load()
         return image
     except ImageError:
         raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(_what_it_is(source)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"oversized: {_line(error)}") from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(_what_it_is(file)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        if isinstance(error, OSError) and error.errno:
-            raise ImageError(f"cannot be read: {error.strerror}") from error
-        raise ImageError(f"damaged or truncated: {_line(error)}") from error
+        what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"
+        raise ImageError(f"{what}: {_line(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -244,7 +215,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"cannot become RGB: {_line(error)}") from error
 
 
-def _what_it_is(file: BinaryIO) -> str:
+def _what_it_is(file: Any) -> str:
     """Say what a file is that no image reader knows."""
     file.seek(0)
     start = file.read(512)
@@ -256,11 +227,13 @@ def _what_it_is(file: BinaryIO) -> str:
         if start.lstrip().lower().startswith(magic):
             return f"not an image: {name}"
     if start[4:8] == b"ftyp":
-        return "not an image of a supported format: HEIF, AVIF or a video"
+        is_still = start[8:12] in (b"heic", b"heix", b"mif1", b"avif")
+        return "not an image of a supported format: HEIF or AVIF" if is_still else "not an image: a video"
     if b"\0" not in start and start.isascii():
         return "not an image: plain text"
     return f"not an image of a supported format ({', '.join(FORMATS)})"
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, without the system's number."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import shlex
 import signal
 import socket
@@ -21,14 +20,13 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from dfd.core.io import digest, explained, read_json, remove_drafts, write_json
+from dfd.core.io import digest, explained, remove_drafts, write_text
 
 PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.data.provenance
 HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds that a notebook's kernel has to finish its step and to save
-LOCK, HOLDER = ".lock", ".running.json"
-NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
+LOCK, HOLDER = ".lock", ".running"  # in the run folder
 _held: set[Path] = set()  # folders that this process works in
 
 
@@ -56,10 +54,7 @@ class Stop:
 
 @contextlib.contextmanager
 def deferred(
-    say: str,
-    pass_on: Callable[[], bool] | None = None,
-    grace: float = 0.0,
-    tell: Callable[[str], None] = click.echo,
+    say: str, pass_on: Callable[[], bool] | None = None, grace: float = 0.0, tell: Callable[[str], None] = click.echo
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
@@ -71,73 +66,45 @@ def deferred(
         grace: seconds after which the first signal ends too; 0 waits as long as it takes.
         tell: shows a line.
     """
-    stop, owner = Stop(), os.getpid()
+    stop, owner, is_main = Stop(), os.getpid(), threading.current_thread() is threading.main_thread()
     timer = threading.Timer(grace, _thread.interrupt_main)
     timer.daemon = True
 
     def handle(number: int, frame: object) -> None:
         if os.getpid() != owner:  # a process forked within, for the owner to end
             return
-        first = not stop.number
-        stop.number = stop.number or number
-        if not first or (pass_on and not pass_on()):
+        is_first, stop.number = not stop.number, stop.number or number
+        if not is_first or (pass_on and not pass_on()):
             raise Interrupted(number=stop.number)
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
             tell(say)
         if grace:
             timer.start()
 
-    with _handling(handle):
-        try:
-            yield stop
-        finally:
-            timer.cancel()
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let a SIGTERM end the block as Ctrl-C does, with an exit status of its own."""
-
-    def handle(number: int, frame: object) -> None:
-        raise Interrupted(number=number)
-
-    with _handling(handle):
-        yield
-
-
-@contextlib.contextmanager
-def _handling(handler: Callable) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS if is_main}
     try:
-        yield
+        yield stop
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def left_to_the_parent(_: int = 0) -> None:
-    """Let a loader process outlive a signal to all of a training, which may want another batch; it ends with that."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def terminable() -> contextlib.AbstractContextManager[Stop]:
+    """Let a SIGTERM end the block as Ctrl-C does, with an exit status of its own."""
+    return deferred("", pass_on=lambda: False)
 
 
 @contextlib.contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
-    """Work in a run folder that nobody else writes to meanwhile; it is made where it is missing.
+    """Work in a run folder that nobody else writes to meanwhile, made where it is missing; InUse names who does.
 
     The system's lock goes with the process, however it ends. A kernel of `run` works under the lock of its run, the
     other processes of a training under that of the first, and a folder inside a held one under that one.
-
-    Raises:
-        InUse: another run works there; the text names its process and machine.
-        OSError: the folder cannot be written.
     """
     folder = Path(folder).resolve()
-    covered = HEADLESS in os.environ or os.environ.get("RANK", "0") != "0"
-    if covered or not _held.isdisjoint((folder, *folder.parents)):
+    is_covered = HEADLESS in os.environ or os.environ.get("RANK", "0") != "0"
+    if is_covered or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
     from filelock import FileLock, Timeout
@@ -148,29 +115,19 @@ def run_lock(folder: str | Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(folder / LOCK, timeout=0, fallback_to_soft=False))
         except Timeout:
-            raise InUse(
-                f"{folder} is in use by {_named(holder)}; wait for it, end it, or choose another --out"
-            ) from None
+            who = holder.read_text("utf-8") if holder.exists() else "another process"  # which began a moment ago
+            raise InUse(f"{folder} is in use by {who}; wait for it, end it, or choose another --out") from None
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise explained(error, folder / LOCK) from error
             print(f"The file system of {folder} has no locks: see to it that no other run works there.")
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": shlex.join(sys.argv)}
-        write_json(holder, about)
+        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {since} ({shlex.join(sys.argv)})")
         stack.callback(holder.unlink, missing_ok=True)
         _held.add(folder)
         stack.callback(_held.discard, folder)
         remove_drafts(folder)
         yield
-
-
-def _named(holder: Path) -> str:
-    try:
-        about = read_json(holder)
-        return f"process {about['pid']} on {about['host']} since {about['since']} ({about['command']})"
-    except (OSError, ValueError, KeyError):  # it began a moment ago
-        return "another process"
 
 
 def fingerprint(folder: Path) -> str:
@@ -189,10 +146,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def bar(iterable: Iterable | None = None, **options: Any):
-    """A tqdm bar that goes when it is done; takes tqdm's options.
-
-    On stderr, where `run` picks it up; in JupyterLab on stdout, where it leaves no red strip behind.
-    """
+    """A tqdm bar that goes when it is done: on stderr, which `run` reads, but in JupyterLab on stdout, without red."""
     by_hand = "ipykernel" in sys.modules and HEADLESS not in os.environ
     return tqdm(iterable, leave=False, file=sys.stdout if by_hand else sys.stderr, **options)
 
@@ -202,21 +156,14 @@ def elapsed(seconds: float) -> str:
     return tqdm.format_interval(round(seconds)).removeprefix("0")
 
 
-def size(count: int) -> str:
-    """Bytes as a person reads them: 900B, 12.0kB, 3.40MB."""
-    return tqdm.format_sizeof(count, "B")
-
-
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed() -> bool:
-    """Let glibc keep freed blocks up to 1 GiB, which it would give back to the kernel at once; say whether it will.
-
-    Getting them anew, page by page and zeroed, is 6 to 8 % of a training step on two cores.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # mallopt(3)
+def keep_freed() -> None:
+    """Let glibc keep freed blocks up to 1 GiB: new pages, zeroed, are 6 to 8 % of a training step on two cores."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return bool(mallopt and mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+    for option, size in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        if mallopt:
+            mallopt(option, size)

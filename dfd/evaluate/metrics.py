@@ -121,16 +121,6 @@ def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -
         return (ups * (total[:, None] - above)).sum(1) / (ups.sum(1) * total)
 
 
-def oscr(weights: np.ndarray, is_unknown: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Area under the open-set classification rate (R,); Dhamija et al. 2018, arXiv:1811.04110.
-
-    Known images accepted and named rightly against unknown ones accepted: accuracy times AUROC of the rightly named.
-    """
-    accuracy = share(weights, right, ~is_unknown)
-    area = weighted_auc(weights * (right | is_unknown), is_unknown, score)
-    return np.where((accuracy == 0) & (weights @ is_unknown > 0), 0.0, accuracy * area)
-
-
 def average_precision(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Average precision (R,); NaN where a draw has no positive."""
     ups, downs = _ranked(weights, positive, score)

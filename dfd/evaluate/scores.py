@@ -16,9 +16,9 @@ from dfd.config import CHECKPOINTS
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
-from dfd.degrade.registry import at_level, to_tensor
+from dfd.degrade import at_level, to_tensor
 from dfd.evaluate import metrics
-from dfd.inference import decide, openset
+from dfd.inference import decide
 from dfd.inference.decide import class_names, closed_set, logit_columns, p_fake, probabilities, true_class
 from dfd.inference.stage import Scored, Stage, update_checkpoint
 
@@ -227,42 +227,6 @@ def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, se
         values = metrics.flatten(metrics.bootstrap_all(part["group"], means, seed))
         rows.append({"degradation": degradation, "level": level, "images": len(part), **values})
     return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"degradation", "images"}, float))
-
-
-def openset_summary(
-    known: pd.DataFrame,
-    unknown: pd.DataFrame,
-    temperature: float,
-    seed: int = 0,
-    names: Sequence[str] = openset.SCORES,
-    resamples: int = metrics.RESAMPLES,
-) -> pd.DataFrame:
-    """How well each score tells one left-out generator from the known ones, with 95 % intervals over groups.
-
-    Args:
-        known: stage 2's rows of one split and one degradation, of generators in training.
-        unknown: such rows of the generator that was left out. Groups are drawn from both together, so that a photo's
-            fakes stay together: both tables come from one manifest.
-        names: of `dfd.inference.openset.SCORES`.
-
-    Returns:
-        One row per name: score, auroc and oscr, each beside its _low and _high.
-    """
-    if known.empty or unknown.empty:
-        raise ValueError(f"{len(known)} known and {len(unknown)} unknown images; both are needed")
-    if trained := sorted(set(class_names(known)) & set(unknown["label"])):
-        raise ValueError(f"not unknown, for the classifier has these classes: {', '.join(trained)}")
-    rows = pd.concat([known, unknown], ignore_index=True)
-    is_unknown, right = np.arange(len(rows)) >= len(known), closed_set(rows).eq(rows["label"]).to_numpy()
-    result = []
-    for name, column in openset.unknown_scores(rows, temperature, names).items():
-        values = column.to_numpy()
-        rates = {
-            "auroc": lambda weights, x=values: metrics.weighted_auc(weights, is_unknown, x),
-            "oscr": lambda weights, x=values: metrics.oscr(weights, is_unknown, right, x),
-        }
-        result.append({"score": name, **metrics.flatten(metrics.bootstrap_all(rows["group"], rates, seed, resamples))})
-    return pd.DataFrame(result).astype(dict.fromkeys(set(result[0]) - {"score"}, float))
 
 
 def as_table(values: dict) -> pd.DataFrame:

@@ -5,10 +5,10 @@ May import data, models, degrade and core; knows neither training nor evaluation
 
 from dfd.inference.decide import UNKNOWN, closed_set, true_class
 from dfd.inference.detector import Detector, Verdict
-from dfd.inference.openset import FeatureBank, Gaussians
+from dfd.inference.openset import FeatureBank
 from dfd.inference.stage import Scored, Stage, build_model, fit_feature_bank, save_checkpoint, update_checkpoint
 
 __all__ = [
-    "UNKNOWN", "Detector", "FeatureBank", "Gaussians", "Scored", "Stage", "Verdict", "build_model", "closed_set",
+    "UNKNOWN", "Detector", "FeatureBank", "Scored", "Stage", "Verdict", "build_model", "closed_set",
     "fit_feature_bank", "save_checkpoint", "true_class", "update_checkpoint",
 ]  # fmt: skip

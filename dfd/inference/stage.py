@@ -23,7 +23,7 @@ from dfd.core import runs
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
-from dfd.degrade.operators import jpeg_pixels
+from dfd.degrade.operators import recode
 from dfd.inference.openset import FeatureBank
 from dfd.models.backbones import fold_batch_norms
 from dfd.models.classifiers import Attribution, RealFakeClassifier
@@ -195,7 +195,7 @@ class Stage:
         if isinstance(image, Image.Image) and size <= min(image.size):  # without torch, whose threads get in the way
             boxes = [(left, top, left + size, top + size) for top, left in chosen.corners]
             pixels = np.stack([np.asarray(image.crop(box).convert("RGB")) for box in boxes])  # (N, S, S, 3)
-            pixels = pixels if quality is None else jpeg_pixels(pixels, quality)
+            pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
             return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen)
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
         return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen)

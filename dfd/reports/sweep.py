@@ -37,6 +37,7 @@ RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE, PAUSE = 90.0, 0.2  # seconds that a run has to save and end; between two looks at it
+NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
 COMPARED = 4  # runs that are compared with the best, image by image
 METRIC_NAMES = [f"{stage}.{name}" for stage, names in STAGE_METRICS.items() for name in names]
 ENDS = {"value": "", "low": "_low", "high": "_high"}  # of a metric's columns
@@ -205,7 +206,7 @@ def _execute(words: Words, folder: Path, threads: int, signals: list[int], say: 
     seconds, lines = round(time.monotonic() - began, 1), []
     status = "finished" if process.returncode == 0 else "interrupted" if signals else "failed"
     if status == "failed":
-        text = runs.NOT_TEXT.sub("", (folder / LOG).read_text("utf-8", "replace").replace("\r", "\n"))
+        text = NOT_TEXT.sub("", (folder / LOG).read_text("utf-8", "replace").replace("\r", "\n"))
         lines = [line.rstrip() for line in text.splitlines() if line.strip()][-8:]
         if process.returncode < 0:
             lines.append(f"ended by signal {-process.returncode}; most often memory ran out")

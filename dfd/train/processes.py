@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
@@ -58,6 +59,7 @@ def build_loader(
 
 def _start_worker(number: int, share_cores: bool) -> None:
     """Leave signals to the training, and give way to it where it computes on the same cores."""
-    runs.left_to_the_parent(number)
+    for signal_number in runs.SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
     if share_cores and hasattr(os, "nice"):
         os.nice(5)

@@ -100,7 +100,7 @@ def test_each_generator_is_left_out_in_turn(three_generators, tmp_path):
         config.Stage2, three_generators, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4, crops=1
     )
     found = ablation.leave_out(table, cfg)
-    assert found.groupby("left_out").size().to_dict() == {"BigGAN": 5, "ProGAN": 5, "StyleGAN2": 5}
+    assert found["left_out"].tolist() == ["BigGAN", "ProGAN", "StyleGAN2"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "left_out.csv"), found)
     assert found["auroc"].between(0, 1).all() and found["auroc_val"].between(0, 1).all()
     tested = (table["split"] == "test").groupby(table["label"]).sum()

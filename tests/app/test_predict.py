@@ -119,13 +119,6 @@ def test_report_is_the_page_with_every_file(call, tmp_path, monkeypatch):
     assert (tmp_path / "page.html").read_text("utf-8").count("Grad-CAM</h4>") == 1
 
 
-def test_the_seeds_spelling_works(call, tmp_path):
-    command = [sys.executable, "-m", "dfd.inference", "--model", "run", "--json", "--image", "in/a.png"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["path"] == "in/a.png"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_a_message_and_whole_lines(call, tmp_path, sent):
