@@ -188,7 +188,7 @@ def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[s
     from dfd.reports import html, summary
 
     comparisons = comparing.compare(runs)
-    click.echo("\n\n".join("\n".join(summary.lines(comparison)) for comparison in comparisons))
+    click.echo("\n\n".join(map(summary.text, comparisons)))
     if csv:
         summary.metric_rows(comparisons).to_csv(csv, index=False)
     if changed:
