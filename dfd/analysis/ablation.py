@@ -18,7 +18,7 @@ from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import GFDTwoViewDataset, Seeded, cut, equalise, plan, seeds
-from dfd.degrade.registry import RandomDegrade, at_level, to_tensor
+from dfd.degrade import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
 from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process

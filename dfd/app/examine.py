@@ -21,7 +21,7 @@ from torch import Tensor
 from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Picture
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core.images import ImageError, Source, as_rgb
-from dfd.degrade.registry import DEGRADATIONS, at_level, compose, describe, to_tensor
+from dfd.degrade import DEGRADATIONS, at_level, compose, describe, to_tensor
 from dfd.inference.detector import Detector, Verdict
 
 SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slider answers soon
@@ -90,7 +90,7 @@ def under_degradation(detector: Detector, source: Source, operator: str, levels:
 
     Args:
         source: as in `examine`; of a large image the middle of SIDE pixels is used.
-        operator: none, or a name in dfd.degrade.registry.OPERATORS.
+        operator: none, or a name in dfd.degrade.DEGRADATIONS.
         levels: of the operator, see `dfd.degrade.registry.at_level`.
 
     Returns:

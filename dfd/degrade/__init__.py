@@ -3,10 +3,8 @@
 Imports nothing of `dfd`.
 """
 
-from dfd.degrade.operators import as_float, jpeg, to_tensor
-from dfd.degrade.registry import DEGRADATIONS, OPERATORS, RandomDegrade, at_level, compose, describe, parse, parse_all
+from dfd.degrade.operators import DEGRADATIONS, as_float, jpeg, to_tensor
+from dfd.degrade.registry import RandomDegrade, at_level, compose, describe, parse, parse_all
 
-__all__ = [
-    "DEGRADATIONS", "OPERATORS", "RandomDegrade", "as_float", "at_level", "compose", "describe", "jpeg", "parse",
-    "parse_all", "to_tensor",
-]  # fmt: skip
+__all__ = ["DEGRADATIONS", "RandomDegrade", "as_float", "at_level", "compose", "describe", "jpeg", "parse", "parse_all"]
+__all__ += ["to_tensor"]

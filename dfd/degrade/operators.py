@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,38 +20,27 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")
 KERNELS = ("nearest", "bilinear", "bicubic", "box", "lanczos")
 _PILLOW = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}  # kernels that torch lacks
 
 
-def jpeg(images: Tensor, quality: int, subsampling: str = "4:2:0") -> Tensor:
+def jpeg(images: Tensor, quality: float, subsampling: str = "4:2:0") -> Tensor:
     """Round-trip a batch through a real JPEG encoder, after Wang et al. 2020, arXiv:1912.11035.
 
-    Args:
-        quality: Pillow quality, 1 (worst) to 100; above 95 files grow fast for little.
-        subsampling: of the chroma, one of 4:4:4, 4:2:2, 4:2:0.
+    Pillow quality, 1 (worst) to 100; above 95 files grow fast for little. Chroma is subsampled as SUBSAMPLING names it.
     """
     _need(subsampling in SUBSAMPLING, f"subsampling must be one of {', '.join(SUBSAMPLING)}, got {subsampling!r}")
-    quality = _whole("JPEG quality", quality, 1, 100)
-    return _through_codec(images, format="JPEG", quality=quality, subsampling=SUBSAMPLING[subsampling])
+    return _through_codec(images, "JPEG", quality, subsampling)
 
 
-def jpeg_pixels(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """What `jpeg` does, at 4:2:0, for pixels that are 8 bits already: (B, H, W, 3) uint8 to the same."""
-    return _recode(pixels, format="JPEG", quality=_whole("JPEG quality", quality, 1, 100), subsampling=2)
-
-
-def double_jpeg(images: Tensor, quality: int, first: int = 90, shift: int = 4, subsampling: str = "4:2:0") -> Tensor:
-    """JPEG twice, with the 8 x 8 blocks of the first pass not in line with those of the second.
+def double_jpeg(
+    images: Tensor, quality: float, first: float = 90, shift: int = 4, subsampling: str = "4:2:0"
+) -> Tensor:
+    """JPEG twice, the `first` quality on a grid of 8 x 8 blocks that lies `shift` pixels (0 to 15) further up and left.
 
     What happens to a photo that is saved, cut and saved again. The first pass sees the images with `shift` more rows
     and columns above and left, copies of the border, which are cut off before the second: the size stays.
-
-    Args:
-        quality, first: Pillow quality of the second and the first pass, 1 (worst) to 100.
-        shift: pixels between the two grids, down and right, 0 to 15; 0 aligns them.
-        subsampling: of the chroma, in both passes.
     """
     _check(images, eight_bit=True)
     shift = _whole("shift", shift, 0, 15)
@@ -59,9 +49,9 @@ def double_jpeg(images: Tensor, quality: int, first: int = 90, shift: int = 4, s
     return jpeg(saved[..., shift:, shift:], quality, subsampling)
 
 
-def webp(images: Tensor, quality: int) -> Tensor:
+def webp(images: Tensor, quality: float) -> Tensor:
     """Round-trip a batch, float or uint8, through a lossy WebP encoder; Pillow quality, 1 (worst) to 100."""
-    return _through_codec(images, format="WEBP", quality=_whole("WebP quality", quality, 1, 100))
+    return _through_codec(images, "WebP", quality)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -77,12 +67,8 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 def rescale(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
     """Resize by a factor, as a platform does with an upload: (B, 3, round(H * factor), round(W * factor)).
 
-    All kernels but nearest are widened when they shrink an image, so that it does not alias. Box is the mean over
+    All KERNELS but nearest are widened when they shrink an image, so that it does not alias. Box is the mean over
     the area of a pixel; when it enlarges it is nearest. Values are not rounded to 8 bits.
-
-    Args:
-        factor: new side over old side, above 0.
-        kernel: one of KERNELS.
     """
     _check(images)
     _need(0 < factor < math.inf, f"rescale factor must be positive, got {factor}")
@@ -103,12 +89,7 @@ def resample(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
 
 
 def noise(images: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
-    """Add white Gaussian noise and clip to [0, 1].
-
-    Args:
-        sigma: standard deviation; 0.02 is about five grey levels of 255.
-        generator: makes the noise repeatable; none uses torch's global one.
-    """
+    """Add white Gaussian noise, whose sigma of 0.02 is about five grey levels of 255, and clip to [0, 1]."""
     _check(images)
     _need(0 <= sigma < math.inf, f"noise sigma must be 0 or more, got {sigma}")
     drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
@@ -125,9 +106,7 @@ def gamma(images: Tensor, exponent: float) -> Tensor:
 def crop(images: Tensor, fraction: float, position: tuple[float, float] = (0.5, 0.5)) -> Tensor:
     """Keep one window of the images, the same share of both sides: (B, 3, round(H * fraction), round(W * fraction)).
 
-    Args:
-        fraction: side of the window over side of the image, above 0, at most 1.
-        position: where it lies, down and across: (0, 0) is the upper left corner, (1, 1) the lower right one.
+    Its position is down and across: (0, 0) is the upper left corner, (1, 1) the lower right one.
     """
     _check(images, eight_bit=True)
     _need(0 < fraction <= 1, f"crop fraction must be above 0 and at most 1, got {fraction}")
@@ -138,15 +117,20 @@ def crop(images: Tensor, fraction: float, position: tuple[float, float] = (0.5, 
     return images[..., top : top + height, left : left + width]
 
 
-def social(images: Tensor, quality: int, factor: float = 0.7) -> Tensor:
-    """Imitate an upload to a social network: shrink by a factor (bicubic, antialiased), then JPEG 4:2:0.
-
-    Args:
-        quality: Pillow quality of the JPEG, 1 (worst) to 100.
-        factor: new side over old side, above 0, at most 1.
-    """
+def social(images: Tensor, quality: float, factor: float = 0.7) -> Tensor:
+    """Imitate an upload to a social network: shrink by a factor (bicubic, antialiased), then JPEG 4:2:0."""
     _need(0 < factor <= 1, f"social only shrinks: factor must be above 0 and at most 1, got {factor}")
-    return jpeg(rescale(images, factor, "bicubic"), quality, "4:2:0")
+    return jpeg(rescale(images, factor), quality)
+
+
+def recode(pixels: np.ndarray, format: str, quality: float, subsampling: str = "4:2:0") -> np.ndarray:
+    """Pass (B, H, W, 3) uint8 pixels through one of Pillow's codecs, JPEG or WebP."""
+    quality = _whole(f"{format} quality", quality, 1, 100)
+    decoded = np.empty_like(pixels)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(buffer := io.BytesIO(), format, quality=quality, subsampling=subsampling)
+        decoded[i] = np.asarray(Image.open(buffer))
+    return decoded
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -180,20 +164,12 @@ def _whole(what: str, value: float, low: int, high: int) -> int:
     return int(value)
 
 
-def _through_codec(images: Tensor, **options) -> Tensor:
+def _through_codec(images: Tensor, *codec: Any) -> Tensor:
     _check(images, eight_bit=True)
     eight_bit = images if images.dtype == torch.uint8 else (images * 255).round().byte()
-    decoded = _recode(eight_bit.permute(0, 2, 3, 1).cpu().numpy(), **options)  # (B, H, W, 3)
-    decoded = torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device)
+    decoded = torch.from_numpy(recode(eight_bit.permute(0, 2, 3, 1).cpu().numpy(), *codec))
+    decoded = decoded.permute(0, 3, 1, 2).to(images.device)
     return decoded if images.dtype == torch.uint8 else decoded.to(images.dtype) / 255
-
-
-def _recode(pixels: np.ndarray, **options) -> np.ndarray:
-    decoded = np.empty_like(pixels)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(buffer := io.BytesIO(), **options)
-        decoded[i] = np.asarray(Image.open(buffer))
-    return decoded
 
 
 @dataclass(frozen=True)
@@ -215,7 +191,7 @@ class Degradation:
     steps: tuple[float, ...] = ()  # of its slider, the neutral level among them
 
 
-_CHROMA = {"subsampling": tuple(SUBSAMPLING)}
+_CHROMA = {"subsampling": SUBSAMPLING}
 _ALL = (
     Degradation("jpeg", jpeg, (1, 100), 100, "JPEG quality (Pillow)", "JPEG {level:.0f} {subsampling}",
                 _CHROMA, eight_bit=True, codec=True, label="JPEG", unit="quality",
@@ -239,4 +215,3 @@ _ALL = (
                 "social {factor:.2f}, JPEG {level:.0f}", {"factor": (0.05, 1)}, codec=True),
 )  # fmt: skip
 DEGRADATIONS = {degradation.name: degradation for degradation in _ALL}
-OPERATORS = {name: degradation.operator for name, degradation in DEGRADATIONS.items()}

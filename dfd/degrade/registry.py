@@ -10,16 +10,14 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfd.degrade.operators import DEGRADATIONS, KERNELS, OPERATORS, Degradation, as_float, to_tensor
-
-__all__ = ["DEGRADATIONS", "OPERATORS", "RandomDegrade", "at_level", "compose", "describe", "parse", "to_tensor"]
+from dfd.degrade.operators import DEGRADATIONS, KERNELS, Degradation, as_float
 
 Step = tuple[str, float] | tuple[str, float, dict]
 AS_IT_IS = "as it is"  # the name of the images without degradation
@@ -27,15 +25,9 @@ SPARE = 16  # pixels beyond the smallest side that are degraded too, so that cod
 
 
 def at_level(images: Tensor, degradation: str, level: float, **options: Any) -> Tensor:
-    """Apply one named degradation to (B, 3, H, W) images in [0, 1].
+    """Apply one named degradation to (B, 3, H, W) images in [0, 1]; "none" gives them back.
 
-    Args:
-        degradation: a name in DEGRADATIONS, or none, which gives the images back.
-        level: see its axis; double_jpeg comes after a JPEG at 90, social after shrinking to 0.7.
-        options: the operator's other arguments, such as subsampling or kernel.
-
-    Raises:
-        ValueError: an unknown name, or a level that the operator refuses.
+    An unknown name, or a level that the operator refuses, is a ValueError.
     """
     return images if degradation == "none" else _known(degradation).operator(images, level, **options)
 
@@ -73,17 +65,13 @@ class GridError(ValueError):
     """A condition that is not understood; the text says what is."""
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """One cell of the grid."""
 
     name: str  # the chain in the grammar
-    chain: tuple[tuple[str, float, dict], ...] = field(hash=False)  # for compose
+    chain: tuple[tuple[str, float, dict], ...]  # for compose
     degradation: str  # for the score tables: the name without the last step's level
     level: float  # of the last step; 0 for none
-
-
-NONE = Condition(AS_IT_IS, (), "none", 0.0)
 
 
 def parse(text: str) -> Condition:
@@ -95,8 +83,11 @@ def parse(text: str) -> Condition:
     An unknown operator or option, and a level that is missing or out of range, are a GridError.
     """
     chain = tuple(_step(part.split(), text) for part in text.split("+"))
-    words = [_words(operator, options) for operator, _, options in chain]
-    names = [name(text, level) for text, (_, level, _) in zip(words, chain, strict=True)]
+    words = []
+    for kind, _, options in chain:
+        shown = [value if isinstance(value, str) else f"{key}={value:g}" for key, value in options.items()]
+        words.append(" ".join([kind, *shown]))
+    names = [name(step, level) for step, (_, level, _) in zip(words, chain, strict=True)]
     return Condition(" + ".join(names), chain, " + ".join([*names[:-1], words[-1]]), chain[-1][1])
 
 
@@ -109,7 +100,7 @@ def parse_all(texts: Iterable[str]) -> list[Condition]:
         conditions[condition.name] = condition
     if not conditions:
         raise GridError("a grid needs at least one condition, such as 'jpeg 75'")
-    return [NONE, *conditions.values()]
+    return [Condition(AS_IT_IS, (), "none", 0.0), *conditions.values()]
 
 
 def name(degradation: str, level: float) -> str:
@@ -134,11 +125,6 @@ def family(degradation: str, level: float) -> tuple[str, float]:
     return degradation, abs(level - last.neutral)
 
 
-def _words(operator: str, options: dict) -> str:
-    shown = [value if isinstance(value, str) else f"{key}={value:g}" for key, value in options.items()]
-    return " ".join([operator, *shown])
-
-
 def _step(words: list[str], text: str) -> tuple[str, float, dict]:
     """Read one step: operator, level, options as arguments."""
     if len(words) < 2:
@@ -147,20 +133,17 @@ def _step(words: list[str], text: str) -> tuple[str, float, dict]:
     if name not in DEGRADATIONS:
         raise GridError(f"{text!r}: unknown operator {name!r}; choose one of {', '.join(DEGRADATIONS)}")
     rule = DEGRADATIONS[name]
-    level = _number(number, rule.range, f"{text!r}: the level of {name}")
-    choices = {word: key for key, values in rule.options.items() for word in values if isinstance(word, str)}
-    ranges = {key: values for key, values in rule.options.items() if not isinstance(values[0], str)}
+    takes: dict[str, str] = {}  # a word, or "key=…" for a number -> option
+    for key, values in rule.options.items():
+        takes |= dict.fromkeys(values if isinstance(values[0], str) else [f"{key}=…"], key)
     options: dict[str, str | float] = {"kernel": "bicubic"} if "kernel" in rule.options else {}
     for word in rest:
-        key, _, value = word.partition("=")
-        if word in choices:
-            options[choices[word]] = word
-        elif key in ranges:
-            options[key] = _number(value, ranges[key], f"{text!r}: {key}")
-        else:
-            known = ", ".join([*choices, *(f"{key}=…" for key in ranges)]) or "none"
-            raise GridError(f"{text!r}: {name} has no option {word!r}; it takes {known}")
-    return name, level, options
+        key, sign, value = word.partition("=")
+        option = takes.get(f"{key}=…" if sign else word)
+        if option is None:
+            raise GridError(f"{text!r}: {name} has no option {word!r}; it takes {', '.join(takes) or 'none'}")
+        options[option] = _number(value, rule.options[option], f"{text!r}: {option}") if sign else word
+    return name, _number(number, rule.range, f"{text!r}: the level of {name}"), options
 
 
 def _number(text: str, limits: tuple[float, float], what: str) -> float:
@@ -176,7 +159,7 @@ def _number(text: str, limits: tuple[float, float], what: str) -> float:
 
 
 _DRAWN = {"history_qualities": "jpeg", "fractions": "crop", "factors": "rescale", "sigmas": "blur", "gammas": "gamma",
-          "noises": "noise", "qualities": "jpeg", "social_qualities": "social"}  # fmt: skip  # range -> whose level
+          "noises": "noise", "qualities": "jpeg", "social_qualities": "social", "social_factors": "social"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +171,6 @@ class RandomDegrade:
 
     Where `smallest` is given, rescale, crop and social stop at that side, in pixels: padding would mark the class whose
     images happen to be small. A random window is cut first, so large that the chain leaves that side and SPARE pixels.
-    Probabilities outside 0 to 1, ranges that are empty or beyond the registry's, and strange kernels are a ValueError.
     """
 
     p_history: float = 0.2  # an earlier JPEG
@@ -218,20 +200,17 @@ class RandomDegrade:
         for key in (spec.name for spec in fields(self) if spec.name.startswith("p_")):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must be a probability, 0 to 1, got {getattr(self, key)}")
-        bounds = {key: (*DEGRADATIONS[name].range, DEGRADATIONS[name].neutral) for key, name in _DRAWN.items()}
-        bounds["social_factors"] = DEGRADATIONS["social"].options["factor"]
-        for key, (least, most) in {key: (min(values), max(values)) for key, values in bounds.items()}.items():
-            low, high = getattr(self, key)
+        for key, name in _DRAWN.items():
+            rule = DEGRADATIONS[name]
+            allowed = rule.options["factor"] if key == "social_factors" else (*rule.range, rule.neutral)
+            (low, high), least, most = getattr(self, key), min(allowed), max(allowed)
             if not least <= low <= high <= most:
                 raise ValueError(f"{key} must be (low, high) within {least:g} to {most:g}, got ({low}, {high})")
         if not self.kernels or not set(self.kernels) <= set(KERNELS):
             raise ValueError(f"kernels must be some of {', '.join(KERNELS)}, got {self.kernels}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Degrade (B, 3, H, W) images in [0, 1], all in the same way; H and W may change.
-
-        uint8 images stay so until a step needs float.
-        """
+        """Degrade (B, 3, H, W) images in [0, 1] in one way; H and W may change, uint8 stays until float is needed."""
         chain = self.draw()
         if self.smallest:
             factors = [how.get("factor", level) for name, level, how in chain if name in ("rescale", "crop", "social")]
@@ -252,40 +231,34 @@ class RandomDegrade:
     def draw(self) -> list[tuple[str, float, dict]]:
         """One chain: (operator, level, options) in the order of application; empty for an untouched image."""
         chain = []
-        if _chance(self.p_history):
+        if _uniform() < self.p_history:
             chain.append(("jpeg", _whole(self.history_qualities), self._subsampling()))
-        if _chance(self.p_crop):
+        if _uniform() < self.p_crop:
             chain.append(("crop", _uniform(*self.fractions), {"position": (_uniform(), _uniform())}))
-        if _chance(self.p_rescale):
+        if _uniform() < self.p_rescale:
             kernel = self.kernels[_whole((0, len(self.kernels) - 1))]
             chain.append(("rescale", _log_uniform(*self.factors), {"kernel": kernel}))
-        if _chance(self.p_blur):
+        if _uniform() < self.p_blur:
             chain.append(("blur", _uniform(*self.sigmas), {}))
-        if _chance(self.p_gamma):
+        if _uniform() < self.p_gamma:
             chain.append(("gamma", _log_uniform(*self.gammas), {}))
-        if _chance(self.p_noise):
+        if _uniform() < self.p_noise:
             chain.append(("noise", _uniform(*self.noises), {}))
-        if _chance(self.p_social):
+        if _uniform() < self.p_social:
             chain.append(("social", _whole(self.social_qualities), {"factor": _log_uniform(*self.social_factors)}))
-        elif _chance(self.p_codec):
-            chain.append(self._codec())
+        elif _uniform() < self.p_codec:
+            quality = _whole(self.qualities)
+            if _uniform() < self.p_double:
+                passes = {"first": _whole(self.qualities), "shift": _whole((0, 15))}
+                chain.append(("double_jpeg", quality, passes | self._subsampling()))
+            elif _uniform() < self.p_webp:
+                chain.append(("webp", quality, {}))
+            else:
+                chain.append(("jpeg", quality, self._subsampling()))
         return chain
 
-    def _codec(self) -> tuple[str, float, dict]:
-        quality = _whole(self.qualities)
-        if _chance(self.p_double):
-            options = {"first": _whole(self.qualities), "shift": _whole((0, 15))}
-            return "double_jpeg", quality, options | self._subsampling()
-        if _chance(self.p_webp):
-            return "webp", quality, {}
-        return "jpeg", quality, self._subsampling()
-
-    def _subsampling(self) -> dict:
-        return {"subsampling": "4:4:4" if _chance(self.p_full_chroma) else "4:2:0"}
-
-
-def _chance(probability: float) -> bool:
-    return _uniform() < probability
+    def _subsampling(self) -> dict[str, str]:
+        return {"subsampling": "4:4:4" if _uniform() < self.p_full_chroma else "4:2:0"}
 
 
 def _whole(bounds: tuple[int, int]) -> int:

@@ -16,7 +16,7 @@ from dfd.config import CHECKPOINTS
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
-from dfd.degrade.registry import at_level, to_tensor
+from dfd.degrade import at_level, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide
 from dfd.inference.decide import class_names, closed_set, logit_columns, p_fake, probabilities, true_class

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd import config
 from dfd.config import CHECKPOINTS
@@ -29,32 +29,29 @@ from dfd.evaluate.metrics import clean
 from dfd.evaluate.scores import at_operating_points, readable
 from dfd.reports import summary
 
-CARDS = {"stage1": "model_card_stage1.md", "stage2": "model_card_stage2.md"}
-SHEET = "data_sheet.md"
+CARDS = {  # file -> its title, and the file that it is about
+    "model_card_stage1.md": ("Model card, stage 1", CHECKPOINTS["stage1"]),
+    "model_card_stage2.md": ("Model card, stage 2", CHECKPOINTS["stage2"]),
+    "data_sheet.md": ("Data sheet", "manifest.parquet"),
+}
 SWEPT = {"stage1": ["auc", "accuracy_at_threshold", "real_accuracy"], "stage2": ["accuracy", "balanced_accuracy"]}
-TITLES = {CARDS["stage1"]: "Model card, stage 1", CARDS["stage2"]: "Model card, stage 2", SHEET: "Data sheet"}
 
 
 def write(out: Path) -> dict[str, str]:
     """Write the cards of the checkpoints that are there, and the sheet of the manifest; never raises.
 
-    A card whose checkpoint or manifest is missing or cannot be read is removed, for it would be another run's.
-
-    Returns:
-        Name of each file that could not be written, though what it is about is there -> why.
+    A card whose checkpoint or manifest is missing or cannot be read is removed, for it would be another run's. Gives
+    the name of each file that could not be written, though what it is about is there -> why.
     """
     failed = {}
-    makers = {name: (CHECKPOINTS[stage], lambda stage=stage: model_card(out, stage)) for stage, name in CARDS.items()}
-    makers[SHEET] = "manifest.parquet", lambda: data_sheet(out)
-    for name, (subject, make) in makers.items():
+    for name, (_, subject) in CARDS.items():
         try:
-            text = make() if (out / subject).exists() else ""
-        except Exception as error:  # a run ends with what it has, whatever is wrong with one of its files
-            failed[name], text = f"{type(error).__name__}: {error}".splitlines()[0], ""
-        if text:
-            write_text(out / name, text)
-        else:
             (out / name).unlink(missing_ok=True)
+            if (out / subject).exists():
+                stage = next((stage for stage, checkpoint in CHECKPOINTS.items() if checkpoint == subject), None)
+                write_text(out / name, model_card(out, stage) if stage else data_sheet(out))
+        except Exception as error:  # a run ends with what it has, whatever is wrong with one of its files
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return failed
 
 
@@ -63,27 +60,29 @@ def model_card(out: Path, stage: str) -> str:
 
     Numbers of metrics.json that are not those stored in the checkpoint belong to other weights, and are left out.
     """
-    checkpoint, files = out / CHECKPOINTS[stage], _files(out)
+    checkpoint = out / CHECKPOINTS[stage]
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    every = files["metrics"].get(stage, {})
+    stem = next(stem for stem, model in config.NOTEBOOKS.items() if model.__name__.lower() == stage)
+    card = ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage])
+    every = read_json(out / "metrics.json").get(stage, {})
     measured = every if every == content["metrics"] else {}
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None
     known = table is not None and manifest.digest(table) == content["manifest_hash"]  # what it was trained on
-    points, rows = None, pd.DataFrame()
+    points, sweep, rows = None, pd.DataFrame(), pd.DataFrame()
     if measured and (out / f"scores_{stage}.parquet").exists():
         rows = clean(pd.read_parquet(out / f"scores_{stage}.parquet"), "test")
         if stage == "stage1" and content["operating_points"]:
             reached = at_operating_points(rows, content["operating_points"], content["temperature"])
             points = readable(reached, ["fpr", "tpr", "accuracy"])
             points.insert(0, "threshold", reached["threshold"])
-    path = out / f"sweep_jpeg_{stage}.csv"
-    sweep = pd.read_csv(path) if measured and path.exists() else pd.DataFrame()
-    shown = [name for name in SWEPT[stage] if f"{name}_low" in sweep]
-    stem = next(stem for stem, cls in config.NOTEBOOKS.items() if cls.__name__.lower() == stage)
-    generators = measured.get("test", {}).get("by_generator", {})
-    return _render(
-        ModelCard,
-        ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage]),
+    if measured and (out / f"sweep_jpeg_{stage}.csv").exists():
+        sweep = pd.read_csv(out / f"sweep_jpeg_{stage}.csv")
+    swept = [name for name in SWEPT[stage] if f"{name}_low" in sweep]
+    return _fill(
+        "model_card.md.j2",
+        out,
+        stem,
+        card_data=card,
         stage=stage,
         name=checkpoint.name,
         content=content,
@@ -92,72 +91,60 @@ def model_card(out: Path, stage: str) -> str:
         counts=manifest.summary(table)[["images", "groups", *SPLITS, "formats"]] if known else None,
         sources=provenance.sources(table).reset_index() if known and "source" in table else None,
         measured=measured,
-        by_generator=pd.DataFrame(generators).map(lambda number: cell(**number)).T if generators else None,
+        by_generator=pd.DataFrame(measured.get("test", {}).get("by_generator", {})).map(lambda row: cell(**row)).T,
         stale=bool(every) and not measured,
         points=points,
-        sweep=readable(sweep, shown) if shown else None,
+        sweep=readable(sweep, swept) if swept else None,
         rows=rows,
-        trained=files["record"].get("notebooks", {}).get(stem, {}),
-        command=command(files["record"], stem),
-        **files,
     )
 
 
 def data_sheet(out: Path) -> str:
     """The data sheet of the run's manifest, as Markdown."""
-    table, files, rejected = manifest.load(out), _files(out), out / "rejected.csv"
+    table, rejected = manifest.load(out), out / "rejected.csv"
     sizes = table.melt(["label"], ["width", "height"]).groupby("label")["value"].agg(["min", "median", "max"])
     sizes.columns = ["smallest side", "median side", "largest side"]
     qualities = table.groupby("label")["jpeg_quality"].agg(["min", "max", "count"])
     splits = table.groupby("split").agg(images=("path", "size"), fakes=("is_fake", "sum"), groups=("group", "nunique"))
     splits.insert(1, "photos", splits["images"] - splits["fakes"])
-    root = Path(table.attrs["root"])
-    beside = sorted(path.name for path in root.iterdir() if path.is_file()) if root.is_dir() else []
-    return _render(
-        DatasetCard,
-        DatasetCardData(task_categories=["image-classification"], tags=["gan", "forensics"]),
+    refused = pd.read_csv(rejected, dtype=str, keep_default_na=False) if rejected.exists() else None
+    beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
+    return _fill(
+        "data_sheet.md.j2",
+        out,
+        "00_eda",
+        card_data=DatasetCardData(task_categories=["image-classification"], tags=["gan", "forensics"]),
         digest=manifest.digest(table),
         table=table,
         summary=manifest.summary(table),
         splits=splits.reindex(list(SPLITS), fill_value=0),
         sources=provenance.sources(table).reset_index() if "source" in table else None,
         sizes=sizes.join(qualities.add_prefix("jpeg quality ")),
-        rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False)
-        if rejected.exists()
-        else pd.DataFrame(columns=["path", "reason"], dtype=str),
+        rejected=pd.DataFrame({"path": [], "reason": []}, dtype=str) if refused is None else refused,
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
-        command=command(files["record"], "00_eda"),
-        **files,
     )
 
 
-def _files(out: Path) -> dict[str, Any]:
-    """What both kinds of cards read: the record, its parameters of notebook 00, metrics and environment."""
-    record = read_json(out / "config.json")
-    metrics, environment = read_json(out / "metrics.json"), read_json(out / "environment.json")
-    return {"record": record, "scan": _parameters(record, "00_eda"), "metrics": metrics, "environment": environment}
+def _fill(template: str, out: Path, stem: str, **values: Any) -> str:
+    """Fill in a template with its own values, those of the run folder, and how the notebook `stem` is run again."""
+    files = {name: read_json(out / f"{name}.json") for name in ("config", "metrics", "environment")}
+    own = {"command": command(files["config"], stem), "stem": stem, "md": markdown, "grid": grid, "cell": cell}
+    return re.sub(r"\n{3,}", "\n\n", summary.fill(template, **files, **own, **values)).strip() + "\n"
 
 
 def command(record: Mapping[str, Any], stem: str) -> str:
     """The command that runs the notebooks up to this one again with the recorded parameters; empty without a record."""
     if not {"data", "out", "profile"} <= set(record):
         return ""
-    words = [
-        "python",
-        "-m",
-        "dfd",
-        "run",
-        *(w for name in ("data", "out", "profile") for w in (f"--{name}", record[name])),
-    ]
-    stems = [name for name in sorted({"00_eda", stem}) if _parameters(record, name)]
+    words = ["python", "-m", "dfd", "run"]
+    for name in ("data", "out", "profile"):
+        words += [f"--{name}", record[name]]
+    stems = [name for name in sorted({"00_eda", stem}) if name in record.get("notebooks", {})]
     for name in stems:
-        for key, value in summary.changed(name, _parameters(record, name), record["profile"]).items():
+        parameters = summary.changed(name, record["notebooks"][name]["parameters"], record["profile"])
+        for key, value in parameters.items():
             words += ["-p", f"{name[:2]}.{key}", json.dumps(value) if isinstance(value, list) else str(value)]
     return shlex.join([*words, *(name[:2] for name in stems)])
-
-
-def _parameters(record: Mapping[str, Any], stem: str) -> dict[str, Any]:
-    return record.get("notebooks", {}).get(stem, {}).get("parameters", {})
 
 
 def cell(value: float | None, low: float | None, high: float | None) -> str:
@@ -166,26 +153,16 @@ def cell(value: float | None, low: float | None, high: float | None) -> str:
     return summary.decimal(value) + interval
 
 
-def _render(card: type, card_data: Any, **values: Any) -> str:
-    """Fill in the template of a kind of card."""
-    name = "model_card.md.j2" if card is ModelCard else "data_sheet.md.j2"
-    template = (config.PACKAGE / "templates" / name).read_text("utf-8").replace("%}\n", "%}")  # as trim_blocks does
-    text = card.from_template(card_data, template_str=template, md=markdown, grid=grid, cell=cell, **values).content
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
 def markdown(value: Any) -> str:
     """Text that Markdown shows as it is: marks are escaped, line breaks and control characters written out."""
     text = f"{value:.3f}" if isinstance(value, float) and not value.is_integer() else str(value)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-    text = re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    text = re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", summary.printable(text))
     return text.replace("](", "]\\(")  # a link
 
 
 def grid(table: pd.DataFrame, corner: str = "") -> str:
     """A table as Markdown; with a corner its index is the first column."""
-    rows = table.astype(object).where(table.notna(), "–")
-    rows = rows.reset_index(names=corner) if corner else rows
-    rows = rows.rename(columns=lambda name: str(name).replace("_", " "))
-    lines = [list(rows), ["---"] * rows.shape[1], *([markdown(value) for value in row] for row in rows.to_numpy())]
+    rows = table.reset_index(names=corner) if corner else table
+    rows = rows.astype(object).where(rows.notna(), "–").map(markdown)
+    lines = [[str(name).replace("_", " ") for name in rows], ["---"] * rows.shape[1], *rows.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

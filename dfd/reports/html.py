@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
@@ -21,12 +20,11 @@ from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
 from dfd import config, plots
-from dfd.core.io import PART, read_json, write_text
-from dfd.core.runs import elapsed
+from dfd.core.io import PART, TEMPLATES, read_json, write_text
 from dfd.evaluate.compare import Comparison
-from dfd.reports import cards, summary
+from dfd.reports import summary
+from dfd.reports.cards import CARDS
 
-TEMPLATES = config.PACKAGE / "templates"
 KINDS = ("image/png", "image/jpeg")
 LIMIT = 8_000_000  # characters of base64 on one page; with its text the page stays under 10 MB
 SMALLER = ((88, 2400), (75, 1400), (60, 900))  # JPEG quality and longest side, pixels; the first that fits
@@ -43,14 +41,12 @@ def export(notebook: Path, error: dict | None = None) -> Path:
         extra_template_basedirs=[str(TEMPLATES)],
         embed_images=True,
         preprocessors=[CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor, picture_texts],
-        filters={"decimal": summary.decimal},
     )
     page = {
         "style": style(),
         "title": title_and_question(nb)[0] or notebook.stem,
         "error": error,
-        "summary": summary.summary(notebook, nb),
-        "warnings": warnings(notebook.parent),
+        "box": summary.box(notebook, warnings(notebook.parent), error),
     }
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dfd": page}
     return write_text(notebook.with_suffix(".html"), exporter.from_notebook_node(nb, resources)[0])
@@ -58,7 +54,7 @@ def export(notebook: Path, error: dict | None = None) -> Path:
 
 def write_index(out: Path) -> Path:
     """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
-    record = read_json(out / "config.json")
+    record, metrics = read_json(out / "config.json"), read_json(out / "metrics.json")
     notebooks, own = [], {"index.html"}
     for stem, entry in sorted(record.get("notebooks", {}).items()):
         path, page = out / f"{stem}.ipynb", f"{stem}.html"
@@ -66,19 +62,23 @@ def write_index(out: Path) -> Path:
         shown = {"title": title or stem, "question": question, "page": page if (out / page).exists() else None}
         notebooks.append(entry | shown)
         own.add(page)
+    by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in config.CHECKPOINTS]
+    values = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.name not in own]
-    content = {
-        "name": out.name,
-        "record": record,
-        "metrics": read_json(out / "metrics.json"),
-        "environment": read_json(out / "environment.json"),
-        "notebooks": notebooks,
-        "warnings": warnings(out),
-        "cards": {name: title for name, title in cards.TITLES.items() if (out / name).exists()},
-        "files": {path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files if path.suffix != PART},
+    return render(
+        out / "index.html",
+        "index.html.j2",
+        name=out.name,
+        record=record,
+        metrics=metrics,
+        generators=pd.concat(values, axis=1),
+        environment=read_json(out / "environment.json"),
+        notebooks=notebooks,
+        warnings=warnings(out),
+        cards={name: title for name, (title, _) in CARDS.items() if (out / name).exists()},
+        files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
         **summary.beside(out),
-    }
-    return render(out / "index.html", "index.html.j2", **content)
+    )
 
 
 def write_comparison(comparisons: Sequence[Comparison], path: Path) -> Path:
@@ -87,10 +87,8 @@ def write_comparison(comparisons: Sequence[Comparison], path: Path) -> Path:
 
 
 def render(path: Path, template: str, **values: Any) -> Path:
-    """Fill in one of the page templates; values are escaped."""
-    pages = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    pages.filters |= {"decimal": summary.decimal, "elapsed": elapsed}
-    return write_text(path, pages.get_template(template).render(style=style(), words=summary, **values))
+    """Write a page from its template."""
+    return write_text(path, summary.fill(template, style=style(), **values))
 
 
 def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
@@ -171,13 +169,11 @@ def compress(outputs: list[NotebookNode], limit: int = LIMIT) -> bool:
 
 def warnings(out: Path) -> list[str]:
     """What a reader must know before trusting the numbers of a run folder."""
-    metrics = read_json(out / "metrics.json")
-    audits = [metrics.get("audit", {}).get(stage, {}) for stage in config.CHECKPOINTS]
-    texts = [audit["warning"] for audit in audits if audit.get("warning")] + metrics.get("notes", [])
-    rejected = len(pd.read_csv(out / "rejected.csv", dtype=str)) if (out / "rejected.csv").exists() else 0
-    if rejected:
-        texts.append(f"Left out: {summary.plural(rejected, 'file')}; rejected.csv names each with its reason.")
-    return texts
+    metrics, rejected = read_json(out / "metrics.json"), out / "rejected.csv"
+    audits = [metrics.get("audit", {}).get(stage, {}).get("warning") for stage in config.CHECKPOINTS]
+    count = len(pd.read_csv(rejected, dtype=str)) if rejected.exists() else 0
+    left_out = f"Left out: {count} {'file' if count == 1 else 'files'}; rejected.csv names each with its reason."
+    return [*filter(None, audits), *metrics.get("notes", []), *([left_out] if count else [])]
 
 
 def first_heading(markdown: str) -> str:

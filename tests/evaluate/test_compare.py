@@ -87,7 +87,7 @@ def test_changed_verdicts_are_found_and_named(tmp_path):
         {"path": "ProGAN/2.png", "label": "ProGAN", "base": "real", "other": "fake", "change": "mended"},
         {"path": "RealPhotos/1.png", "label": "RealPhotos", "base": "fake", "other": "real", "change": "mended"},
     ]
-    assert summary.change_text(found.stages["stage1"]) == "3 verdicts of 6 changed: 2 mended, 1 broken."
+    assert "\n  3 verdicts of 6 changed: 2 mended, 1 broken.\n" in summary.text(found)
 
 
 def test_two_wrong_names_are_neither_mended_nor_broken(tmp_path):
@@ -114,7 +114,7 @@ def test_only_images_that_both_tested_as_they_are_count_and_the_others_are_count
     assert stage1.images == 60 - 7 - 3
     assert stage1.unshared == {"only in a": 7, "of the same name, but with other content or another label": 3}
     assert stage1.changed.empty and stage1.metrics["difference"].eq(0).all()
-    text = summary.basis(stage1)
+    text = summary.text(found)
     assert "50 test images" in text and "7 only in a" in text and "leave the intervals rough" in text
 
 
@@ -142,7 +142,7 @@ def test_what_differs_in_settings_data_and_versions_is_listed(tmp_path):
         ["version", "torch", "1", "2"],
         ["version", "code of 01_stage1_real_fake", "x", "y"],
     ]
-    assert summary.made_text(found) == "1 setting, data, 2 versions differ"
+    assert "1 setting, data, 2 versions differ." in html.write_index(one).read_text()
     (found,) = compare.compare([one, write(tmp_path / "c", noisy_table())])
     assert ["setting", "01.num_epochs", "3", "–"] in found.made.to_numpy().tolist()
 
@@ -185,8 +185,8 @@ def test_the_command_prints_and_writes_what_it_found(runs, tmp_path, monkeypatch
     auc = first.stages["stage1"].metrics.loc["auc"]
     assert re.search(rf"AUC +{auc['base']:.3f} +{auc['other']:.3f} +{auc['difference']:+.3f} \[", result.output)
     sizes = [len(stage.changed) for one in (first, second) for stage in one.stages.values()]
-    assert max(sizes) > summary.SHOWN >= 1
-    assert result.output.count("… and ") == sum(size > summary.SHOWN for size in sizes)
+    assert max(sizes) > 10
+    assert result.output.count("… and ") == sum(size > 10 for size in sizes)
     table, changed = pd.read_csv("d.csv"), pd.read_csv("c.csv")
     assert len(table) == 5 + 3 + 5 and table["difference"][0] == pytest.approx(auc["difference"])
     stages = [*first.stages.values(), *second.stages.values()]
@@ -196,12 +196,21 @@ def test_the_command_prints_and_writes_what_it_found(runs, tmp_path, monkeypatch
     assert first.stages["stage1"].changed["path"][0] in page
 
 
+def test_names_of_runs_are_escaped_on_pages_and_control_characters_of_images_in_the_terminal(tmp_path):
+    table = noisy_table(30).assign(path=lambda rows: "<i>\x1b" + rows["path"])
+    (found,) = compare.compare([write(tmp_path / "<b>", table), write(tmp_path / "c", worse(table).iloc[1:])])
+    page = html.write_comparison([found], tmp_path / "page.html").read_text()
+    assert "1 only in &lt;b&gt;" in page and "in <b>" not in page and "<i>" not in page
+    text = summary.text(found)
+    assert "1 only in <b>" in text and r"<i>\x1b" in text and "\x1b" not in text
+
+
 def test_an_undefined_metric_is_a_dash(tmp_path):
     photos = noisy_table(30).assign(label="RealPhotos")
     (found,) = compare.compare([write(tmp_path / name, photos) for name in "ab"])
     row = found.stages["stage1"].metrics.loc["auc"]
-    assert np.isnan(row["difference"]) and summary.difference(row) == "–" and not summary.clear(row)
-    html.write_comparison([found], tmp_path / "page.html")
+    assert np.isnan(row["difference"]) and re.search(r"AUC +– +– +–\n", summary.text(found))
+    assert "<td>–</td>\n<td></td>" in html.write_comparison([found], tmp_path / "page.html").read_text()
 
 
 def test_the_index_compares_with_the_runs_beside_it_whatever_is_wrong_with_some(runs, tmp_path):
