@@ -79,22 +79,20 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
 def read(path: str | Path, limit: int = 100) -> Sweep:
     """Read a grid, and check every run of it as `dfd run` would; the sweep is named after the file.
 
-    Raises:
-        FileNotFoundError: no such file, or no data folder.
-        ConfigError: what is wrong in the file, or more than `limit` runs.
+    A FileNotFoundError names the file or the data folder, a ConfigError what is wrong, such as more than `limit` runs.
     """
     path = Path(path)
     try:
         sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))
         if not config.resolve(sweep.data).is_dir():
             raise FileNotFoundError(f"{path}: no data folder {sweep.data}")
-        sweep.notebooks = [notebook.stem for notebook in runner.choose(runner.NOTEBOOKS, sweep.notebooks)]
+        stems = [notebook.stem for notebook in runner.choose(runner.NOTEBOOKS, sweep.notebooks)]
+        sweep.notebooks = [*stems]
         settings = sweep.settings()
         if len(settings) > limit:
             raise config.ConfigError(f"asks for {len(settings)} runs; `--limit {len(settings)}` runs them all")
         for words in settings.values():
-            shared = {"data": sweep.data, "out": "reports"}
-            runner.plan(sweep.notebooks, config.NOTEBOOKS, shared, sweep.profile, words)
+            runner.plan(stems, config.NOTEBOOKS, {"data": sweep.data, "out": "reports"}, sweep.profile, words)
         return sweep
     except pydantic.ValidationError as error:
         first = error.errors()[0]
