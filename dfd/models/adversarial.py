@@ -39,15 +39,16 @@ class PatchDiscriminator(nn.Module):
         return self.gain * self.net(images)
 
 
+LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15}  # places in torchvision's vgg16().features
 ADDRESS = VGG16_Weights.IMAGENET1K_V1.url
 
 
 class VGGPerceptual(nn.Module):
     """Perceptual distance of two batches in VGG16's features, after Johnson et al. 2016, arXiv:1603.08155.
 
-    The default layers are the first three of the four that the paper reads; what lies deeper is not built. A layer's
-    mean squared difference is divided by the mean square of the reference's features over the batch, so that no layer
-    outweighs the others because its features are large.
+    LAYERS are the first three of the four that the paper reads; what lies deeper is not built. A layer's mean squared
+    difference is divided by the mean square of the reference's features over the batch, so that no layer outweighs the
+    others because its features are large.
 
     ImageNet weights come from torch's hub cache (528 MB), else from the network where it answers quickly. Without them
     the weights are Kaiming-normal, drawn from `seed`: such a distance still grows with the change, but has learnt
@@ -55,27 +56,17 @@ class VGGPerceptual(nn.Module):
     and works in float32 under autocast too: bfloat16's rounding is as large as the distance of a change of 1/1000.
 
     Raises:
-        ValueError: a layer that VGG16 does not have, or a cached file that cannot be read.
+        ValueError: a cached file that cannot be read.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        pretrained: bool = True,
-        layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3"),
-        seed: int = 0,
-    ):
+    def __init__(self, pretrained: bool = True, seed: int = 0):
         super().__init__()
         with torch.device("meta"):  # names and shapes alone: takes no memory, and nothing from the random generator
             features: Any = vgg16().features
-        places = _relu_places(features)
-        unknown = [layer for layer in layers if layer not in places]
-        if unknown or not layers:
-            raise ValueError(f"layers must name some of {', '.join(places)}; got {', '.join(unknown) or 'none'}")
-        self.places = sorted({places[layer] for layer in layers})
-        self.features = features[: self.places[-1] + 1].to_empty(device="cpu")
+        self.features = features[: max(LAYERS.values()) + 1].to_empty(device="cpu")
         path, source = _imagenet_file() if pretrained else (None, "not asked for ImageNet weights")
         if path:
             _load(self.features, path)
@@ -99,14 +90,11 @@ class VGGPerceptual(nn.Module):
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
         """Distance () of (B, 3, H, W) images in [0, 1] from a reference like them, which gets no gradient.
 
-        0 where the two are equal, about 1 where they differ by as much as the reference's features are large. Two
-        shapes, or images too small for the deepest layer, are a ValueError.
+        0 where the two are equal, about 1 where they differ by as much as the reference's features are large. H and W
+        are at least 4.
         """
         if images.shape != reference.shape:
             raise ValueError(f"images and reference differ in shape: {tuple(images.shape)}, {tuple(reference.shape)}")
-        least = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features)
-        if min(images.shape[2:]) < least:
-            raise ValueError(f"images must be at least {least} pixels wide and high, got {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
                 wanted = self._layers(reference)
@@ -120,21 +108,9 @@ class VGGPerceptual(nn.Module):
         outputs = []
         for place, layer in enumerate(self.features):
             x = layer(x)
-            if place in self.places:
+            if place in LAYERS.values():
                 outputs.append(x)
         return outputs
-
-
-def _relu_places(features: nn.Sequential) -> dict[str, int]:
-    """Where each rectified layer stands: {"relu1_1": 1, "relu1_2": 3, "relu2_1": 6, ...}."""
-    places, block, number = {}, 1, 0
-    for place, layer in enumerate(features):
-        if isinstance(layer, nn.MaxPool2d):
-            block, number = block + 1, 0
-        elif isinstance(layer, nn.ReLU):
-            number += 1
-            places[f"relu{block}_{number}"] = place
-    return places
 
 
 def _imagenet_file() -> tuple[Path | None, str]:
