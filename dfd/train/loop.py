@@ -61,12 +61,7 @@ class Learner:
 class Trainer:
     """One training: its devices, loaders, networks and history, and the files that it leaves in the run folder.
 
-    Args:
-        stage: stage1 or stage2.
-        table: the manifest, with its root in attrs.
-        cfg: parameters of the stage.
-        classes: names of the logits.
-        on_epoch: is given the history after each epoch, in the main process.
+    `table` is the manifest with its root in attrs; `on_epoch` is given the history after each epoch.
     """
 
     def __init__(
@@ -177,11 +172,7 @@ class Trainer:
                 shown.update()
 
     def step(self, name: str, loss: Tensor) -> None:
-        """Backpropagate a loss of this process's images into one network only, clip its gradient to norm 1, update it.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
+        """Backpropagate a loss of this process's images into one network only, clip its gradient to norm 1, update it."""
         learner, value = self.learners[name], loss.detach().clone()
         learner.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss, inputs=learner.parameters)
@@ -248,8 +239,7 @@ class Trainer:
         return pd.DataFrame(self.history)
 
     def _read(self, name: str, first: int = 0) -> Iterator[Any]:
-        """The batches from the first; between them the training may be stopped. No variable holds loader or iterator:
-        the frame of an error would keep their processes."""
+        """The batches from the first; no variable holds loader or iterator: an error's frame would keep their processes."""
         try:
             for batch in skip_first_batches(self.loaders[name], first) if first else self.loaders[name]:
                 self._pause()
