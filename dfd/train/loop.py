@@ -172,7 +172,7 @@ class Trainer:
                 shown.update()
 
     def step(self, name: str, loss: Tensor) -> None:
-        """Backpropagate a loss of this process's images into one network only, clip its gradient to norm 1, update it."""
+        """Backpropagate a loss of this process's images into one network only, clip its gradient, update it."""
         learner, value = self.learners[name], loss.detach().clone()
         learner.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss, inputs=learner.parameters)
@@ -239,7 +239,7 @@ class Trainer:
         return pd.DataFrame(self.history)
 
     def _read(self, name: str, first: int = 0) -> Iterator[Any]:
-        """The batches from the first; no variable holds loader or iterator: an error's frame would keep their processes."""
+        """The batches from the first. No variable holds loader or iterator: their processes would outlive an error."""
         try:
             for batch in skip_first_batches(self.loaders[name], first) if first else self.loaders[name]:
                 self._pause()
