@@ -182,7 +182,7 @@ def differences(
     runs = judged(base), judged(other)
 
     def values(weights: np.ndarray) -> np.ndarray:  # (2, K, R)
-        return np.array([[METRICS[name].function(run, weights) for name in names] for run in runs], dtype=float)
+        return np.array([[METRICS[name].of(run)(weights) for name in names] for run in runs], dtype=float)
 
     difference, low, high = bootstrap(
         base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed, resamples
