@@ -12,8 +12,7 @@ from benchmarks.measure import Row, against
 from benchmarks.predicting import networks_alone, untrained
 from dfd.core.images import load_rgb
 from dfd.data import manifest
-from dfd.degrade import registry
-from dfd.degrade import compose, to_tensor
+from dfd.degrade import compose, registry, to_tensor
 from dfd.evaluate import robustness
 
 CONDITIONS = ("jpeg 75", "webp 75", "double_jpeg 75", "blur 1", "noise 0.02", "rescale 0.5 bicubic", "gamma 0.7")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from dfd.config import REAL, Training
 from dfd.core.images import load_rgb
-from dfd.data.crops import RealFakeDataset, cut, equalise, plan
+from dfd.data.crops import RealFakeDataset, equalise, plan
 from dfd.degrade.registry import RandomDegrade
 from dfd.inference.decide import closed_set
 from dfd.inference.stage import BATCH, Stage, center_crops
@@ -23,11 +22,6 @@ from dfd.models.backbones import high_pass
 CELLS = 6  # of a Grad-CAM's map a side, at least, where the backbone has such a layer
 SHOWN = 256  # longer side of a picture, pixels
 Pictures = dict[str, list[np.ndarray]]  # label -> (H, W, 3) in [0, 1], as plots.plot_examples takes them
-
-
-def backbone(stage: Stage) -> nn.Module:
-    """The timm network inside a stage: stage 1's own, or that of stage 2's classifier."""
-    return stage.model.backbone if stage.stage == "stage1" else stage.model.classifier.backbone
 
 
 def spectrum(images: Tensor) -> np.ndarray:
@@ -44,16 +38,10 @@ def spectrum(images: Tensor) -> np.ndarray:
     return torch.fft.fftshift(torch.log10(total / len(images) / window.square().sum() + 1e-16)).numpy()
 
 
-def class_spectra(table: pd.DataFrame, size: int, per_class: int, quality: int | None) -> dict[str, np.ndarray]:
-    """Spectrum of the high-pass residuals of each label's centre crops, equalised where there is a quality.
-
-    Of a label at most `per_class` images are taken, spread evenly over the manifest.
-    """
-    spectra = {}
-    for label, rows in table.groupby("label"):
-        crops = torch.cat([crop_center(table, path, size) for path in _spread(rows["path"], per_class)])
-        spectra[label] = spectrum(high_pass(equalise(crops, quality)))
-    return spectra
+def class_spectra(table: pd.DataFrame, size: int, per_class: int) -> dict[str, np.ndarray]:
+    """Spectrum of the high-pass residuals of each label's centre crops, of at most `per_class` images."""
+    chosen = _chosen(table, per_class).items()
+    return {label: spectrum(high_pass(center_crops(table, paths, size))) for label, paths in chosen}
 
 
 @torch.inference_mode()
@@ -67,12 +55,6 @@ def residuals(stage: Stage, crops: Tensor) -> Tensor:
 def stretch(residual: np.ndarray) -> np.ndarray:
     """A residual as a picture: three of its own deviations about grey, in [0, 1]."""
     return np.clip(0.5 + residual / (6 * max(float(residual.std()), 1e-9)), 0, 1)
-
-
-def crop_center(table: pd.DataFrame, path: str, size: int) -> Tensor:
-    """The middle (1, 3, S, S) of an image of the manifest, in [0, 1]; padded where the image is smaller."""
-    image = load_rgb(f"{table.attrs['root']}/{path}")
-    return cut(image, plan(image.height, image.width, size, 1).corners[0], size)
 
 
 def thumbnail(table: pd.DataFrame, path: str) -> np.ndarray:
@@ -90,7 +72,7 @@ def neighbour_pictures(table: pd.DataFrame, near: pd.DataFrame) -> Pictures:
 
 def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
     """Centre crops of each label, spread evenly over the table."""
-    return {label: _pictures(table, _spread(rows["path"], per_class), size) for label, rows in table.groupby("label")}
+    return {label: _pictures(center_crops(table, paths, size)) for label, paths in _chosen(table, per_class).items()}
 
 
 def twins(table: pd.DataFrame, count: int, size: int = 128) -> Pictures:
@@ -98,8 +80,8 @@ def twins(table: pd.DataFrame, count: int, size: int = 128) -> Pictures:
     labels = sorted(table["label"].unique(), key=lambda label: (label != REAL, label))
     rows = table.assign(name=table["path"].str.split("/").str[1:].str.join("/"))
     rows = rows[rows.groupby("name")["label"].transform("nunique") == len(labels)].drop_duplicates("group")
-    names = _spread(rows["name"], count)
-    return {label: _pictures(table, [f"{label}/{name}" for name in names], size) for label in labels if names}
+    names = rows["name"].iloc[_spread(len(rows), count)]
+    return {label: _pictures(center_crops(table, f"{label}/" + names, size)) for label in labels if len(names)}
 
 
 def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures:
@@ -108,21 +90,19 @@ def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures
     degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
     quality = cfg.equalise_quality if cfg.equalise else None
     pictures = {}
-    for label, rows in table.groupby("label"):
-        rows = rows[rows["path"].isin(_spread(rows["path"], columns))]
-        views = RealFakeDataset(rows, table.attrs["root"], cfg.crop_size, degrade, quality)
-        pictures[label] = [_picture(views[i][0]) for i in range(len(views))]
+    for label, paths in _chosen(table, columns).items():
+        views = RealFakeDataset(table[table["path"].isin(paths)], table.attrs["root"], cfg.crop_size, degrade, quality)
+        pictures[label] = _pictures(torch.stack([views[i][0] for i in range(len(views))]))
     return pictures
 
 
 def residual_pictures(stage: Stage, table: pd.DataFrame, columns: int) -> Pictures:
     """Pairs of rows per generator: centre crops, and stage 2's residuals of them, stretched about grey."""
     pictures = {}
-    for label, rows in table.groupby("label"):
-        crops = center_crops(stage, table.attrs["root"], _spread(rows["path"], columns))
-        pictures[label] = [_picture(crop) for crop in crops]
+    for label, paths in _chosen(table, columns).items():
+        crops = center_crops(table, paths, stage.crop_size)
         own = residuals(stage, equalise(crops, stage.equalise_quality))
-        pictures[f"{label}, residual"] = [stretch(_picture(residual)) for residual in own]
+        pictures |= {label: _pictures(crops), f"{label}, residual": [stretch(image) for image in _pictures(own)]}
     return pictures
 
 
@@ -130,13 +110,8 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
     """Where a stage found what speaks for one of its classes: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391.
 
     The last layer of a small crop has a handful of cells. So the map is taken at the deepest stage of the backbone that
-    has CELLS or more a side; what lies above it enters through the gradient.
-
-    Args:
-        crops: (N, 3, S, S) in [0, 1], equalised already.
-
-    Returns:
-        (N, S, S) in [0, 1]: 0 where nothing speaks for the class, 1 where most does; all 0 where nothing does.
+    has CELLS or more a side; what lies above it enters through the gradient. From equalised crops (N, 3, S, S) in
+    [0, 1]: (N, S, S) in [0, 1], 1 where most speaks for the class; all 0 where nothing does.
     """
     index = stage.classes.index(target)
 
@@ -146,20 +121,19 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
 
     with torch.inference_mode(False):
         crops = crops.detach().clone().to(stage.device).requires_grad_()
-        layer = _deepest(stage, crops[:1])
-        maps = LayerGradCam(logits, layer).attribute(crops, index, relu_attributions=True)
+        maps = LayerGradCam(logits, _deepest(stage, crops[:1])).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()
 
 
 def _deepest(stage: Stage, crop: Tensor) -> nn.Module:
     """The last of the backbone's stages whose maps of this crop have CELLS or more a side; else the first."""
-    network, sides = backbone(stage), {}
-    layers = [network.get_submodule(info["module"]) for info in network.feature_info]
+    layers = [stage.backbone.get_submodule(info["module"]) for info in stage.backbone.feature_info]
+    sides = {}
     with contextlib.ExitStack() as hooks:
         for layer in layers:
             hook = layer.register_forward_hook(lambda module, _, out: sides.update({module: min(out.shape[-2:])}))
-            hooks.callback(hook.remove)
+            hooks.enter_context(hook)
         stage.model(crop)
     return next((layer for layer in reversed(layers) if sides[layer] >= CELLS), layers[0])
 
@@ -184,22 +158,22 @@ def dossiers(stage: Stage, table: pd.DataFrame, rows: pd.DataFrame) -> list[Doss
         top, left = plan(height, width, size, 1).corners[0]
         scale = min(SHOWN / max(width, height), 1)
         box = tuple(scale * side for side in (left, top, min(size, width), min(size, height)))
-        crop = equalise(crop_center(table, path, size), stage.equalise_quality)
+        crop = equalise(center_crops(table, [path], size), stage.equalise_quality)
         residual, (cam,) = residuals(stage, crop), grad_cam(stage, crop, prediction)
-        pictures = _picture(crop[0]), stretch(_picture(residual[0])), spectrum(residual)
-        result.append(Dossier(thumbnail(table, path), box, *pictures, cam))
+        (shown,), (own,) = _pictures(crop), _pictures(residual)
+        result.append(Dossier(thumbnail(table, path), box, shown, stretch(own), spectrum(residual), cam))
     return result
 
 
-def _spread(values: pd.Series, count: int) -> list[str]:
-    """At most `count` values, spread evenly."""
-    places = np.linspace(0, len(values) - 1, min(count, len(values)))
-    return values.iloc[np.unique(places.astype(int))].tolist()
+def _spread(total: int, count: int) -> np.ndarray:
+    """At most `count` places among `total`, spread evenly."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
 
 
-def _pictures(table: pd.DataFrame, paths: Iterable[str], size: int) -> list[np.ndarray]:
-    return [_picture(crop_center(table, path, size)[0]) for path in paths]
+def _chosen(table: pd.DataFrame, count: int) -> dict[str, list[str]]:
+    """At most `count` paths of each label, spread evenly over its rows."""
+    return {label: rows["path"].iloc[_spread(len(rows), count)].tolist() for label, rows in table.groupby("label")}
 
 
-def _picture(image: Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).numpy()
+def _pictures(images: Tensor) -> list[np.ndarray]:
+    return list(images.permute(0, 2, 3, 1).numpy())

@@ -143,7 +143,7 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", se
     pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, split, seed)
     rows = []
     for start in range(0, len(pairs), BATCH):
-        carried = put_on(stage, table.attrs["root"], pairs.iloc[start : start + BATCH])
+        carried = put_on(stage, table, pairs.iloc[start : start + BATCH])
         names = _names(stage, carried.carriers), _names(stage, carried.sums)
         for alone, named, c, s in zip(*names, carried.carriers.numpy(), carried.sums.numpy(), strict=True):
             with np.errstate(divide="ignore"):  # equal images: infinite
@@ -170,10 +170,10 @@ def draw_pairs(table: pd.DataFrame, limit: int, split: str = "test", seed: int =
     return pairs.assign(carrier=carriers["path"].to_numpy(), carrier_group=carriers["group"].to_numpy())
 
 
-def put_on(stage: Stage, root: str, pairs: pd.DataFrame) -> Carried:
+def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> Carried:
     """Carriers, residuals and their clipped sums of some pairs, before the last codec."""
-    carriers = center_crops(stage, root, pairs["carrier"])
-    own = residuals(stage, equalise(center_crops(stage, root, pairs["path"]), stage.equalise_quality))
+    carriers, fakes = (center_crops(table, pairs[name], stage.crop_size) for name in ("carrier", "path"))
+    own = residuals(stage, equalise(fakes, stage.equalise_quality))
     return Carried(carriers, own, (carriers + own).clamp(0, 1))
 
 

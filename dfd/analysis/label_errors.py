@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -15,32 +14,15 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from dfd import __version__
-from dfd.analysis.explain import backbone
 from dfd.core.io import atomic_write, digest
 from dfd.core.runs import bar
-from dfd.data import splits
-from dfd.data.crops import equalise
-from dfd.inference.stage import BATCH, Stage, center_crops
+from dfd.data.splits import NEAR
+from dfd.inference.stage import BATCH, Stage, extract_features, sample_crops
 
 COMPONENTS = 64  # principal components that the labels are told from, at most
 FOLDS = 5
-
-
-@torch.inference_mode()
-def extract(stage: Stage, crops: Tensor) -> np.ndarray:
-    """The input (N, D) of the network's last layer, float32, from crops (N, 3, S, S) in [0, 1], not yet equalised."""
-    inputs: list[Tensor] = []
-    head = backbone(stage).get_classifier()
-    hook = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].float().cpu()))
-    try:
-        for chunk in crops.split(BATCH):
-            stage.model(equalise(chunk, stage.equalise_quality).to(stage.device))
-    finally:
-        hook.remove()
-    return torch.cat(inputs).numpy()
 
 
 def cached_features(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.ndarray:
@@ -56,9 +38,8 @@ def cached_features(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.nd
                 known = dict(zip(file["sha256"].tolist(), file["features"], strict=True))
     new = table[~table["sha256"].isin(known)].drop_duplicates("sha256")
     for start in bar(range(0, len(new), BATCH), desc=f"{stage.stage} features", unit="batch"):
-        rows = new.iloc[start : start + BATCH]
-        features = extract(stage, center_crops(stage, table.attrs["root"], rows["path"])).astype(np.float16)
-        known |= dict(zip(rows["sha256"], features, strict=True))
+        crops, rows = sample_crops(stage, new.iloc[start : start + BATCH], BATCH)
+        known |= dict(zip(rows["sha256"], extract_features(stage, crops).astype(np.float16), strict=True))
     if len(new):
         with atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))
@@ -68,17 +49,11 @@ def cached_features(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.nd
 def neighbours(
     images: pd.DataFrame, train: pd.DataFrame, features: np.ndarray, train_features: np.ndarray, count: int = 4
 ) -> pd.DataFrame:
-    """The training images that a network takes for most alike, by the cosine of their features.
+    """The `count` training images that a network takes for most like each image, by the cosine of their features.
 
-    Args:
-        images, features: M rows of the manifest to explain, and their (M, D).
-        train, train_features: N rows of the manifest to search, and their (N, D), of the same stage.
-        count: neighbours of each image.
-
-    Returns:
-        One row per image and neighbour, nearest first: path, label, neighbour, neighbour_label, rank (from 1),
-        similarity in [-1, 1], bits: of the two perceptual hashes' 256 how many differ, NaN where one is flat; twin: no
-        more than `splits.NEAR` do, which makes it a near-duplicate.
+    Takes M rows of the manifest to explain and N to search, and their features, (M, D) and (N, D), of one stage. Gives
+    a row per image and neighbour, nearest first: path, label, neighbour, neighbour_label, rank (from 1), similarity in
+    [-1, 1], bits: of the perceptual hashes' 256 how many differ, NaN where one is flat; twin: a near-duplicate.
     """
     if train.empty:
         raise ValueError("there is no training image to look for neighbours in")
@@ -87,18 +62,13 @@ def neighbours(
     if len(images):
         distance, index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train_features).kneighbors(features)
     own, near = images.iloc[np.repeat(np.arange(len(images)), count)], train.iloc[index.ravel()]
-    bits = np.array([hash_bits(*pair) for pair in zip(own["phash"], near["phash"], strict=True)], dtype=float)
+    hashes = zip(own["phash"], near["phash"], strict=True)
+    bits = [(int(a, 16) ^ int(b, 16)).bit_count() if pd.notna(a) and pd.notna(b) else np.nan for a, b in hashes]
     pairs = own[["path", "label"]].reset_index(drop=True)
     pairs[["neighbour", "neighbour_label"]] = near[["path", "label"]].to_numpy()
-    rank = np.tile(np.arange(1, count + 1), len(images))
-    return pairs.assign(rank=rank, similarity=1 - distance.ravel(), bits=bits, twin=bits <= splits.NEAR)
-
-
-def hash_bits(first: str | None, second: str | None) -> float:
-    """How many bits of two hexadecimal hashes differ; NaN where one is missing."""
-    if not isinstance(first, str) or not isinstance(second, str):
-        return float("nan")
-    return float((int(first, 16) ^ int(second, 16)).bit_count())
+    pairs["rank"] = np.tile(np.arange(1, count + 1), len(images))
+    pairs = pairs.assign(similarity=1 - distance.ravel(), bits=np.array(bits, dtype=float))
+    return pairs.assign(twin=pairs["bits"] <= NEAR)
 
 
 def agreement(near: pd.DataFrame) -> pd.DataFrame:
@@ -114,9 +84,6 @@ def held_out_probabilities(
     """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group.
 
     The model is scikit-learn's; none takes a logistic regression on principal components.
-
-    Raises:
-        ValueError: fewer than two labels, or a label in one group alone.
     """
     per_label = groups.groupby(labels).nunique()
     if len(per_label) < 2 or per_label.min() < 2:
@@ -127,8 +94,7 @@ def held_out_probabilities(
         if model is None:
             components = min(COMPONENTS, features.shape[1], min(len(train) for train, _ in folds) - 1)
             linear = LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000)
-            reduce = PCA(components, random_state=seed)
-            model = make_pipeline(StandardScaler(), reduce, StandardScaler(), linear)
+            model = make_pipeline(StandardScaler(), PCA(components, random_state=seed), StandardScaler(), linear)
         p = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     return pd.DataFrame(p, index=labels.index, columns=sorted(per_label.index))
 
@@ -139,19 +105,16 @@ def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.Da
     A label is suspected where the held-out image gets another one with at least the probability that images of that
     other label get on average. Within the list, and after it, images come in the order of the margin: the probability
     of their best other label less that of their own. A generator that the network cannot tell from photos fills the
-    list with good labels. Features (N, D) are of one stage, or of both side by side.
-
-    Returns:
-        All rows, most suspect first: path, label, split, group, suggested, p_label, p_suggested, margin, suspected.
+    list with good labels. Features (N, D) are of one stage, or of both side by side; columns path, label, split, group,
+    suggested, p_label, p_suggested, margin, suspected.
     """
     p = held_out_probabilities(features, table["label"], table["group"], seed)
     labels, own = p.columns.get_indexer(table["label"]), p.to_numpy()
     usual = np.array([own[labels == k, k].mean() for k in range(own.shape[1])])
     others = np.where(np.arange(own.shape[1]) == labels[:, None], -1, own)  # without the label that each has
-    confident = (others >= usual).any(axis=1)
     ranking = table[["path", "label", "split", "group"]].assign(
         suggested=p.columns[others.argmax(1)], p_label=own[np.arange(len(p)), labels], p_suggested=others.max(1)
     )
     ranking["margin"] = ranking["p_suggested"] - ranking["p_label"]
-    ranking["suspected"] = confident & (ranking["margin"] > 0)
+    ranking["suspected"] = (others >= usual).any(axis=1) & (ranking["margin"] > 0)
     return ranking.sort_values(["suspected", "margin"], ascending=False, ignore_index=True, kind="stable")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,7 @@ from dfd.evaluate.metrics import bootstrap_all, flatten, share
 FILE = "properties.parquet"
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
 FACE_SIDE = 256  # an image is reduced to this longer side before faces are looked for, pixels
-# Property -> what its axis says. The first six are `describe`'s.
-NUMBERS = {
+NUMBERS = {  # property -> what its axis says; the first six are `describe`'s
     "brightness": "mean luminance (0 to 1)",
     "contrast": "deviation of the luminance (0 to 0.5)",
     "saturation": "mean saturation (0 to 1)",
@@ -40,17 +39,14 @@ NUMBERS = {
 NAMES = ("label", "source", "format")
 MEASURED = tuple(NUMBERS)[:6]
 MISSING = {"face": "none", "jpeg_quality": "no JPEG"}  # the word where a property has no value
-
 LEAST = 10  # images in a slice that is tested
 SPANS = 3  # groups that it has images of, at least
 COVERED = 0.8  # share of a slice's images in one listed before it, from which the slice is not news
+_cascade = cache(Cascade)
 
 
 def describe(image: Image.Image) -> dict[str, float]:
-    """Measure the first six NUMBERS of an RGB image; of a large one in the middle WINDOW x WINDOW, but for the face.
-
-    Texture is high where there is fine detail or noise; sharpness low where an image is blurred, whatever its contrast.
-    """
+    """Measure the first six NUMBERS of an RGB image; of a large one in the middle WINDOW x WINDOW, but for the face."""
     left, top = (max((side - WINDOW) // 2, 0) for side in image.size)
     window = image.crop((left, top, min(left + WINDOW, image.width), min(top + WINDOW, image.height)))
     luminance = np.asarray(window.convert("L"), dtype=np.float32) / 255
@@ -77,22 +73,15 @@ def face_share(image: Image.Image) -> float:
     side = min(grey.size)
     if side < 24:  # the cascade's own window
         return 0.0
-    smallest = max(24, side // 6)
-    faces = _cascade().detect_multi_scale(np.asarray(grey), 1.2, 1, (smallest, smallest), (side, side))
+    smallest, cascade = max(24, side // 6), _cascade(lbp_frontal_face_cascade_filename())
+    faces = cascade.detect_multi_scale(np.asarray(grey), 1.2, 1, (smallest, smallest), (side, side))
     return max((face["width"] for face in faces), default=0) / side
-
-
-@cache
-def _cascade() -> Cascade:
-    return Cascade(lbp_frontal_face_cascade_filename())
 
 
 def measure(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
     """Describe images of the manifest, each content once: what properties.parquet in the run folder has is kept.
 
-    Returns:
-        On the table's index: path, sha256, label, format, source, size (shorter side, pixels), jpeg_quality, and the
-        numbers of `describe`.
+    Gives path, sha256, label, format, jpeg_quality, source, size and the numbers of `describe`, on the table's index.
     """
     path = Path(out) / FILE
     known = pd.read_parquet(path) if path.exists() else pd.DataFrame()
@@ -117,34 +106,30 @@ def sources(table: pd.DataFrame) -> pd.Series:
     """Where each image comes from: the manifest's source, provenance.csv's, or the first word of the file name."""
     if "source" in table:
         return table["source"]
-    name = table["path"].str.rsplit("/", n=1).str[-1]
-    first = name.str.split("_").str[0].where(name.str.contains("_"), "unknown")
+    first = table["path"].str.extract(r"([^/_]*)_[^/]*$", expand=False).fillna("unknown")
     try:
         return table["path"].map(provenance.read(Path(table.attrs["root"]), "source")).fillna(first)
     except ManifestError:
         return first
 
 
-def binned(measured: pd.DataFrame, properties: Sequence[str] = (*NAMES, *NUMBERS), bins: int = 3) -> pd.DataFrame:
+def binned(measured: pd.DataFrame, bins: int = 3) -> pd.DataFrame:
     """Properties as a few words each, in categorical columns: names as they are, numbers in bins of about equal size.
 
     A number with no more different values than bins keeps them; a face is "none" or in one bin less. A property that is
     missing, or the same everywhere, is left out.
     """
     columns = {}
-    for name in properties:
-        if name not in measured:
-            continue
-        column = measured[name].astype("category")
-        if name in NUMBERS:
-            values = measured[name].replace(0.0, np.nan) if name == "face" else measured[name]
-            column = _bin(values, bins - 1 if name == "face" and bins > 1 else bins, MISSING.get(name, "unknown"))
-        if column.nunique() > 1:
-            columns[name] = column
-    return pd.DataFrame(columns, index=measured.index)
+    for name in (name for name in (*NAMES, *NUMBERS) if name in measured):
+        if name == "face":
+            columns[name] = _bin(measured[name].replace(0.0, np.nan), max(bins - 1, 1))
+        else:
+            columns[name] = _bin(measured[name], bins) if name in NUMBERS else measured[name].astype("category")
+    table = pd.DataFrame(columns, index=measured.index)
+    return table.loc[:, table.nunique() > 1]
 
 
-def _bin(values: pd.Series, bins: int, missing: str) -> pd.Series:
+def _bin(values: pd.Series, bins: int) -> pd.Series:
     """Quantile bins named by their limits, three significant digits; what is missing comes first."""
     codes = values.rank(method="dense") - 1
     if values.nunique() > bins:
@@ -153,20 +138,15 @@ def _bin(values: pd.Series, bins: int, missing: str) -> pd.Series:
     words = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in limits.to_numpy()]
     words = [word if words.index(word) == i else f"{word} ({i})" for i, word in enumerate(words)]  # that read alike
     places = codes.rank(method="dense").fillna(0).astype(int)
-    return pd.Series(pd.Categorical.from_codes(places, [missing, *words], ordered=True), values.index)
+    names = [MISSING.get(str(values.name), "unknown"), *words]
+    return pd.Series(pd.Categorical.from_codes(places, names, ordered=True), values.index)
 
 
 def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The error in each bin of each property, with 95 % intervals over groups.
+    """The error in each bin of each property, with 95 % intervals over groups; attrs["average"], over all images.
 
-    Args:
-        rows: columns wrong (bool) and group.
-        bins: what `binned` gave, on the same index.
-
-    Returns:
-        Columns property, bin, images, groups, errors, error, error_low, error_high; attrs["average"], over all images.
-        Where no image is wrong, or all are, the limit is 1 - 0.025 ** (1 / groups) away, as if a group were one toss of
-        a coin: the bootstrap knows no spread. One group alone has no interval.
+    Takes the columns wrong (bool) and group, and `binned` on the same index. Where no image is wrong, or all are, the
+    bootstrap knows no spread: the limit is 1 - 0.025 ** (1 / groups) away, as if a group were one toss of a coin.
     """
     result = []
     for name in bins:
@@ -187,25 +167,20 @@ def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.Dat
 def candidates(bins: pd.DataFrame, least: int = LEAST) -> Iterator[tuple[str, np.ndarray]]:
     """Every bin of one property and every crossing of two, by name, with its members (N,) bool.
 
-    A crossing that has the same images as a bin before it is left out, and so is what has fewer than `least` images
-    or fewer than `least` outside.
+    Left out are repeats of the same images, and what has fewer than `least` images or fewer than `least` outside.
     """
     words = {name: bins[name].cat.categories for name in bins}
-    single = {name: [(f"{name} {word}", (bins[name] == word).to_numpy()) for word in words[name]] for name in bins}
-    slices = [pair for pairs in single.values() for pair in pairs]
-    for first, second in combinations(single, 2):
-        slices += [(f"{a}, {b}", x & y) for a, x in single[first] for b, y in single[second]]
+    single = [[(f"{name} {word}", (bins[name] == word).to_numpy()) for word in words[name]] for name in bins]
+    pairs = chain.from_iterable(product(*lists) for lists in combinations(single, 2))
     seen = set()
-    for name, members in slices:
+    for name, members in chain(*single, ((f"{a}, {b}", x & y) for (a, x), (b, y) in pairs)):
         if least <= members.sum() <= len(members) - least and members.tobytes() not in seen:
             seen.add(members.tobytes())
             yield name, members
 
 
-def find(
-    rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int = 0, draws: int = 2000, least: int = LEAST
-) -> pd.DataFrame:
-    """Slices whose error is above average by more than chance explains, after all that were looked at.
+def find(rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int = 0, draws: int = 2000) -> pd.DataFrame:
+    """Slices whose error is above average by more than chance explains, after all that were looked at; surest first.
 
     Each draw hands every group the errors of another group of about its size (within a factor of two), in random order:
     block permutation, Winkler et al. 2015, NeuroImage 123, 253-268. So ten near-duplicates that fail together are one
@@ -213,32 +188,23 @@ def find(
     whose largest such number, over all slices, is as large (max-T, Westfall and Young 1993). So the chance that
     anything is reported where errors have nothing to do with the properties is about alpha, however many were tried.
 
-    Args:
-        rows, bins: as in `by_property`.
-        alpha: the chance above, in (0, 1); no p-value is below 1 / (draws + 1).
-        least: images in a slice at least; it also spans SPANS groups at least.
-
-    Returns:
-        Columns slice, images, groups, errors, error, average, z, p, within; the surest first. `within` names the
-        slice above that holds at least COVERED of its images, empty where there is none. `attrs`: tried, the number of
-        slices; groups.
+    `within` names the slice above that holds at least COVERED of its images; attrs: tried (slices) and groups. Rows and
+    bins are as in `by_property`; no p-value is below 1 / (draws + 1).
     """
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha must be below 1 and at least 1 / (draws + 1) = {1 / (draws + 1):.2g}, got {alpha}")
     group, wrong = pd.factorize(rows["group"])[0], rows["wrong"].to_numpy(np.float32)
-    tried = {name: inside for name, inside in candidates(bins, least) if len(np.unique(group[inside])) >= SPANS}
+    spans = {name: (inside, len(np.unique(group[inside]))) for name, inside in candidates(bins)}
+    tried = [(name, inside, groups) for name, (inside, groups) in spans.items() if groups >= SPANS]
     result, listed = [], {}
     if tried and wrong.min() < wrong.max():
-        z, p = _max_t(wrong, group, np.stack(list(tried.values()), axis=1), draws, seed)
-        names = list(tried)
+        z, p = _max_t(wrong, group, np.stack([inside for _, inside, _ in tried], axis=1), draws, seed)
         for k in sorted(np.flatnonzero(p <= alpha), key=lambda k: -z[k]):
-            inside = tried[names[k]]
-            within = next((name for name, other in listed.items() if other[inside].mean() >= COVERED), "")
-            listed[names[k]] = inside
-            count, errors = int(inside.sum()), int(wrong[inside].sum())
-            row = {"slice": names[k], "images": count, "groups": len(np.unique(group[inside])), "errors": errors}
-            rates = {"error": errors / count, "average": float(wrong.mean()), "z": z[k], "p": p[k], "within": within}
-            result.append(row | rates)
+            name, inside, groups = tried[k]
+            within = next((above for above, other in listed.items() if other[inside].mean() >= COVERED), "")
+            listed[name] = inside
+            count, errors, average = int(inside.sum()), int(wrong[inside].sum()), float(wrong.mean())
+            result.append((name, count, groups, errors, errors / count, average, z[k], p[k], within))
     table = pd.DataFrame(result, columns="slice images groups errors error average z p within".split())
     table.attrs = {"tried": len(tried), "groups": int(rows["group"].nunique())}
     return table
@@ -257,18 +223,15 @@ def _max_t(wrong: np.ndarray, group: np.ndarray, members: np.ndarray, draws: int
 
 def _permuted(wrong: np.ndarray, group: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Permuted errors, (N,) float32 in the order of the rows; `group` is the number of each row's group."""
-    order = np.argsort(group, kind="stable")  # rows of a group side by side
-    sizes = np.bincount(group)
-    starts = np.cumsum(sizes) - sizes
-    owner = group[order]
+    order, sizes = np.argsort(group, kind="stable"), np.bincount(group)  # rows of a group side by side
+    starts, owner = np.cumsum(sizes) - sizes, group[order]
     place = np.arange(len(order)) - starts[owner]
     power = np.floor(np.log2(sizes)).astype(int)  # groups of 1, of 2 or 3, of 4 to 7 …
-    alike = [np.flatnonzero(power == size) for size in np.unique(power)]
     random, donor = np.random.default_rng(seed), np.arange(len(sizes))
     for _ in range(draws):
-        for groups in alike:
-            donor[groups] = random.permutation(groups)
+        for size in np.unique(power):
+            donor[power == size] = random.permutation(np.flatnonzero(power == size))
         shuffled = wrong[order[np.lexsort((random.random(len(order)), owner))]]
-        permuted = np.empty(len(wrong), np.float32)
+        permuted = np.empty_like(wrong)
         permuted[order] = shuffled[starts[donor[owner]] + place % sizes[donor[owner]]]
         yield permuted

@@ -9,12 +9,9 @@ from dfd.data.layouts import ManifestError
 from dfd.data.manifest import load, scan, summary
 
 if TYPE_CHECKING:
-    from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, RealFakeDataset
+    from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset
 
-__all__ = [
-    "CarrierBuilder", "EpochSampler", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan",
-    "summary",
-]  # fmt: skip
+__all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary"]
 
 
 def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it

@@ -45,9 +45,9 @@ def random_crop(images: Tensor, size: int) -> Tensor:
 
 
 def equalise(crops: Tensor, quality: int | None) -> Tensor:
-    """Give crops of every class the same last codec, one JPEG round trip, aligned with the crop; none: as they are.
+    """Give crops of every class the same last codec, one JPEG round trip; none: as they are.
 
-    Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608). uint8 stays uint8.
+    Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608).
     """
     return crops if quality is None else jpeg(crops, quality)
 
@@ -55,20 +55,12 @@ def equalise(crops: Tensor, quality: int | None) -> Tensor:
 class RealFakeDataset(Dataset):
     """Stage 1: (crop, is_fake), one random view of an image of the table: cut, degraded, cut, equalised.
 
-    The crop is (3, S, S) in [0, 1], RGB, S = `crop_size`; is_fake is 0.0 or 1.0. `degrade` takes and gives
-    (B, 3, H, W) in [0, 1], or uint8; none trains on untouched crops. Draws come from torch's global generator: seed it,
-    or wrap the set in `Seeded`, to repeat them. A file that cannot be read is an ImageError, an empty table a
-    ValueError.
+    The crop is (3, S, S) in [0, 1], RGB, S = `crop_size`; is_fake is 0.0 or 1.0. `root` is that of the table's paths;
+    `degrade` takes and gives (B, 3, H, W) in [0, 1], or uint8. Draws come from torch's global generator: seed it, or
+    wrap the set in `Seeded`, to repeat them. A file that cannot be read is an ImageError, an empty table a ValueError.
     """
 
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        root: str | Path,  # of the table's paths
-        crop_size: int = 128,
-        degrade: Callable[[Tensor], Tensor] | None = None,
-        equalise_quality: int | None = 90,
-    ):
+    def __init__(self, table: pd.DataFrame, root, crop_size=128, degrade: Callable | None = None, equalise_quality=90):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]

@@ -27,8 +27,7 @@ SPARE = 16  # pixels beyond the smallest side that are degraded too, so that cod
 def at_level(images: Tensor, degradation: str, level: float, **options: Any) -> Tensor:
     """Apply one named degradation to (B, 3, H, W) images in [0, 1]; "none" gives them back.
 
-    For the level see its axis; the options, such as subsampling or kernel, are the operator's other arguments. An
-    unknown name, or a level that the operator refuses, is a ValueError.
+    An unknown name, or a level that the operator refuses, is a ValueError.
     """
     return images if degradation == "none" else _known(degradation).operator(images, level, **options)
 
@@ -75,9 +74,6 @@ class Condition(NamedTuple):
     level: float  # of the last step; 0 for none
 
 
-NONE = Condition(AS_IT_IS, (), "none", 0.0)
-
-
 def parse(text: str) -> Condition:
     """Read one condition, steps with + between them. A kernel that is not named is bicubic; chroma is 4:2:0.
 
@@ -88,9 +84,9 @@ def parse(text: str) -> Condition:
     """
     chain = tuple(_step(part.split(), text) for part in text.split("+"))
     words = []
-    for operator, _, options in chain:
+    for kind, _, options in chain:
         shown = [value if isinstance(value, str) else f"{key}={value:g}" for key, value in options.items()]
-        words.append(" ".join([operator, *shown]))
+        words.append(" ".join([kind, *shown]))
     names = [name(step, level) for step, (_, level, _) in zip(words, chain, strict=True)]
     return Condition(" + ".join(names), chain, " + ".join([*names[:-1], words[-1]]), chain[-1][1])
 
@@ -104,7 +100,7 @@ def parse_all(texts: Iterable[str]) -> list[Condition]:
         conditions[condition.name] = condition
     if not conditions:
         raise GridError("a grid needs at least one condition, such as 'jpeg 75'")
-    return [NONE, *conditions.values()]
+    return [Condition(AS_IT_IS, (), "none", 0.0), *conditions.values()]
 
 
 def name(degradation: str, level: float) -> str:
@@ -175,7 +171,6 @@ class RandomDegrade:
 
     Where `smallest` is given, rescale, crop and social stop at that side, in pixels: padding would mark the class whose
     images happen to be small. A random window is cut first, so large that the chain leaves that side and SPARE pixels.
-    Probabilities outside 0 to 1, ranges that are empty or beyond the registry's, and strange kernels are a ValueError.
     """
 
     p_history: float = 0.2  # an earlier JPEG
@@ -215,10 +210,7 @@ class RandomDegrade:
             raise ValueError(f"kernels must be some of {', '.join(KERNELS)}, got {self.kernels}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Degrade (B, 3, H, W) images in [0, 1], all in the same way; H and W may change.
-
-        uint8 images stay so until a step needs float.
-        """
+        """Degrade (B, 3, H, W) images in [0, 1] in one way; H and W may change, uint8 stays until float is needed."""
         chain = self.draw()
         if self.smallest:
             factors = [how.get("factor", level) for name, level, how in chain if name in ("rescale", "crop", "social")]
@@ -239,38 +231,34 @@ class RandomDegrade:
     def draw(self) -> list[tuple[str, float, dict]]:
         """One chain: (operator, level, options) in the order of application; empty for an untouched image."""
         chain = []
-        if _chance(self.p_history):
+        if _uniform() < self.p_history:
             chain.append(("jpeg", _whole(self.history_qualities), self._subsampling()))
-        if _chance(self.p_crop):
+        if _uniform() < self.p_crop:
             chain.append(("crop", _uniform(*self.fractions), {"position": (_uniform(), _uniform())}))
-        if _chance(self.p_rescale):
+        if _uniform() < self.p_rescale:
             kernel = self.kernels[_whole((0, len(self.kernels) - 1))]
             chain.append(("rescale", _log_uniform(*self.factors), {"kernel": kernel}))
-        if _chance(self.p_blur):
+        if _uniform() < self.p_blur:
             chain.append(("blur", _uniform(*self.sigmas), {}))
-        if _chance(self.p_gamma):
+        if _uniform() < self.p_gamma:
             chain.append(("gamma", _log_uniform(*self.gammas), {}))
-        if _chance(self.p_noise):
+        if _uniform() < self.p_noise:
             chain.append(("noise", _uniform(*self.noises), {}))
-        if _chance(self.p_social):
+        if _uniform() < self.p_social:
             chain.append(("social", _whole(self.social_qualities), {"factor": _log_uniform(*self.social_factors)}))
-        elif _chance(self.p_codec):
+        elif _uniform() < self.p_codec:
             quality = _whole(self.qualities)
-            if _chance(self.p_double):
+            if _uniform() < self.p_double:
                 passes = {"first": _whole(self.qualities), "shift": _whole((0, 15))}
                 chain.append(("double_jpeg", quality, passes | self._subsampling()))
-            elif _chance(self.p_webp):
+            elif _uniform() < self.p_webp:
                 chain.append(("webp", quality, {}))
             else:
                 chain.append(("jpeg", quality, self._subsampling()))
         return chain
 
-    def _subsampling(self) -> dict:
-        return {"subsampling": "4:4:4" if _chance(self.p_full_chroma) else "4:2:0"}
-
-
-def _chance(probability: float) -> bool:
-    return _uniform() < probability
+    def _subsampling(self) -> dict[str, str]:
+        return {"subsampling": "4:4:4" if _uniform() < self.p_full_chroma else "4:2:0"}
 
 
 def _whole(bounds: tuple[int, int]) -> int:

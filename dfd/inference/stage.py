@@ -159,6 +159,11 @@ class Stage:
         """
         return self.score(self.prepare(image, crops, mode) for image in images)
 
+    @property
+    def backbone(self) -> Any:
+        """The timm network inside."""
+        return self.model.backbone if self.stage == "stage1" else self.model.classifier.backbone
+
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         count = crops if crops is not None else MAX_CROPS if mode == "grid" else self.crops
@@ -220,23 +225,24 @@ def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataF
 def sample_crops(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> tuple[Tensor, pd.DataFrame]:
     """Equalised centre crops (N, 3, S, S) in [0, 1] of at most `limit` images a label, and their rows of the table."""
     rows = sample_per_label(table, limit, seed)
-    return equalise(center_crops(stage, table.attrs["root"], rows["path"]), stage.equalise_quality), rows
+    return equalise(center_crops(table, rows["path"], stage.crop_size), stage.equalise_quality), rows
 
 
-def center_crops(stage: Stage, root: str, paths: Iterable[str]) -> Tensor:
-    """Centre crops as the files have them, padded where small: (N, 3, S, S) in [0, 1]."""
-    size, images = stage.crop_size, (load_rgb(f"{root}/{path}") for path in paths)
+def center_crops(table: pd.DataFrame, paths: Iterable[str], size: int) -> Tensor:
+    """Centre crops of images of a manifest, padded where small: (N, 3, S, S) in [0, 1]."""
+    images = (load_rgb(f"{table.attrs['root']}/{path}") for path in paths)
     return torch.cat([cut(image, plan(image.height, image.width, size, 1).corners[0], size) for image in images])
 
 
 @torch.inference_mode()
 def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
-    """What stage 2's classifier knows before its last layer, (N, D) float32 of equalised (N, 3, S, S) in [0, 1].
-
-    Without mixed precision.
-    """
-    batches = [stage.model.describe(chunk.to(stage.device))[1].float().cpu() for chunk in crops.split(BATCH)]
-    return torch.cat(batches).numpy()
+    """The input of either stage's last layer, (N, D) float32, of equalised (N, 3, S, S) in [0, 1]."""
+    features: list[Tensor] = []
+    head = stage.backbone.get_classifier()
+    with head.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0].float().cpu())):
+        for chunk in crops.split(BATCH):
+            stage.model(chunk.to(stage.device))
+    return torch.cat(features).numpy()
 
 
 def fit_feature_bank(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:

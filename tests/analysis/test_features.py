@@ -5,8 +5,9 @@ import pytest
 import torch
 from networks import untrained
 
-from dfd.analysis import explain, label_errors
+from dfd.analysis import label_errors
 from dfd.data import manifest
+from dfd.inference import stage as stage_module
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def table(tiny_data, tmp_path):
 def test_the_last_layer_makes_the_logits_from_the_features(name):
     stage = untrained(name)
     crops = torch.rand(3, 3, 64, 64)
-    found = torch.from_numpy(label_errors.extract(stage, crops))
-    head = explain.backbone(stage).get_classifier()
+    found = torch.from_numpy(stage_module.extract_features(stage, crops))
+    head = stage.backbone.get_classifier()
     with torch.inference_mode():
         logits = head(found)
         expected = stage.model(crops)
@@ -29,8 +30,10 @@ def test_the_last_layer_makes_the_logits_from_the_features(name):
 
 def test_features_are_made_once_and_anew_for_other_weights(table, tmp_path, monkeypatch):
     made = []
-    extract = label_errors.extract
-    monkeypatch.setattr(label_errors, "extract", lambda stage, crops: made.append(len(crops)) or extract(stage, crops))
+    extract = label_errors.extract_features
+    monkeypatch.setattr(
+        label_errors, "extract_features", lambda stage, crops: made.append(len(crops)) or extract(stage, crops)
+    )
     stage = untrained("stage1")
     first = label_errors.cached_features(stage, table.head(5), tmp_path)
     table.head(5).to_csv(tmp_path / "unrelated.csv")

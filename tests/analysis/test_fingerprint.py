@@ -58,8 +58,7 @@ def tiny_stage(quality=None, stage="stage2"):
 
 def residuals(stage, table, paths):
     """(N, S, S, 3) of the centre crops of some images."""
-    crops = torch.cat([explain.crop_center(table, path, SIDE) for path in paths])
-    return explain.residuals(stage, crops).permute(0, 2, 3, 1).numpy()
+    return explain.residuals(stage, stage_module.center_crops(table, paths, SIDE)).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +268,7 @@ def test_zero_residual_leaves_the_carrier_as_it_is(table, monkeypatch):
     assert pairs["alone"].equals(pairs["named"])
     metrics = fingerprint.summary(pairs)
     assert metrics["psnr"] == {"value": None, "low": None, "high": None} and metrics["ssim"]["value"] == 1
-    carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
+    carried = fingerprint.put_on(stage, table, pairs)
     assert torch.equal(carried.sums, carried.carriers)
 
 
@@ -371,7 +370,7 @@ def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sou
 
 def test_plot_of_transfer_shows_the_three_pictures_of_each_pair(stage, table):
     pairs = fingerprint.carry(stage, table, 1)
-    carried = fingerprint.put_on(stage, table.attrs["root"], pairs)
+    carried = fingerprint.put_on(stage, table, pairs)
     figure = plots.plot_transfer(pairs, carried, times=4)
     assert len(figure.axes) == 3 * 3
     assert [figure.axes[i].get_ylabel() for i in (0, 3, 6)] == ["carrier", "fingerprint × 4", "sum"]

@@ -104,5 +104,5 @@ def test_errors_by_property_count_images_groups_and_intervals():
     b = found.loc[("source", "b")]
     assert (b["error"], b["error_low"]) == (0, 0) and b["error_high"] == pytest.approx(1 - 0.025 ** (1 / 4))
     assert list(found.loc["size"].index) == ["1 to 4", "5 to 8"] and found.attrs["average"] == 0.25
-    alone = slices.by_property(rows.assign(group=0), slices.binned(measured, ["source"]))
+    alone = slices.by_property(rows.assign(group=0), slices.binned(measured[["source"]]))
     assert alone["error_low"].isna().all()

@@ -164,7 +164,6 @@ def test_evidence_is_drawn_kind_by_kind(run, image):
     assert len(examination.pictures["gradcam"].tiles) == 5
     for picture in examination.pictures.values():
         assert picture.caption and all(tile.mode == "RGB" for _, tile in picture.tiles)
-    assert examination.without_image().pictures == {} and examination.pictures
 
 
 def test_the_map_colours_what_was_looked_at_and_nothing_else(run):

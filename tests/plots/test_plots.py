@@ -147,7 +147,7 @@ def test_examples_grid_has_a_row_per_class(table):
 
 def test_spectrum_finds_the_checkerboard_and_the_stripes(table):
     """A checkerboard lives in the corner of the spectrum, stripes of period 4 at a quarter on the horizontal axis."""
-    spectra = explain.class_spectra(table, size=64, per_class=12, quality=None)
+    spectra = explain.class_spectra(table, size=64, per_class=12)
     corner = {label: one[0, 0] - np.median(one) for label, one in spectra.items()}
     quarter = {label: one[32, 48] - np.median(one) for label, one in spectra.items()}
     assert corner["ProGAN"] > 1 > corner["RealPhotos"] + 0.3
@@ -180,7 +180,7 @@ def test_residuals_of_stage2(table):
         "manifest_hash": "x", "key": "k", "weights": stage_module.build_model("stage2", settings, 2).state_dict(),
     }  # fmt: skip
     stage, fakes = stage_module.Stage(content), table[table["is_fake"]]
-    (residual,) = explain.residuals(stage, explain.crop_center(table, fakes["path"].iloc[0], 32))
+    (residual,) = explain.residuals(stage, stage_module.center_crops(table, fakes["path"].head(1), 32))
     assert residual.shape == (3, 32, 32) and 0 < residual.abs().max() <= 0.05
     pictures = explain.residual_pictures(stage, fakes, columns=2)
     assert list(pictures) == ["BigGAN", "BigGAN, residual", "ProGAN", "ProGAN, residual"]
