@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfd.config import CHECKPOINTS, REAL
 from dfd.core import runs
-from dfd.core.images import ImageError, as_rgb, is_batch, load_rgb
+from dfd.core.images import ImageError, as_rgb, load_rgb
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import decide, fit_threshold
 from dfd.inference.stage import BATCH, Prepared, Scored, Stage
@@ -74,7 +74,7 @@ class Detector:
         in `Stage.stream`. A file that cannot be used is an ImageError, where `predict` gives a Verdict with the error;
         pixels of another shape, type or range are a ValueError, and what is none of these a TypeError.
         """
-        if is_batch(source):
+        if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
             return [self(image, crops, mode) for image in source]
         name = str(source) if isinstance(source, str | Path) else None
         return self.judge(name, *self.scored(as_rgb(source), crops, mode))
