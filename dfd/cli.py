@@ -18,7 +18,6 @@ import click
 
 from dfd import __version__, config
 
-
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -226,17 +225,17 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     from dfd.core.runs import run_lock
     from dfd.reports import runner
 
-    model = config.Stage1 if stage == "stage1" else config.Stage2
-    stem = next(stem for stem, known in config.NOTEBOOKS.items() if known is model)
+    stem = next(stem for stem in config.NOTEBOOKS if stage in stem)
     chosen = remembered(out, given)
     shared = {"data": chosen["data"], "out": out}
-    cfg = model(**runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem])
+    parameters = runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
+    cfg: Any = config.NOTEBOOKS[stem](**parameters)
     with run_lock(cfg.out):
         table = training.from_main_process(lambda: manifest_of(cfg))
         training.fit(table, cfg)
         if cfg.ablate:
             click.echo(ablation.run(table, cfg).round(3).to_string())
-        if isinstance(cfg, config.Stage2) and cfg.leave_out:
+        if stage == "stage2" and cfg.leave_out:
             click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
