@@ -18,15 +18,18 @@ import click
 
 from dfd import __version__, config
 
+SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
 
 class Group(click.Group):
     """Turns expected errors into one clear line; the rest, and everything with --debug, keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from dfd.core.runs import terminable
+
         try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+            with terminable():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
             click.echo(f"dfd: {stopped or 'Interrupted.'}", err=True)
             raise SystemExit(getattr(stopped, "code", 130)) from None
@@ -34,26 +37,22 @@ class Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except Exception as error:
+            if not isinstance(error, ValueError | OSError) and not type(error).__module__.startswith("dfd."):
+                raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            elif not isinstance(error, ValueError | OSError) and not type(error).__module__.startswith("dfd."):
-                raise
             click.echo(f"dfd: {error}", err=True)
             raise SystemExit(getattr(error, "code", 2)) from None
 
 
-@click.group(cls=Group, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, envvar="DFD_DEBUG", help="Show the traceback of an error.")
-@click.version_option(__version__, prog_name="dfd")
-def main(debug: bool) -> None:
-    """Tell real photos from GAN images, and name the generator.
+def manual(name: str) -> str:
+    """What templates/help/<name>.txt teaches."""
+    return (config.PACKAGE / "templates" / "help" / f"{name}.txt").read_text("utf-8").replace("\\b\n", "\b\n")
 
-    \b
-    See it work:      python -m dfd sample && python -m dfd run
-    On your images:   python -m dfd run --data my/images --out reports/mine --profile quick
-    One picture:      python -m dfd predict photo.jpg
-    A million:        python -m dfd score s3://bucket/images --out s3://bucket/scores
-    """
+
+def command(function: Callable) -> click.Command:
+    """A command whose help is its docstring and its manual."""
+    return main.command(help=f"{function.__doc__}\n\n{manual(function.__name__)}")(function)
 
 
 def options(*decorators: Callable) -> Callable:
@@ -61,10 +60,11 @@ def options(*decorators: Callable) -> Callable:
     return lambda command: reduce(lambda decorated, option: option(decorated), reversed(decorators), command)
 
 
-def command(function: Callable) -> click.Command:
-    """A command whose help is its docstring and what templates/help/<name>.txt teaches."""
-    guide = (config.PACKAGE / "templates" / "help" / f"{function.__name__}.txt").read_text("utf-8")
-    return main.command(help=f"{function.__doc__}\n\n{guide}".replace("\\b\n", "\b\n"))(function)
+@click.group(cls=Group, help=manual("dfd"), context_settings=SETTINGS)
+@click.option("--debug", is_flag=True, envvar="DFD_DEBUG", help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="dfd")
+def main(debug: bool) -> None:
+    """`python -m dfd`."""
 
 
 run_options = options(
@@ -77,14 +77,10 @@ run_options = options(
 )
 judging_options = options(
     click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default."),
-    click.option(
-        "--threshold-fpr", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE",
-        help="Call at most this share of the validation photos fake, 0.01 say.  [default: the model's threshold]",
-    ),
-    click.option(
-        "--crops", type=click.IntRange(1),
-        help="Crops per image at most; more is slower and steadier.  [default: the model's; 256 for --crop-mode grid]",
-    ),
+    click.option("--threshold-fpr", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE",
+        help="Call at most this share of the validation photos fake, 0.01 say.  [default: the model's threshold]"),
+    click.option("--crops", type=click.IntRange(1),
+        help="Crops per image at most; more is slower and steadier.  [default: the model's; 256 for --crop-mode grid]"),
     click.option("--crop-mode", type=click.Choice(config.CROP_MODES), help="Where they lie.  [default: the model's]"),
 )  # fmt: skip
 
@@ -93,13 +89,11 @@ judging_options = options(
 @run_options
 @click.option("--fresh", is_flag=True, help="Run also what is finished.")
 @click.argument("notebooks", nargs=-1)
-def run(
-    notebooks: tuple[str, ...], out: str, data: str | None, profile: str | None, settings: tuple, fresh: bool
-) -> None:
+def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **given: str | None) -> None:
     """Run the notebooks on a folder of images and write the reports."""
     from dfd.reports import runner
 
-    chosen = remembered(out, data=data, profile=profile)
+    chosen = remembered(out, given)
     index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
     click.echo(f"Open {shown(index)}")
 
@@ -167,19 +161,16 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
 def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> None:
     """Judge very many images, on all CPUs, GPUs or machines, and write Parquet."""
     folder = find_model(model)
-    from dfd.core.runs import terminable
-
     try:
         from dfd.scale import score as scoring
 
         click.echo(f"model: {shown(folder)}", err=True)
-        with terminable():
-            images, refused, before = scoring.score(inputs, out, folder, scoring.Options(**how))
+        images, refused, before = scoring.score(inputs, out, folder, scoring.Options(**how))
     except ModuleNotFoundError as error:
         raise ValueError(f"score needs {error.name}, which is not installed: pip install 'ray[data]' s3fs") from error
     except KeyboardInterrupt as stopped:
-        click.echo("interrupted; the parts that are written stay, and the same command goes on", err=True)
-        raise SystemExit(getattr(stopped, "code", 130)) from None
+        stopped.args = ("interrupted; the parts that are written stay, and the same command goes on",)
+        raise
     there = f", {before} of them before" if before else ""
     click.echo(f"{images} images in {out}{there}; {refused} were refused", err=True)
     raise SystemExit(1 if refused else 0)
@@ -213,49 +204,43 @@ def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[s
 @click.argument("grid", metavar="GRID.yaml")
 def sweep(grid: str, out: str | None, jobs: int | None, limit: int, dry_run: bool) -> None:
     """Run the notebooks over a grid of parameters and compare."""
-    from dfd.core.runs import terminable
     from dfd.reports import sweep as sweeping
 
-    with terminable():
-        asked = sweeping.read(grid, limit)
-        folder = out or str(Path("reports") / asked.name)
-        if dry_run:
-            for name, entry in sweeping.entries_of(asked, folder).items():
-                click.echo(f"{entry['status']:9} {name}\n          {shlex.join(['python', *entry['command'][1:]])}")
-        else:
-            click.echo(f"Open {shown(sweeping.run(asked, folder, jobs, say=click.echo))}")
+    asked = sweeping.read(grid, limit)
+    folder = out or str(Path("reports") / asked.name)
+    if not dry_run:
+        click.echo(f"Open {shown(sweeping.run(asked, folder, jobs, say=click.echo))}")
+        return
+    for name, entry in sweeping.entries_of(asked, folder).items():
+        click.echo(f"{entry['status']:9} {name}\n          {shlex.join(['python', *entry['command'][1:]])}")
 
 
 @command
 @run_options
 @click.argument("stage", type=click.Choice(tuple(config.CHECKPOINTS)))
-def train(stage: str, out: str, data: str | None, profile: str | None, settings: tuple) -> None:
+def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     """Train one stage by itself; `run` trains both."""
     from dfd import train as training
     from dfd.analysis import ablation
-    from dfd.core import runs
+    from dfd.core.runs import run_lock
     from dfd.reports import runner
 
-    model = config.Stage1 if stage == "stage1" else config.Stage2
-    stem = next(stem for stem, known in config.NOTEBOOKS.items() if known is model)
-    chosen = remembered(out, data=data, profile=profile)
+    stem = next(stem for stem in config.NOTEBOOKS if stage in stem)
+    chosen = remembered(out, given)
     shared = {"data": chosen["data"], "out": out}
-    cfg = model(**runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem])
-    with runs.run_lock(cfg.out), runs.terminable():
+    parameters = runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
+    cfg: Any = config.NOTEBOOKS[stem](**parameters)
+    with run_lock(cfg.out):
         table = training.from_main_process(lambda: manifest_of(cfg))
         training.fit(table, cfg)
         if cfg.ablate:
             click.echo(ablation.run(table, cfg).round(3).to_string())
-        if isinstance(cfg, config.Stage2) and cfg.leave_out:
+        if stage == "stage2" and cfg.leave_out:
             click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
 def find_model(model: str | None) -> Path:
-    """The run folder to predict with: the one given, else the newest trained one below reports/.
-
-    Raises:
-        FileNotFoundError: there is none; the text says how to get one.
-    """
+    """The run folder to predict with: the one given, else the newest trained one below reports/."""
     folders = [Path(model)] if model else config.resolve("reports").glob("*/")
     trained = [folder for folder in folders if all((folder / name).exists() for name in config.CHECKPOINTS.values())]
     if not trained:
@@ -274,7 +259,7 @@ def manifest_of(cfg: config.Shared) -> Any:
         return manifest.scan(cfg.data, cfg.out, cfg.seed)
 
 
-def remembered(out: str, **given: str | None) -> dict[str, str]:
+def remembered(out: str, given: dict[str, str | None]) -> dict[str, str]:
     """What was given, and for the rest what the run folder was made with, or the built-in data and the demo."""
     from dfd.core.io import read_json
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import operator
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +23,7 @@ CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.p
 CropMode = Literal["five", "grid", "random"]
 CROP_MODES = get_args(CropMode)
 PROFILES = ("demo", "quick", "full")  # configs/*.yaml
+CONDITIONS = tuple((PACKAGE / "templates" / "conditions.txt").read_text("utf-8").splitlines())
 
 Count = Annotated[int, Field(ge=1)]
 Quality = Annotated[int, Field(ge=1, le=95)]  # Pillow's, of a JPEG
@@ -157,16 +160,7 @@ class Stage2(Training):
 class Robustness(Shared):
     """Notebook 03: both stages on every test image under each condition of a grid."""
 
-    conditions: Texts = (
-        "jpeg 100", "jpeg 95", "jpeg 90", "jpeg 85", "jpeg 75", "jpeg 65", "jpeg 50", "jpeg 40", "jpeg 30", "webp 90",
-        "webp 75", "webp 50", "double_jpeg 90", "double_jpeg 75", "double_jpeg 50", "blur 0.5", "blur 1", "blur 2",
-        "noise 0.01", "noise 0.02", "noise 0.05", "rescale 0.75 bicubic", "rescale 0.5 bicubic", "rescale 1.5 bicubic",
-        "rescale 2 bicubic", "rescale 0.75 lanczos", "rescale 0.5 lanczos", "rescale 1.5 bilinear",
-        "rescale 2 bilinear", "rescale 0.5 nearest", "resample 0.8 bilinear", "resample 0.65 bilinear",
-        "resample 0.5 bilinear", "crop 0.75", "crop 0.5", "gamma 0.7", "gamma 0.5", "gamma 1.4", "gamma 2", "social 85",
-        "social 70", "social 75 factor=0.5", "rescale 0.75 bicubic + jpeg 75", "blur 1 + jpeg 75",
-        "noise 0.02 + jpeg 75", "resample 0.8 bilinear + webp 75",
-    )  # fmt: skip  # a chain each, see dfd.degrade.registry; the images as they are come first, unsaid
+    conditions: Texts = CONDITIONS  # a chain each, see dfd.degrade.registry; the images as they are come first, unsaid
     crops: Count = 5
     accuracy: Share = 0.7  # the level of each operator is looked for at which a stage falls below this
 
@@ -220,30 +214,23 @@ def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:
 
     What papermill injects by name goes before a profile's section (`-f configs/quick.yaml`), that before the cell.
     """
-    known, own = model.model_fields, SECTIONS.get(model, "")
+    known, section = model.model_fields, SECTIONS.get(model, "")
     values = {name: names[name] for name in known if name in names}
-    for cell in _parameter_cells(names["In"][:-1] if "In" in names else []):
+    cells = dropwhile(operator.not_, map(_constants, reversed(names.get("In", [])[:-1])))  # what a kernel has run
+    for cell in reversed(list(takewhile(bool, cells))):  # neighbours: parameters, then what is injected
         for name in sorted(cell.keys() - known.keys() - set(SECTIONS.values())):
             raise ConfigError(unknown_parameter(name, known))
-        values |= cell.get(own, {})
-        values |= {name: names.get(name, value) for name, value in cell.items() if name in known}
+        values |= cell.get(section, {}) | {name: names.get(name, cell[name]) for name in cell if name in known}
     return model(**values)
 
 
-def _parameter_cells(sources: Sequence[str]) -> list[dict[str, Any]]:
-    """The constants of the latest neighbouring cells that only assign constants: parameters, then what is injected."""
-    cells: list[dict[str, Any]] = []
-    for source in reversed(sources):  # what a kernel has run; names that other cells left behind do not count
-        try:
-            body: list[Any] = ast.parse(source).body
-            cell = {target.id: ast.literal_eval(line.value) for line in body for target in line.targets}
-        except (SyntaxError, ValueError, AttributeError):  # a statement of another kind
-            cell = {}
-        if cell:
-            cells.insert(0, cell)
-        elif cells:
-            break
-    return cells
+def _constants(source: str) -> dict[str, Any]:
+    """What a cell assigns that does nothing but assign constants; nothing of another."""
+    try:
+        body: list[Any] = ast.parse(source).body
+        return {target.id: ast.literal_eval(line.value) for line in body for target in line.targets}
+    except (SyntaxError, ValueError, AttributeError):  # a statement of another kind
+        return {}
 
 
 def unknown_parameter(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,6 @@ class Examination:
         """The answer in a few words."""
         return sentence("headline", self.verdict)
 
-    def without_image(self) -> Examination:
-        """The same without what takes room: image and pictures."""
-        return replace(self, image=None, pictures={})
-
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON; without image and pictures."""
         text = {"headline": self.headline, "sentences": list(self.sentences), "threshold": self.threshold}
@@ -81,8 +77,7 @@ def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     """Draw evidence and put it into the examination's pictures; what is there already stays.
 
     Args:
-        detector: the one that made the examination.
-        examination: of an image that was not refused.
+        examination: made by this detector, of an image that was not refused.
         kinds: names in KINDS, the quick ones first; none draws all.
     """
     assert examination.image is not None, "an examination without its image has no evidence"

@@ -22,6 +22,7 @@ from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Pictur
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core.images import ImageError, Source, as_rgb
 from dfd.degrade import DEGRADATIONS, at_level, compose, describe, to_tensor
+from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
 
 SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slider answers soon
@@ -33,7 +34,6 @@ def examine(
     """Judge one image, and say what the answer rests on.
 
     Args:
-        detector: both stages.
         source: a path, a file's bytes, a PIL image, (H, W, 3) uint8 array, or (3, H, W) tensor in [0, 1].
         name: what to call it; the path's last part if there is one.
         crops, mode: as in `Stage.stream`.
@@ -47,8 +47,7 @@ def examine(
     path = str(source) if isinstance(source, str | Path) else None
     first, second = detector.scored(image, crops, mode)
     verdict, stage = detector.judge(path, first, second), detector.stage1
-    assert first.crop_logits is not None
-    p_crops = stage.probabilities(first.crop_logits)[:, 1].tolist()
+    p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
     return Examination(
         name=plain(name or (Path(path).name if path else "image")),
@@ -77,21 +76,7 @@ def examine_or_refuse(
 
 
 def degraded(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> Iterator[dict[str, Any]]:
-    """Score the middle of an image under one degradation, level by level, so that a caller may stop between two.
-
-    Args:
-        detector: both stages.
-        source: as in `examine`; the middle of SIDE pixels is used.
-        operator: none, or a name in dfd.degrade.DEGRADATIONS.
-        levels: of the operator, see `dfd.degrade.registry.at_level`.
-
-    Yields:
-        For each level: level, p_fake, is_fake, source, and p_<generator> for each.
-
-    Raises:
-        ImageError, TypeError: as in `examine`.
-        ValueError: an unknown operator or a level that it refuses, too.
-    """
+    """The rows of `under_degradation`, one after another, so that a caller may stop between two."""
     image = middle(as_rgb(source))
     pixels = to_tensor(image)
     for level in levels:
@@ -101,7 +86,19 @@ def degraded(detector: Detector, source: Source, operator: str, levels: Iterable
 
 
 def under_degradation(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> pd.DataFrame:
-    """The curve of the score under one degradation: the rows of `degraded`, whose arguments it takes."""
+    """The curve of the score under one degradation.
+
+    Args:
+        source: as in `examine`; of a large image the middle of SIDE pixels is used.
+        operator: none, or a name in dfd.degrade.DEGRADATIONS.
+        levels: of the operator, see `dfd.degrade.registry.at_level`.
+
+    Returns:
+        One row per level: level, p_fake, is_fake, source, and p_<generator> for each.
+
+    Raises:
+        ImageError, TypeError, ValueError: as in `examine`; also an unknown operator or a level that it refuses.
+    """
     return pd.DataFrame(list(degraded(detector, source, operator, levels)))
 
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,7 @@ class Metadata:
 
 
 def read_metadata(source: Source) -> Metadata:
-    """Gather what a file says; nothing is decoded for it but the header.
-
-    Of a PIL image, an array or a tensor the size is all that can be told; of a file that is no image, bytes and hash.
+    """Gather what a file says; nothing is decoded for it but the header. Of pixels the size is all that can be told.
 
     Raises:
         ImageError: a path that cannot be read, or a file above the limit on bytes.
@@ -115,27 +113,22 @@ def read_metadata(source: Source) -> Metadata:
 
 
 def _header(image: Image.Image) -> dict[str, Any]:
-    notes: list[str] = []
-
-    def attempt(what: str, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except Exception as error:  # Pillow's readers raise nearly anything on damaged metadata
-            notes.append(f"{what} cannot be read: {plain(error)}")
-            return None
-
-    values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
-    if isinstance(image, JpegImageFile):  # MPO too
-        tables = image.quantization
-        named = {JPEG_TABLES.get(key, f"table {key}"): list(map(int, table)) for key, table in tables.items()}
-        values |= {"format": "JPEG", "jpeg_tables": named, "jpeg_quality": jpeg_quality(image)}
-        values["subsampling"] = attempt("subsampling", lambda: subsampling(image))
-    values["frames"] = attempt("frames", lambda: int(getattr(image, "n_frames", 1)))
-    values["exif"] = attempt("EXIF", lambda: _exif(image)) or {}
     texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     if isinstance(comment := image.info.get("comment"), bytes):
         texts["comment"] = comment.decode("utf-8", "replace")
-    return values | {"text": _tidy(texts.items()), "note": "; ".join(notes) or None}
+    values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
+    values["text"] = _tidy(texts.items())
+    try:
+        if isinstance(image, JpegImageFile):  # MPO too
+            tables = image.quantization
+            named = {JPEG_TABLES.get(key, f"table {key}"): list(map(int, table)) for key, table in tables.items()}
+            values |= {"format": "JPEG", "jpeg_tables": named, "jpeg_quality": jpeg_quality(image)}
+            values["subsampling"] = subsampling(image)
+        values["frames"] = int(getattr(image, "n_frames", 1))
+        values["exif"] = _exif(image)
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged metadata
+        values["note"] = f"not all could be read: {plain(error)}"
+    return values
 
 
 def _exif(image: Image.Image) -> dict[str, str]:

@@ -23,15 +23,11 @@ from dfd.inference.detector import Detector
 
 
 def page(examinations: Iterable[Examination], title: str = "Real or generated?", model: str | None = None) -> str:
-    """Render examinations one after another, so that no more than one image need be held at a time.
+    """HTML of examinations, rendered one after another, so that no more than one image need be held at a time.
 
     Args:
         examinations: with the pictures that are to be shown.
-        title: of the page.
         model: the run folder that judged.
-
-    Returns:
-        HTML, light or dark as the reader's system is.
     """
     rows, articles = [], []
     for number, examination in enumerate(examinations, 1):
@@ -124,15 +120,9 @@ def still(detector: Detector, items: Iterable[Item]) -> str:
 
 
 def save(folder: Path, detector: Detector, items: Iterable[Item]) -> list[Path]:
-    """Write what is examined as `probe-<time>.html` and `.json` into a folder, and tell where they are.
+    """Write what this detector examined as `probe-<time>.html` and `.json` into a folder, and tell where they are.
 
-    Args:
-        folder: made if missing; no name of an uploaded file is ever a part of a path.
-        detector: the one that judged.
-        items: with the pictures and curves that are to be shown; those that wait are left out.
-
-    Raises:
-        OSError: the folder cannot be written.
+    The folder is made if missing; no name of an uploaded file is ever a part of a path. Items that wait are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     now, model = datetime.now(UTC), None if detector.run is None else str(detector.run)

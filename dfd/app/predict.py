@@ -8,6 +8,8 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -43,26 +45,21 @@ class Journal:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
         if not is_new and (length := path.read_bytes().rfind(b"\n") + 1):
             os.truncate(path, length)  # a run that was killed may have left half a line
-        self.file = path.open("a+", newline="", encoding="utf-8", errors="surrogateescape")
-        try:
-            self._read()
-        except ValueError as error:
-            self.file.close()
-            raise ValueError(f"{path} {error}") from error
+        open_table = partial(open, path, newline="", encoding="utf-8", errors="surrogateescape")
+        with open_table("a+") as file:
+            file.seek(0)
+            for row in csv.DictReader(file):
+                if not {"path", "error", *self.judged_by} <= row.keys():
+                    raise ValueError(f"{path} was not written by `predict --csv`; its columns are {', '.join(row)}")
+                if any(row[name] != value for name, value in self.judged_by.items()):
+                    raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
+                self.done.add(row["path"])
+                self.failed += bool(row["error"])
+        self.file = open_table("a")
         classes = [f"p_{name}" for name in detector.stage2.classes]
         self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])
         if is_new:
             self.rows.writeheader()
-
-    def _read(self) -> None:
-        self.file.seek(0)
-        for row in csv.DictReader(self.file):
-            if not {"path", "error", *self.judged_by} <= row.keys():
-                raise ValueError(f"was not written by `predict --csv`; its columns are {', '.join(row)}")
-            if any(row[name] != value for name, value in self.judged_by.items()):
-                raise ValueError("was written by other networks or at another threshold; take another name")
-            self.done.add(row["path"])
-            self.failed += bool(row["error"])
 
     def write(self, verdict: Verdict) -> None:
         """Add one line, on disk when this returns."""
@@ -80,18 +77,16 @@ def find_images(paths: Iterable[str]) -> list[str]:
     """
     files: list[str] = []
     for path in paths:
+        matches, reason = [path], "no file matches"
         if os.path.isdir(path):
-            below = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not below:
-                raise FileNotFoundError(f"no images below {path}")
-            files += below
+            below, reason = sorted(Path(path).rglob("*")), "no images below"
+            matches = [str(file) for file in below if file.suffix.lower() in SUFFIXES and file.is_file()]
         elif glob.has_magic(path) and not os.path.lexists(path):
-            matches = sorted(glob.glob(path, recursive=True))
-            if not matches:
-                raise FileNotFoundError(f"no file matches {path}")
-            files += find_images(match for match in matches if not (os.path.isdir(match) and "**" in path))
-        else:
-            files.append(path)
+            names = sorted(glob.glob(path, recursive=True))
+            matches = find_images(name for name in names if not (os.path.isdir(name) and "**" in path))
+        if not matches:
+            raise FileNotFoundError(f"{reason} {path}")
+        files += matches
     return files
 
 
@@ -107,16 +102,10 @@ def run(
     crops: int | None = None,
     crop_mode: str | None = None,
 ) -> int:
-    """Judge files with the networks in a folder, print each answer as it comes, and give the exit code.
+    """Judge files with the networks in a run folder, and print each answer as it comes.
 
     Args:
-        folder, shown: the run folder, and how to call it.
-        paths: files.
-        as_json: print JSON lines in place of a table.
-        table, resume: CSV file that gets a line for each answer; whether to go on with one that exists.
-        report: HTML page to write.
-        threshold_fpr: share of the validation photos that may be called fake; none takes the model's threshold.
-        crops, crop_mode: as in `Stage.stream`.
+        shown: how to call the folder; the arguments after it are options of the command line.
 
     Returns:
         0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM.
@@ -192,7 +181,7 @@ def _examined(
             return
         for note in examination.notes:
             say(printable(f"{path}: {note}"))
-        yield examination if number < MAX_PICTURED else examination.without_image()
+        yield examination if number < MAX_PICTURED else replace(examination, image=None)
 
 
 def row(verdict: Verdict, width: int) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import ipywidgets as widgets
 from IPython.display import HTML
-from PIL import ImageOps
 
 from dfd import config
 from dfd.app import page
@@ -25,6 +24,7 @@ from dfd.core.runs import HEADLESS
 from dfd.inference.detector import Detector
 
 MAX_ITEMS = 50  # images that are kept; the oldest go first
+PLACEHOLDER = "an image or a folder on this machine, then Enter"
 ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SLOTS = {  # of Jobs, the most urgent first -> what is said where it fails
     "live": "degrading", "evidence": "drawing evidence", "examine": "examining", "curve": "the curve", "save": "saving",
@@ -43,11 +43,7 @@ class Jobs:
 
     A job is a generator: between two steps a job of an earlier slot gets its turn, and a job that was replaced or
     cancelled is not resumed. So a job that yields between computing and showing never shows what is out of date.
-
-    Args:
-        order: names of the slots, the most urgent first.
-        failed: gets the slot and the error of a job that raised one; that job is dropped.
-        idle: called on the thread when nothing is left to do, and not where the last job was cancelled.
+    `failed` gets slot and error of a job that raises; `idle` is called when the last job has ended by itself.
     """
 
     def __init__(self, order: Sequence[str], failed: Callable[[str, Exception], None], idle: Callable[[], None]):
@@ -69,7 +65,7 @@ class Jobs:
             return [slot for slot in slots or self.order if self.jobs.pop(slot, None) is not None]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until nothing is left to do, and tell whether that came before the timeout, in seconds."""
+        """Block until nothing is left to do; tell whether that came before the timeout, in seconds."""
         with self.changed:
             return self.changed.wait_for(lambda: not self.is_running, timeout)
 
@@ -83,10 +79,8 @@ class Jobs:
                 job = self.jobs[slot]
             error = None
             try:
-                next(job)
-                continue
-            except StopIteration:
-                pass
+                if next(job, "ended") is None:
+                    continue
             except Exception as raised:  # a job's failure is told, and the thread goes on
                 error = raised
             with self.changed:
@@ -100,11 +94,7 @@ class Jobs:
 
 
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
-    """The probe of a run folder's networks: widgets to look at, or still HTML where `run` executes the notebook.
-
-    Raises:
-        FileNotFoundError, ValueError: no checkpoints, or not such; the text says what to do.
-    """
+    """The probe of a run folder's networks: widgets to look at, or still HTML where `run` executes the notebook."""
     detector = Detector.load(cfg.out)
     detector = detector.at_fpr(cfg.fpr) if cfg.fpr else detector
     if cfg.static or HEADLESS in os.environ:
@@ -112,12 +102,10 @@ def probe(cfg: config.Probe) -> widgets.Widget | HTML:
     return Probe(detector, page.examples(cfg), Path(cfg.out).resolve() / "probe").view
 
 
-def _row(*children: widgets.Widget | list[widgets.Widget], kind: str = "") -> widgets.HBox:
+def _row(*children: widgets.Widget | list[widgets.Widget], kind: str = "middle") -> widgets.Widget:
     """Widgets beside each other, those of a list one below the other; kind is a class of probe.css."""
     row = widgets.HBox([widgets.VBox(child) if isinstance(child, list) else child for child in children])
-    for name in ("dfd-row", *kind.split()):
-        row.add_class(name)
-    return row
+    return row.add_class("dfd-row").add_class(kind)
 
 
 class Probe:
@@ -127,12 +115,11 @@ class Probe:
         self.detector, self.folder = detector, folder
         self.items: list[Item] = []
         self.shown: Item | None = None
-        self.is_filling = False  # the list's values that the probe sets itself are no wishes
+        self.is_filling = False  # what the probe itself selects in the list is no wish
         self.jobs = Jobs(list(SLOTS), self._failed, self._enable_buttons)
         self.on = on = SimpleNamespace(**{name: widgets.HTML() for name in TEXTS})
         on.upload = widgets.FileUpload(description="Choose images", accept=ACCEPTED, multiple=True)
-        on.path = widgets.Text(description="Path", continuous_update=False)
-        on.path.placeholder = "an image or a folder on this machine, then Enter"
+        on.path = widgets.Text(description="Path", placeholder=PLACEHOLDER, continuous_update=False)
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.path.observe(lambda change: self._path_given(), "value")
@@ -151,20 +138,12 @@ class Probe:
         for number, item in enumerate(examples, 1):
             take = widgets.Button(description=f"Example {number}", tooltip=f"Examine {item.name}")
             take.on_click(lambda button, item=item: self.add([Item(item.name, item.source)]))
-            takes.append(
-                [widgets.HTML(page.fragment("thumb", ImageOps.fit(load_rgb(item.source), (192, 192)), item.name)), take]
-            )
-        parts = [
-            widgets.HTML(page.style()),
-            _row(on.upload, on.path),
-            _row(*takes, kind="examples"),
-            on.status,
-            on.list,
-        ]
-        parts += [_row(on.cancel, on.save, on.empty), on.answer, widgets.HTML("<h3>Does the answer stand?</h3>")]
-        parts += [_row([*self.sliders.values(), on.reset, on.said], on.preview, kind="top"), on.curve, on.evidence]
-        self.view = widgets.VBox([*parts, on.metadata])
-        self.view.add_class("dfd-probe")
+            takes.append([widgets.HTML(page.fragment("thumb", load_rgb(item.source), item.name)), take])
+        style, heading = widgets.HTML(page.style()), widgets.HTML("<h3>Does the answer stand?</h3>")
+        parts = [style, _row(on.upload, on.path), _row(*takes, kind="examples"), on.status, on.list]
+        parts += [_row(on.cancel, on.save, on.empty), on.answer, heading]
+        parts += [_row([*self.sliders.values(), on.reset, on.said], on.preview, kind="top"), on.curve]
+        self.view = widgets.VBox([*parts, on.evidence, on.metadata]).add_class("dfd-probe")
         self.empty()
 
     def add(self, items: list[Item]) -> None:
@@ -261,8 +240,7 @@ class Probe:
     def _save(self) -> Iterator[None]:
         for number, item in enumerate(self.items, 1):
             if item.is_judged:
-                text = f"Drawing evidence for the report, {number} of {len(self.items)}: {item.name} …"
-                self._put("status", "working", text)
+                self._put("status", "working", f"Drawing evidence, {number} of {len(self.items)}: {item.name} …")
                 yield from self._draw_evidence(item)
         self._put("status", "working", "Writing the report …")
         yield
@@ -281,12 +259,9 @@ class Probe:
             return
         try:
             path = config.resolve(text)
-            files = [path]
-            if path.is_dir():
-                files = sorted(file for file in path.iterdir() if file.is_file())[:MAX_ITEMS]
+            files = sorted(filter(Path.is_file, path.iterdir()))[:MAX_ITEMS] if path.is_dir() else [path]
         except (OSError, ValueError, RuntimeError) as error:
-            self._put("status", "failed", f"{plain(text)} cannot be read: {plain(error)}")
-            return
+            return self._put("status", "failed", f"{plain(text)} cannot be read: {plain(error)}")
         if not files:
             self._put("status", "failed", f"The folder {plain(text)} holds no file.")
         self.add([Item(plain(file.name), file) for file in files])

@@ -83,11 +83,6 @@ def as_rgb(source: Source) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
-def is_batch(source: Any) -> bool:
-    """Whether several images were given: a list or tuple, (B, H, W, 3) array, or (B, 3, H, W) tensor."""
-    return isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4
-
-
 def inspect(path: str | Path) -> dict[str, Any]:
     """Decode a file completely and describe it, or raise ImageError, with the reason but without the name.
 
@@ -151,11 +146,10 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
         return BytesIO(path)
     try:
         status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("a folder, not an image file")
         if not stat.S_ISREG(status.st_mode):
-            is_folder = stat.S_ISDIR(status.st_mode)
-            raise ImageError(
-                "a folder, not an image file" if is_folder else "not a regular file (pipe, socket or device)"
-            )
+            raise ImageError("not a regular file (pipe, socket or device)")
         checked_bytes(status.st_size)
         return open(path, "rb")
     except ImageError:
@@ -191,10 +185,9 @@ def _decode(source: Any) -> Image.Image:
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(_what_it_is(source)) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"oversized: {_line(error)}") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"
+        what = "oversized" if type(error).__name__.startswith("DecompressionBomb") else what
         raise ImageError(f"{what}: {_line(error)}") from error
 
 

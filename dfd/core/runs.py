@@ -58,13 +58,8 @@ def deferred(
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
-    Processes forked within ignore them, and in other threads than the main one nothing is changed.
-
-    Args:
-        say: told at the first signal.
-        pass_on: called at the first signal; where it gives False nothing can finish, and the signal ends at once.
-        grace: seconds after which the first signal ends too; 0 waits as long as it takes.
-        tell: shows a line.
+    The first is answered by telling `say` and calling `pass_on`, which may refuse, where nothing can finish: then it
+    ends at once, as it does after `grace` seconds, if any. Processes forked within ignore signals.
     """
     stop, owner, is_main = Stop(), os.getpid(), threading.current_thread() is threading.main_thread()
     timer = threading.Timer(grace, _thread.interrupt_main)
@@ -132,12 +127,11 @@ def run_lock(folder: str | Path) -> Iterator[None]:
 
 def fingerprint(folder: Path) -> str:
     """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
-    paths, seen = [folder.parent / PROVENANCE], set()
+    paths, seen, entries = [folder.parent / PROVENANCE], set(), []
     for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)
+        folders[:] = [name for name in folders if Path(base, name).resolve() not in seen]
+        seen.update(Path(base, name).resolve() for name in folders)
         paths += [Path(base, name) for name in names]
-    entries = []
     for path in sorted(paths):
         with contextlib.suppress(OSError):  # no such table, or a broken link
             status = path.stat()

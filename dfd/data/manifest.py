@@ -72,8 +72,7 @@ def scan(
         _need_every_class(listing, table)
         table = _tie(root, table)
         if origins is not None:
-            table["source"] = provenance.match(table.path, origins)
-            table["given"] = provenance.give(table, hold_out, seed, test_fraction)
+            provenance.give(table, origins, hold_out, seed, test_fraction)
         table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
@@ -88,10 +87,7 @@ def scan(
 
 
 def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
-    """Read the manifest of a run folder, which is about the folder `data` where one is given.
-
-    A FileNotFoundError says how to make one; one that is about another folder is a ManifestError.
-    """
+    """Read the manifest of a run folder; one about another folder than `data`, where given, is a ManifestError."""
     path = Path(out).expanduser() / "manifest.parquet"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run notebook 00_eda or `python -m dfd run` first")
@@ -168,7 +164,7 @@ def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
     if len(listing.labels) < 2:
         raise ManifestError(f"no generator: beside {REAL} there must be at least one folder of fakes")
     for label in listing.labels:
-        if len(table) == 0 or label not in set(table.label):
+        if table.empty or label not in set(table.label):
             paths = {path for path, of, _ in listing.files if of == label}
             rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
             reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"

@@ -40,25 +40,21 @@ def read(root: Path, column: str) -> pd.Series:
     return values[values != ""].rename_axis(str(path))
 
 
-def match(paths: pd.Series, values: pd.Series) -> pd.Series:
-    """Look up the source of each image, by its path, in what `read` gave; one without is a ManifestError."""
-    sources = paths.map(values)
-    lost = paths[sources.isna()]
-    if len(lost):
-        raise ManifestError(
-            f"{values.index.name} has no {values.name} for {len(lost)} of {len(paths)} images, the first is "
-            f"{lost.iloc[0]}; add a row for each, with its path relative to the data folder"
-        )
-    return sources
-
-
-def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction: float) -> pd.Series:
-    """Say which images must be test, and which must not, because of their source; print it for each label.
+def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str], seed: int, test_fraction: float) -> None:
+    """Add the column source, from what `read` gave, and to `given` which images must be test because of it, or not.
 
     "test" for the images of the sources `hold_out`, or of those that `choose` takes; "train" (not in test) for the
-    others of their labels; None for labels of which nothing is held out: their test images are drawn by group. Splits
-    that the folders give (`given`), unknown sources and a label that keeps none to train on are a ManifestError.
+    others of their labels; None for labels of which nothing is held out: their test images are drawn by group. Each
+    label's choice is printed. Images without a source, splits that the folders give, unknown sources and a label that
+    keeps none to train on are a ManifestError.
     """
+    table["source"] = table.path.map(values)
+    lost = table.path[table.source.isna()]
+    if len(lost):
+        raise ManifestError(
+            f"{values.index.name} has no {values.name} for {len(lost)} of {len(table)} images, the first is "
+            f"{lost.iloc[0]}; add a row for each, with its path relative to the data folder"
+        )
     if table.given.notna().any():
         raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
     known = sorted(table.source.unique())
@@ -67,19 +63,18 @@ def give(table: pd.DataFrame, hold_out: Sequence[str], seed: int, test_fraction:
             nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
             raise ManifestError(f"hold_out names {name!r}, from which no image comes; the nearest sources: {nearest}")
     held = table.source.isin(hold_out or choose(table, seed, test_fraction))
-    given = pd.Series(None, table.index, dtype=object)
+    table["given"] = pd.Series(None, table.index, dtype=object)
     for label, out in held.groupby(table.label):
         names = sorted(table.source[out.index].unique())
         if out.all():
             raise ManifestError(f"hold_out takes every image of {label} ({', '.join(names)}); leave it one source")
         if out.any():
-            given[out.index] = out.map({True: "test", False: "train"})
+            table.loc[out.index, "given"] = out.map({True: "test", False: "train"})
             taken = ", ".join(sorted(table.source[out.index[out]].unique()))
             print(f"{label}: {taken} held out for test, {out.sum()} of {len(out)} images")
         else:
             why = f"has only the source {names[0]}" if len(names) == 1 else "has no held-out source"
             print(f"{label}: {why}, so its test images are drawn by group, from sources it is trained on")
-    return given
 
 
 def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:

@@ -118,11 +118,10 @@ def plot_neighbours(pictures: dict[str, list[np.ndarray]], near: pd.DataFrame) -
     for row, (path, images) in zip(axes, pictures.items(), strict=True):
         neighbours = near[near["path"] == path]
         _frame(row[0], images[0], f"mistaken:\n{neighbours['label'].iloc[0]}", color="0.3", linewidth=1)
-        for ax, image, neighbour in zip(row[1:], images[1:], neighbours.itertuples(), strict=False):
-            bits = "" if np.isnan(neighbour.bits) else f", {neighbour.bits:.0f} bits"
-            text = f"{neighbour.neighbour_label}\n{neighbour.similarity:.2f}{bits}{', TWIN' if neighbour.twin else ''}"
-            alike = neighbour.label == neighbour.neighbour_label
-            colour, style = (PALETTE[0], "-") if alike else (PALETTE[1], "--")
+        for ax, image, other in zip(row[1:], images[1:], neighbours.itertuples(), strict=False):
+            bits, twin = "" if np.isnan(other.bits) else f", {other.bits:.0f} bits", ", TWIN" if other.twin else ""
+            colour, style = (PALETTE[0], "-") if other.label == other.neighbour_label else (PALETTE[1], "--")
+            text = f"{other.neighbour_label}\n{other.similarity:.2f}{bits}{twin}"
             _frame(ax, image, text, color=colour, linestyle=style, linewidth=3)
     return figure
 
@@ -196,9 +195,8 @@ def plot_transfer(pairs: pd.DataFrame, carried: tuple[Tensor, Tensor, Tensor], t
 def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, ax: Axes | None = None) -> Axes:
     """Metrics of `robustness.wide` under each condition as dots with their 95 % intervals, a line per condition.
 
-    Args:
-        names: column -> its words in the legend; one alone has no legend, and its value on the images as they are is
-            a dashed line. Several differences have a line at 0.
+    `names` gives each column its words in the legend. One alone has none, and its value on the images as they are is a
+    dashed line. Several differences have a line at 0.
     """
     ax = ax or new_axes(8, 1.1 + 0.23 * len(table))
     for i, (metric, words) in enumerate(names.items()):
@@ -250,8 +248,9 @@ def plot_series(found: pd.DataFrame, accuracy: float, columns: int = 4) -> Figur
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set(ylabel="balanced accuracy", ylim=(0, 1.03))
-    handles, words = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, words, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+    )
     return figure
 
 

@@ -24,25 +24,21 @@ from dfd.inference.decide import class_names, closed_set, confidences, true_clas
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
 PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
 MARKERS = "os^Dv"
-
-
+LOSSES = {"train_loss": "training, degraded crops", "val_loss": "validation, clean crops"}
 Names = Sequence[str]
 
 
 def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str = "", rows: Names = ()) -> Axes:
-    """Confusion matrix: counts, and in brackets the share of each true class.
+    """Confusion matrix of (N,) class names: counts, and in brackets the share of each true class.
 
-    Args:
-        true, predicted: (N,) class names.
-        classes: order of the columns, and of the rows where `rows` does not give another.
+    `classes` is the order of the columns, and of the rows where `rows` does not give another.
     """
     rows = rows or classes
     counts = pd.crosstab(np.asarray(true), np.asarray(predicted)).reindex(index=rows, columns=classes, fill_value=0)
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     text = counts.astype(str) + "\n(" + shares.map("{:.0%}".format) + ")"
-    heatmap(
-        ax, shares, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=list(rows) == list(classes)
-    )
+    square = list(rows) == list(classes)
+    heatmap(ax, shares, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=square)
     ax.set(xlabel="predicted", ylabel="true", title=title)
     return ax
 
@@ -67,23 +63,20 @@ def plot_history(history: pd.DataFrame) -> Figure:
 
     Columns val_<metric> and <name>_loss of what training returns are drawn.
     """
-    names = [name for name in history if name.startswith("val_") and name != "val_loss"]
-    parts = [name for name in history if name.endswith("_loss") and name not in ("train_loss", "val_loss")]
-    panels = [{"train_loss": "training, degraded crops", "val_loss": "validation, clean crops"}]
-    panels.append({name: name.removeprefix("val_").replace("_", " ") for name in names})
-    if parts:
-        panels.append({name: name.removesuffix("_loss") for name in parts})
+    metrics = [name for name in history if name.startswith("val_") and name not in LOSSES]
+    parts = [name for name in history if name.endswith("_loss") and name not in LOSSES]
+    panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss, before its weight": parts} if parts else {})
     figure, axes = new_grid(1, len(panels), (4.4, 3.6))
-    titles = ("loss", "validation", "each loss, before its weight")
-    for ax, lines, title in zip(axes[0], panels, titles, strict=False):
-        for colour, (name, label) in zip(PALETTE, lines.items(), strict=False):
+    for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
+        for colour, name in zip(PALETTE, names, strict=False):
+            label = LOSSES.get(name, name.removeprefix("val_").removesuffix("_loss").replace("_", " "))
             ax.plot(history["epoch"], history[name], "o-", ms=4, label=label, color=colour)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="epoch", title=title)
     axes[0, 0].set_ylabel("cross-entropy, nats")
     best = history.loc[history["score"].idxmax(), "epoch"]
     axes[0, 1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
-    axes[0, 1].set_ylim(min(0.45, history[names].min().min() - 0.05), 1.02)
+    axes[0, 1].set_ylim(min(0.45, history[metrics].min().min() - 0.05), 1.02)
     for ax in axes[0]:
         ax.legend(fontsize="small")
     return figure
@@ -183,11 +176,10 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
 
 def plot_ablation(table: pd.DataFrame, metric: str = "auc") -> Axes:
     """One metric, auc or accuracy, of each variant under each degradation, with 95 % intervals, from `ablation.run`."""
-    variants, conditions = pd.Index(table["variant"].unique()), table["degradation"].unique()
-    ax = new_axes(9, 1.4 + len(variants) * max(0.5, 0.17 * len(conditions)))
-    for i, condition in enumerate(conditions):
-        rows = table[table["degradation"] == condition]
-        y = variants.get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(conditions) - 0.5)
+    variants, groups = pd.Index(table["variant"].unique()), table.groupby("degradation", sort=False)
+    ax = new_axes(9, 1.4 + len(variants) * max(0.5, 0.17 * len(groups)))
+    for i, (condition, rows) in enumerate(groups):
+        y = variants.get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(groups) - 0.5)
         draw_intervals(ax, y, rows, metric, color=PALETTE[i % len(PALETTE)], marker="o", label=condition)
     ax.hlines(np.arange(len(variants) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.8)
     name_rows(ax, variants, 10)
@@ -201,12 +193,11 @@ def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[st
     columns = max(len(row) for row in images.values())
     figure, axes = new_grid(len(images), columns, (1.55 + 0.6 / columns, 1.75 if titles else 1.5))
     for row, (name, pictures) in zip(axes, images.items(), strict=True):
-        for i, ax in enumerate(row):
-            if i < len(pictures):
-                show(ax, pictures[i], vmin=0, vmax=1)
-                ax.set_title(titles[name][i] if titles else "", fontsize=7)
-            else:
-                ax.set_axis_off()
+        for ax in row[len(pictures) :]:
+            ax.set_axis_off()
+        for ax, picture, title in zip(row, pictures, titles[name] if titles else [""] * columns, strict=False):
+            show(ax, picture, vmin=0, vmax=1)
+            ax.set_title(title, fontsize=7)
         row[0].set_ylabel(name, fontsize=9)
     return figure
 

@@ -67,7 +67,8 @@ def model_card(out: Path, stage: str) -> str:
     every = read_json(out / "metrics.json").get(stage, {})
     measured = every if every == content["metrics"] else {}
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None
-    known = table is not None and manifest.digest(table) == content["manifest_hash"]  # what it was trained on
+    if table is not None and manifest.digest(table) != content["manifest_hash"]:
+        table = None  # not what it was trained on
     points, sweep, rows = None, pd.DataFrame(), pd.DataFrame()
     if measured and (out / f"scores_{stage}.parquet").exists():
         rows = clean(pd.read_parquet(out / f"scores_{stage}.parquet"), "test")
@@ -88,8 +89,8 @@ def model_card(out: Path, stage: str) -> str:
         content=content,
         parameters=sum(tensor.numel() for tensor in content["weights"].values()),
         sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        counts=manifest.summary(table)[["images", "groups", *SPLITS, "formats"]] if known else None,
-        sources=provenance.sources(table).reset_index() if known and "source" in table else None,
+        counts=manifest.summary(table)[["images", "groups", *SPLITS, "formats"]] if table is not None else None,
+        sources=provenance.sources(table).reset_index() if table is not None and "source" in table else None,
         measured=measured,
         by_generator=pd.DataFrame(measured.get("test", {}).get("by_generator", {})).map(lambda row: cell(**row)).T,
         stale=bool(every) and not measured,

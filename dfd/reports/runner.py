@@ -73,7 +73,8 @@ class Kernel(AsyncKernelManager):
     async def start_kernel(self, **options: Any) -> None:
         """Start the process and remember it."""
         await super().start_kernel(**options)
-        Kernel.process = self.provisioner.process
+        provisioner: Any = self.provisioner
+        Kernel.process = provisioner.process
 
     @classmethod
     def interrupt(cls) -> bool:
@@ -102,26 +103,14 @@ def run(
     folder: str | Path = NOTEBOOKS,
     configs: Configs = config.NOTEBOOKS,
 ) -> Path:
-    """Run the notebooks of a folder in order; write each as HTML, and `index.html` over them.
+    """Run the notebooks `NN_*.ipynb` of a folder in order into `out`; write each as HTML, and `index.html` over them.
 
-    Args:
-        data: folder with the images.
-        out: run folder, made if missing; running again into the same one goes on where it stopped.
-        profile: a name in config.PROFILES.
-        parameters: what differs from the profile, `{"num_epochs": "3"}`; text is parsed to the field's type. A name
-            goes to every notebook that has it, `{"02.backbone": ...}` only to that one.
-        notebooks: only these, by number, stem or path; all when empty.
-        fresh: run also what is finished.
-        folder, configs: where the notebooks are, named `NN_*.ipynb`, and the config model of each stem.
+    What is finished and unchanged is kept, unless `fresh`. `notebooks` chooses by number, stem or path. `parameters`
+    are what differs from the profile: text is parsed to the field's type, and a name goes to every notebook that has
+    it, `{"02.backbone": ...}` only to that one.
 
-    Returns:
-        The run folder's index.html.
-
-    Raises:
-        ConfigError: a parameter, a profile or a notebook that does not exist, or a value out of range.
-        FileNotFoundError: no data folder.
-        RunError: a notebook failed, or the run was interrupted; what was done is kept.
-        InUse: another run works in the folder.
+    Raises ConfigError; FileNotFoundError without the data folder; InUse where another run works in `out`; RunError
+    where a notebook failed or the run was interrupted: what was done is kept.
     """
     every, chosen = choose(folder), choose(folder, notebooks)
     stems = [path.stem for path in every]
@@ -133,21 +122,22 @@ def run(
         raise config.ConfigError(f"the run folder {out} lies inside the data folder {data}; choose one beside it")
     say = f"Stopping: the cell may finish its step and save, for {runs.GRACE:.0f} s; once more ends at once."
     with runs.run_lock(target), runs.deferred(say, Kernel.interrupt, runs.GRACE) as stop:
-        record = read_json(target / "config.json") | {"data": data, "out": out, "profile": profile}
+        record: dict[str, Any] = read_json(target / "config.json") | {"data": data, "out": out, "profile": profile}
         newest, state, done = "", runs.fingerprint(images), record.setdefault("notebooks", {})
         made_with = environment()
         try:
             for path in every:
                 entry = done.get(path.stem, {})
                 inputs = configs.get(path.stem, config.Shared)(**given[path.stem]).model_dump(mode="json")
-                key = digest(__version__, cells_of(path), inputs, state)
+                code = digest(cells_of(path))
+                key = digest(__version__, code, inputs, state)
                 same = entry.get("status") == "finished" and entry.get("key") == key and (target / path.name).exists()
                 if path in chosen and same and entry["ended"] >= newest and not fresh:
                     print(f"{path.stem}  finished before with the same parameters, code and data: kept")
                     if not (target / f"{path.stem}.html").exists():  # the disk was full then
                         html.export(target / path.name)
                 elif path in chosen:
-                    entry = done[path.stem] = {"parameters": inputs, "key": key, "status": "interrupted"}
+                    entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}
                     write_json(target / "config.json", record)
                     execute(path, target, given[path.stem], entry, stop)
                 newest = max(newest, entry.get("ended", ""))
@@ -162,9 +152,8 @@ def run(
 def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Stop) -> None:
     """Run one notebook into `out` and fill in its entry of the record: status, seconds, ended, error.
 
-    Raises:
-        RunError: a cell failed, or the kernel died or did not start.
-        Interrupted: a signal asked to end; the cell that ran had its chance to save.
+    A RunError says which cell failed, or that the kernel died or did not start; Interrupted, that a signal asked to
+    end, and that the cell that ran had its chance to save.
     """
     number = 0  # of the cell that runs
 
@@ -176,9 +165,10 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
 
     result, began, error = out / path.name, time.monotonic(), None
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
-    logging.getLogger("papermill").addFilter(_worth_saying)
     papermill_io.register(str(result), AtomicFiles())
-    printed = SimpleNamespace(write=lambda text: tqdm.write(text, end=""), flush=lambda: None)  # above the bar
+    print(f"{path.stem}  started at {datetime.now():%H:%M:%S}")
+    # papermill would say that a parameter is not in the parameters cell: that holds those which people change
+    logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown"))
     try:
         papermill.execute_notebook(
             path,
@@ -188,8 +178,10 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
             language="python",
             kernel_manager_class=f"{__name__}.Kernel",
             shutdown_kernel="immediate",  # all it had to say has been written
-            progress_bar={"desc": path.stem},
-            stdout_file=printed,
+            progress_bar=sys.stderr.isatty(),
+            stdout_file=SimpleNamespace(
+                write=lambda text: tqdm.write(text, end=""), flush=lambda: None
+            ),  # over the bar
             on_cell_start=start,
             start_timeout=START,
         )
@@ -213,11 +205,6 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
         )
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
-    """Leaves out that a parameter is not in the parameters cell: that holds those which people change, configs all."""
-    return not record.getMessage().startswith("Passed unknown parameter")
-
-
 def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     """The notebooks that were asked for by number (1, `01`), stem or path; all of them for no names."""
     every = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
@@ -238,8 +225,7 @@ def plan(
 ) -> dict[str, dict[str, Any]]:
     """Which parameters each notebook is given: the shared ones, the profile's, then those of the command line.
 
-    Raises:
-        ConfigError: a name that no notebook has, a value of the wrong type or out of range.
+    A ConfigError names a parameter that no notebook has, or a value of the wrong type or out of range.
     """
     models = {stem: configs.get(stem, config.Shared) for stem in stems}
     given = {stem: dict(shared) | config.profile(profile, stem) for stem in stems}

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,6 @@ import pandas as pd
 import pydantic
 import seaborn as sns
 import yaml
-from joblib import Parallel, delayed
 from matplotlib import pyplot as plt
 from sklearn.model_selection import ParameterGrid
 
@@ -36,7 +36,7 @@ from dfd.reports import html, runner, summary
 RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-GRACE, PAUSE = 90.0, 0.2  # seconds that a run has to save and end; between two looks at it
+GRACE = 90.0  # seconds that a run has to save and end
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
 COMPARED = 4  # runs that are compared with the best, image by image
 METRIC_NAMES = [f"{stage}.{name}" for stage, names in STAGE_METRICS.items() for name in names]
@@ -79,22 +79,20 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
 def read(path: str | Path, limit: int = 100) -> Sweep:
     """Read a grid, and check every run of it as `dfd run` would; the sweep is named after the file.
 
-    Raises:
-        FileNotFoundError: no such file, or no data folder.
-        ConfigError: what is wrong in the file, or more than `limit` runs.
+    A FileNotFoundError names the file or the data folder, a ConfigError what is wrong, such as more than `limit` runs.
     """
     path = Path(path)
     try:
         sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))
         if not config.resolve(sweep.data).is_dir():
             raise FileNotFoundError(f"{path}: no data folder {sweep.data}")
-        sweep.notebooks = [notebook.stem for notebook in runner.choose(runner.NOTEBOOKS, sweep.notebooks)]
+        stems = [notebook.stem for notebook in runner.choose(runner.NOTEBOOKS, sweep.notebooks)]
+        sweep.notebooks = [*stems]
         settings = sweep.settings()
         if len(settings) > limit:
             raise config.ConfigError(f"asks for {len(settings)} runs; `--limit {len(settings)}` runs them all")
         for words in settings.values():
-            shared = {"data": sweep.data, "out": "reports"}
-            runner.plan(sweep.notebooks, config.NOTEBOOKS, shared, sweep.profile, words)
+            runner.plan(stems, config.NOTEBOOKS, {"data": sweep.data, "out": "reports"}, sweep.profile, words)
         return sweep
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -145,85 +143,75 @@ def run(
     command: Words = COMMAND,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Run what is not finished, several at once, each a process of its own; one that fails does not stop the others.
+    """Run what is not finished, `jobs` at once (one for two cores), each in its process and a folder below `out`.
 
-    Args:
-        out: the sweep's folder, made if missing; each run has one below it.
-        jobs: how many at once; none: one for two cores, as a run has loaders beside its training.
-
-    Raises:
-        RunError: runs failed (code 1), or it was interrupted (130 or 143); what is done is kept.
+    One that fails stops no other. A RunError says which failed (code 1), or that a signal asked to end (130 or 143);
+    the first lets the runs save and end, the second ends them at once, and what is done is kept.
     """
-    place, jobs = config.resolve(str(out)), jobs or max(1, cores() // 2)
-    with runs.run_lock(place), _signals() as signals:
+    place, jobs, processes = config.resolve(str(out)), jobs or max(1, cores() // 2), []
+    threads = max(1, cores() // jobs)
+
+    def end() -> bool:
+        for process in processes:
+            process.terminate()
+        return True
+
+    text = f"Ending: the runs may save, for {GRACE:.0f} s; once more ends at once."
+    with runs.run_lock(place), runs.deferred(text, end, GRACE, say) as stop, ThreadPoolExecutor(jobs) as pool:
         entries = entries_of(sweep, place, command)
         waiting = {name: entry for name, entry in entries.items() if entry["status"] != "finished"}
         say(f"{len(entries) - len(waiting)} of {len(entries)} runs finished before.")
-        threads, start = max(1, cores() // jobs), delayed(_execute)
-        tasks = (start(entry["command"], place / name, threads, signals, say) for name, entry in waiting.items())
-        results = Parallel(jobs, backend="threading", return_as="generator_unordered", pre_dispatch=jobs)(tasks)
+        tasks = [
+            pool.submit(_execute, entry["command"], place / name, threads, processes, stop, say)
+            for name, entry in waiting.items()
+        ]
         try:
             page = write(sweep, entries, place)
-            for name, result in results:
+            for task in as_completed(tasks):
+                name, result = task.result()
                 entries[name] |= result
                 write_json(place / RECORD, {"name": sweep.name, "runs": entries})
                 page = write(sweep, entries, place)
-        except BaseException:
-            signals += [signal.SIGTERM] * 2
-            list(results)  # all runs have ended
-            raise
-    if signals:
+        except BaseException as error:
+            stop.number = stop.number or signal.SIGTERM  # no other run starts
+            for process in processes:
+                process.kill()
+            if not isinstance(error, runs.Interrupted):
+                raise
+    if stop.number:
         text = f"Interrupted. What is done is kept in {out}; the same command goes on from there."
-        raise runner.RunError(text, 128 + signals[0])
+        raise runner.RunError(text, 128 + stop.number)
     failed = [name for name, entry in entries.items() if entry["status"] != "finished"]
     if failed:
-        text = (
-            f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. Their last lines are in {page}"
-        )
-        raise runner.RunError(f"{text}; mend the cause, then run the same command again.")
+        text = f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. Their last lines are in"
+        raise runner.RunError(f"{text} {page}; mend the cause, then run the same command again.")
     return page
 
 
-def _execute(words: Words, folder: Path, threads: int, signals: list[int], say: Callable) -> tuple[str, dict]:
-    """Run in a session of its own, and wait; at a signal have it save and end, at a second or after GRACE kill it."""
-    if signals:
+def _execute(
+    words: Words, folder: Path, threads: int, processes: list[subprocess.Popen], stop: runs.Stop, say: Callable
+) -> tuple[str, dict]:
+    """Run in a session of its own, of which a signal to the sweep does not reach it twice, and wait."""
+    if stop.number:
         return folder.name, {}
     folder.mkdir(exist_ok=True)
     say(f"{folder.name}  started")
-    began, asked = time.monotonic(), None
-    variables = dict.fromkeys(THREADS, str(threads)) | os.environ
+    began, variables = time.monotonic(), dict.fromkeys(THREADS, str(threads)) | os.environ
     with (folder / LOG).open("wb") as log:
         files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         process = subprocess.Popen(words, **files, env=variables, start_new_session=True)
-    while process.poll() is None:
-        if signals and asked is None:
-            asked = time.monotonic()
-            say(f"{folder.name}  ending; once more ends at once")
-            process.terminate()
-        elif len(signals) > 1 or (asked and time.monotonic() - asked > GRACE):
-            os.killpg(process.pid, signal.SIGKILL)
-        time.sleep(PAUSE)
-    seconds, lines = round(time.monotonic() - began, 1), []
-    status = "finished" if process.returncode == 0 else "interrupted" if signals else "failed"
+    processes.append(process)
+    if stop.number:  # the signal came in between
+        process.terminate()
+    code, seconds, lines = process.wait(), round(time.monotonic() - began, 1), []
+    status = "finished" if code == 0 else "interrupted" if stop.number else "failed"
     if status == "failed":
         text = NOT_TEXT.sub("", (folder / LOG).read_text("utf-8", "replace").replace("\r", "\n"))
         lines = [line.rstrip() for line in text.splitlines() if line.strip()][-8:]
-        if process.returncode < 0:
-            lines.append(f"ended by signal {-process.returncode}; most often memory ran out")
+        if code < 0:
+            lines.append(f"ended by signal {-code}; most often memory ran out")
     say("\n    ".join([f"{folder.name}  {status} after {elapsed(seconds)}", *lines]))
     return folder.name, {"status": status, "seconds": seconds, "last_lines": lines}
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals that have asked to end, SIGINT and SIGTERM; noted, for the runs to be ended first."""
-    noted: list[int] = []
-    handlers = {n: signal.signal(n, lambda number, frame: noted.append(number)) for n in runs.SIGNALS}
-    try:
-        yield noted
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:

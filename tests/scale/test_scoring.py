@@ -274,7 +274,7 @@ def test_a_signal_ends_in_one_line_though_ray_has_a_handler_of_its_own(number, c
     monkeypatch.setattr(cluster, "scored", lambda *args: iter([signal.raise_signal(number)]))
     result = score("in", "--out", "out")
     assert result.exit_code == code and result.stderr.splitlines()[1:] == [
-        "interrupted; the parts that are written stay, and the same command goes on"
+        "dfd: interrupted; the parts that are written stay, and the same command goes on"
     ]
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
