@@ -44,14 +44,10 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
 
 
 def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool = False) -> Figure:
-    """Confusion matrices of score tables, title -> table, side by side, on the clean images of one split.
-
-    With `by_label` each label has a row, so that stage 1's generators are told apart.
-    """
+    """Confusion matrices of score tables, title -> table, on a split's clean images; a row per class or label."""
     figure, axes = new_grid(1, len(tables), (5.2, 4.6))
     for ax, (title, scores) in zip(axes[0], tables.items(), strict=True):
-        images = clean(scores, split)
-        classes = class_names(scores)
+        images, classes = clean(scores, split), class_names(scores)
         true = images["label"] if by_label else true_class(images)
         labels = sorted(true.unique(), key=lambda label: (label != REAL, label))
         plot_cm(true, closed_set(images), classes, ax, f"{title}, {split}", labels if by_label else classes)
@@ -83,10 +79,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
 
 
 def live_history() -> Callable[[pd.DataFrame], None]:
-    """Give a callback `on_epoch(history)` that redraws plot_history in place below a notebook's cell.
-
-    Outside a notebook it does nothing.
-    """
+    """A callback `on_epoch(history)` that redraws plot_history below a notebook's cell; elsewhere it does nothing."""
     handle = None
 
     def on_epoch(history: pd.DataFrame) -> None:
@@ -117,10 +110,7 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Precision against recall of stage 1 for each generator against all photos, with 95 % bands.
-
-    Dotted lines: the precision of calling every image fake.
-    """
+    """Precision against recall of stage 1 for each generator against all photos; dotted: all called fake."""
     ax, images = ax or new_axes(), scores["label"].value_counts()
     chances = images.drop(REAL, errors="ignore").map(lambda fakes: fakes / (fakes + images.get(REAL, 0)))
     ax.hlines(chances.unique(), 0, 1, colors="0.5", linestyles=":", label="all called fake")
@@ -148,10 +138,7 @@ def _plot_curves(ax: Axes, scores: pd.DataFrame, curve: Callable, step: str, are
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence before calibration and after; below, how many images have which confidence.
-
-    Takes the test split's rows, for the temperature was fitted on the validation split. Empty bins are left out.
-    """
+    """Accuracy of test rows against confidence before calibration and after; below, how many images have which."""
     ax = ax or new_axes()
     lowest = 1 / len(class_names(scores))  # the likeliest of n classes has at least 1 / n
     ax.plot([lowest, 1], [lowest, 1], color="0.5", ls=":", label="confidence = accuracy")
