@@ -37,17 +37,9 @@ def score(
 ) -> pd.DataFrame:
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
-    Prints a line where images were too large for all the crops that the mode asks for; column crops has their number.
-
-    Args:
-        stage: the trained stage; stage 2 scores fakes only, and refuses photos.
-        table: rows of the manifest, with its root in attrs.
-        degradation, level: an operator of dfd.degrade.registry; none and 0 leave the images as they are.
-        crops, mode: as in `Stage.stream`.
-
-    Returns:
-        Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as the Detector
-        has it), crops, crop_std; and ood_score where the stage has a feature bank.
+    `crops` and `mode` are as in `Stage.stream`; where images were too large for all the crops that the mode asks for, a
+    line is printed. Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as
+    the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
