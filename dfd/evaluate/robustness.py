@@ -172,7 +172,7 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
             values = bootstrap_all(part["group"], _statistics(part, stages[name]), seed)
             over = {"false_positive_rate": part["label"].eq(REAL), "true_positive_rate": part["label"].ne(REAL)}
             for (label, metric), three in values.items():
-                images = int(over.get(metric, part["label"].eq(label) | (label == ALL)).sum())
+                images = int(np.sum(over.get(metric, part["label"].eq(label) | (label == ALL))))
                 rows.append({**common, "label": label, "metric": metric, **three, "images": images})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
 

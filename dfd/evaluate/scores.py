@@ -135,14 +135,11 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     confidence is the calibrated probability of what the image was called, in [0, 1]; distance is in logits: stage 1's
     from its threshold on that probability, stage 2's between the two likeliest classes.
     """
-    logits = scores[logit_columns(scores)].to_numpy(float) / temperature
-    p = probabilities(scores, temperature)
+    logits, p = scores[logit_columns(scores)].to_numpy(float) / temperature, probabilities(scores, temperature)
+    confidence, distance = p.max(1), np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     if "logit_fake" in scores:
         confidence = np.where(scores["prediction"] == "fake", p[:, 1], p[:, 0])
         distance = np.abs(logits[:, 1] - logits[:, 0] - logit(threshold))
-    else:
-        confidence = p.max(1)
-        distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     return pd.DataFrame({"confidence": confidence, "distance": distance}, index=scores.index)
 
 
