@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,12 +33,9 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined.
 
-    Args:
-        groups: of each image, (N,).
-        statistic: takes weights (R, N) and gives (R,), or (K, R) for K numbers; NaN where a draw leaves it undefined.
-
-    Returns:
-        value, low and high, () or (K,) each; the limits are NaN where there is one group alone, or no draw is defined.
+    `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN
+    where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there is one
+    group alone, or no draw is defined.
     """
     codes, names = pd.factorize(np.asarray(groups), sort=True)
     count = len(names)
@@ -67,12 +65,20 @@ def bootstrap(
 def bootstrap_all(
     groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[Any, Interval]:
-    """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high."""
+    """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
+
+    A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups.
+    """
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
-    return {
-        name: {key: float(x) if np.isfinite(x) else None for key, x in zip(("value", "low", "high"), row, strict=True)}
-        for name, *row in zip(statistics, *limits, strict=True)
-    }
+    result = {}
+    for (name, f), value, low, high in zip(statistics.items(), *limits, strict=True):
+        right = f.keywords["right"] if isinstance(f, partial) and f.func is share else np.zeros(0)
+        if low == high and right.dtype == bool:
+            count = len(np.unique(np.asarray(groups)[f.keywords.get("among", slice(None))]))
+            low, high = stats.binomtest(round(value * count), count).proportion_ci()
+        ends = {"value": value, "low": low, "high": high}
+        result[name] = {end: float(x) if np.isfinite(x) else None for end, x in ends.items()}
+    return result
 
 
 def flatten(values: Mapping[str, Interval]) -> dict[str, float | None]:
@@ -165,27 +171,37 @@ def confidence_bin(confidence: np.ndarray) -> np.ndarray:
 class Metric:
     """A number that a score table gives."""
 
-    function: Callable[[SimpleNamespace, np.ndarray], np.ndarray]  # of what `judged` gives and weights (R, N): (R,)
+    of: Callable[[SimpleNamespace], Callable[[np.ndarray], np.ndarray]]  # what `judged` gives -> weights (R, N) -> (R,)
     label: str
     higher_is_better: bool = True
 
 
 METRICS = {  # as in metrics.json
-    "auc": Metric(lambda t, w: weighted_auc(w, t.is_fake, t.logit), "AUC"),
-    "ap": Metric(lambda t, w: average_precision(w, t.is_fake, t.logit), "average precision"),
-    "accuracy": Metric(lambda t, w: share(w, t.right), "accuracy"),
-    "accuracy_at_threshold": Metric(lambda t, w: share(w, t.decided), "accuracy at the threshold"),
-    "balanced_accuracy": Metric(lambda t, w: mean_recall(w, t.true, t.right), "balanced accuracy"),
-    "balanced_accuracy_at_threshold": Metric(lambda t, w: mean_recall(w, t.true, t.decided), "balanced at threshold"),
-    "real_accuracy": Metric(lambda t, w: share(w, t.decided, ~t.is_fake), "photos called real"),
-    "fake_accuracy": Metric(lambda t, w: share(w, t.decided, t.is_fake), "fakes called fake"),
-    "false_positive_rate": Metric(lambda t, w: share(w, ~t.decided, ~t.is_fake), "photos called fake", False),
-    "true_positive_rate": Metric(lambda t, w: share(w, t.decided, t.is_fake), "fakes called fake"),
-    "tpr_at_fpr_1": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.01), "fakes found at 1 % false alarms"),
-    "tpr_at_fpr_5": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.05), "fakes found at 5 % false alarms"),
-    "macro_f1": Metric(lambda t, w: macro_f1(w, t.true, t.prediction), "macro F1"),
-    "ece_before": Metric(lambda t, w: calibration_error(w, t.before, t.right), "ECE at temperature 1", False),
-    "ece": Metric(lambda t, w: calibration_error(w, t.confidence, t.right), "ECE", False),
+    "auc": Metric(lambda t: partial(weighted_auc, positive=t.is_fake, score=t.logit), "AUC"),
+    "ap": Metric(lambda t: partial(average_precision, positive=t.is_fake, score=t.logit), "average precision"),
+    "accuracy": Metric(lambda t: partial(share, right=t.right), "accuracy"),
+    "accuracy_at_threshold": Metric(lambda t: partial(share, right=t.decided), "accuracy at the threshold"),
+    "balanced_accuracy": Metric(lambda t: partial(mean_recall, labels=t.true, right=t.right), "balanced accuracy"),
+    "balanced_accuracy_at_threshold": Metric(
+        lambda t: partial(mean_recall, labels=t.true, right=t.decided), "balanced at threshold"
+    ),
+    "real_accuracy": Metric(lambda t: partial(share, right=t.decided, among=~t.is_fake), "photos called real"),
+    "fake_accuracy": Metric(lambda t: partial(share, right=t.decided, among=t.is_fake), "fakes called fake"),
+    "false_positive_rate": Metric(
+        lambda t: partial(share, right=~t.decided, among=~t.is_fake), "photos called fake", False
+    ),
+    "true_positive_rate": Metric(lambda t: partial(share, right=t.decided, among=t.is_fake), "fakes called fake"),
+    "tpr_at_fpr_1": Metric(
+        lambda t: partial(tpr_at_fpr, positive=t.is_fake, score=t.logit, fpr=0.01), "fakes found at 1 % false alarms"
+    ),
+    "tpr_at_fpr_5": Metric(
+        lambda t: partial(tpr_at_fpr, positive=t.is_fake, score=t.logit, fpr=0.05), "fakes found at 5 % false alarms"
+    ),
+    "macro_f1": Metric(lambda t: partial(macro_f1, labels=t.true, predicted=t.prediction), "macro F1"),
+    "ece_before": Metric(
+        lambda t: partial(calibration_error, confidence=t.before, right=t.right), "ECE at temperature 1", False
+    ),
+    "ece": Metric(lambda t: partial(calibration_error, confidence=t.confidence, right=t.right), "ECE", False),
 }
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "
@@ -215,8 +231,7 @@ def evaluate(
 ) -> dict[str, Interval]:
     """A stage's metrics with their intervals over all rows: its STAGE_METRICS, or `only` these of METRICS."""
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
-    statistics = {name: lambda w, f=METRICS[name].function: f(table, w) for name in names}
-    return bootstrap_all(scores["group"], statistics, seed)
+    return bootstrap_all(scores["group"], {name: METRICS[name].of(table) for name in names}, seed)
 
 
 def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Interval]]:
@@ -228,7 +243,7 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
     names = sorted(set(scores["label"]) - {REAL})
     if stage_of(scores) == "stage2":
         labels, right = scores["label"].to_numpy(), judged(scores).right
-        recalls = {name: lambda w, among=labels == name: share(w, right, among) for name in names}
+        recalls = {name: partial(share, right=right, among=labels == name) for name in names}
         return {name: {"recall": three} for name, three in bootstrap_all(scores["group"], recalls, seed).items()}
     columns = {"auc": "auc", "balanced_accuracy_at_threshold": "accuracy", "fake_accuracy": "fake_accuracy"}
     result = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -215,15 +216,16 @@ def _statistics(part: pd.DataFrame, stage: Stage) -> dict[tuple[str, str], Calla
         stage, part.assign(**{f"logit_{name}": first[:, i] for i, name in enumerate(stage.classes)})
     )
     every, once = judged(part, stage.temperature), judged(once, stage.temperature)
-    statistics = {}
+    statistics: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {}
     for metric in (*BY_CROP[stage.stage], *MEASURED[stage.stage]):
-        statistics[ALL, metric] = lambda w, f=METRICS[metric].function: f(every, w)
+        statistics[ALL, metric] = METRICS[metric].of(every)
     for metric in BY_CROP[stage.stage]:
-        statistics[ALL, f"{metric}_one_crop"] = lambda w, f=METRICS[metric].function: f(once, w)
-        statistics[ALL, f"{metric}_gain"] = lambda w, f=METRICS[metric].function: f(every, w) - f(once, w)
+        of_all, of_first = METRICS[metric].of(every), METRICS[metric].of(once)
+        statistics[ALL, f"{metric}_one_crop"] = of_first
+        statistics[ALL, f"{metric}_gain"] = lambda w, a=of_all, b=of_first: a(w) - b(w)
     labels = part["label"].to_numpy()
     for label in np.unique(labels):
-        statistics[label, "recall"] = lambda w, among=labels == label: share(w, every.decided, among)
+        statistics[label, "recall"] = partial(share, right=every.decided, among=labels == label)
     return statistics
 
 

@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from torch import Tensor
 
 from dfd.analysis import slices
 from dfd.analysis.explain import Dossier, stretch
-from dfd.analysis.fingerprint import Carried, Fingerprint
+from dfd.analysis.fingerprint import Fingerprint
 from dfd.degrade import registry
 from dfd.evaluate import robustness
 from dfd.inference.decide import true_class
@@ -180,13 +181,11 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
     return ax
 
 
-def plot_transfer(pairs: pd.DataFrame, carried: Carried, times: float = 10) -> Figure:
-    """Pairs side by side: the carrier, the fingerprint times a factor about grey, and their sum, which has it once.
-
-    Takes some rows of what `fingerprint.carry` gave, and what `fingerprint.put_on` gave for these.
-    """
-    grown = (0.5 + times * carried.residuals).clamp(0, 1)
-    images = {"carrier": carried.carriers, f"fingerprint × {times:g}": grown, "sum": carried.sums}
+def plot_transfer(pairs: pd.DataFrame, carried: tuple[Tensor, Tensor, Tensor], times: float = 10) -> Figure:
+    """Carrier, fingerprint times a factor about grey, and sum, of rows of `fingerprint.carry` and their `put_on`."""
+    carriers, residuals, sums = carried
+    grown = (0.5 + times * residuals).clamp(0, 1)
+    images = {"carrier": carriers, f"fingerprint × {times:g}": grown, "sum": sums}
     likeness = [f"named {row.named}\n{row.psnr:.1f} dB, SSIM {row.ssim:.3f}" for row in pairs.itertuples()]
     texts = [[f"named {name}" for name in pairs["alone"]], [f"of {name}" for name in pairs["label"]], likeness]
     pictures = {name: list(batch.permute(0, 2, 3, 1).numpy()) for name, batch in images.items()}
