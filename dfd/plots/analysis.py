@@ -64,7 +64,8 @@ def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
     """A panel of errors in the bins of each property, stage -> `slices.by_property`; dotted: over all images."""
     names = list(dict.fromkeys(name for table in errors.values() for name in table["property"]))
     figure, axes = new_grid(math.ceil(len(names) / columns) or 1, columns, (4.3, 2.7))
-    figure.get_layout_engine().set(h_pad=0.1)
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.1)
     for ax, name in zip(axes.flat, names, strict=False):
         parts = {stage: table[table["property"] == name] for stage, table in errors.items()}
         bins = list(dict.fromkeys(word for rows in parts.values() for word in rows["bin"]))
@@ -107,6 +108,7 @@ def _share_axis(ax: Axes) -> None:
 def plot_neighbours(pictures: dict[str, list[np.ndarray]], near: pd.DataFrame) -> Figure:
     """Mistaken images before their neighbours, `explain.neighbour_pictures` of `near`; other labels framed dashed."""
     figure, axes = new_grid(len(pictures), max(map(len, pictures.values())), (1.75, 2.15))
+    other: Any
     for ax in axes.flat:
         ax.set_axis_off()
     for row, (path, images) in zip(axes, pictures.items(), strict=True):
@@ -145,7 +147,7 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
 def plot_correlations(means: pd.DataFrame, accuracy: dict[str, float | None] | None = None) -> Axes:
     """Heat map of `fingerprint.mean_correlations`; `fingerprint.correlation_accuracy` is told in the title."""
     rows, columns = means.shape
-    ax, limit, title = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), float(means.abs().max(axis=None)), ""
+    ax, limit, title = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), np.abs(means.to_numpy()).max(), ""
     bar = {"label": "mean correlation"}
     results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
     if accuracy is not None and accuracy["value"] is not None:
@@ -197,7 +199,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
         y = np.arange(len(table)) + 0.5 * ((i + 0.5) / len(names) - 0.5)
         draw_intervals(ax, y, table, metric, color=PALETTE[i], marker=MARKERS[i], ms=5, label=words)
     if len(names) == 1 and registry.AS_IT_IS in table.index:
-        ax.axvline(table.at[registry.AS_IT_IS, next(iter(names))], color="0.4", ls="--", lw=1)
+        ax.axvline(table[next(iter(names))].loc[registry.AS_IT_IS], color="0.4", ls="--", lw=1)
     elif (table[list(names)].astype(float) < 0).any(axis=None):
         ax.axvline(0, color="0.4", lw=1)
     name_rows(ax, table.index)
