@@ -22,6 +22,7 @@ from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Pictur
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core.images import ImageError, Source, as_rgb
 from dfd.degrade import DEGRADATIONS, at_level, compose, describe, to_tensor
+from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
 
 SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slider answers soon
@@ -46,8 +47,7 @@ def examine(
     path = str(source) if isinstance(source, str | Path) else None
     first, second = detector.scored(image, crops, mode)
     verdict, stage = detector.judge(path, first, second), detector.stage1
-    assert first.crop_logits is not None
-    p_crops = stage.probabilities(first.crop_logits)[:, 1].tolist()
+    p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
     return Examination(
         name=plain(name or (Path(path).name if path else "image")),

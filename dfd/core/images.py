@@ -185,10 +185,9 @@ def _decode(source: Any) -> Image.Image:
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(_what_it_is(source)) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"oversized: {one_line(error)}") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"
+        what = "oversized" if type(error).__name__.startswith("DecompressionBomb") else what
         raise ImageError(f"{what}: {one_line(error)}") from error
 
 

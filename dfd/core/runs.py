@@ -127,12 +127,11 @@ def run_lock(folder: str | Path) -> Iterator[None]:
 
 def fingerprint(folder: Path) -> str:
     """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
-    paths, seen = [folder.parent / PROVENANCE], set()
+    paths, seen, entries = [folder.parent / PROVENANCE], set(), []
     for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(base, name)) for name in folders)
+        folders[:] = [name for name in folders if Path(base, name).resolve() not in seen]
+        seen.update(Path(base, name).resolve() for name in folders)
         paths += [Path(base, name) for name in names]
-    entries = []
     for path in sorted(paths):
         with contextlib.suppress(OSError):  # no such table, or a broken link
             status = path.stat()

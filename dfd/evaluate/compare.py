@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dfd.core.io import read_json
-from dfd.evaluate.metrics import METRICS, RESAMPLES, bootstrap, judged
+from dfd.evaluate.metrics import METRICS, bootstrap, judged
 from dfd.inference.decide import true_class
 
 STAGES = {"stage1": "Stage 1, real or fake", "stage2": "Stage 2, which generator"}
@@ -72,23 +72,20 @@ def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
     names = last if len(set(last)) == len(last) else [str(path) for path in paths]
     base, *others = [read_tables(path) for path in paths]
     return [
-        pair(base, other, (paths[0], path), (names[0], name), seed)
+        _compare(base, other, (paths[0], path), (names[0], name), seed)
         for other, path, name in zip(others, paths[1:], names[1:], strict=True)
     ]
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None).
-
-    A CompareError says why a folder has none.
-    """
+    """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None)."""
     if not folder.is_dir():
         raise CompareError(f"no folder {folder}")
     files = {stage: folder / f"scores_{stage}.parquet" for stage in STAGES}
     if not any(path.exists() for path in files.values()):
+        names = " and ".join(path.name for path in files.values())
         raise CompareError(
-            f"{folder} is no finished run: it holds no score table (scores_stage1.parquet, scores_stage2.parquet); "
-            "`python -m dfd run` writes them"
+            f"{folder} is no finished run: it has no score table ({names}), as `python -m dfd run` writes"
         )
     tables, hashes = {}, pd.Series(dtype=object)
     try:
@@ -105,19 +102,13 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def pair(
+def _compare(
     base: dict[str, pd.DataFrame],
     other: dict[str, pd.DataFrame],
     folders: tuple[Path, Path],
     names: tuple[str, str],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    only: Sequence[str] | None = None,
+    seed: int,
 ) -> Comparison:
-    """Compare two runs: their tables (see `read_tables`), folders (for config.json and environment.json) and names.
-
-    `only` names some of COMPARED. A CompareError where no stage shares a test image.
-    """
     stages, missing = {}, {}
     for stage in STAGES:
         if without := [name for name, run in zip(names, (base, other), strict=True) if stage not in run]:
@@ -127,8 +118,7 @@ def pair(
         if first.empty:
             missing[stage] = "no test image in common"
             continue
-        metrics = differences(first, second, stage, seed, resamples, only)
-        changed = changed_verdicts(first, second)
+        metrics, changed = differences(first, second, stage, seed), changed_verdicts(first, second)
         stages[stage] = Paired(stage, len(first), first["group"].nunique(), unshared, metrics, changed)
     if not stages:
         why = "; ".join(f"{STAGES[stage]}: {text}" for stage, text in missing.items())
@@ -141,9 +131,8 @@ def share(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """The images that two runs tested: the same path, the same label, the same bytes (where both have a manifest).
 
-    Returns:
-        Both tables on these images, in one order and with one group column (images that either run ties together are
-        one group); and how many images were left out, by reason.
+    Gives both tables on these images, in one order and with one group column (images that either run ties together are
+    one group); and how many images were left out, by reason.
     """
     both = base.index.intersection(other.index, sort=False)
     first, second = base.loc[both], other.loc[both]
@@ -157,39 +146,28 @@ def share(
     first, second = first[same], second[same]
     if len(first):
         left, right = (pd.factorize(table["group"])[0] for table in (first, second))
-        links = coo_array(
-            (np.ones(len(left)), (left, right + left.max() + 1)), shape=2 * (left.max() + right.max() + 2,)
-        )
+        ends, count = (left, right + left.max() + 1), left.max() + right.max() + 2
+        links = coo_array((np.ones(len(left)), ends), shape=(count, count))
         group = connected_components(links, directed=False)[1][left]
         first, second = first.assign(group=group), second.assign(group=group)
     return first, second, {why: count for why, count in unshared.items() if count}
 
 
-def differences(
-    base: pd.DataFrame,
-    other: pd.DataFrame,
-    stage: str,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    only: Sequence[str] | None = None,
-) -> pd.DataFrame:
+def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int = 0) -> pd.DataFrame:
     """A stage's metrics in both runs of `share`, and the difference with its paired 95 % interval.
 
-    Each draw of groups is scored for both runs. One row per metric (`only` some of COMPARED): base, other, difference
-    (other minus base), low, high; NaN where undefined.
+    Each draw of groups is scored for both runs. One row per metric of COMPARED: base, other, difference (other minus
+    base), low, high; NaN where undefined.
     """
-    names = [name for name in COMPARED[stage] if only is None or name in only]
-    runs = judged(base), judged(other)
+    runs = [[METRICS[name].of(judged(table)) for name in COMPARED[stage]] for table in (base, other)]
 
     def values(weights: np.ndarray) -> np.ndarray:  # (2, K, R)
-        return np.array([[METRICS[name].function(run, weights) for name in names] for run in runs], dtype=float)
+        return np.array([[statistic(weights) for statistic in run] for run in runs], dtype=float)
 
-    difference, low, high = bootstrap(
-        base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed, resamples
-    )
+    difference, low, high = bootstrap(base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed)
     of_base, of_other = values(np.ones((1, len(base))))[..., 0]
     columns = {"base": of_base, "other": of_other, "difference": difference, "low": low, "high": high}
-    return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
+    return pd.DataFrame(columns, index=pd.Index(COMPARED[stage], name="metric"))
 
 
 def changed_verdicts(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,12 +33,9 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined.
 
-    Args:
-        groups: of each image, (N,).
-        statistic: takes weights (R, N) and gives (R,), or (K, R) for K numbers; NaN where a draw leaves it undefined.
-
-    Returns:
-        value, low and high, () or (K,) each; the limits are NaN where there is one group alone, or no draw is defined.
+    `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN
+    where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there is one
+    group alone, or no draw is defined.
     """
     codes, names = pd.factorize(np.asarray(groups), sort=True)
     count = len(names)
@@ -67,12 +65,20 @@ def bootstrap(
 def bootstrap_all(
     groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[Any, Interval]:
-    """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high."""
+    """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
+
+    A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups.
+    """
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
-    return {
-        name: {key: float(x) if np.isfinite(x) else None for key, x in zip(("value", "low", "high"), row, strict=True)}
-        for name, *row in zip(statistics, *limits, strict=True)
-    }
+    result = {}
+    for (name, f), value, low, high in zip(statistics.items(), *limits, strict=True):
+        right = f.keywords["right"] if isinstance(f, partial) and f.func is share else np.zeros(0)
+        if low == high and right.dtype == bool:
+            count = len(np.unique(np.asarray(groups)[f.keywords.get("among", slice(None))]))
+            low, high = stats.binomtest(round(value * count), count).proportion_ci()
+        ends = {"value": value, "low": low, "high": high}
+        result[name] = {end: float(x) if np.isfinite(x) else None for end, x in ends.items()}
+    return result
 
 
 def flatten(values: Mapping[str, Interval]) -> dict[str, float | None]:
@@ -165,27 +171,35 @@ def confidence_bin(confidence: np.ndarray) -> np.ndarray:
 class Metric:
     """A number that a score table gives."""
 
-    function: Callable[[SimpleNamespace, np.ndarray], np.ndarray]  # of what `judged` gives and weights (R, N): (R,)
+    function: Callable[..., np.ndarray]  # of weights (R, N) and inputs: (R,)
+    inputs: dict[str, str]  # argument -> its name in `judged`
     label: str
     higher_is_better: bool = True
 
+    def of(self, table: SimpleNamespace) -> Callable[[np.ndarray], np.ndarray]:
+        """The statistic of weights that `bootstrap` draws, on what `judged` gives."""
+        return partial(self.function, **{argument: getattr(table, name) for argument, name in self.inputs.items()})
 
+
+RANKED = {"positive": "is_fake", "score": "logit"}
 METRICS = {  # as in metrics.json
-    "auc": Metric(lambda t, w: weighted_auc(w, t.is_fake, t.logit), "AUC"),
-    "ap": Metric(lambda t, w: average_precision(w, t.is_fake, t.logit), "average precision"),
-    "accuracy": Metric(lambda t, w: share(w, t.right), "accuracy"),
-    "accuracy_at_threshold": Metric(lambda t, w: share(w, t.decided), "accuracy at the threshold"),
-    "balanced_accuracy": Metric(lambda t, w: mean_recall(w, t.true, t.right), "balanced accuracy"),
-    "balanced_accuracy_at_threshold": Metric(lambda t, w: mean_recall(w, t.true, t.decided), "balanced at threshold"),
-    "real_accuracy": Metric(lambda t, w: share(w, t.decided, ~t.is_fake), "photos called real"),
-    "fake_accuracy": Metric(lambda t, w: share(w, t.decided, t.is_fake), "fakes called fake"),
-    "false_positive_rate": Metric(lambda t, w: share(w, ~t.decided, ~t.is_fake), "photos called fake", False),
-    "true_positive_rate": Metric(lambda t, w: share(w, t.decided, t.is_fake), "fakes called fake"),
-    "tpr_at_fpr_1": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.01), "fakes found at 1 % false alarms"),
-    "tpr_at_fpr_5": Metric(lambda t, w: tpr_at_fpr(w, t.is_fake, t.logit, 0.05), "fakes found at 5 % false alarms"),
-    "macro_f1": Metric(lambda t, w: macro_f1(w, t.true, t.prediction), "macro F1"),
-    "ece_before": Metric(lambda t, w: calibration_error(w, t.before, t.right), "ECE at temperature 1", False),
-    "ece": Metric(lambda t, w: calibration_error(w, t.confidence, t.right), "ECE", False),
+    "auc": Metric(weighted_auc, RANKED, "AUC"),
+    "ap": Metric(average_precision, RANKED, "average precision"),
+    "accuracy": Metric(share, {"right": "right"}, "accuracy"),
+    "accuracy_at_threshold": Metric(share, {"right": "decided"}, "accuracy at the threshold"),
+    "balanced_accuracy": Metric(mean_recall, {"labels": "true", "right": "right"}, "balanced accuracy"),
+    "balanced_accuracy_at_threshold": Metric(
+        mean_recall, {"labels": "true", "right": "decided"}, "balanced at threshold"
+    ),
+    "real_accuracy": Metric(share, {"right": "decided", "among": "is_real"}, "photos called real"),
+    "fake_accuracy": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
+    "false_positive_rate": Metric(share, {"right": "missed", "among": "is_real"}, "photos called fake", False),
+    "true_positive_rate": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
+    "tpr_at_fpr_1": Metric(partial(tpr_at_fpr, fpr=0.01), RANKED, "fakes found at 1 % false alarms"),
+    "tpr_at_fpr_5": Metric(partial(tpr_at_fpr, fpr=0.05), RANKED, "fakes found at 5 % false alarms"),
+    "macro_f1": Metric(macro_f1, {"labels": "true", "predicted": "prediction"}, "macro F1"),
+    "ece_before": Metric(calibration_error, {"confidence": "before", "right": "right"}, "ECE at temperature 1", False),
+    "ece": Metric(calibration_error, {"confidence": "confidence", "right": "right"}, "ECE", False),
 }
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "
@@ -200,13 +214,14 @@ def stage_of(scores: pd.DataFrame) -> str:
 
 
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
-    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold."""
+    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` and its opposite `missed` at the threshold."""
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
     logit = scores["logit_fake"].to_numpy() if "logit_fake" in scores else None
     return SimpleNamespace(
-        true=true, prediction=prediction, is_fake=true == "fake", logit=logit, decided=prediction == true,
-        right=right, confidence=confidence, before=confidences(scores, 1.0)[0],
+        true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
+        decided=prediction == true, missed=prediction != true, confidence=confidence,
+        before=confidences(scores, 1.0)[0],
     )  # fmt: skip
 
 
@@ -215,8 +230,7 @@ def evaluate(
 ) -> dict[str, Interval]:
     """A stage's metrics with their intervals over all rows: its STAGE_METRICS, or `only` these of METRICS."""
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
-    statistics = {name: lambda w, f=METRICS[name].function: f(table, w) for name in names}
-    return bootstrap_all(scores["group"], statistics, seed)
+    return bootstrap_all(scores["group"], {name: METRICS[name].of(table) for name in names}, seed)
 
 
 def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Interval]]:
@@ -228,7 +242,7 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
     names = sorted(set(scores["label"]) - {REAL})
     if stage_of(scores) == "stage2":
         labels, right = scores["label"].to_numpy(), judged(scores).right
-        recalls = {name: lambda w, among=labels == name: share(w, right, among) for name in names}
+        recalls = {name: partial(share, right=right, among=labels == name) for name in names}
         return {name: {"recall": three} for name, three in bootstrap_all(scores["group"], recalls, seed).items()}
     columns = {"auc": "auc", "balanced_accuracy_at_threshold": "accuracy", "fake_accuracy": "fake_accuracy"}
     result = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from dfd.core.runs import bar
 from dfd.degrade import at_level, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide
-from dfd.inference.decide import class_names, closed_set, logit_columns, p_fake, probabilities, true_class
+from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, true_class
 from dfd.inference.stage import Scored, Stage, update_checkpoint
 
 FPR_GRID = np.geomspace(1e-4, 1, 161)  # where a ROC curve's band is taken
@@ -36,17 +37,9 @@ def score(
 ) -> pd.DataFrame:
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
-    Prints a line where images were too large for all the crops that the mode asks for; column crops has their number.
-
-    Args:
-        stage: the trained stage; stage 2 scores fakes only, and refuses photos.
-        table: rows of the manifest, with its root in attrs.
-        degradation, level: an operator of dfd.degrade.registry; none and 0 leave the images as they are.
-        crops, mode: as in `Stage.stream`.
-
-    Returns:
-        Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as the Detector
-        has it), crops, crop_std; and ood_score where the stage has a feature bank.
+    `crops` and `mode` are as in `Stage.stream`; where images were too large for all the crops that the mode asks for, a
+    line is printed. Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as
+    the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -142,14 +135,11 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     confidence is the calibrated probability of what the image was called, in [0, 1]; distance is in logits: stage 1's
     from its threshold on that probability, stage 2's between the two likeliest classes.
     """
-    logits = scores[logit_columns(scores)].to_numpy(float) / temperature
-    p = probabilities(scores, temperature)
+    logits, p = scores[logit_columns(scores)].to_numpy(float) / temperature, probabilities(scores, temperature)
+    confidence, distance = p.max(1), np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     if "logit_fake" in scores:
         confidence = np.where(scores["prediction"] == "fake", p[:, 1], p[:, 0])
         distance = np.abs(logits[:, 1] - logits[:, 0] - logit(threshold))
-    else:
-        confidence = p.max(1)
-        distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     return pd.DataFrame({"confidence": confidence, "distance": distance}, index=scores.index)
 
 
@@ -194,12 +184,11 @@ def at_operating_points(
 ) -> pd.DataFrame:
     """What thresholds on p_fake that were fitted elsewhere, at this temperature, do on stage 1's rows.
 
-    Returns:
-        One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each
-        beside its _low and _high; NaN where undefined.
+    One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each beside
+    its _low and _high; NaN where undefined.
     """
     names = {"false_positive_rate": "fpr", "true_positive_rate": "tpr", "accuracy_at_threshold": "accuracy"}
-    rows, p = {}, p_fake(scores, temperature)
+    rows, p = {}, probabilities(scores, temperature)[:, 1]
     for point, threshold in points.items():
         called = scores.assign(prediction=np.where(p >= threshold, "fake", "real"))
         values = metrics.evaluate(called, temperature, seed, list(names))
@@ -210,20 +199,15 @@ def at_operating_points(
 def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, seed: int = 0) -> pd.DataFrame:
     """What the sets of names of `fit_conformal`'s quantile hold, on rows of known generators of another split.
 
-    Returns:
-        One row per degradation and level, in the table's order: images; coverage, the share whose set holds the true
-        name; names, the mean size of a set; single, the share of sets with one name; each beside its _low and _high.
+    One row per degradation and level, in the table's order: images; coverage, the share whose set holds the true name;
+    names, the mean size of a set; single, the share of sets with one name; each beside its _low and _high.
     """
     classes, rows = class_names(scores), []
-    if others := sorted(set(scores["label"]) - set(classes)):
-        raise ValueError(f"no set can hold these labels, for the classifier has no such class: {', '.join(others)}")
     for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
         sets = decide.prediction_sets(probabilities(part, temperature), quantile)
-        held = sets[np.arange(len(part)), part["label"].map(classes.index)]
-        columns = {"coverage": held, "names": sets.sum(1), "single": sets.sum(1) == 1}
-        means = {
-            name: lambda weights, column=column: metrics.share(weights, column) for name, column in columns.items()
-        }
+        held, sizes = sets[np.arange(len(part)), part["label"].map(classes.index)], sets.sum(1)
+        columns = {"coverage": held, "names": sizes, "single": sizes == 1}
+        means = {name: partial(metrics.share, right=column) for name, column in columns.items()}
         values = metrics.flatten(metrics.bootstrap_all(part["group"], means, seed))
         rows.append({"degradation": degradation, "level": level, "images": len(part), **values})
     return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"degradation", "images"}, float))

@@ -18,7 +18,7 @@ from dfd.config import CHECKPOINTS, REAL
 from dfd.core import runs
 from dfd.core.images import ImageError, as_rgb, load_rgb
 from dfd.data.crops import MAX_CROPS
-from dfd.inference.decide import decide, stored_threshold
+from dfd.inference.decide import decide, fit_threshold
 from dfd.inference.stage import BATCH, Prepared, Scored, Stage
 
 
@@ -62,24 +62,17 @@ class Detector:
 
     def at_fpr(self, fpr: float) -> Detector:
         """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
-        threshold = stored_threshold(fpr, self.stage1.validation, self.stage1.operating_points)
+        validation = self.stage1.validation
+        threshold = fit_threshold(validation.get("photos", []), validation.get("fakes", []), fpr)
         return Detector(self.stage1, self.stage2, self.run, threshold)
 
     def __call__(self, source: Any, crops: int | None = None, mode: str | None = None):
-        """Judge an image, or several.
+        """Judge an image, or several: a Verdict, or a list of them; its path is None for what came as pixels or bytes.
 
-        Args:
-            source: a path, the bytes of a file, a PIL image, (H, W, 3) or (H, W) uint8 array, or (3, H, W) tensor in
-                [0, 1], RGB; or a list or tuple of those, (B, H, W, 3) array or (B, 3, H, W) tensor.
-            crops, mode: as in `Stage.stream`.
-
-        Returns:
-            A Verdict, or a list of one for each; path is None for what came as pixels or bytes.
-
-        Raises:
-            ImageError: a file that cannot be used, and why. `predict` gives a Verdict with the error instead.
-            ValueError: pixels of another shape, type or range.
-            TypeError: nothing of the above.
+        `source` is a path, the bytes of a file, a PIL image, (H, W, 3) or (H, W) uint8 array, or (3, H, W) tensor in
+        [0, 1], RGB; or a list or tuple of those, (B, H, W, 3) array or (B, 3, H, W) tensor; `crops` and `mode` are as
+        in `Stage.stream`. A file that cannot be used is an ImageError, where `predict` gives a Verdict with the error;
+        pixels of another shape, type or range are a ValueError, and what is none of these a TypeError.
         """
         if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
             return [self(image, crops, mode) for image in source]
@@ -97,12 +90,9 @@ class Detector:
     ) -> Iterator[Verdict]:
         """Judge files one after another; an unreadable one gives a Verdict with its error.
 
-        Args:
-            paths: image files, or whatever `read` takes; its str() is the path of the Verdict.
-            crops, mode: as in `Stage.stream`.
-            report: gets a line for each image that is too large for all the crops that the mode asks for.
-            read: gives an upright RGB image, or raises an ImageError; called ahead, in a thread.
-            batch: crops per forward pass; none takes BATCH.
+        `paths` are whatever `read` takes, and their str() the path of the Verdict; `read` gives an upright RGB image or
+        raises an ImageError, ahead and in a thread; `crops` and `mode` are as in `Stage.stream`; `report` gets a line
+        for each image that is too large for all the crops that the mode asks for; `batch` crops pass a network at once.
         """
         with closing(score_files((self.stage1, self.stage2), paths, read, crops, mode, batch)) as answers:
             for path, scored in answers:
@@ -141,29 +131,22 @@ def score_files(
     mode: str | None = None,
     batch: int | None = None,
 ) -> Generator[tuple[Any, Any], None, None]:
-    """Score images by several stages; threads read them and cut their crops, once for stages that take the same.
+    """Score images by several stages: each item, in order, with a list of one Scored per stage, or with its ImageError.
 
-    Args:
-        stages: whose answers are wanted.
-        items: whatever `read` takes, paths for instance.
-        read: gives an image as `Stage.stream` takes it, or raises an ImageError.
-        crops, mode: as in `Stage.stream`.
-        batch: crops per forward pass; none takes BATCH.
-
-    Yields:
-        Each item, in order, with one Scored per stage, or with the error.
+    Threads `read` the items, whose arguments and errors are those of `Detector.predict`, and cut their crops, once for
+    stages that take the same.
     """
+    takes = [(stage.crop_size, stage.equalise_quality, stage.crops, stage.crop_mode) for stage in stages]
 
     def prepare(item: Any) -> list[Prepared] | ImageError:
         try:
             image = read(item)
         except ImageError as error:
             return error
-        prepared: dict[tuple, Prepared] = {}
-        for stage in stages:
-            if stage.preprocessing not in prepared:
-                prepared[stage.preprocessing] = stage.prepare(image, crops, mode)
-        return [prepared[stage.preprocessing] for stage in stages]
+        prepared = {
+            key: stage.prepare(image, crops, mode) for key, stage in dict(zip(takes, stages, strict=True)).items()
+        }
+        return [prepared[key] for key in takes]
 
     per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))
     overlap = stages[0].device.type != "cpu"
@@ -185,17 +168,17 @@ def prefetch(
     on while the consumer has one; where both want all cores, turns are faster. Errors are raised in their turn.
     """
     items, wanted = iter(items), 1
+
+    def submit() -> list:
+        return [(item, pool.submit(function, item)) for item in islice(items, wanted)]
+
     with ThreadPoolExecutor(threads) as pool:
-
-        def submit() -> list:
-            return [(item, pool.submit(function, item)) for item in islice(items, wanted)]
-
         try:
             group = submit()
             while group:
                 wanted = min(2 * wanted, size)
                 following = submit() if overlap else []
                 yield [(item, future.result()) for item, future in group]
-                group = following if overlap else submit()
+                group = following or submit()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from dfd.core import runs
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
-from dfd.degrade.operators import recode
+from dfd.degrade.operators import as_float, recode
 from dfd.inference.openset import FeatureBank
 from dfd.models.backbones import fold_batch_norms
 from dfd.models.classifiers import Attribution, RealFakeClassifier
@@ -57,16 +57,15 @@ def update_checkpoint(path: Path, **values: Any) -> None:
 
 def _checked(content: Any) -> dict[str, Any]:
     """Refuse, with a ValueError, what is no checkpoint: anybody may have written the file."""
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not the entries of a stage")
-    if "networks" in content:
-        raise ValueError("it is the state of a training that goes on; the finished stage is the file beside it")
     if missing := [key for key in REQUIRED if key not in content]:
-        raise ValueError(f"it lacks {', '.join(missing)}; weights alone, or written by another version of dfd")
-    if content["stage"] not in CHECKPOINTS:
-        raise ValueError(f"it is of the stage {str(content['stage'])[:40]!r}, and this version knows stage1 and stage2")
+        raise ValueError(
+            f"it lacks {', '.join(missing)}; weights alone, a training's state, or of another version of dfd"
+        )
     side, classes = content["preprocessing"]["crop_size"], content["classes"]
     in_range = {
+        "stage": content["stage"] in CHECKPOINTS,
         "crop_size": isinstance(side, int) and 8 <= side <= 2048,
         "classes": 2 <= len(classes) <= 1000 and all(isinstance(name, str) and len(name) <= 200 for name in classes),
         "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
@@ -77,16 +76,6 @@ def _checked(content: Any) -> dict[str, Any]:
     if wrong := [name for name, good in in_range.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be right")
     return content
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy weights by name; a ValueError names the first that does not fit."""
-    own, given = ({name: tuple(tensor.shape) for name, tensor in x.items()} for x in (model.state_dict(), weights))
-    for name in [*own, *given]:
-        if own.get(name) != given.get(name):
-            shapes = f"{given.get(name, 'missing')} in the file, {own.get(name, 'missing')} in the network"
-            raise ValueError(f"its weights do not fit the network that it names: {name} is {shapes}")
-    model.load_state_dict(weights)
 
 
 def uses_bfloat16(device: torch.device) -> bool:
@@ -109,8 +98,7 @@ class Scored:
     ood_score: float | None = None  # stage 2: mean distance of the crops to the training images; see FeatureBank
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(NamedTuple):
     """The crops of one image, ready for a stage."""
 
     windows: Tensor  # (N, 3, S, S), equalised: uint8, or float in [0, 1] where a tensor meets no equalising JPEG
@@ -137,9 +125,13 @@ class Stage:
         self.ood_threshold = content.get("ood_threshold")  # stage 2: above it a fake's generator is unknown
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.coverage = content.get("coverage")  # stage 2: what these sets promise
-        self.history, self.manifest_hash, self.key = content["history"], content["manifest_hash"], content["key"]
+        self.key = content["key"]  # of what it was trained from
         self.model: Any = build_model(self.stage, self.settings, len(self.classes))
-        load_weights(self.model, content["weights"])
+        try:
+            self.model.load_state_dict(content["weights"])
+        except RuntimeError as error:  # its first line names the class alone
+            reason = str(error).splitlines()[1].strip()[:200]
+            raise ValueError(f"its weights do not fit the network that it names: {reason}") from error
         self.model.eval().to(self.device)
         runs.keep_freed()
 
@@ -156,23 +148,14 @@ class Stage:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
-    def __call__(self, image: Image.Image, crops: int | None = None, mode: str | None = None) -> Tensor:
-        """Logits (classes,) of one PIL image, averaged over its crops."""
-        return next(self.stream([image], crops, mode)).logits
-
     def stream(
         self, images: Iterable[Image.Image | Tensor], crops: int | None = None, mode: str | None = None
     ) -> Iterator[Scored]:
-        """Score images one after another, their crops batched together.
+        """Score PIL images, or (1, 3, H, W) tensors in [0, 1], one after another, their crops batched together.
 
-        Args:
-            images: PIL images, or (1, 3, H, W) tensors in [0, 1]; of any sizes.
-            crops: crops per image at most, MAX_CROPS at the utmost; none takes the checkpoint's number or, for a grid
-                that this call asks for, as many as cover the image.
-            mode: five, grid or random, see `dfd.data.crops.plan`; none takes the checkpoint's.
-
-        Raises:
-            ValueError: an image without pixels, crops below 1, or an unknown mode.
+        `crops` is their number per image at most, MAX_CROPS at the utmost; none takes the checkpoint's or, for a grid
+        that this call asks for, as many as cover the image. `mode` is five, grid or random, see `dfd.data.crops.plan`;
+        none takes the checkpoint's. An image without pixels, crops below 1 and an unknown mode are a ValueError.
         """
         return self.score(self.prepare(image, crops, mode) for image in images)
 
@@ -180,11 +163,6 @@ class Stage:
     def backbone(self) -> Any:
         """The timm network inside."""
         return self.model.backbone if self.stage == "stage1" else self.model.classifier.backbone
-
-    @property
-    def preprocessing(self) -> tuple:
-        """What `prepare` depends on beside its arguments."""
-        return self.crop_size, self.equalise_quality, self.crops, self.crop_mode
 
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
@@ -203,26 +181,22 @@ class Stage:
     @torch.inference_mode()
     def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
         """What the stage says of prepared images, in order; `batch` crops, or BATCH, pass the network at a time."""
-        plans: deque[Plan] = deque()  # of the images that wait for logits
+        images, sources = tee(prepared)
+        crops = (as_float(crop) for image in sources for crop in image.windows)
 
-        def windows() -> Iterator[Tensor]:
-            for image in prepared:
-                plans.append(image.plan)
-                yield image.windows
+        def answers() -> Iterator[tuple[Tensor, Any]]:
+            while waiting := list(islice(crops, batch or BATCH)):
+                yield from self._of_crops(torch.stack(waiting))
 
-        waiting: list[tuple[Tensor, float | None]] = []
-        for crops in _batches(windows(), batch or BATCH):
-            waiting.extend(self._of_crops(crops))
-            while plans and len(waiting) >= len(plans[0].corners):
-                first = plans.popleft()
-                yield self._average(waiting[: len(first.corners)], first)
-                waiting = waiting[len(first.corners) :]
+        of_crops = answers()
+        for image in images:
+            yield self._average(list(islice(of_crops, len(image.windows))), image.plan)
 
     @cached_property
     def _network(self) -> Any:
         return fold_batch_norms(self.model, self.crop_size) if self.device.type == "cpu" else self.model
 
-    def _of_crops(self, crops: Tensor) -> list[tuple[Tensor, float | None]]:
+    def _of_crops(self, crops: Tensor) -> list[tuple[Tensor, Any]]:
         """Logits (classes,) and ood_score of each of (B, 3, S, S) equalised crops in [0, 1]."""
         ood_scores: list = [None] * len(crops)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
@@ -235,31 +209,12 @@ class Stage:
             logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
         return list(zip(logits, ood_scores, strict=True))
 
-    def _average(self, of_crops: list[tuple[Tensor, float | None]], chosen: Plan) -> Scored:
+    def _average(self, of_crops: list[tuple[Tensor, Any]], chosen: Plan) -> Scored:
         logits = torch.stack([logits for logits, _ in of_crops])
         mean = logits.mean(0)
         crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
-        distances = [distance for _, distance in of_crops if distance is not None]
-        ood_score = float(np.mean(distances)) if distances else None
+        ood_score = None if self.feature_bank is None else float(np.mean([distance for _, distance in of_crops]))
         return Scored(mean, len(logits), crop_std, chosen.needed, logits, tuple(chosen.corners), ood_score)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities (…, classes): softmax at the temperature fitted on the validation split."""
-        return torch.softmax(logits / self.temperature, dim=-1)
-
-
-def _batches(windows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Crops of any images as float (size, 3, S, S) in [0, 1], the last ones fewer; twice that is held at the most."""
-    held: list[Tensor] = []
-    for crops in windows:
-        for part in crops.split(size):
-            held.append(part / 255 if part.dtype == torch.uint8 else part)
-            if sum(map(len, held)) >= size:
-                joined = torch.cat(held)
-                yield joined[:size]
-                held = [joined[size:]]
-    if sum(map(len, held)):
-        yield torch.cat(held)
 
 
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
@@ -274,14 +229,9 @@ def sample_crops(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
 
 
 def center_crops(table: pd.DataFrame, paths: Iterable[str], size: int) -> Tensor:
-    """Centre crops of images of a manifest, padded where small: (N, 3, S, S) in [0, 1]; a ValueError for no path."""
-    crops = []
-    for path in paths:
-        image = load_rgb(f"{table.attrs['root']}/{path}")
-        crops.append(cut(image, plan(image.height, image.width, size, 1).corners[0], size))
-    if not crops:
-        raise ValueError("the table has no image to take a crop from")
-    return torch.cat(crops)
+    """Centre crops of images of a manifest, padded where small: (N, 3, S, S) in [0, 1]."""
+    images = (load_rgb(f"{table.attrs['root']}/{path}") for path in paths)
+    return torch.cat([cut(image, plan(image.height, image.width, size, 1).corners[0], size) for image in images])
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, set_seed
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,8 +33,9 @@ from dfd.data.crops import EpochSampler, seeds
 from dfd.inference import build_model
 from dfd.inference.stage import uses_bfloat16
 from dfd.train.checkpoint import Checkpoint, Tracking
-from dfd.train.processes import TIMEOUT, build_loader
+from dfd.train.processes import TIMEOUT, any_process, average_over_processes, broadcast_module, build_loader
 
+OnEpoch = Callable[[pd.DataFrame], None] | None
 PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
 
 
@@ -60,21 +61,11 @@ class Learner:
 class Trainer:
     """One training: its devices, loaders, networks and history, and the files that it leaves in the run folder.
 
-    Args:
-        stage: stage1 or stage2.
-        table: the manifest, with its root in attrs.
-        cfg: parameters of the stage.
-        classes: names of the logits.
-        on_epoch: is given the history after each epoch, in the main process.
+    `table` is the manifest with its root in attrs; `on_epoch` is given the history after each epoch.
     """
 
     def __init__(
-        self,
-        stage: str,
-        table: pd.DataFrame,
-        cfg: config.Training,
-        classes: list[str],
-        on_epoch: Callable[[pd.DataFrame], None] | None = None,
+        self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str], on_epoch: OnEpoch = None
     ):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
         self.root, self.tracking = Path(table.attrs["root"]), Tracking(stage, cfg)
@@ -89,7 +80,7 @@ class Trainer:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
-        self.is_main, self.is_alone = self.accelerator.is_main_process, self.accelerator.num_processes == 1
+        self.is_main = self.accelerator.is_main_process
         runs.keep_freed()
         self.learners: dict[str, Learner] = {}
         self.loaders: dict[str, DataLoader] = {}
@@ -127,11 +118,8 @@ class Trainer:
     def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
         """Let a network learn; the training data are loaded.
 
-        Args:
-            name: for `step`, and of its loss in the history.
-            network: on the device.
-            lr: learning rate at its highest.
-            every: batches for one of its steps.
+        `name` is for `step`, and of its loss in the history; `lr` the highest learning rate; it takes a step in `every`
+        batches.
         """
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
         self.learners[name] = Learner(
@@ -161,7 +149,7 @@ class Trainer:
             if len(self.history) - self.best[2] >= cfg.patience:
                 self._say(f"no better validation score for {cfg.patience} epochs; stopped early.")
                 return
-            (is_late,) = self._anywhere(cfg.minutes and time.monotonic() - started > 60 * cfg.minutes)
+            (is_late,) = any_process(self.accelerator, cfg.minutes and time.monotonic() - started > 60 * cfg.minutes)
             if is_late and len(self.history) > first:
                 self._say(f"the limit of {cfg.minutes:g} minutes is reached; stopped.")
                 self.out_of_time = True
@@ -184,16 +172,12 @@ class Trainer:
                 shown.update()
 
     def step(self, name: str, loss: Tensor) -> None:
-        """Backpropagate a loss of this process's images into one network only, clip its gradient to norm 1, update it.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
+        """Backpropagate a loss of this process's images into one network only, clip its gradient, update it."""
         learner, value = self.learners[name], loss.detach().clone()
         learner.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss, inputs=learner.parameters)
         gradients = [parameter.grad for parameter in learner.parameters if parameter.grad is not None]
-        self._average([value, *gradients])
+        average_over_processes(self.accelerator, [value, *gradients])
         if not torch.isfinite(value):
             raise ValueError(f"{self.stage}: the loss of {name} became {value.item()}; lower lr_gc and run again")
         nn.utils.clip_grad_norm_(learner.parameters, 1.0)
@@ -206,7 +190,7 @@ class Trainer:
     def record(self, losses: dict[str, Tensor]) -> None:
         """Add parts of a loss to the history, before their weights."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
-        self._average([values])
+        average_over_processes(self.accelerator, [values])
         for name, value in zip(losses, values.tolist(), strict=True):
             self.losses[name].append(value)
 
@@ -214,7 +198,7 @@ class Trainer:
     def validate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Logits (N, ...) of the averaged weights, and targets (N,), of a validation set; the same in each process."""
         self.averaged.eval()
-        self._broadcast(self.averaged)  # its batch norms have seen one process's part
+        broadcast_module(self.accelerator, self.averaged)  # its batch norms have seen one process's part
         outputs = []
         for batch in self._read(name):
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
@@ -255,8 +239,7 @@ class Trainer:
         return pd.DataFrame(self.history)
 
     def _read(self, name: str, first: int = 0) -> Iterator[Any]:
-        """The batches from the first; between them the training may be stopped. No variable holds loader or iterator:
-        the frame of an error would keep their processes."""
+        """The batches from the first. No variable holds loader or iterator: their processes would outlive an error."""
         try:
             for batch in skip_first_batches(self.loaders[name], first) if first else self.loaders[name]:
                 self._pause()
@@ -275,7 +258,7 @@ class Trainer:
     def _pause(self) -> None:
         """Between two steps: save the state where it is due, and stop where a signal asked any process to."""
         is_due = 0 < 60 * self.cfg.checkpoint_minutes < time.monotonic() - self.saved
-        is_stopped, is_due = self._anywhere(self.stop.number, is_due)
+        is_stopped, is_due = any_process(self.accelerator, self.stop.number, is_due)
         if is_stopped or is_due:
             self._save_state()
         if is_stopped:
@@ -294,23 +277,6 @@ class Trainer:
     def _say(self, text: str) -> None:
         self.accelerator.print(f"{self.stage}: {text}")
 
-    def _anywhere(self, *flags: Any) -> list[bool]:
-        """Whether each flag is set in any of the processes."""
-        counts = torch.tensor([bool(flag) for flag in flags], dtype=torch.int, device=self.device)
-        return (self.accelerator.reduce(counts) > 0).tolist()
-
-    def _average(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their means over the processes, in one message."""
-        if not self.is_alone:
-            flat = self.accelerator.reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "mean")
-            for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-                tensor.copy_(mean.view_as(tensor))
-
-    def _broadcast(self, module: nn.Module) -> None:
-        """Give all processes the main one's weights and buffers."""
-        for tensor in () if self.is_alone else module.state_dict().values():
-            tensor.copy_(broadcast(tensor.contiguous()))
-
     def _save_state(self) -> None:
         self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
         if self.is_main:
@@ -322,7 +288,7 @@ class Trainer:
         state = broadcast_object_list([self.checkpoint.load_state() if self.is_main else None])[0]
         if state is None:
             for learner in self.learners.values():
-                self._broadcast(learner.network)
+                broadcast_module(self.accelerator, learner.network)
             return
         for name, learner in self.learners.items():
             learner.load_state_dict(state["networks"][name])

@@ -7,11 +7,12 @@ import signal
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dfd import config
@@ -34,6 +35,27 @@ def from_main_process(function: Callable[[], Value]) -> Value:
         return function()
     PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     return broadcast_object_list([function() if is_main_process() else None])[0]
+
+
+def any_process(accelerator: Accelerator, *flags: Any) -> list[bool]:
+    """Whether each flag is set in any of the processes."""
+    counts = torch.tensor([bool(flag) for flag in flags], dtype=torch.int, device=accelerator.device)
+    return (accelerator.reduce(counts) > 0).tolist()
+
+
+def average_over_processes(accelerator: Accelerator, tensors: list[Tensor]) -> None:
+    """Replace tensors by their means over the processes, in one message."""
+    if accelerator.num_processes > 1:
+        flat = accelerator.reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "mean")
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:
+    """Give all processes the main one's weights and buffers."""
+    if accelerator.num_processes > 1:
+        for tensor in module.state_dict().values():
+            tensor.copy_(broadcast(tensor.contiguous()))
 
 
 def build_loader(
@@ -62,4 +84,4 @@ def _start_worker(number: int, share_cores: bool) -> None:
     for signal_number in runs.SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
     if share_cores and hasattr(os, "nice"):
-        os.nice(5)
+        os.nice(3)

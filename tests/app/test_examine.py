@@ -13,7 +13,7 @@ from dfd.analysis import fingerprint
 from dfd.app import evidence, examine
 from dfd.config import CHECKPOINTS
 from dfd.core import images as images_module
-from dfd.inference.decide import stored_threshold
+from dfd.inference.decide import fit_threshold
 from dfd.inference.detector import Detector
 from dfd.inference.stage import update_checkpoint
 
@@ -102,13 +102,12 @@ def test_words_for_the_threshold_come_from_the_validation_photos(run, image):
 
 def test_any_rate_works_with_validation_scores():
     photos = list(np.linspace(0, 0.9, 10))
-    validation = {"photos": photos, "fakes": [0.85]}
-    assert stored_threshold(0.1, validation, {}) == pytest.approx((0.8 + 0.85) / 2)
+    assert fit_threshold(photos, [0.85], 0.1) == pytest.approx((0.8 + 0.85) / 2)
     for fpr in (0, 0.05, 0.2, 0.55):
-        cut = stored_threshold(fpr, validation, {})
+        cut = fit_threshold(photos, [0.85], fpr)
         assert sum(score >= cut for score in photos) == int(fpr * 10 + 1e-9)
     with pytest.raises(ValueError, match="share"):
-        stored_threshold(1.5, validation, {})
+        fit_threshold(photos, [0.85], 1.5)
 
 
 def test_words_for_unknown_generators_and_candidates(run, image):

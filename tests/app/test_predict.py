@@ -100,9 +100,9 @@ def test_a_journal_of_other_networks_or_another_threshold_is_not_gone_on_with(ca
 def test_a_threshold_by_rate_changes_the_calls_and_not_the_scores(call, tmp_path):
     p = json.loads(call("--json", "in/a.png").stdout)["p_fake"]
     result = call("--threshold-fpr", "0.2", "in/a.png")
-    assert result.exit_code == 2 and "no threshold for a false positive rate of 0.2" in result.stderr
+    assert result.exit_code == 2 and "fitted on validation photos and fakes" in result.stderr
     photos = [p - 0.01] * 5 + [p + 0.01] * 5
-    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], validation={"photos": photos, "fakes": []})
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], validation={"photos": photos, "fakes": [1.0]})
     calls = {}
     for share in ("0.5", "0.1"):
         calls[share] = json.loads(call("--json", "--threshold-fpr", share, "in/a.png").stdout)

@@ -1,6 +1,7 @@
 """Metrics and score tables: expected values are computed another way."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -226,7 +227,7 @@ def test_what_a_resample_lacks_is_undefined_or_left_out():
 
 
 def interval(groups, x):
-    return metrics.bootstrap_all(groups, {"mean": lambda w: metrics.share(w, np.asarray(x))})["mean"]
+    return metrics.bootstrap_all(groups, {"mean": partial(metrics.share, right=np.asarray(x))})["mean"]
 
 
 def test_interval_widens_when_images_share_groups():
@@ -243,6 +244,16 @@ def test_interval_widens_when_images_share_groups():
 
 def test_one_group_has_no_interval():
     assert interval(["one"] * 4, [True, False, True, True]) == {"value": 0.75, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(False, 0, 0.3085), (True, 0.6915, 1)])
+def test_a_share_that_no_draw_changes_has_the_binomial_interval_over_the_groups_it_is_of(right, low, high):
+    """Ten of the twenty groups hold such an image: 1 - 0.025 ** (1 / 10) is 0.3085."""
+    among = np.arange(40) < 20
+    share = partial(metrics.share, right=np.full(40, right), among=among)
+    found = metrics.bootstrap_all(np.arange(40) // 2, {"share": share, "gain": lambda w: share(w) - share(w)})
+    assert list(found["share"].values()) == pytest.approx([float(right), low, high], abs=1e-4)
+    assert found["gain"] == {"value": 0, "low": 0, "high": 0}
 
 
 def test_many_numbers_at_once_are_those_of_each():

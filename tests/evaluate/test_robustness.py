@@ -15,7 +15,9 @@ from dfd.inference import decide
 
 STAGES = {
     "stage1": SimpleNamespace(stage="stage1", classes=["real", "fake"], temperature=1.6, threshold=0.4),
-    "stage2": SimpleNamespace(stage="stage2", classes=CLASSES, temperature=0.7, threshold=0.5),
+    "stage2": SimpleNamespace(
+        stage="stage2", classes=CLASSES, temperature=0.7, threshold=0.5, ood_threshold=None, conformal_quantile=1.0
+    ),
 }
 LEVELS = [("none", 0.0), ("jpeg", 90.0), ("jpeg", 50.0), ("rescale 0.5 bicubic + jpeg", 75.0)]
 
@@ -149,5 +151,5 @@ def test_one_class_alone_leaves_what_is_undefined_open(swept):
     photos = swept["stage1"][swept["stage1"]["label"] == "RealPhotos"]
     found = robustness.measure({"stage1": photos}, STAGES)
     assert np.isnan(at(found, "stage1", "as it is", "auc")["value"])
-    expected = (decide.p_fake(photos[photos["degradation"] == "none"], 1.6) >= 0.4).mean()
+    expected = (decide.probabilities(photos[photos["degradation"] == "none"], 1.6)[:, 1] >= 0.4).mean()
     assert at(found, "stage1", "as it is", "false_positive_rate")["value"] == pytest.approx(expected)

@@ -121,7 +121,7 @@ def test_score_calibrate_and_sweep_a_real_stage(tiny_data, tmp_path):
     calibrated = scores.calibrate(stage, val, tmp_path)
     stored = torch.load(path, weights_only=True)
     assert (stored["threshold"], stored["temperature"]) == (stage.threshold, stage.temperature) != (0.5, 1.0)
-    p = decide.p_fake(calibrated, stage.temperature)
+    p = decide.probabilities(calibrated, stage.temperature)[:, 1]
     assert (calibrated["prediction"] == np.where(p >= stage.threshold, "fake", "real")).all()
 
     swept = scores.jpeg_sweep(stage, table[table["split"] == "test"], [30, 90], crops=1)

@@ -1,5 +1,7 @@
 """Temperature, thresholds and calibration error: planted models whose answers are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,11 @@ from sklearn.metrics import balanced_accuracy_score
 
 from dfd.evaluate import metrics, scores
 from dfd.inference import decide
+
+
+def fit_threshold(rows, temperature, fpr=None):
+    p, is_photo = decide.probabilities(rows, temperature)[:, 1], (rows["label"] == "RealPhotos").to_numpy()
+    return decide.fit_threshold(p[is_photo], p[~is_photo], fpr)
 
 
 def calibration_error(confidence, correct):
@@ -58,8 +65,8 @@ def test_temperature_recovers_a_known_scale(factor):
 
 
 def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
-    cut = decide.fit_threshold(noisy, 1.0)
-    p, fake = decide.p_fake(noisy, 1.0), (noisy["label"] != "RealPhotos").to_numpy()
+    cut = fit_threshold(noisy, 1.0)
+    p, fake = decide.probabilities(noisy, 1.0)[:, 1], (noisy["label"] != "RealPhotos").to_numpy()
 
     def gain(at):
         return balanced_accuracy_score(fake, p >= at)
@@ -67,9 +74,9 @@ def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
     assert gain(cut) == pytest.approx(max(gain(at) for at in p))
     moved = noisy.assign(logit_fake=noisy["logit_fake"] + 3)
     odds = np.log(cut / (1 - cut)) + 3
-    assert decide.fit_threshold(moved, 1.0) == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.01)
+    assert fit_threshold(moved, 1.0) == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.01)
     separable = stage1_table([-2.0, -1.0, 1.0, 2.0], ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN"])
-    assert 0.27 < decide.fit_threshold(separable, 1.0) < 0.73
+    assert 0.27 < fit_threshold(separable, 1.0) < 0.73
 
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.29, 0.5])
@@ -77,8 +84,8 @@ def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
 def test_threshold_at_a_rate_is_the_lowest_that_keeps_it(fpr, digits, noisy):
     """Rounded logits make ties; 100 photos make 0.29 of them a whole number."""
     tied = noisy.assign(logit_fake=noisy["logit_fake"].round(digits))
-    cut = decide.fit_threshold(tied, 1.0, fpr)
-    p = decide.p_fake(tied, 1.0)
+    cut = fit_threshold(tied, 1.0, fpr)
+    p = decide.probabilities(tied, 1.0)[:, 1]
     photos = p[tied["label"] == "RealPhotos"]
     assert (photos >= cut).mean() <= fpr
     assert (photos >= p[p < cut].max()).mean() > fpr
@@ -86,23 +93,24 @@ def test_threshold_at_a_rate_is_the_lowest_that_keeps_it(fpr, digits, noisy):
 
 def test_no_photo_is_called_fake_where_all_are_sure():
     rows = stage1_table([800.0, 800.0, 800.0], ["RealPhotos", "RealPhotos", "ProGAN"])
-    cut = decide.fit_threshold(rows, 1.0, 0.05)
+    cut = fit_threshold(rows, 1.0, 0.05)
     assert cut > 1 and np.float32(cut) > 1  # single precision keeps it apart too
 
 
 def test_thresholds_refuse_what_they_cannot_be_fitted_on(noisy):
     with pytest.raises(ValueError, match="photos and fakes"):
-        decide.fit_threshold(noisy[noisy["label"] != "RealPhotos"], 1.0)
+        fit_threshold(noisy[noisy["label"] != "RealPhotos"], 1.0)
     with pytest.raises(ValueError, match="photos and fakes"):
-        decide.operating_points(noisy[noisy["label"] == "RealPhotos"], 1.0)
+        fit_threshold(noisy[noisy["label"] == "RealPhotos"], 1.0, 0.05)
     with pytest.raises(ValueError, match="share of photos"):
-        decide.fit_threshold(noisy, 1.0, 5)
+        fit_threshold(noisy, 1.0, 5)
 
 
 def test_operating_points_are_three_thresholds(noisy):
-    points = decide.operating_points(noisy, 2.0)
+    fitted = decide.fit(SimpleNamespace(stage="stage1"), noisy)
+    points = fitted["operating_points"]
     shares = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}
-    assert points == {name: decide.fit_threshold(noisy, 2.0, fpr) for name, fpr in shares.items()}
+    assert points == {name: fit_threshold(noisy, fitted["temperature"], fpr) for name, fpr in shares.items()}
     assert points["balanced"] < points["fpr_5"] < points["fpr_1"]
 
 

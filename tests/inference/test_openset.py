@@ -36,16 +36,11 @@ def test_neighbours_find_a_cluster_that_training_did_not_have():
 
 
 def test_neighbours_refuse_what_they_cannot_compare():
-    with pytest.raises(ValueError, match="0 images"):
-        FeatureBank.fit(np.zeros((0, 4)))
-    with pytest.raises(ValueError, match="k = 0"):
-        FeatureBank.fit(np.ones((3, 4)), 0)
-    with pytest.raises(ValueError, match="fitted on 4 features, got 5"):
-        FeatureBank.fit(np.ones((3, 4))).distance(np.ones((1, 5)))
-    with pytest.raises(ValueError, match="finite"):
-        FeatureBank.fit(np.ones((3, 4))).distance(np.full((1, 4), np.nan))
-    dark = FeatureBank.fit(np.ones((3, 4))).distance(np.zeros((1, 4)))
-    assert dark.tolist() == [1.0]  # no direction: as far from all
+    bank = FeatureBank.fit(np.ones((3, 4)))
+    for features in (np.zeros((0, 4)), np.ones((1, 5)), np.full((1, 4), np.nan), np.ones(4)):
+        with pytest.raises(ValueError, match="Found array with 0|expecting 4 features|NaN|Expected 2D"):
+            bank.distance(features)
+    assert bank.distance(np.zeros((1, 4))).tolist() == [1.0]  # no direction: as far from all
 
 
 @pytest.mark.parametrize("accept", [0.07, 0.29, 0.5, 0.95, 1.0])
@@ -60,12 +55,6 @@ def test_threshold_is_the_lowest_that_accepts_enough(accept, digits):
 def test_threshold_calls_few_of_the_known_unknown():
     known = np.random.default_rng(1).normal(0, 1, 137)
     assert 0.03 < (known > decide.fit_ood_threshold(known)).mean() <= 0.05
-
-
-@pytest.mark.parametrize("known, accept", [([], 0.95), ([0.0, np.nan], 0.95), ([0.0, 1.0], 0.0), ([0.0, 1.0], 95)])
-def test_threshold_refuses_what_it_cannot_be_fitted_on(known, accept):
-    with pytest.raises(ValueError, match="needs finite scores and a share"):
-        decide.fit_ood_threshold(known, accept)
 
 
 def auroc(known, unknown):

@@ -25,7 +25,7 @@ OPTIONS = {
 SHARED = {
     "backbone": "test_efficientnet_gn", "pretrained": "false", "crop_size": 32, "batch_size": 8, "workers": 0,
     "images_per_epoch": 32, "num_epochs": 3, "lr_gc": 2e-4, "perceptual_weight": 0, "track": "none",
-    "lr_d": 2e-6,  # the bias of a critic has a gradient of rounding alone under a hinge loss, and Adam makes whole steps
+    "lr_d": 2e-6,  # under a hinge loss a critic's bias has a gradient of rounding alone; Adam makes steps of it
 }  # fmt: skip
 
 # Loaded by every interpreter that starts with its folder on PYTHONPATH: float32, and a list of what each process of
