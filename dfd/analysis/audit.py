@@ -20,11 +20,9 @@ from dfd.evaluate.robustness import by_condition
 from dfd.inference.decide import class_names, probabilities, true_class
 from dfd.inference.stage import Stage
 
-CODES = {
-    "format": ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"),
-    "subsampling": ("4:4:4", "4:2:2", "4:2:0", "other"),
-}
+CODES = {"format": "JPEG PNG WEBP BMP TIFF GIF".split(), "subsampling": "4:4:4 4:2:2 4:2:0 other".split()}
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
+QUESTIONS = {"stage1": "whether an image is fake", "stage2": "which generator made an image"}
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
 RESAMPLES = 200  # bootstrap draws: enough for a warning
 MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
@@ -38,13 +36,10 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     that generators of different subjects may differ in it honestly. On 180 images whose files are alike, 1 random set
     in 25 was warned of; larger sets are steadier.
 
-    Returns:
-        auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest); n: images used;
-        features: share of the importance by name, largest first; warning: text or None. With fewer than two classes
-        of at least two groups each, value, low and high are None, and warning says so.
+    Gives auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest), None with fewer
+    than two classes of at least two groups each; n: images used; features: share of the importance by name, largest
+    first; warning: text or None.
     """
-    if stage not in ("stage1", "stage2"):
-        raise ValueError(f"stage must be stage1 or stage2, got {stage!r}")
     rows = (table if stage == "stage1" else table[table["is_fake"]]).reset_index(drop=True)
     truth = _labels(rows, stage)
     groups = rows["group"].groupby(truth).nunique()
@@ -55,12 +50,20 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
         return {"auc": dict.fromkeys(("value", "low", "high")), "n": len(rows), "features": {}, "warning": text}
 
     forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
-    values = metadata(rows)
+    values, warning = metadata(rows), None
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
     auc = _auc(p, truth, rows["group"], stage, seed, RESAMPLES)
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
-    return {"auc": auc, "n": len(rows), "features": shares, "warning": _warning(auc, list(shares), stage)}
+    if auc["low"] is not None and auc["low"] > WARN_ABOVE:
+        first, second, *_ = shares
+        warning = (
+            f"File metadata alone tells {QUESTIONS[stage]}: AUC {auc['value']:.3f} (95 % interval {auc['low']:.3f} to "
+            f"{auc['high']:.3f}; a warning is given when it lies above {WARN_ABOVE}), mostly from {first} and {second}"
+            ". A network can learn the same shortcut instead of the generator's traces: keep equalise on, and do not "
+            "trust scores on images as they are."
+        )
+    return {"auc": auc, "n": len(rows), "features": shares, "warning": warning}
 
 
 def _auc(
@@ -80,36 +83,20 @@ def _labels(rows: pd.DataFrame, stage: str) -> pd.Series:
 
 
 def metadata(table: pd.DataFrame) -> np.ndarray:
-    """Give what is known of each file without its pixels, (N, 7) in the order of FEATURES; what is missing is -1."""
-    columns = {name: pd.Categorical(table[name], list(values)).codes for name, values in CODES.items()}
-    columns["aspect"] = table["width"] / table["height"]
-    columns["bytes_per_pixel"] = table["bytes"] / (table["width"] * table["height"])
-    return table[["width", "height", "jpeg_quality"]].assign(**columns)[list(FEATURES)].astype(float).fillna(-1).values
+    """What is known of each file without its pixels, (N, 7) in the order of FEATURES; what is missing is -1."""
+    area = table["width"] * table["height"]
+    columns = {name: pd.Categorical(table[name], values).codes for name, values in CODES.items()}
+    values = table.assign(**columns, aspect=table["width"] / table["height"], bytes_per_pixel=table["bytes"] / area)
+    return values[list(FEATURES)].astype(float).fillna(-1).to_numpy()
 
 
-def _warning(auc: dict[str, float | None], features: list[str], stage: str) -> str | None:
-    """Put a leak into plain words, or give None where there is none."""
-    if auc["low"] is None or auc["low"] <= WARN_ABOVE:
-        return None
-    question = {"stage1": "whether an image is fake", "stage2": "which generator made an image"}[stage]
-    return (
-        f"File metadata alone tells {question}: AUC {auc['value']:.3f} (95 % interval {auc['low']:.3f} to "
-        f"{auc['high']:.3f}; a warning is given when it lies above {WARN_ABOVE}), mostly from {features[0]} and "
-        f"{features[1]}. A network can learn the same shortcut instead of the generator's traces: keep equalise on, "
-        "and do not trust scores on images as they are."
-    )
+def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Stage 1's AUC with each condition applied to photos only, to fakes only and to both: a row per condition.
 
-
-def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.DataFrame:
-    """Stage 1's AUC with each condition applied to photos only, to fakes only and to both.
-
-    `moved` is what degrading the photos does to the AUC while the fakes are held fixed: as they are (photos_only minus
-    clean), or degraded too (both minus fakes_only), whichever is larger. A condition is named where the whole 95 %
-    interval of that lies further than `margin` from 0. fakes_only alone names nobody: it falls for a detector that has
-    learnt fragile traces as well as for one that has learnt a codec.
-
-    Returns:
-        One row per condition: clean, photos_only, fakes_only, both (AUC), moved with its _low and _high, named.
+    `moved`, with _low and _high, is what degrading the photos does to the AUC while the fakes are held fixed: as they
+    are (photos_only minus clean), or degraded too (both minus fakes_only), whichever is larger. A condition is `named`
+    where the whole 95 % interval of that lies further than MARGIN from 0. fakes_only alone names nobody: it falls for a
+    detector that has learnt fragile traces as well as for one that has learnt a codec.
     """
     (_, plain), *conditions = by_condition(scores)
     fake, before = true_class(plain).eq("fake").to_numpy(), plain["logit_fake"].to_numpy()
@@ -126,14 +113,14 @@ def probe(scores: pd.DataFrame, seed: int = 0, margin: float = MARGIN) -> pd.Dat
         larger = 4 + int(np.nan_to_num(np.abs(values[4:])).argmax())
         row = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
         row |= {"moved": values[larger], "moved_low": low[larger], "moved_high": high[larger]}
-        rows[name] = row | {"named": bool(low[larger] > margin or high[larger] < -margin)}
+        rows[name] = row | {"named": bool(low[larger] > MARGIN or high[larger] < -MARGIN)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
 
-def verdict(conditions: pd.DataFrame, margin: float = MARGIN) -> str:
+def verdict(conditions: pd.DataFrame) -> str:
     """Say in plain words what `probe` gave."""
     named = conditions[conditions["named"]]
-    rule = f"degrading the photos alone moves the AUC by more than {margin:g}, over its whole 95 % interval"
+    rule = f"degrading the photos alone moves the AUC by more than {MARGIN:g}, over its whole 95 % interval"
     if named.empty:
         start = f"Not named: under none of the {len(conditions)} conditions does the answer move"
         return f"{start} with the treatment of the photos (it would be where {rule})."
@@ -162,8 +149,7 @@ def thumbnails(table: pd.DataFrame) -> np.ndarray:
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
 
     with ThreadPoolExecutor() as pool:
-        small = pool.map(shrink, table["path"])
-        return np.stack(list(bar(small, total=len(table), desc="thumbnails", unit="image")))
+        return np.stack(list(bar(pool.map(shrink, table["path"]), total=len(table), desc="thumbnails", unit="image")))
 
 
 def shortcuts(
@@ -171,25 +157,22 @@ def shortcuts(
 ) -> pd.DataFrame:
     """What file metadata alone, or an 8 x 8 thumbnail alone, would have scored, beside the model.
 
-    Random forests learn on the training split and are tested on the same images as the model.
-
-    Scores are those of the images as they are. Gives a row per stage and classifier: value, low, high of the AUC (stage
-    2: mean of one class against the rest), and images.
+    Random forests learn on the training split and are tested on the images of `scores`, by stage, as they are. Gives a
+    row per stage and classifier: value, low, high of the AUC (stage 2: mean of one class against the rest), and images.
     """
     scored = pd.concat(list(scores.values()))["path"]
-    used = table[table["split"].eq("train") | table["path"].isin(scored)]
+    used = table[table["split"].eq("train") | table["path"].isin(scored)].set_index("path", drop=False)
     features = {"metadata only": metadata(used), f"resized to {SIDE} × {SIDE}": thumbnails(used)}
-    features = {kind: pd.DataFrame(values, index=used["path"]) for kind, values in features.items()}
     result = []
     for name, rows in scores.items():
-        train = used[used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))]
+        train = used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))
+        tested, truth = used.index.get_indexer(rows["path"]), true_class(rows)
         answers = {"the model": pd.DataFrame(probabilities(rows, stages[name].temperature), columns=class_names(rows))}
         for kind, values in features.items():
             forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
-            forest.fit(values.loc[train["path"]].to_numpy(), _labels(train, name))
-            p = forest.predict_proba(values.loc[rows["path"]].to_numpy())
-            answers[kind] = pd.DataFrame(p, columns=forest.classes_)
+            forest.fit(values[train], _labels(used[train], name))
+            answers[kind] = pd.DataFrame(forest.predict_proba(values[tested]), columns=forest.classes_)
         for kind, p in answers.items():
-            auc = _auc(p, true_class(rows), rows["group"], name, seed)
+            auc = _auc(p, truth, rows["group"], name, seed)
             result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
     return pd.DataFrame(result).set_index(["stage", "classifier"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,21 +41,11 @@ class Fingerprint:
     images: int
 
 
-@dataclass(frozen=True, eq=False)
-class Carried:
-    """Fingerprints on photos, (N, 3, S, S) each: c and its sum with r in [0, 1], r as the UNet gives it."""
-
-    carriers: Tensor
-    residuals: Tensor
-    sums: Tensor
-
-
 def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> dict[str, Fingerprint]:
     """Mean residual of each generator's training images, and the mean of their spectra.
 
-    After Marra et al. 2019, arXiv:1812.11842, with the UNet's residual in place of a denoiser's. What the images show
-    at one place, aligned faces for instance, stays in the mean beside the generator's traces. At most `limit` images of
-    a generator are used.
+    After Marra et al. 2019, arXiv:1812.11842, with the UNet's residual in place of a denoiser's, of at most `limit`
+    images. What they show at one place, aligned faces for instance, stays in the mean beside the generator's traces.
     """
     train, prints = table[table["is_fake"] & (table["split"] == "train")], {}
     if train.empty:
@@ -68,8 +59,8 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
 
 def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
     """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
+    spectra: dict[str, Any] = {name: own.spectrum.astype(np.float32) for name, own in prints.items()}
     with atomic_write(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
-        spectra = {name: fingerprint.spectrum.astype(np.float32) for name, fingerprint in prints.items()}
         np.savez_compressed(file, **spectra)
 
 
@@ -79,13 +70,11 @@ def correlations(
     """Normalised cross-correlation of each test image's residual with each mean residual, at no shift.
 
     Photos are correlated too: they are the control. As in Marra et al. 2019, arXiv:1812.11842, the largest names the
-    generator. At most `limit` images of each label are used.
-
-    Returns:
-        One row per image: path, label, group, prediction, and corr_<generator> in [-1, 1]; 0 where a residual is flat.
+    generator. Gives a row per image, at most `limit` of a label: path, label, group, prediction, and corr_<generator>
+    in [-1, 1]; 0 where a residual is flat.
     """
     crops, rows = sample_crops(stage, table[table["split"] == "test"], limit, seed)
-    means = np.stack([fingerprint.mean.transpose(2, 0, 1).ravel() for fingerprint in prints.values()])
+    means = np.stack([own.mean.transpose(2, 0, 1).ravel() for own in prints.values()])
     parts = [cdist(residuals(stage, chunk).flatten(1).numpy(), means, "correlation") for chunk in crops.split(BATCH)]
     values = np.nan_to_num(1 - np.concatenate(parts))  # (N, generators)
     images = rows[["path", "label", "group"]].reset_index(drop=True)
@@ -95,28 +84,25 @@ def correlations(
 
 def mean_correlations(images: pd.DataFrame) -> pd.DataFrame:
     """Mean of `correlations`, one row per true label (photos last) and one column per generator's fingerprint."""
-    means = images.groupby("label")[_columns(images)].mean().rename_axis(index="true", columns="fingerprint")
+    means = images.set_index("label").filter(like=CORRELATION).groupby("label").mean()
     means = means.rename(columns=lambda name: name.removeprefix(CORRELATION))
+    means = means.rename_axis(index="true", columns="fingerprint")
     return means.reindex([*means.index.intersection(means.columns), *means.index.difference(means.columns)])
 
 
 def correlation_accuracy(images: pd.DataFrame, seed: int = 0) -> dict[str, float | None]:
     """Balanced accuracy, with its 95 % interval, of naming the generators that have a fingerprint by `correlations`."""
-    rows = images[(CORRELATION + images["label"]).isin(_columns(images))]
+    rows = images[(CORRELATION + images["label"]).isin(images.columns)]
     labels, right = rows["label"].to_numpy(), rows["label"].eq(rows["prediction"]).to_numpy()
     accuracy = partial(mean_recall, labels=labels, right=right)
     return bootstrap_all(rows["group"], {"accuracy": accuracy}, seed)["accuracy"]
 
 
-def _columns(images: pd.DataFrame) -> list[str]:
-    return [name for name in images if name.startswith(CORRELATION)]
-
-
 def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Features (N, D) on a plane, neighbours kept: t-SNE, van der Maaten and Hinton 2008, from the first components.
 
-    Distances between clusters, and their sizes, say nothing. Gives x, y, label, and source on the index of the
-    manifest's N rows; where the manifest has no source, the split.
+    Distances between clusters, and their sizes, say nothing. Gives x, y, label, and source (or the split) on the index
+    of the manifest's N rows.
     """
     if len(values) < 4:
         raise ValueError(f"an embedding needs at least four images, got {len(values)}")
@@ -126,26 +112,21 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
     return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
 
 
-def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
-    """Put residuals of fakes on photos of the same split: which generator does stage 2 name then?
+def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
+    """Put residuals of test fakes on test photos: which generator does stage 2 name then?
 
     c is the photo's centre crop, r = G(x) the residual of a fake's; c + r is clipped to [0, 1]. c and c + r then pass
     the same codec on their way into the network. PSNR and SSIM compare them before that, so the codec's loss is not
-    counted. At most `limit` fakes of each generator that the stage knows are used.
-
-    Returns:
-        One row per pair: path, label and group of the fake; carrier and carrier_group; alone and named, what stage 2
-        says of c and of c + r; psnr in dB, infinite where c + r is c; ssim.
-
-    Raises:
-        ValueError: the split has no such fake, or no photo outside a fake's group.
+    counted. Gives a row per fake, at most `limit` of each generator that the stage knows: path, label, group, carrier,
+    carrier_group; alone and named, what stage 2 says of c and of c + r; psnr in dB, infinite where c + r is c; ssim.
     """
-    pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, split, seed)
+    pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, seed)
     rows = []
     for start in range(0, len(pairs), BATCH):
-        carried = put_on(stage, table, pairs.iloc[start : start + BATCH])
-        names = _names(stage, carried.carriers), _names(stage, carried.sums)
-        for alone, named, c, s in zip(*names, carried.carriers.numpy(), carried.sums.numpy(), strict=True):
+        carriers, _, sums = put_on(stage, table, pairs.iloc[start : start + BATCH])
+        images = carriers, sums
+        names = ([stage.classes[int(s.logits.argmax())] for s in stage.stream(x.split(1), 1, "five")] for x in images)
+        for alone, named, c, s in zip(*names, *(x.numpy() for x in images), strict=True):
             with np.errstate(divide="ignore"):  # equal images: infinite
                 psnr = float(peak_signal_noise_ratio(c, s, data_range=1))
             ssim = float(structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM))
@@ -153,32 +134,27 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, split: str = "test", se
     return pairs.join(pd.DataFrame(rows))
 
 
-def draw_pairs(table: pd.DataFrame, limit: int, split: str = "test", seed: int = 0) -> pd.DataFrame:
-    """A photo of another group for each fake: path, label, group, carrier, carrier_group; see `carry`."""
-    rows = table[table["split"] == split]
+def draw_pairs(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
+    """A photo of another group for each fake of the test split: path, label, group, carrier, carrier_group."""
+    rows = table[table["split"] == "test"]
     fakes, photos = sample_per_label(rows[rows["is_fake"]], limit, seed), rows[~rows["is_fake"]]
     if fakes.empty:
-        raise ValueError(f"split {split!r} has no fake of a known generator")
+        raise ValueError("the test split has no fake of a known generator")
     random, groups, drawn = np.random.default_rng(seed), photos["group"].to_numpy(), []
     for group in fakes["group"]:
         others = np.flatnonzero(groups != group)
         if not len(others):
-            raise ValueError(f"split {split!r} has no photo outside group {group} to carry its fingerprint")
+            raise ValueError(f"the test split has no photo outside group {group} to carry its fingerprint")
         drawn.append(random.choice(others))
-    carriers = photos.iloc[drawn]
-    pairs = fakes[["path", "label", "group"]].reset_index(drop=True)
-    return pairs.assign(carrier=carriers["path"].to_numpy(), carrier_group=carriers["group"].to_numpy())
+    carriers = photos.iloc[drawn][["path", "group"]].set_axis(["carrier", "carrier_group"], axis=1)
+    return fakes[["path", "label", "group"]].reset_index(drop=True).join(carriers.reset_index(drop=True))
 
 
-def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> Carried:
-    """Carriers, residuals and their clipped sums of some pairs, before the last codec."""
+def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
+    """Carriers, residuals and their clipped sums of some pairs, (N, 3, S, S) each, before the last codec."""
     carriers, fakes = (center_crops(table, pairs[name], stage.crop_size) for name in ("carrier", "path"))
     own = residuals(stage, equalise(fakes, stage.equalise_quality))
-    return Carried(carriers, own, (carriers + own).clamp(0, 1))
-
-
-def _names(stage: Stage, images: Tensor) -> list[str]:
-    return [stage.classes[int(scored.logits.argmax())] for scored in stage.stream(images.split(1), 1, "five")]
+    return carriers, own, (carriers + own).clamp(0, 1)
 
 
 def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -189,16 +165,15 @@ def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 
 def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """What `carry` shows, each number with its 95 % interval over the fakes' groups.
+    """What `carry` shows: value, low and high of each number, a 95 % interval over the fakes' groups.
 
-    Returns:
-        name -> value, low, high. Means over generators: `carried`, share named as the fingerprint's source;
-        `carrier_alone`, the same without the fingerprint; `carried_anew`, as `carried`, of the carriers that are named
-        otherwise alone. Means over pairs: `psnr` in dB, without infinite ones, and `ssim`.
+    Means over generators: `carried`, share named as the fingerprint's source; `carrier_alone`, the same without the
+    fingerprint; `carried_anew`, as `carried`, of the carriers that are named otherwise alone. Means over pairs: `psnr`
+    in dB, without infinite ones, and `ssim`.
     """
-
     labels, alone, named = (pairs[name].to_numpy() for name in ("label", "alone", "named"))
-    other, psnr = alone != labels, pairs["psnr"].replace(np.inf, np.nan)
+    other, psnr, ssim = alone != labels, pairs["psnr"].to_numpy(), pairs["ssim"].to_numpy()
+    finite = np.isfinite(psnr)
 
     def anew(weights: np.ndarray) -> np.ndarray:
         if not other.any():
@@ -209,7 +184,7 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
         "carried": lambda weights: mean_recall(weights, labels, named == labels),
         "carrier_alone": lambda weights: mean_recall(weights, labels, alone == labels),
         "carried_anew": anew,
-        "psnr": lambda weights: share(weights, psnr.fillna(0).to_numpy(), psnr.notna()),
-        "ssim": lambda weights: share(weights, pairs["ssim"].to_numpy()),
+        "psnr": lambda weights: share(weights, np.where(finite, psnr, 0), finite),
+        "ssim": lambda weights: share(weights, ssim),
     }
     return bootstrap_all(pairs["group"], statistics, seed)

@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from torch import Tensor
 
 from dfd.analysis import slices
 from dfd.analysis.explain import Dossier, stretch
-from dfd.analysis.fingerprint import Carried, Fingerprint
+from dfd.analysis.fingerprint import Fingerprint
 from dfd.degrade import registry
 from dfd.evaluate import robustness
 from dfd.inference.decide import true_class
@@ -60,13 +61,11 @@ def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
 
 
 def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
-    """The error in the bins of each property, stage -> `slices.by_property`, with 95 % intervals over groups.
-
-    Each property has a panel; dotted lines are the error over all images.
-    """
+    """A panel of errors in the bins of each property, stage -> `slices.by_property`; dotted: over all images."""
     names = list(dict.fromkeys(name for table in errors.values() for name in table["property"]))
     figure, axes = new_grid(math.ceil(len(names) / columns) or 1, columns, (4.3, 2.7))
-    figure.get_layout_engine().set(h_pad=0.1)
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.1)
     for ax, name in zip(axes.flat, names, strict=False):
         parts = {stage: table[table["property"] == name] for stage, table in errors.items()}
         bins = list(dict.fromkeys(word for rows in parts.values() for word in rows["bin"]))
@@ -107,11 +106,9 @@ def _share_axis(ax: Axes) -> None:
 
 
 def plot_neighbours(pictures: dict[str, list[np.ndarray]], near: pd.DataFrame) -> Figure:
-    """Mistaken images, each before its nearest training images: `explain.neighbour_pictures` of `near`.
-
-    A frame is drawn around neighbours of another label (orange, dashed) and of the same (blue).
-    """
+    """Mistaken images before their neighbours, `explain.neighbour_pictures` of `near`; other labels framed dashed."""
     figure, axes = new_grid(len(pictures), max(map(len, pictures.values())), (1.75, 2.15))
+    other: Any
     for ax in axes.flat:
         ax.set_axis_off()
     for row, (path, images) in zip(axes, pictures.items(), strict=True):
@@ -150,7 +147,7 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
 def plot_correlations(means: pd.DataFrame, accuracy: dict[str, float | None] | None = None) -> Axes:
     """Heat map of `fingerprint.mean_correlations`; `fingerprint.correlation_accuracy` is told in the title."""
     rows, columns = means.shape
-    ax, limit, title = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), float(means.abs().max(axis=None)), ""
+    ax, limit, title = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), np.abs(means.to_numpy()).max(), ""
     bar = {"label": "mean correlation"}
     results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
     if accuracy is not None and accuracy["value"] is not None:
@@ -178,13 +175,11 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
     return ax
 
 
-def plot_transfer(pairs: pd.DataFrame, carried: Carried, times: float = 10) -> Figure:
-    """Pairs side by side: the carrier, the fingerprint times a factor about grey, and their sum, which has it once.
-
-    Takes some rows of what `fingerprint.carry` gave, and what `fingerprint.put_on` gave for these.
-    """
-    grown = (0.5 + times * carried.residuals).clamp(0, 1)
-    images = {"carrier": carried.carriers, f"fingerprint × {times:g}": grown, "sum": carried.sums}
+def plot_transfer(pairs: pd.DataFrame, carried: tuple[Tensor, Tensor, Tensor], times: float = 10) -> Figure:
+    """Carrier, fingerprint times a factor about grey, and sum, of rows of `fingerprint.carry` and their `put_on`."""
+    carriers, residuals, sums = carried
+    grown = (0.5 + times * residuals).clamp(0, 1)
+    images = {"carrier": carriers, f"fingerprint × {times:g}": grown, "sum": sums}
     likeness = [f"named {row.named}\n{row.psnr:.1f} dB, SSIM {row.ssim:.3f}" for row in pairs.itertuples()]
     texts = [[f"named {name}" for name in pairs["alone"]], [f"of {name}" for name in pairs["label"]], likeness]
     pictures = {name: list(batch.permute(0, 2, 3, 1).numpy()) for name, batch in images.items()}
@@ -204,7 +199,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
         y = np.arange(len(table)) + 0.5 * ((i + 0.5) / len(names) - 0.5)
         draw_intervals(ax, y, table, metric, color=PALETTE[i], marker=MARKERS[i], ms=5, label=words)
     if len(names) == 1 and registry.AS_IT_IS in table.index:
-        ax.axvline(table.at[registry.AS_IT_IS, next(iter(names))], color="0.4", ls="--", lw=1)
+        ax.axvline(table[next(iter(names))].loc[registry.AS_IT_IS], color="0.4", ls="--", lw=1)
     elif (table[list(names)].astype(float) < 0).any(axis=None):
         ax.axvline(0, color="0.4", lw=1)
     name_rows(ax, table.index)
@@ -215,10 +210,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
 
 
 def plot_series(found: pd.DataFrame, accuracy: float, columns: int = 4) -> Figure:
-    """The balanced accuracy of `robustness.measure` along each operator, from mild on the left to severe on the right.
-
-    The accuracy that is asked for is a dotted line; dashed lines are the images as they are.
-    """
+    """The balanced accuracy of `robustness.measure` along each operator, mild to severe; dotted: what is asked for."""
     lines = {stage: robustness.series(found, stage, metric) for stage, metric in robustness.ACCURACY.items()}
     names = list(dict.fromkeys(name for series in lines.values() for name in series))
     if not names:

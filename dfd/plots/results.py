@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +25,7 @@ from dfd.inference.decide import class_names, closed_set, confidences, true_clas
 PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
 MARKERS = "os^Dv"
 LOSSES = {"train_loss": "training, degraded crops", "val_loss": "validation, clean crops"}
-Names = Sequence[str]
+Names = Sequence[str] | pd.Series | pd.Index
 
 
 def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str = "", rows: Names = ()) -> Axes:
@@ -33,25 +33,22 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
 
     `classes` is the order of the columns, and of the rows where `rows` does not give another.
     """
-    rows = rows or classes
-    counts = pd.crosstab(np.asarray(true), np.asarray(predicted)).reindex(index=rows, columns=classes, fill_value=0)
+    order = list(rows) or list(classes)
+    counts = pd.crosstab(np.asarray(true), np.asarray(predicted))
+    counts = counts.reindex(index=order, columns=list(classes), fill_value=0)
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     text = counts.astype(str) + "\n(" + shares.map("{:.0%}".format) + ")"
-    square = list(rows) == list(classes)
+    square = order == list(classes)
     heatmap(ax, shares, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=square)
     ax.set(xlabel="predicted", ylabel="true", title=title)
     return ax
 
 
 def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool = False) -> Figure:
-    """Confusion matrices of score tables, title -> table, side by side, on the clean images of one split.
-
-    With `by_label` each label has a row, so that stage 1's generators are told apart.
-    """
+    """Confusion matrices of score tables, title -> table, on a split's clean images; a row per class or label."""
     figure, axes = new_grid(1, len(tables), (5.2, 4.6))
     for ax, (title, scores) in zip(axes[0], tables.items(), strict=True):
-        images = clean(scores, split)
-        classes = class_names(scores)
+        images, classes = clean(scores, split), class_names(scores)
         true = images["label"] if by_label else true_class(images)
         labels = sorted(true.unique(), key=lambda label: (label != REAL, label))
         plot_cm(true, closed_set(images), classes, ax, f"{title}, {split}", labels if by_label else classes)
@@ -59,12 +56,9 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool 
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Losses, validation metrics and, where there are several, each loss by itself over the epochs; best epoch marked.
-
-    Columns val_<metric> and <name>_loss of what training returns are drawn.
-    """
-    metrics = [name for name in history if name.startswith("val_") and name not in LOSSES]
-    parts = [name for name in history if name.endswith("_loss") and name not in LOSSES]
+    """Losses, validation metrics and, where there are several, each loss over the epochs of training; the best marked."""
+    metrics = [name for name in map(str, history) if name.startswith("val_") and name not in LOSSES]
+    parts = [name for name in map(str, history) if name.endswith("_loss") and name not in LOSSES]
     panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss, before its weight": parts} if parts else {})
     figure, axes = new_grid(1, len(panels), (4.4, 3.6))
     for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
@@ -74,7 +68,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="epoch", title=title)
     axes[0, 0].set_ylabel("cross-entropy, nats")
-    best = history.loc[history["score"].idxmax(), "epoch"]
+    best = history["epoch"].iloc[history["score"].argmax()]
     axes[0, 1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
     axes[0, 1].set_ylim(min(0.45, history[metrics].min().min() - 0.05), 1.02)
     for ax in axes[0]:
@@ -83,10 +77,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
 
 
 def live_history() -> Callable[[pd.DataFrame], None]:
-    """Give a callback `on_epoch(history)` that redraws plot_history in place below a notebook's cell.
-
-    Outside a notebook it does nothing.
-    """
+    """A callback `on_epoch(history)` that redraws plot_history below a notebook's cell; elsewhere it does nothing."""
     handle = None
 
     def on_epoch(history: pd.DataFrame) -> None:
@@ -117,12 +108,10 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Precision against recall of stage 1 for each generator against all photos, with 95 % bands.
-
-    Dotted lines: the precision of calling every image fake.
-    """
-    ax, images = ax or new_axes(), scores["label"].value_counts()
-    chances = images.drop(REAL, errors="ignore").map(lambda fakes: fakes / (fakes + images.get(REAL, 0)))
+    """Precision against recall of stage 1 for each generator against all photos; dotted: all called fake."""
+    ax, is_photo = ax or new_axes(), scores["label"] == REAL
+    fakes = scores["label"][~is_photo].value_counts()
+    chances = fakes / (fakes + is_photo.sum())
     ax.hlines(chances.unique(), 0, 1, colors="0.5", linestyles=":", label="all called fake")
     _plot_curves(ax, scores, precision_recall, "pre", ("AP", skm.average_precision_score))
     ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
@@ -130,7 +119,9 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _plot_curves(ax: Axes, scores: pd.DataFrame, curve: Callable, step: str, area: tuple[str, Callable]) -> None:
+def _plot_curves(
+    ax: Axes, scores: pd.DataFrame, curve: Callable, step: Literal["pre", "post"], area: tuple[str, Callable]
+) -> None:
     """A step curve for each generator against all photos, and its band where there is one."""
     names = sorted(set(scores["label"]) - {REAL})
     if not names or not scores["label"].eq(REAL).any():
@@ -148,22 +139,19 @@ def _plot_curves(ax: Axes, scores: pd.DataFrame, curve: Callable, step: str, are
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence before calibration and after; below, how many images have which confidence.
-
-    Takes the test split's rows, for the temperature was fitted on the validation split. Empty bins are left out.
-    """
+    """Accuracy of test rows against confidence before calibration and after; below, how many images have which."""
     ax = ax or new_axes()
     lowest = 1 / len(class_names(scores))  # the likeliest of n classes has at least 1 / n
     ax.plot([lowest, 1], [lowest, 1], color="0.5", ls=":", label="confidence = accuracy")
-    below = ax.inset_axes([0, 0, 1, 0.2], sharex=ax)
+    below = ax.inset_axes((0, 0, 1, 0.2), sharex=ax)
     for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
         confidence, right = confidences(scores, divisor)
         bins = reliability(confidence, right)
         (error,) = calibration_error(np.ones((1, len(right))), confidence, right)
         label = f"{title} (T = {divisor:.2f}), ECE {error:.3f}"
         ax.plot(bins["confidence"], bins["accuracy"], marker=marker, ms=5, color=colour, label=label)
-        below.hist(confidence, np.linspace(0, 1, BINS + 1), histtype="step", color=colour, lw=1.5)
-    bottom = min(line.get_ydata().min() for line in ax.lines)
+        below.hist(confidence, np.linspace(0, 1, BINS + 1).tolist(), histtype="step", color=colour, lw=1.5)
+    bottom = min(np.asarray(line.get_ydata(), dtype=float).min() for line in ax.lines)
     ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
     ax.set(yticks=[tick for tick in np.linspace(0, 1, 11) if tick >= bottom])
     ax.set(xlabel="confidence (mean in the bin)", ylabel="accuracy (share right in the bin)")
@@ -179,7 +167,7 @@ def plot_ablation(table: pd.DataFrame, metric: str = "auc") -> Axes:
     variants, groups = pd.Index(table["variant"].unique()), table.groupby("degradation", sort=False)
     ax = new_axes(9, 1.4 + len(variants) * max(0.5, 0.17 * len(groups)))
     for i, (condition, rows) in enumerate(groups):
-        y = variants.get_indexer(rows["variant"]) + 0.7 * ((i + 0.5) / len(groups) - 0.5)
+        y = variants.get_indexer(pd.Index(rows["variant"])) + 0.7 * ((i + 0.5) / len(groups) - 0.5)
         draw_intervals(ax, y, rows, metric, color=PALETTE[i % len(PALETTE)], marker="o", label=condition)
     ax.hlines(np.arange(len(variants) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.8)
     name_rows(ax, variants, 10)
@@ -204,9 +192,10 @@ def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[st
 
 def plot_gallery(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
     """Captioned pictures (H, W, 3) in [0, 1] one after another, row by row, each row named by its numbers."""
-    rows = {f"{i + 1} to {min(i + columns, len(pictures))}": i for i in range(0, len(pictures), columns)}
-    shown, titles = ({name: list(x[i : i + columns]) for name, i in rows.items()} for x in (pictures, captions))
-    return plot_examples(shown, titles)
+    starts = range(0, len(pictures), columns)
+    rows = {f"{i + 1} to {min(i + columns, len(pictures))}": slice(i, i + columns) for i in starts}
+    shown = {name: list(pictures[row]) for name, row in rows.items()}
+    return plot_examples(shown, {name: list(captions[row]) for name, row in rows.items()})
 
 
 def plot_spectra(spectra: dict[str, np.ndarray]) -> Figure:
@@ -267,7 +256,7 @@ def draw_intervals(ax: Axes, y: Any, table: pd.DataFrame, metric: str, **style: 
     ax.plot(value, y, ls="", **style)
 
 
-def name_rows(ax: Axes, names: Sequence[str], size: float = 9) -> None:
+def name_rows(ax: Axes, names: Names, size: float = 9) -> None:
     """One row per name, from the top."""
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0, labelsize=size)

@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import pandas as pd
 import pydantic
 import seaborn as sns
@@ -37,7 +38,6 @@ RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 90.0  # seconds that a run has to save and end
-NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f]")  # colours, cursor moves, control codes
 COMPARED = 4  # runs that are compared with the best, image by image
 METRIC_NAMES = [f"{stage}.{name}" for stage, names in STAGE_METRICS.items() for name in names]
 ENDS = {"value": "", "low": "_low", "high": "_high"}  # of a metric's columns
@@ -206,8 +206,8 @@ def _execute(
     code, seconds, lines = process.wait(), round(time.monotonic() - began, 1), []
     status = "finished" if code == 0 else "interrupted" if stop.number else "failed"
     if status == "failed":
-        text = NOT_TEXT.sub("", (folder / LOG).read_text("utf-8", "replace").replace("\r", "\n"))
-        lines = [line.rstrip() for line in text.splitlines() if line.strip()][-8:]
+        text = click.unstyle((folder / LOG).read_text("utf-8", "replace"))
+        lines = [summary.printable(line.rstrip()) for line in text.splitlines() if line.strip()][-8:]
         if code < 0:
             lines.append(f"ended by signal {-code}; most often memory ran out")
     say("\n    ".join([f"{folder.name}  {status} after {elapsed(seconds)}", *lines]))

@@ -75,11 +75,6 @@ def test_too_little_data_is_said():
     assert "two classes" in found["warning"]
 
 
-def test_unknown_stage():
-    with pytest.raises(ValueError, match="stage1 or stage2"):
-        audit.format_audit(table(), "stage3")
-
-
 def test_metadata_is_what_the_files_say():
     row = table(count=1, RealPhotos={"format": "WEBP", "width": 40, "height": 20, "bytes": 1600})[:1]
     assert audit.metadata(row).tolist() == [[2, 40, 20, 2, -1, -1, 2]]
