@@ -73,8 +73,7 @@ def printable(name: str) -> str:
 def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> list[str]:
     """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
 
-    Raises:
-        FileNotFoundError: a folder without an image, or a pattern that matches nothing.
+    A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
     """
     files: list[str] = []
     for path in paths:
