@@ -214,7 +214,7 @@ def stage_of(scores: pd.DataFrame) -> str:
 
 
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
-    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` and its opposite `missed` at the threshold."""
+    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold, `missed` its opposite."""
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
     logit = scores["logit_fake"].to_numpy() if "logit_fake" in scores else None

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -170,9 +171,12 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
         for condition, part in by_condition(scores):
             common = {"stage": name, "condition": condition, **part[["degradation", "level"]].iloc[0]}
             values = bootstrap_all(part["group"], _statistics(part, stages[name]), seed)
-            over = {"false_positive_rate": part["label"].eq(REAL), "true_positive_rate": part["label"].ne(REAL)}
+            over: dict[str, Any] = {
+                "false_positive_rate": part["label"].eq(REAL),
+                "true_positive_rate": part["label"].ne(REAL),
+            }
             for (label, metric), three in values.items():
-                images = int(np.sum(over.get(metric, part["label"].eq(label) | (label == ALL))))
+                images = int(over.get(metric, part["label"].eq(label) | (label == ALL)).sum())
                 rows.append({**common, "label": label, "metric": metric, **three, "images": images})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
 

@@ -168,8 +168,8 @@ def fit_conformal(
     nine are needed for 0.9.
 
     `probabilities`, (N, K), are of validation images that neither weights nor temperature were chosen on, strictly;
-    `true`, (N,), are class numbers. Each of the `groups`, (N,), weighs the same and the promise is for an image of a new
-    group (Lee, Barber and Willett 2023, arXiv:2306.06342); none: every image is its own.
+    `true`, (N,), are class numbers. Each of the `groups`, (N,), weighs the same and the promise is for an image of a
+    new group (Lee, Barber and Willett 2023, arXiv:2306.06342); none: every image is its own.
     """
     groups = np.arange(len(true)) if groups is None else groups
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
