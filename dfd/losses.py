@@ -29,7 +29,8 @@ def consistency_loss(first: Tensor, second: Tensor) -> Tensor:
     """
     p, q = F.log_softmax(first, 1), F.log_softmax(second, 1)
     middle = torch.logaddexp(p, q) - math.log(2)
-    return sum(F.kl_div(middle, view, log_target=True, reduction="batchmean") for view in (p, q)) / 2
+    to_first, to_second = (F.kl_div(middle, view, log_target=True, reduction="batchmean") for view in (p, q))
+    return (to_first + to_second) / 2
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

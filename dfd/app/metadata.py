@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dfd.core.images import FORMATS, Source, jpeg_quality, open_file, subsampling
+from dfd.core.images import FORMATS, Source, as_rgb, jpeg_quality, open_file, subsampling
 from dfd.core.io import template
 
 MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: the label of its JUMBF box)
@@ -92,15 +92,11 @@ class Metadata:
 def read_metadata(source: Source) -> Metadata:
     """Gather what a file says; nothing is decoded for it but the header. Of pixels the size is all that can be told.
 
-    Raises:
-        ImageError: a path that cannot be read, or a file above the limit on bytes.
-        OSError: the trust file of the credentials cannot be read.
+    A path that cannot be read, or a file above the limit on bytes, is an ImageError; of the trust file, an OSError.
     """
-    if isinstance(source, Image.Image):
-        return Metadata(source.width, source.height, source.mode)
     if not isinstance(source, str | Path | bytes):
-        height, width = source.shape[-2:] if source.shape[0] in (1, 3) and source.ndim > 2 else source.shape[:2]
-        return Metadata(int(width), int(height), "RGB")
+        image = source if isinstance(source, Image.Image) else as_rgb(source)
+        return Metadata(image.width, image.height, image.mode)
     with open_file(source) as file:
         data = file.read()
     basic = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -113,59 +109,43 @@ def read_metadata(source: Source) -> Metadata:
 
 
 def _header(image: Image.Image) -> dict[str, Any]:
-    texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
-    if isinstance(comment := image.info.get("comment"), bytes):
-        texts["comment"] = comment.decode("utf-8", "replace")
     values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
-    values["text"] = _tidy(texts.items())
+    texts = {name: value for name, value in image.info.items() if name == "comment" or isinstance(value, str)}
+    values["text"] = _tidy(texts, {})
     try:
         if isinstance(image, JpegImageFile):  # MPO too
-            tables = image.quantization
-            named = {JPEG_TABLES.get(key, f"table {key}"): list(map(int, table)) for key, table in tables.items()}
+            tables = image.quantization.items()
+            named = {JPEG_TABLES.get(key, f"table {key}"): list(map(int, table)) for key, table in tables}
             values |= {"format": "JPEG", "jpeg_tables": named, "jpeg_quality": jpeg_quality(image)}
             values["subsampling"] = subsampling(image)
         values["frames"] = int(getattr(image, "n_frames", 1))
-        values["exif"] = _exif(image)
+        exif = image.getexif()
+        values["exif"] = _tidy({tag: value for tag, value in exif.items() if tag not in SUB_TABLES}, ExifTags.TAGS)
+        for table, names in SUB_TABLES.items():
+            values["exif"] |= _tidy(exif.get_ifd(table), names)
     except Exception as error:  # Pillow's readers raise nearly anything on damaged metadata
         values["note"] = f"not all could be read: {plain(error)}"
     return values
 
 
-def _exif(image: Image.Image) -> dict[str, str]:
-    """Tags by name, those of the sub-tables after those of the main one."""
-    exif = image.getexif()
-    tags = [(ExifTags.TAGS.get(tag, f"tag {tag}"), value) for tag, value in exif.items() if tag not in SUB_TABLES]
-    for table, names in SUB_TABLES.items():
-        tags += [(names.get(tag, f"tag {tag}"), value) for tag, value in exif.get_ifd(table).items()]
-    return _tidy(tags)
-
-
-def _tidy(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    return {plain(name, 60): _text(value) for name, value in list(pairs)[:MAX_TAGS] if name not in SKIPPED}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        text = value.rstrip(b"\0")
-        return plain(text.decode("ascii")) if text.isascii() and text.isalnum() else f"{len(value)} bytes"
-    if isinstance(value, Mapping) or (isinstance(value, tuple) and len(value) > 8):
-        return f"{len(value)} values"
-    try:
-        return plain(value)
-    except Exception:  # a rational number over zero, for instance
-        return "not readable"
+def _tidy(entries: Mapping[Any, Any], names: Mapping[int, str]) -> dict[str, str]:
+    """The first MAX_TAGS entries as lines of text, tags by their names."""
+    tidy = {}
+    for tag, value in list(entries.items())[:MAX_TAGS]:
+        name = plain(names.get(tag, f"tag {tag}") if isinstance(tag, int) else tag, 60)
+        if isinstance(value, bytes):
+            is_text = name == "comment" or value.rstrip(b"\0").isalnum()
+            value = value.rstrip(b"\0").decode("utf-8", "replace") if is_text else f"{len(value)} bytes"
+        if name not in SKIPPED:
+            tidy[name] = plain(value)
+    return tidy
 
 
 def read_credentials(data: bytes, format: str | None, trust: str | Path | None = None) -> Credentials:
-    """Read the credentials in an image file, whatever is in it, and verify signature, signer and content.
+    """Read the credentials in a file of Pillow's format, and verify signature, signer and content.
 
-    Args:
-        data: the whole file, of Pillow's format.
-        trust: PEM file with the certificates that may vouch for a signer; none takes $DFD_C2PA_TRUST. Without one no
-            file can be verified: anybody can sign, under any name.
-
-    Raises:
-        OSError: the trust file cannot be read.
+    `trust` is a PEM file with the certificates that may vouch for a signer; none takes $DFD_C2PA_TRUST. Without one
+    no file can be verified: anybody can sign, under any name. A trust file that cannot be read is an OSError.
     """
     if MARK not in data or format not in MIME:
         return NO_CREDENTIALS
@@ -189,7 +169,7 @@ def read_credentials(data: bytes, format: str | None, trust: str | Path | None =
     failures = [failure for failure in failures if failure.get("code") != "signingCredential.untrusted"]
     reason = plain(sentence("credentials", state, failures, bool(trust)), 3 * MAX_TEXT)
     verdict = "verified" if state == "Trusted" else "not verified"
-    with contextlib.suppress(AttributeError, TypeError, KeyError, ValueError):  # a signed manifest may hold any JSON
+    with contextlib.suppress(Exception):  # a signed manifest may hold any JSON
         return Credentials(verdict, reason, **_claims(manifest))
     return Credentials(verdict, reason)
 
@@ -197,19 +177,16 @@ def read_credentials(data: bytes, format: str | None, trust: str | Path | None =
 def _claims(manifest: dict) -> dict[str, Any]:
     """Signer, software, actions and time of a manifest, as it says; raises nearly anything where it is malformed."""
     signature = manifest.get("signature_info") or {}
-    names = [plain(signature[key]) for key in ("common_name", "issuer") if signature.get(key)]
+    signer = dict.fromkeys(plain(signature.get(key) or "") for key in ("common_name", "issuer"))
     tools = manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator") or ""}]
     software = [plain(f"{tool.get('name', '')} {tool.get('version', '')}") for tool in tools[:3]]
-    actions = []
+    says = []
     for assertion in manifest.get("assertions") or []:
         if str(assertion.get("label", "")).startswith("c2pa.actions"):
-            for action in assertion["data"].get("actions", []):
-                kind = str(action.get("digitalSourceType", "")).rsplit("/", 1)[-1]
-                what = plain(str(action.get("action", "")).removeprefix("c2pa."))
-                actions.append(f"{what}: {plain(sentence('source_type', kind))}" if kind else what)
+            says += [plain(sentence("action", action)) for action in assertion["data"].get("actions", [])]
     return {
-        "signer": ", ".join(dict.fromkeys(names)) or None,
+        "signer": ", ".join(filter(None, signer)) or None,
         "made_with": ", ".join(filter(None, software)) or None,
-        "says": tuple(actions[:20]),
-        "signed_at": plain(signature["time"]) if signature.get("time") else None,
+        "says": tuple(says[:20]),
+        "signed_at": plain(signature.get("time") or "") or None,
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -31,34 +33,30 @@ COLUMNS = ("path", "is_fake", "p_fake", "source", "candidates", "crops", "crop_s
 class Journal:
     """A CSV file that grows by one whole line for each image, and that a later run can go on with.
 
-    Raises:
-        FileExistsError: the file exists, and resume is not set.
-        ValueError: it is no such file, or was written by other networks or at another threshold.
+    One that exists is a FileExistsError unless `resume` is set, and a ValueError where it is no such file, or was
+    written by other networks or at another threshold.
     """
 
     def __init__(self, path: Path, resume: bool, detector: Detector):
-        self.done, self.failed = set[str](), 0
         networks = f"{detector.stage1.key}-{detector.stage2.key}"
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
-        is_new = not path.exists() or path.stat().st_size == 0
-        if not is_new and not resume:
+        self.done, self.failed, before = set[str](), 0, path.read_bytes() if path.exists() else b""
+        if before and not resume:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
-        if not is_new and (length := path.read_bytes().rfind(b"\n") + 1):
+        if length := before.rfind(b"\n") + 1:
             os.truncate(path, length)  # a run that was killed may have left half a line
-        open_table = partial(open, path, newline="", encoding="utf-8", errors="surrogateescape")
-        with open_table("a+") as file:
-            file.seek(0)
-            for row in csv.DictReader(file):
-                if not {"path", "error", *self.judged_by} <= row.keys():
-                    raise ValueError(f"{path} was not written by `predict --csv`; its columns are {', '.join(row)}")
-                if any(row[name] != value for name, value in self.judged_by.items()):
-                    raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
-                self.done.add(row["path"])
-                self.failed += bool(row["error"])
-        self.file = open_table("a")
+        text = before[:length].decode("utf-8", "surrogateescape")
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            if not {"path", "error", *self.judged_by} <= row.keys():
+                raise ValueError(f"{path} was not written by `predict --csv`; its columns are {', '.join(row)}")
+            if any(row[name] != value for name, value in self.judged_by.items()):
+                raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
+            self.done.add(row["path"])
+            self.failed += bool(row["error"])
+        self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
         classes = [f"p_{name}" for name in detector.stage2.classes]
         self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])
-        if is_new:
+        if not before:
             self.rows.writeheader()
 
     def write(self, verdict: Verdict) -> None:
@@ -72,8 +70,7 @@ class Journal:
 def find_images(paths: Iterable[str]) -> list[str]:
     """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
 
-    Raises:
-        FileNotFoundError: a folder without an image, or a pattern that matches nothing.
+    A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
     """
     files: list[str] = []
     for path in paths:
@@ -91,28 +88,14 @@ def find_images(paths: Iterable[str]) -> list[str]:
 
 
 def run(
-    folder: Path,
-    paths: list[str],
-    shown: str,
-    as_json: bool = False,
-    table: str | None = None,
-    resume: bool = False,
-    report: str | None = None,
-    threshold_fpr: float | None = None,
-    crops: int | None = None,
-    crop_mode: str | None = None,
-) -> int:
-    """Judge files with the networks in a run folder, and print each answer as it comes.
+    folder: Path, paths: list[str], shown: str, *, as_json: bool = False, table: str | None = None,
+    resume: bool = False, report: str | None = None, threshold_fpr: float | None = None, **how: Any,
+) -> int:  # fmt: skip
+    """Judge files with the networks in a run folder, called `shown`, and print each answer as it comes.
 
-    Args:
-        shown: how to call the folder; the arguments after it are options of the command line.
-
-    Returns:
-        0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM.
-
-    Raises:
-        ValueError: a checkpoint that cannot be opened or lacks the threshold, or a table of another model.
-        OSError: the table or the page cannot be written.
+    The rest are options of the command line, `how` the crops and crop_mode of `Stage.stream`. Gives 0 if every image
+    was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM. A checkpoint that cannot be opened or
+    lacks the threshold, or a table of another model, is a ValueError; what cannot be written, an OSError.
     """
     detector = Detector.load(folder)
     if threshold_fpr is not None:
@@ -125,7 +108,7 @@ def run(
     width = min(60, max((len(printable(path)) for path in todo), default=0))
     if todo and not as_json:
         click.echo(f"{'image':{width}}  {'verdict':7}  {'p(fake)':>7}  source")
-    has_failed: list[bool] = []  # of each image that was answered
+    answered, failed = 0, journal.failed if journal else 0
 
     def say(line: str, err: bool = True) -> None:
         with tqdm.external_write_mode():
@@ -133,12 +116,13 @@ def run(
 
     def answers(examinations: Iterable[Examination]) -> Iterator[Examination]:
         """Print and write down each verdict as it passes; the last one is that in which a signal came."""
+        nonlocal answered, failed
         for examination in examinations:
             verdict = examination.verdict
             say(json.dumps(verdict.asdict()) if as_json else row(verdict, width), err=False)
             if journal:
                 journal.write(verdict)
-            has_failed.append(verdict.error is not None)
+            answered, failed = answered + 1, failed + bool(verdict.error)
             progress.update()
             yield examination
             if stop.number:
@@ -151,17 +135,17 @@ def run(
         stop = stack.enter_context(runs.deferred("stopping after this image; once more ends at once", tell=say))
         try:
             if report:
-                write_text(Path(report), page(answers(_examined(detector, todo, crops, crop_mode, say)), model=shown))
+                write_text(Path(report), page(answers(_examined(detector, todo, say, **how)), model=shown))
             else:
-                verdicts = detector.predict(todo, crops, crop_mode, report=lambda line: say(printable(line)))
-                for _ in answers(Examination("", verdict) for verdict in verdicts):
-                    pass
+                verdicts = detector.predict(
+                    todo, how["crops"], how["crop_mode"], report=lambda line: say(printable(line))
+                )
+                deque(answers(Examination("", verdict) for verdict in verdicts), maxlen=0)
         except runs.Interrupted:  # by a second signal; stop has its number
             pass
-    failed = sum(has_failed) + (journal.failed if journal else 0)
-    if stop.number and len(has_failed) < len(todo):
+    if stop.number and answered < len(todo):
         rest = "the same command with --resume goes on" if journal else "with --csv FILE a run can go on later"
-        click.echo(f"interrupted after {len(has_failed)} of {len(todo)} images; {rest}", err=True)
+        click.echo(f"interrupted after {answered} of {len(todo)} images; {rest}", err=True)
         return 128 + stop.number
     if failed and len(paths) > 1:
         click.echo(f"{failed} of {len(paths)} images were refused", err=True)
@@ -169,12 +153,12 @@ def run(
 
 
 def _examined(
-    detector: Detector, paths: Iterable[str], crops: int | None, mode: str | None, say: Callable[[str], None]
+    detector: Detector, paths: Iterable[str], say: Callable[[str], None], crops: int | None, crop_mode: str | None
 ) -> Iterator[Examination]:
     """What a page shows of each file, of the first MAX_PICTURED with pictures."""
     for number, path in enumerate(paths):
         try:
-            examination = examine_or_refuse(detector, path, path, crops, mode)
+            examination = examine_or_refuse(detector, path, path, crops, crop_mode)
             if number < MAX_PICTURED and examination.image:
                 draw(detector, examination)
         except runs.Interrupted:  # a second signal: the page holds what there is

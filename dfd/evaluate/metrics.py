@@ -171,37 +171,35 @@ def confidence_bin(confidence: np.ndarray) -> np.ndarray:
 class Metric:
     """A number that a score table gives."""
 
-    of: Callable[[SimpleNamespace], Callable[[np.ndarray], np.ndarray]]  # what `judged` gives -> weights (R, N) -> (R,)
+    function: Callable[..., np.ndarray]  # of weights (R, N) and inputs: (R,)
+    inputs: dict[str, str]  # argument -> its name in `judged`
     label: str
     higher_is_better: bool = True
 
+    def of(self, table: SimpleNamespace) -> Callable[[np.ndarray], np.ndarray]:
+        """The statistic of weights that `bootstrap` draws, on what `judged` gives."""
+        return partial(self.function, **{argument: getattr(table, name) for argument, name in self.inputs.items()})
 
+
+RANKED = {"positive": "is_fake", "score": "logit"}
 METRICS = {  # as in metrics.json
-    "auc": Metric(lambda t: partial(weighted_auc, positive=t.is_fake, score=t.logit), "AUC"),
-    "ap": Metric(lambda t: partial(average_precision, positive=t.is_fake, score=t.logit), "average precision"),
-    "accuracy": Metric(lambda t: partial(share, right=t.right), "accuracy"),
-    "accuracy_at_threshold": Metric(lambda t: partial(share, right=t.decided), "accuracy at the threshold"),
-    "balanced_accuracy": Metric(lambda t: partial(mean_recall, labels=t.true, right=t.right), "balanced accuracy"),
+    "auc": Metric(weighted_auc, RANKED, "AUC"),
+    "ap": Metric(average_precision, RANKED, "average precision"),
+    "accuracy": Metric(share, {"right": "right"}, "accuracy"),
+    "accuracy_at_threshold": Metric(share, {"right": "decided"}, "accuracy at the threshold"),
+    "balanced_accuracy": Metric(mean_recall, {"labels": "true", "right": "right"}, "balanced accuracy"),
     "balanced_accuracy_at_threshold": Metric(
-        lambda t: partial(mean_recall, labels=t.true, right=t.decided), "balanced at threshold"
+        mean_recall, {"labels": "true", "right": "decided"}, "balanced at threshold"
     ),
-    "real_accuracy": Metric(lambda t: partial(share, right=t.decided, among=~t.is_fake), "photos called real"),
-    "fake_accuracy": Metric(lambda t: partial(share, right=t.decided, among=t.is_fake), "fakes called fake"),
-    "false_positive_rate": Metric(
-        lambda t: partial(share, right=~t.decided, among=~t.is_fake), "photos called fake", False
-    ),
-    "true_positive_rate": Metric(lambda t: partial(share, right=t.decided, among=t.is_fake), "fakes called fake"),
-    "tpr_at_fpr_1": Metric(
-        lambda t: partial(tpr_at_fpr, positive=t.is_fake, score=t.logit, fpr=0.01), "fakes found at 1 % false alarms"
-    ),
-    "tpr_at_fpr_5": Metric(
-        lambda t: partial(tpr_at_fpr, positive=t.is_fake, score=t.logit, fpr=0.05), "fakes found at 5 % false alarms"
-    ),
-    "macro_f1": Metric(lambda t: partial(macro_f1, labels=t.true, predicted=t.prediction), "macro F1"),
-    "ece_before": Metric(
-        lambda t: partial(calibration_error, confidence=t.before, right=t.right), "ECE at temperature 1", False
-    ),
-    "ece": Metric(lambda t: partial(calibration_error, confidence=t.confidence, right=t.right), "ECE", False),
+    "real_accuracy": Metric(share, {"right": "decided", "among": "is_real"}, "photos called real"),
+    "fake_accuracy": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
+    "false_positive_rate": Metric(share, {"right": "missed", "among": "is_real"}, "photos called fake", False),
+    "true_positive_rate": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
+    "tpr_at_fpr_1": Metric(partial(tpr_at_fpr, fpr=0.01), RANKED, "fakes found at 1 % false alarms"),
+    "tpr_at_fpr_5": Metric(partial(tpr_at_fpr, fpr=0.05), RANKED, "fakes found at 5 % false alarms"),
+    "macro_f1": Metric(macro_f1, {"labels": "true", "predicted": "prediction"}, "macro F1"),
+    "ece_before": Metric(calibration_error, {"confidence": "before", "right": "right"}, "ECE at temperature 1", False),
+    "ece": Metric(calibration_error, {"confidence": "confidence", "right": "right"}, "ECE", False),
 }
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "
@@ -216,13 +214,14 @@ def stage_of(scores: pd.DataFrame) -> str:
 
 
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
-    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold."""
+    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold, `missed` its opposite."""
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
     logit = scores["logit_fake"].to_numpy() if "logit_fake" in scores else None
     return SimpleNamespace(
-        true=true, prediction=prediction, is_fake=true == "fake", logit=logit, decided=prediction == true,
-        right=right, confidence=confidence, before=confidences(scores, 1.0)[0],
+        true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
+        decided=prediction == true, missed=prediction != true, confidence=confidence,
+        before=confidences(scores, 1.0)[0],
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,51 +47,47 @@ def sweep(
     crops: int | None = None,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Score the table's images under each condition; stage 1 all of them, stage 2 the fakes.
+    """Score a manifest's rows under each condition; stage 1 all of them, stage 2 the fakes.
 
     Each image is degraded once per condition, as a whole, before crops are cut. A finished cell, one condition of one
-    stage, is written to the folder `cells`; a sweep that is stopped goes on from there. A cell is used again only for
-    the same version of dfd, weights, images, crops and condition.
-
-    Args:
-        table: rows of the manifest, with its root in attrs.
-        out: the run folder.
-        crops: per image at most; none takes each checkpoint's number.
-        seed: of the noise.
-
-    Returns:
-        The score table of each stage, one row per image and condition: the contract's columns (a chain is in
-        `degradation`, its last step's level in `level`; see `dfd.degrade.registry.name`), and first_<class>.
+    stage, is written to the folder `cells` of the run folder; a sweep that is stopped goes on from there. A cell is
+    used again only for the same version of dfd, weights, images, crops, condition and, of noise, seed. Gives the score
+    table of each stage, one row per image and condition: the contract's columns (a chain is in `degradation`, its last
+    step's level in `level`; see `dfd.degrade.registry.name`), and first_<class>.
     """
     folder = Path(out) / CELLS
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: table if name == "stage1" else table[table["is_fake"]] for name in stages}
     weights = {name: _weights_digest(stage) for name, stage in stages.items()}
     cells = {
-        name: [
-            folder / f"{name}-{weights[name]}-{_key(condition, rows[name], stage, crops, seed)}.parquet"
-            for condition in conditions
-        ]
+        (name, i): folder / f"{name}-{weights[name]}-{_key(condition, rows[name], stage, crops, seed)}.parquet"
         for name, stage in stages.items()
-    }
-    todo = [
-        (condition, {name: cells[name][i] for name in stages if not cells[name][i].exists()})
         for i, condition in enumerate(conditions)
-    ]
-    todo = [(condition, paths) for condition, paths in todo if paths]
-    print(
-        f"{len(table)} images: {len(conditions) - len(todo)} of {len(conditions)} conditions kept, {len(todo)} to score"
-    )
-    read = _reader(Path(table.attrs["root"]))
-    for condition, paths in bar(todo, desc="conditions", unit="condition"):
-        answers = _score(table, condition, {name: stages[name] for name in paths}, read, crops, seed)
-        for name, path in paths.items():
-            _write(answers[name], stages[name], path)
-    for name in stages:
-        for path in folder.glob(f"{name}-*.parquet"):
-            if not path.name.startswith(f"{name}-{weights[name]}-"):
-                path.unlink()  # another model's
-    return {name: _assemble(stages[name], rows[name], conditions, cells[name]) for name in stages}
+    }
+    todo = {}
+    for (name, i), path in cells.items():
+        if not path.exists():
+            todo.setdefault(i, []).append(name)
+    kept = len(conditions) - len(todo)
+    print(f"{len(table)} images: {kept} of {len(conditions)} conditions kept, {len(todo)} to score")
+    read = _reader(table)
+    for i in bar(sorted(todo), desc="conditions", unit="condition"):
+        answers = _score(table, conditions[i], {name: stages[name] for name in todo[i]}, read, crops, seed)
+        for name, of_images in answers.items():
+            _write(of_images, stages[name], cells[name, i])
+    for path in folder.glob("*.parquet"):
+        name, digest_of_weights, _ = path.name.split("-")
+        if digest_of_weights != weights.get(name, digest_of_weights):
+            path.unlink()  # another model's
+    swept = {}
+    for name, stage in stages.items():
+        parts = []
+        for i, condition in enumerate(conditions):
+            known = rows[name][["path", "label", "split", "group"]]
+            known = known.assign(degradation=condition.degradation, level=condition.level)
+            parts.append(known.merge(pd.read_parquet(cells[name, i]), on="path", validate="one_to_one"))
+        swept[name] = with_predictions(stage, pd.concat(parts, ignore_index=True))
+    return swept
 
 
 def _score(
@@ -112,12 +109,11 @@ def _score(
         return compose(to_tensor(read(path)), chain)
 
     answers: dict[str, list[tuple[str, Scored]]] = {name: [] for name in stages}
-    for of_fakes in (True, False):
-        asked = [name for name in stages if of_fakes or name == "stage1"]
-        if not asked:
-            continue
-        paths = table.loc[table["is_fake"] == of_fakes, "path"]
-        for path, scored in score_files([stages[name] for name in asked], paths, degraded, crops):
+    for asked, paths in (
+        (list(stages), table.loc[table["is_fake"], "path"]),
+        ([name for name in stages if name == "stage1"], table.loc[~table["is_fake"], "path"]),
+    ):
+        for path, scored in score_files([stages[name] for name in asked], paths, degraded, crops) if asked else []:
             if isinstance(scored, Exception):
                 raise scored
             for name, answer in zip(asked, scored, strict=True):
@@ -125,20 +121,15 @@ def _score(
     return answers
 
 
-def _reader(root: Path) -> Callable[[str], Image.Image]:
-    """Reads images below a folder, and holds as many as HELD allows."""
+def _reader(table: pd.DataFrame) -> Callable[[str], Image.Image]:
+    """Reads a manifest's images, and holds the first of them, as many as HELD allows."""
+    fits = set(table.loc[(3 * table["width"] * table["height"]).cumsum() <= HELD, "path"])
     held: dict[str, Image.Image] = {}
-    free = HELD
 
     def read(path: str) -> Image.Image:
-        nonlocal free
-        if path in held:
-            return held[path]
-        image = load_rgb(root / path)
-        size = 3 * image.width * image.height
-        if size <= free:
+        image = held.get(path) or load_rgb(Path(table.attrs["root"]) / path)
+        if path in fits:
             held[path] = image
-            free -= size
         return image
 
     return read
@@ -151,17 +142,6 @@ def _write(answers: list[tuple[str, Scored]], stage: Stage, path: Path) -> None:
         columns[f"{FIRST}{name}"] = [float(answer.crop_logits[0, i]) for _, answer in answers]
     with atomic_write(path) as draft:
         columns.to_parquet(draft, index=False)
-
-
-def _assemble(stage: Stage, rows: pd.DataFrame, conditions: Sequence[Condition], cells: list[Path]) -> pd.DataFrame:
-    """One table from the cells of a stage."""
-    tables = []
-    for condition, path in zip(conditions, cells, strict=True):
-        known = rows[["path", "label", "split", "group"]].assign(
-            degradation=condition.degradation, level=condition.level
-        )
-        tables.append(known.merge(pd.read_parquet(path), on="path", validate="one_to_one"))
-    return with_predictions(stage, pd.concat(tables, ignore_index=True))
 
 
 def _weights_digest(stage: Stage) -> str:
@@ -181,19 +161,22 @@ def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | 
 def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0) -> pd.DataFrame:
     """Every metric of each stage under each condition, with its interval: the long table behind all others.
 
-    Returns:
-        Columns stage, condition, degradation, level, label (all, or the one a recall is of), metric, value, low, high,
-        images (that the metric is over); NaN where undefined. The metrics are those of BY_CROP and MEASURED, and
-        recall; those of BY_CROP also of the first crop alone (…_one_crop), and by how much all crops are better
-        (…_gain), on the same resamples.
+    Columns stage, condition, degradation, level, label (all, or the one a recall is of), metric, value, low, high,
+    images (that the metric is over); NaN where undefined. The metrics are those of BY_CROP and MEASURED, and recall;
+    those of BY_CROP also of the first crop alone (…_one_crop), and by how much all crops are better (…_gain), on the
+    same resamples.
     """
     rows = []
     for name, scores in swept.items():
         for condition, part in by_condition(scores):
             common = {"stage": name, "condition": condition, **part[["degradation", "level"]].iloc[0]}
             values = bootstrap_all(part["group"], _statistics(part, stages[name]), seed)
+            over: dict[str, Any] = {
+                "false_positive_rate": part["label"].eq(REAL),
+                "true_positive_rate": part["label"].ne(REAL),
+            }
             for (label, metric), three in values.items():
-                images = _count(part["label"], label, metric)
+                images = int(over.get(metric, part["label"].eq(label) | (label == ALL)).sum())
                 rows.append({**common, "label": label, "metric": metric, **three, "images": images})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
 
@@ -229,11 +212,6 @@ def _statistics(part: pd.DataFrame, stage: Stage) -> dict[tuple[str, str], Calla
     return statistics
 
 
-def _count(labels: pd.Series, label: str, metric: str) -> int:
-    over = {"false_positive_rate": labels.eq(REAL), "true_positive_rate": labels.ne(REAL)}
-    return int(over.get(metric, labels.eq(label) | (label == ALL)).sum())
-
-
 def wide(measured: pd.DataFrame, stage: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Some metrics over all images: a row per condition, each metric beside its _low and _high."""
     rows = measured[(measured["stage"] == stage) & (measured["label"] == ALL)].set_index("condition")
@@ -265,10 +243,9 @@ def series(measured: pd.DataFrame, stage: str, metric: str) -> dict[str, pd.Data
 def breaking_points(measured: pd.DataFrame, accuracy: float) -> pd.DataFrame:
     """The mildest level of each operator at which a stage's balanced accuracy falls below a bar.
 
-    Returns:
-        One row per stage and series of levels: as_it_is, without degradation; mildest and worst, the levels tried;
-        falls_below, the mildest level whose value is below; surely_below, the mildest whose whole interval is; NaN
-        where none is, or as_it_is is below already.
+    One row per stage and series of levels: as_it_is, without degradation; mildest and worst, the levels tried;
+    falls_below, the mildest level whose value is below; surely_below, the mildest whose whole interval is; NaN where
+    none is, or as_it_is is below already.
     """
     rows = []
     for stage in measured["stage"].unique():

@@ -37,17 +37,9 @@ def score(
 ) -> pd.DataFrame:
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
-    Prints a line where images were too large for all the crops that the mode asks for; column crops has their number.
-
-    Args:
-        stage: the trained stage; stage 2 scores fakes only, and refuses photos.
-        table: rows of the manifest, with its root in attrs.
-        degradation, level: an operator of dfd.degrade.registry; none and 0 leave the images as they are.
-        crops, mode: as in `Stage.stream`.
-
-    Returns:
-        Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as the Detector
-        has it), crops, crop_std; and ood_score where the stage has a feature bank.
+    `crops` and `mode` are as in `Stage.stream`; where images were too large for all the crops that the mode asks for, a
+    line is printed. Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as
+    the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -143,14 +135,11 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     confidence is the calibrated probability of what the image was called, in [0, 1]; distance is in logits: stage 1's
     from its threshold on that probability, stage 2's between the two likeliest classes.
     """
-    logits = scores[logit_columns(scores)].to_numpy(float) / temperature
-    p = probabilities(scores, temperature)
+    logits, p = scores[logit_columns(scores)].to_numpy(float) / temperature, probabilities(scores, temperature)
+    confidence, distance = p.max(1), np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     if "logit_fake" in scores:
         confidence = np.where(scores["prediction"] == "fake", p[:, 1], p[:, 0])
         distance = np.abs(logits[:, 1] - logits[:, 0] - logit(threshold))
-    else:
-        confidence = p.max(1)
-        distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     return pd.DataFrame({"confidence": confidence, "distance": distance}, index=scores.index)
 
 

@@ -167,12 +167,9 @@ def fit_conformal(
     degradation or an unknown generator. It is 1, and the sets hold every class, where images or groups are too few:
     nine are needed for 0.9.
 
-    Args:
-        probabilities: (N, K) of validation images that neither weights nor temperature were chosen on, strictly.
-        true: (N,) class numbers.
-        coverage: the promised rate, in (0, 1).
-        groups: (N,); each weighs the same and the promise is for an image of a new group (Lee, Barber and Willett 2023,
-            arXiv:2306.06342); none: every image is its own.
+    `probabilities`, (N, K), are of validation images that neither weights nor temperature were chosen on, strictly;
+    `true`, (N,), are class numbers. Each of the `groups`, (N,), weighs the same and the promise is for an image of a
+    new group (Lee, Barber and Willett 2023, arXiv:2306.06342); none: every image is its own.
     """
     groups = np.arange(len(true)) if groups is None else groups
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)

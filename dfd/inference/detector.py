@@ -90,12 +90,9 @@ class Detector:
     ) -> Iterator[Verdict]:
         """Judge files one after another; an unreadable one gives a Verdict with its error.
 
-        Args:
-            paths: image files, or whatever `read` takes; its str() is the path of the Verdict.
-            crops, mode: as in `Stage.stream`.
-            report: gets a line for each image that is too large for all the crops that the mode asks for.
-            read: gives an upright RGB image, or raises an ImageError; called ahead, in a thread.
-            batch: crops per forward pass; none takes BATCH.
+        `paths` are whatever `read` takes, and their str() the path of the Verdict; `read` gives an upright RGB image or
+        raises an ImageError, ahead and in a thread; `crops` and `mode` are as in `Stage.stream`; `report` gets a line
+        for each image that is too large for all the crops that the mode asks for; `batch` crops pass a network at once.
         """
         with closing(score_files((self.stage1, self.stage2), paths, read, crops, mode, batch)) as answers:
             for path, scored in answers:

@@ -61,10 +61,7 @@ def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
 
 
 def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
-    """The error in the bins of each property, stage -> `slices.by_property`, with 95 % intervals over groups.
-
-    Each property has a panel; dotted lines are the error over all images.
-    """
+    """A panel of errors in the bins of each property, stage -> `slices.by_property`; dotted: over all images."""
     names = list(dict.fromkeys(name for table in errors.values() for name in table["property"]))
     figure, axes = new_grid(math.ceil(len(names) / columns) or 1, columns, (4.3, 2.7))
     layout: Any = figure.get_layout_engine()
@@ -109,10 +106,7 @@ def _share_axis(ax: Axes) -> None:
 
 
 def plot_neighbours(pictures: dict[str, list[np.ndarray]], near: pd.DataFrame) -> Figure:
-    """Mistaken images, each before its nearest training images: `explain.neighbour_pictures` of `near`.
-
-    A frame is drawn around neighbours of another label (orange, dashed) and of the same (blue).
-    """
+    """Mistaken images before their neighbours, `explain.neighbour_pictures` of `near`; other labels framed dashed."""
     figure, axes = new_grid(len(pictures), max(map(len, pictures.values())), (1.75, 2.15))
     other: Any
     for ax in axes.flat:
@@ -216,10 +210,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
 
 
 def plot_series(found: pd.DataFrame, accuracy: float, columns: int = 4) -> Figure:
-    """The balanced accuracy of `robustness.measure` along each operator, from mild on the left to severe on the right.
-
-    The accuracy that is asked for is a dotted line; dashed lines are the images as they are.
-    """
+    """The balanced accuracy of `robustness.measure` along each operator, mild to severe; dotted: what is asked for."""
     lines = {stage: robustness.series(found, stage, metric) for stage, metric in robustness.ACCURACY.items()}
     names = list(dict.fromkeys(name for series in lines.values() for name in series))
     if not names:

@@ -45,14 +45,10 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
 
 
 def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool = False) -> Figure:
-    """Confusion matrices of score tables, title -> table, side by side, on the clean images of one split.
-
-    With `by_label` each label has a row, so that stage 1's generators are told apart.
-    """
+    """Confusion matrices of score tables, title -> table, on a split's clean images; a row per class or label."""
     figure, axes = new_grid(1, len(tables), (5.2, 4.6))
     for ax, (title, scores) in zip(axes[0], tables.items(), strict=True):
-        images = clean(scores, split)
-        classes = class_names(scores)
+        images, classes = clean(scores, split), class_names(scores)
         true = images["label"] if by_label else true_class(images)
         labels = sorted(true.unique(), key=lambda label: (label != REAL, label))
         plot_cm(true, closed_set(images), classes, ax, f"{title}, {split}", labels if by_label else classes)
@@ -60,10 +56,7 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool 
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Losses, validation metrics and, where there are several, each loss by itself over the epochs; best epoch marked.
-
-    Columns val_<metric> and <name>_loss of what training returns are drawn.
-    """
+    """Losses, validation metrics and, where there are several, each loss over the epochs of training; the best marked."""
     metrics = [name for name in map(str, history) if name.startswith("val_") and name not in LOSSES]
     parts = [name for name in map(str, history) if name.endswith("_loss") and name not in LOSSES]
     panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss, before its weight": parts} if parts else {})
@@ -84,10 +77,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
 
 
 def live_history() -> Callable[[pd.DataFrame], None]:
-    """Give a callback `on_epoch(history)` that redraws plot_history in place below a notebook's cell.
-
-    Outside a notebook it does nothing.
-    """
+    """A callback `on_epoch(history)` that redraws plot_history below a notebook's cell; elsewhere it does nothing."""
     handle = None
 
     def on_epoch(history: pd.DataFrame) -> None:
@@ -118,10 +108,7 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Precision against recall of stage 1 for each generator against all photos, with 95 % bands.
-
-    Dotted lines: the precision of calling every image fake.
-    """
+    """Precision against recall of stage 1 for each generator against all photos; dotted: all called fake."""
     ax, is_photo = ax or new_axes(), scores["label"] == REAL
     fakes = scores["label"][~is_photo].value_counts()
     chances = fakes / (fakes + is_photo.sum())
@@ -152,10 +139,7 @@ def _plot_curves(
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence before calibration and after; below, how many images have which confidence.
-
-    Takes the test split's rows, for the temperature was fitted on the validation split. Empty bins are left out.
-    """
+    """Accuracy of test rows against confidence before calibration and after; below, how many images have which."""
     ax = ax or new_axes()
     lowest = 1 / len(class_names(scores))  # the likeliest of n classes has at least 1 / n
     ax.plot([lowest, 1], [lowest, 1], color="0.5", ls=":", label="confidence = accuracy")
