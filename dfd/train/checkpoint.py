@@ -49,18 +49,13 @@ class Checkpoint:
         update_checkpoint(self.path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
         return best["history"]
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The state to resume from, if there is one and it fits."""
+    def load_state(self) -> dict[str, Any]:
+        """The state to resume from, empty without one that fits."""
         state = self._load(self.state_path)
-        if state.get("key") == self.key:
-            return state
-        if state:
+        if state and state["key"] != self.key:
             print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
-        return None
-
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Write the state to resume from."""
-        save_checkpoint({"key": self.key, **state}, self.state_path)
+            return {}
+        return state
 
     def save_best(self, model: nn.Module, history: list[dict[str, float]]) -> None:
         """Write the best epoch, the history's last."""
@@ -75,11 +70,6 @@ class Checkpoint:
             "metrics": {"val": history[-1]}, "history": history,
         }  # fmt: skip
         save_checkpoint(content, self.path)
-
-    def finish(self, history: list[dict[str, float]]) -> None:
-        """Mark the best epoch as that of a finished training, and drop the state."""
-        update_checkpoint(self.path, history=history, finished=True)
-        self.state_path.unlink(missing_ok=True)
 
     def _load(self, path: Path) -> dict[str, Any]:
         is_wanted = self.cfg.resume and path.exists()
