@@ -74,11 +74,9 @@ class Examination:
 
 
 def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
-    """Draw evidence and put it into the examination's pictures; what is there already stays.
+    """Draw these KINDS of evidence, or all, into the pictures of an examination by this detector.
 
-    Args:
-        examination: made by this detector, of an image that was not refused.
-        kinds: names in KINDS, the quick ones first; none draws all.
+    What is there already stays; an examination of an image that was refused has none.
     """
     assert examination.image is not None, "an examination without its image has no evidence"
     for kind in kinds or KINDS:

@@ -23,11 +23,9 @@ from dfd.inference.detector import Detector
 
 
 def page(examinations: Iterable[Examination], title: str = "Real or generated?", model: str | None = None) -> str:
-    """HTML of examinations, rendered one after another, so that no more than one image need be held at a time.
+    """HTML of examinations with their pictures, judged by a run folder, the `model`.
 
-    Args:
-        examinations: with the pictures that are to be shown.
-        model: the run folder that judged.
+    They are rendered one after another, so that no more than one image need be held at a time.
     """
     rows, articles = [], []
     for number, examination in enumerate(examinations, 1):
