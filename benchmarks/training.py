@@ -66,8 +66,8 @@ class Bare(Timed):
         for parameter in self.learners[name].parameters:
             parameter.grad = None
 
-    def record(self, losses: dict[str, torch.Tensor]) -> None:
-        """Nothing."""
+    def step_on(self, name: str, losses: dict[str, torch.Tensor]) -> None:
+        self.step(name, sum(getattr(self.cfg, f"{part}_weight", 1.0) * loss for part, loss in losses.items()))
 
 
 def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "quick", **settings) -> float:

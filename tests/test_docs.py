@@ -1,5 +1,6 @@
 """The README is short, links lead somewhere, and each room has its page of modules."""
 
+import pkgutil
 import re
 
 import pytest
@@ -29,3 +30,16 @@ def test_each_room_has_a_page_of_modules():
     assert all(f"::: dfd.{room}\n" in pages[room] and f"({room}.md)" in pages["index"] for room in rooms)
     navigation = (config.ROOT / "mkdocs.yml").read_text()
     assert all(f"api/{name}.md" in navigation for name in pages)
+
+
+def test_the_walks_name_what_exists():
+    """Every dotted name in the two walks of docs/method.md can be imported, and they pass eight rooms at most."""
+    text = (config.ROOT / "docs/method.md").read_text("utf-8")
+    walks = text.split("\n## From ")[-2:]
+    for walk in walks:
+        names = re.findall(r"`(dfd(?:\.\w+)+)`", walk)
+        assert len(names) > 10
+        for name in names:
+            pkgutil.resolve_name(name)
+        rooms = {name.split(".")[1] for name in names} - {"cli", "losses"}
+        assert len(rooms) <= 8, rooms

@@ -30,7 +30,7 @@ SPECTRUM = "baseline: linear on the spectrum"
 LOSSES = ("carried_weight", "adversarial_weight", "perceptual_weight", "consistency_weight")  # beside stage 2's source
 
 
-def variants(cfg: Training) -> dict[str, Any]:
+def variants(cfg: Any) -> dict[str, Any]:
     """The config under several names: as it is, and with one part left out or changed.
 
     Each variant that trains anew has its own folder below `ablation_<stage>` in the run folder.
@@ -134,7 +134,7 @@ def score_spectrum(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         spectra = []
         for path in test["path"]:
             image = at_level(to_tensor(load_rgb(f"{root}/{path}")), degradation, level)
-            corner = plan(*image.shape[-2:], cfg.crop_size, 1).corners[0]
+            corner = plan(image.shape[-2], image.shape[-1], cfg.crop_size, 1).corners[0]
             spectra.append(half_spectrum(equalise(cut(image, corner, cfg.crop_size), quality)))
         logits = pd.DataFrame(classifier.predict_log_proba(np.stack(spectra)), columns=classifier.classes_)
         rows = test[["path", "label", "split", "group"]].reset_index(drop=True)

@@ -70,7 +70,7 @@ def _auc(
     p: pd.DataFrame, truth: pd.Series, groups: pd.Series, stage: str, seed: int, resamples: int = metrics.RESAMPLES
 ) -> metrics.Interval:
     """Stage 1's AUC, or the mean AUC of one class against the rest, of probabilities with a column per class."""
-    right = {name: truth.eq(name).to_numpy() for name in (p if stage == "stage2" else ["fake"])}
+    right = {name: truth.eq(name).to_numpy() for name in map(str, p if stage == "stage2" else ["fake"])}
 
     def mean_auc(weights: np.ndarray) -> np.ndarray:
         return np.mean([metrics.weighted_auc(weights, x, p[name].to_numpy()) for name, x in right.items()], axis=0)
@@ -166,7 +166,7 @@ def shortcuts(
     result = []
     for name, rows in scores.items():
         train = used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))
-        tested, truth = used.index.get_indexer(rows["path"]), true_class(rows)
+        tested, truth = used.index.get_indexer(pd.Index(rows["path"])), true_class(rows)
         answers = {"the model": pd.DataFrame(probabilities(rows, stages[name].temperature), columns=class_names(rows))}
         for kind, values in features.items():
             forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)

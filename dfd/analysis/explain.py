@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ def thumbnail(table: pd.DataFrame, path: str) -> np.ndarray:
 def neighbour_pictures(table: pd.DataFrame, near: pd.DataFrame) -> Pictures:
     """Images with their neighbours, of `label_errors.neighbours`: path -> the image, then its neighbours in order."""
     rows = near.groupby("path", sort=False)["neighbour"]
-    return {path: [thumbnail(table, name) for name in (path, *names)] for path, names in rows}
+    return {str(path): [thumbnail(table, name) for name in (str(path), *names)] for path, names in rows}
 
 
 def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
@@ -121,7 +122,7 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
 
     with torch.inference_mode(False):
         crops = crops.detach().clone().to(stage.device).requires_grad_()
-        maps = LayerGradCam(logits, _deepest(stage, crops[:1])).attribute(crops, index, relu_attributions=True)
+        maps: Any = LayerGradCam(logits, _deepest(stage, crops[:1])).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()
 
@@ -172,7 +173,8 @@ def _spread(total: int, count: int) -> np.ndarray:
 
 def _chosen(table: pd.DataFrame, count: int) -> dict[str, list[str]]:
     """At most `count` paths of each label, spread evenly over its rows."""
-    return {label: rows["path"].iloc[_spread(len(rows), count)].tolist() for label, rows in table.groupby("label")}
+    groups = table.groupby("label")["path"]
+    return {str(label): paths.iloc[_spread(len(paths), count)].tolist() for label, paths in groups}
 
 
 def _pictures(images: Tensor) -> list[np.ndarray]:

@@ -107,7 +107,7 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
     if len(values) < 4:
         raise ValueError(f"an embedding needs at least four images, got {len(values)}")
     perplexity = min(30.0, (len(values) - 1) / 3)
-    x, y = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values).T
+    x, y = np.asarray(TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values)).T
     source = rows["source"] if "source" in rows else rows["split"] + " split"
     return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
 
@@ -129,8 +129,8 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> pd.Da
         for alone, named, c, s in zip(*names, *(x.numpy() for x in images), strict=True):
             with np.errstate(divide="ignore"):  # equal images: infinite
                 psnr = float(peak_signal_noise_ratio(c, s, data_range=1))
-            ssim = float(structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM))
-            rows.append({"alone": alone, "named": named, "psnr": psnr, "ssim": ssim})
+            ssim: Any = structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM)
+            rows.append({"alone": alone, "named": named, "psnr": psnr, "ssim": float(ssim)})
     return pairs.join(pd.DataFrame(rows))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -79,7 +79,7 @@ def agreement(near: pd.DataFrame) -> pd.DataFrame:
 
 
 def held_out_probabilities(
-    features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: ClassifierMixin | None = None
+    features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: Any = None
 ) -> pd.DataFrame:
     """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group.
 
@@ -109,12 +109,12 @@ def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.Da
     suggested, p_label, p_suggested, margin, suspected.
     """
     p = held_out_probabilities(features, table["label"], table["group"], seed)
-    labels, own = p.columns.get_indexer(table["label"]), p.to_numpy()
+    labels, own = p.columns.get_indexer(pd.Index(table["label"])), p.to_numpy()
     usual = np.array([own[labels == k, k].mean() for k in range(own.shape[1])])
     others = np.where(np.arange(own.shape[1]) == labels[:, None], -1, own)  # without the label that each has
     ranking = table[["path", "label", "split", "group"]].assign(
         suggested=p.columns[others.argmax(1)], p_label=own[np.arange(len(p)), labels], p_suggested=others.max(1)
     )
     ranking["margin"] = ranking["p_suggested"] - ranking["p_label"]
-    ranking["suspected"] = (others >= usual).any(axis=1) & (ranking["margin"] > 0)
+    ranking["suspected"] = (ranking["margin"] > 0) & np.asarray((others >= usual).any(axis=1))
     return ranking.sort_values(["suspected", "margin"], ascending=False, ignore_index=True, kind="stable")

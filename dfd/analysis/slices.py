@@ -138,7 +138,7 @@ def _bin(values: pd.Series, bins: int) -> pd.Series:
     words = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in limits.to_numpy()]
     words = [word if words.index(word) == i else f"{word} ({i})" for i, word in enumerate(words)]  # that read alike
     places = codes.rank(method="dense").fillna(0).astype(int)
-    names = [MISSING.get(str(values.name), "unknown"), *words]
+    names = pd.Index([MISSING.get(str(values.name), "unknown"), *words])
     return pd.Series(pd.Categorical.from_codes(places, names, ordered=True), values.index)
 
 

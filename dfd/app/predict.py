@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import json
 import os
@@ -23,7 +22,6 @@ from dfd.app.metadata import sentence
 from dfd.app.page import page
 from dfd.core import runs
 from dfd.core.io import write_text
-from dfd.data.layouts import SUFFIXES
 from dfd.inference.detector import Detector, Verdict
 
 MAX_PICTURED = 50  # images that a page shows pictures of; of the others it has the text only
@@ -65,26 +63,6 @@ class Journal:
         shares = {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
         self.rows.writerow(values | shares | self.judged_by)
         self.file.flush()
-
-
-def find_images(paths: Iterable[str]) -> list[str]:
-    """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
-
-    A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
-    """
-    files: list[str] = []
-    for path in paths:
-        matches, reason = [path], "no file matches"
-        if os.path.isdir(path):
-            below, reason = sorted(Path(path).rglob("*")), "no images below"
-            matches = [str(file) for file in below if file.suffix.lower() in SUFFIXES and file.is_file()]
-        elif glob.has_magic(path) and not os.path.lexists(path):
-            names = sorted(glob.glob(path, recursive=True))
-            matches = find_images(name for name in names if not (os.path.isdir(name) and "**" in path))
-        if not matches:
-            raise FileNotFoundError(f"{reason} {path}")
-        files += matches
-    return files
 
 
 def run(

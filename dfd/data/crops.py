@@ -60,7 +60,14 @@ class RealFakeDataset(Dataset):
     wrap the set in `Seeded`, to repeat them. A file that cannot be read is an ImageError, an empty table a ValueError.
     """
 
-    def __init__(self, table: pd.DataFrame, root, crop_size=128, degrade: Callable | None = None, equalise_quality=90):
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root,
+        crop_size=128,
+        degrade: Callable | None = None,
+        equalise_quality: int | None = 90,
+    ):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
@@ -94,7 +101,9 @@ class GFDTwoViewDataset(RealFakeDataset):
     `carriers` draws them. Photos and labels beyond classes are a ValueError.
     """
 
-    def __init__(self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None):
+    def __init__(
+        self, table, root, classes, crop_size=128, degrade=None, equalise_quality: int | None = 90, carriers=None
+    ):
         super().__init__(table, root, crop_size, degrade, equalise_quality)
         strangers = sorted(set(table["label"]) - set(classes))
         if strangers or not table["is_fake"].all():
@@ -114,7 +123,7 @@ class CarrierBuilder(RealFakeDataset):
     A split without photos is a ValueError.
     """
 
-    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality=90):
+    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality: int | None = 90):
         photos = table[~table["is_fake"] & (table["split"] == split)]
         if photos.empty:
             raise ValueError(f"no real photo in split {split!r} to carry a fingerprint")

@@ -70,7 +70,7 @@ def scan(
     with closing(ScanCache(root)) as cache:
         table = pd.DataFrame(_describe(root, listing, cache, workers, progress))
         _need_every_class(listing, table)
-        table = _tie(root, table)
+        _tie(root, table)
         if origins is not None:
             provenance.give(table, origins, hold_out, seed, test_fraction)
         table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
@@ -163,27 +163,23 @@ def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
         raise ManifestError(f"no {REAL}: the layout was read as {listing.layout}, but it holds no real images")
     if len(listing.labels) < 2:
         raise ManifestError(f"no generator: beside {REAL} there must be at least one folder of fakes")
-    for label in listing.labels:
-        if table.empty or label not in set(table.label):
-            paths = {path for path, of, _ in listing.files if of == label}
-            rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
-            reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"
-            raise ManifestError(f"class {label} has no readable image{reasons}")
+    for label in (label for label in listing.labels if table.empty or label not in set(table.label)):
+        paths = {path for path, of, _ in listing.files if of == label}
+        rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
+        reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"
+        raise ManifestError(f"class {label} has no readable image{reasons}")
 
 
-def _tie(root: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _tie(root: Path, table: pd.DataFrame) -> None:
     """Add the column tied from groups.csv, where there is one."""
-    path = root / "groups.csv"
-    if not path.exists():
-        return table
-    try:
-        ties = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
-        table["tied"] = table.path.map(ties.set_index("path")["group"])
-    except (KeyError, ValueError, OSError) as error:
-        raise ManifestError(f"{path} must be a CSV file with the columns path and group ({error})") from error
-    if table.tied.isna().all():
-        print("groups.csv names none of the images; its paths must be relative to the data folder")
-    return table
+    if (path := root / "groups.csv").exists():
+        try:
+            ties = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
+            table["tied"] = table.path.map(ties.set_index("path")["group"])
+        except (KeyError, ValueError, OSError) as error:
+            raise ManifestError(f"{path} must be a CSV file with the columns path and group ({error})") from error
+        if table.tied.isna().all():
+            print("groups.csv names none of the images; its paths must be relative to the data folder")
 
 
 def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float, test_fraction: float) -> pd.DataFrame:
@@ -205,20 +201,10 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
 
 def _report(table: pd.DataFrame) -> None:
     """Say what was scanned, in a few plain lines."""
-    rejected = table.attrs["rejected"]
-    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
-    details = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})" if rejected else ""
-    size = f"{len(table)} images in {table.group.nunique()} groups, {table.label.nunique()} classes"
-    print(f"{size}; {len(rejected)} rejected{details}")
-    counts = table.label.value_counts()
-    ratio = counts.max() / counts.min()
-    if ratio > 2:
-        print(f"imbalance: {counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}")
+    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in table.attrs["rejected"])
     doubles = (table.groupby("sha256").label.nunique() > 1).sum()
-    if doubles:
-        print(f"warning: {doubles} images lie byte for byte in more than one class; one of their labels is wrong")
-    for line in splits.gaps(table):
-        print(f"warning: {line}; it has too few groups, or the folders or sources leave it out")
+    facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
+    print(io.template("scan.txt.j2").render(table=table, counts=table.label.value_counts(), **facts))
 
 
 class ScanCache:
@@ -230,19 +216,16 @@ class ScanCache:
     """
 
     def __init__(self, root: Path):
-        folder = Path(os.environ.get("DFD_CACHE") or Path.home() / ".cache" / "dfd")
-        self.path = folder / f"scan-{io.digest(root)}.sqlite"
+        self.path = Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser() / f"scan-{io.digest(root)}.sqlite"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = self._open(self.path)
         except (OSError, sqlite3.Error) as error:
             self._stop_if_full(error)
             print(f"cache {self.path} cannot be used ({error}); this scan is not remembered")
             self.connection = self._open(":memory:")
         self.entries: dict[str, str] = dict(self.connection.execute("SELECT key, value FROM entries"))
-
-    def close(self) -> None:
-        self.connection.close()
+        self.close = self.connection.close
 
     def store(self, entries: dict[str, str]) -> None:
         """Put entries on disk, all or none; a full disk is an OSError."""

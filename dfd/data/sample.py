@@ -6,10 +6,11 @@ PNG of one size with the same names; `groups.csv` says which photo a tile or a f
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,8 +34,7 @@ NOTE = (
 LABELS = (REAL, *simulators.NAMES)
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """One installed photograph and what its package says of its source."""
 
     name: str  # neutral name of its tiles, and its group
@@ -96,15 +96,12 @@ def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
     """
     with Image.open(photo.path) as image:
         pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    sides, cut = pixels.shape[:2], {}
+    sides = np.array(pixels.shape[:2])
     starts = [range(0, side - TILE + 1, TILE) for side in sides]
-    if (sides[0] // TILE) * (sides[1] // TILE) < FEWEST:  # spread evenly, with one more where it fits
+    if (sides // TILE).prod() < FEWEST:  # spread evenly, with one more where it fits
         starts = [np.linspace(0, side - TILE, -(-side // TILE)).astype(int) for side in sides]
-    for top in starts[0]:
-        for left in starts[1]:
-            tile = pixels[top : top + TILE, left : left + TILE]
-            if tile.std() / 255 > FLAT:
-                cut[f"{photo.name}_{left}_{top}.png"] = tile
+    windows = ((top, left, pixels[top : top + TILE, left : left + TILE]) for top, left in itertools.product(*starts))
+    cut = {f"{photo.name}_{left}_{top}.png": tile for top, left, tile in windows if tile.std() / 255 > FLAT}
     names = list(cut)
     chosen = np.random.default_rng([seed, PHOTOS.index(photo)]).permutation(len(names))[:MOST]
     return {names[i]: cut[names[i]] for i in sorted(chosen)}
@@ -139,9 +136,8 @@ def _save(folder: Path, names: dict, stack: np.ndarray) -> None:
 
 def _recipe(seed: int) -> str:
     """Digest of all that the files follow from: version, seed, tile size, photos, weights."""
-    paths = [simulators.WEIGHTS / f"{name}.safetensors" for name in simulators.NAMES]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"no weights at {path}; make them with: {simulators.REMAKE}")
-    weights = [path.read_bytes() for path in paths]
-    return io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, [astuple(photo) for photo in PHOTOS], weights)
+    try:
+        weights = [(simulators.WEIGHTS / f"{name}.safetensors").read_bytes() for name in simulators.NAMES]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no weights at {error.filename}; make them with: {simulators.REMAKE}") from error
+    return io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, PHOTOS, weights)

@@ -43,7 +43,8 @@ def double_jpeg(
     and columns above and left, copies of the border, which are cut off before the second: the size stays.
     """
     _check(images, eight_bit=True)
-    shift = _whole("shift", shift, 0, 15)
+    check_range("shift", shift, (0, 15))
+    shift = int(shift)
     down, right = (torch.arange(-shift, side, device=images.device).clamp(min=0) for side in images.shape[-2:])
     saved = jpeg(images[..., down[:, None], right], first, subsampling)
     return jpeg(saved[..., shift:, shift:], quality, subsampling)
@@ -125,10 +126,10 @@ def social(images: Tensor, quality: float, factor: float = 0.7) -> Tensor:
 
 def recode(pixels: np.ndarray, format: str, quality: float, subsampling: str = "4:2:0") -> np.ndarray:
     """Pass (B, H, W, 3) uint8 pixels through one of Pillow's codecs, JPEG or WebP."""
-    quality = _whole(f"{format} quality", quality, 1, 100)
+    check_range(f"{format} quality", quality, (1, 100))
     decoded = np.empty_like(pixels)
     for i, image in enumerate(pixels):
-        Image.fromarray(image).save(buffer := io.BytesIO(), format, quality=quality, subsampling=subsampling)
+        Image.fromarray(image).save(buffer := io.BytesIO(), format, quality=int(quality), subsampling=subsampling)
         decoded[i] = np.asarray(Image.open(buffer))
     return decoded
 
@@ -141,6 +142,13 @@ def as_float(images: Tensor) -> Tensor:
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB PIL image as a (1, 3, H, W) tensor in [0, 1]."""
     return TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True).unsqueeze(0)
+
+
+def check_range(what: str, value: float, limits: tuple[float, float]) -> None:
+    """Refuse what lies outside a range; one that starts with an int holds whole numbers only."""
+    whole = isinstance(limits[0], int)
+    fits = limits[0] <= value <= limits[1] and not (whole and value != int(value))
+    _need(fits, f"{what} must be {limits[0]:g} to {limits[1]:g}{', a whole number' if whole else ''}, got {value:g}")
 
 
 def _need(condition: bool, text: str) -> None:
@@ -156,12 +164,6 @@ def _check(images: Tensor, eight_bit: bool = False) -> None:
     if images.numel():
         low, high = images.detach().aminmax()
         _need(bool(0 <= low and high <= 1), f"expected values in [0, 1], got {low:.3f} to {high:.3f}")  # NaN fails too
-
-
-def _whole(what: str, value: float, low: int, high: int) -> int:
-    fits = low <= value <= high and value == int(value)
-    _need(fits, f"{what} must be {low} to {high}, a whole number, got {value}")
-    return int(value)
 
 
 def _through_codec(images: Tensor, *codec: Any) -> Tensor:

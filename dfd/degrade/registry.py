@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dfd.degrade.operators import DEGRADATIONS, KERNELS, Degradation, as_float
+from dfd.degrade.operators import DEGRADATIONS, KERNELS, Degradation, as_float, check_range
 
 Step = tuple[str, float] | tuple[str, float, dict]
 AS_IT_IS = "as it is"  # the name of the images without degradation
@@ -61,10 +61,6 @@ def _known(name: str) -> Degradation:
     return DEGRADATIONS[name]
 
 
-class GridError(ValueError):
-    """A condition that is not understood; the text says what is."""
-
-
 class Condition(NamedTuple):
     """One cell of the grid."""
 
@@ -80,7 +76,7 @@ def parse(text: str) -> Condition:
     >>> parse("rescale 0.5 + jpeg 80 4:4:4").degradation
     'rescale 0.5 bicubic + jpeg 4:4:4'
 
-    An unknown operator or option, and a level that is missing or out of range, are a GridError.
+    An unknown operator or option, and a level that is missing or out of range, are a ValueError.
     """
     chain = tuple(_step(part.split(), text) for part in text.split("+"))
     words = []
@@ -96,10 +92,10 @@ def parse_all(texts: Iterable[str]) -> list[Condition]:
     conditions: dict[str, Condition] = {}
     for condition in map(parse, texts):
         if condition.name in conditions:
-            raise GridError(f"{condition.name!r} is in the grid twice")
+            raise ValueError(f"{condition.name!r} is in the grid twice")
         conditions[condition.name] = condition
     if not conditions:
-        raise GridError("a grid needs at least one condition, such as 'jpeg 75'")
+        raise ValueError("a grid needs at least one condition, such as 'jpeg 75'")
     return [Condition(AS_IT_IS, (), "none", 0.0), *conditions.values()]
 
 
@@ -128,10 +124,10 @@ def family(degradation: str, level: float) -> tuple[str, float]:
 def _step(words: list[str], text: str) -> tuple[str, float, dict]:
     """Read one step: operator, level, options as arguments."""
     if len(words) < 2:
-        raise GridError(f"{text!r}: each step is an operator and a level, such as 'jpeg 75'; got {' '.join(words)!r}")
+        raise ValueError(f"{text!r}: each step is an operator and a level, such as 'jpeg 75'; got {' '.join(words)!r}")
     name, number, *rest = words
     if name not in DEGRADATIONS:
-        raise GridError(f"{text!r}: unknown operator {name!r}; choose one of {', '.join(DEGRADATIONS)}")
+        raise ValueError(f"{text!r}: unknown operator {name!r}; choose one of {', '.join(DEGRADATIONS)}")
     rule = DEGRADATIONS[name]
     takes: dict[str, str] = {}  # a word, or "key=…" for a number -> option
     for key, values in rule.options.items():
@@ -141,7 +137,7 @@ def _step(words: list[str], text: str) -> tuple[str, float, dict]:
         key, sign, value = word.partition("=")
         option = takes.get(f"{key}=…" if sign else word)
         if option is None:
-            raise GridError(f"{text!r}: {name} has no option {word!r}; it takes {', '.join(takes) or 'none'}")
+            raise ValueError(f"{text!r}: {name} has no option {word!r}; it takes {', '.join(takes) or 'none'}")
         options[option] = _number(value, rule.options[option], f"{text!r}: {option}") if sign else word
     return name, _number(number, rule.range, f"{text!r}: the level of {name}"), options
 
@@ -150,11 +146,8 @@ def _number(text: str, limits: tuple[float, float], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise GridError(f"{what} must be a number, got {text!r}") from None
-    whole = isinstance(limits[0], int)
-    if not limits[0] <= value <= limits[1] or whole and value != int(value):
-        kind = ", a whole number" if whole else ""
-        raise GridError(f"{what} must be {limits[0]:g} to {limits[1]:g}{kind}, got {text}")
+        raise ValueError(f"{what} must be a number, got {text!r}") from None
+    check_range(what, value, limits)
     return value
 
 

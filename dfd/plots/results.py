@@ -56,7 +56,7 @@ def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool 
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Losses, validation metrics and, where there are several, each loss over the epochs of training; the best marked."""
+    """Losses, validation metrics and, where there are several, each loss over the epochs; the best is marked."""
     metrics = [name for name in map(str, history) if name.startswith("val_") and name not in LOSSES]
     parts = [name for name in map(str, history) if name.endswith("_loss") and name not in LOSSES]
     panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss, before its weight": parts} if parts else {})

@@ -245,7 +245,7 @@ def plan(
         try:
             if isinstance(checked, config.Robustness):
                 registry.parse_all(checked.conditions)
-        except registry.GridError as error:
+        except ValueError as error:
             raise config.ConfigError(f"conditions: {error}") from None
     return given
 

@@ -24,9 +24,8 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from dfd import config
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.data.crops import EpochSampler, seeds
@@ -64,9 +63,7 @@ class Trainer:
     `table` is the manifest with its root in attrs; `on_epoch` is given the history after each epoch.
     """
 
-    def __init__(
-        self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str], on_epoch: OnEpoch = None
-    ):
+    def __init__(self, stage: str, table: pd.DataFrame, cfg: Any, classes: list[str], on_epoch: OnEpoch = None):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
         self.root, self.tracking = Path(table.attrs["root"]), Tracking(stage, cfg)
         self.checkpoint = Checkpoint(stage, table, cfg, classes)
@@ -91,12 +88,13 @@ class Trainer:
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""
-        self.history = broadcast_object_list([self.checkpoint.finished_history() if self.is_main else None])[0]
+        history: list[Any] = [self.checkpoint.finished_history() if self.is_main else None]
+        self.history = broadcast_object_list(history)[0]
         if self.history and self.on_epoch and self.is_main:
             self.on_epoch(pd.DataFrame(self.history))
         return bool(self.history)
 
-    def load(self, name: str, data: Dataset, sampler: EpochSampler | None = None) -> None:
+    def load(self, name: str, data: Any, sampler: EpochSampler | None = None) -> None:
         """Load balanced batches for `batches`, under the name train, or one crop of each image for `validate`."""
         draws = sampler or list(enumerate(seeds(len(data), self.cfg.seed, 0)))
         self.loaders[name] = self.accelerator.prepare(build_loader(data, draws, self.cfg, self.device))
@@ -108,7 +106,7 @@ class Trainer:
         settings, pretrained = self.checkpoint.settings, self.cfg.pretrained
         self.model = build_model(self.stage, settings, len(self.classes), pretrained).to(self.device)
 
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        def average(averaged: Any, current: Any, count: Tensor | int) -> None:
             decay = min(self.cfg.ema, (1 + int(count)) / (10 + int(count)))  # fast while the weights are young
             get_ema_multi_avg_fn(decay)(averaged, current, count)
 
@@ -116,15 +114,10 @@ class Trainer:
         return self.model
 
     def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
-        """Let a network learn; the training data are loaded.
-
-        `name` is for `step`, and of its loss in the history; `lr` the highest learning rate; it takes a step in `every`
-        batches.
-        """
+        """Let a network learn, at most at `lr`, by a `step` of its name in `every` batches of the loaded data."""
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
-        self.learners[name] = Learner(
-            network, lr, self.cfg.weight_decay, steps, "train" if network is self.model else name
-        )
+        loss_name = "train" if network is self.model else name
+        self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, loss_name)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -187,12 +180,14 @@ class Trainer:
         if learner.loss_name == "train":
             self.averaged.update_parameters(self.model)
 
-    def record(self, losses: dict[str, Tensor]) -> None:
-        """Add parts of a loss to the history, before their weights."""
+    def step_on(self, name: str, losses: dict[str, Tensor]) -> None:
+        """Step on the sum of losses with the config's weights; each enters the history before its weight."""
+        total: Any = sum(getattr(self.cfg, f"{part}_weight", 1.0) * loss for part, loss in losses.items())
+        self.step(name, total)
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         average_over_processes(self.accelerator, [values])
-        for name, value in zip(losses, values.tolist(), strict=True):
-            self.losses[name].append(value)
+        for part, value in zip(losses, values.tolist(), strict=True):
+            self.losses[part].append(value)
 
     @torch.inference_mode()
     def validate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -266,9 +261,8 @@ class Trainer:
             number = self.stop.number or signal.SIGTERM
             if not self.is_main:
                 raise SystemExit(128 + number)
-            how = "The same again goes" if self.cfg.resume else "With resume, the same goes"
-            text = f"stopped after {self._where()}; kept in {self.checkpoint.state_path}. {how} on from there."
-            raise runs.Interrupted(f"{self.stage}: {text}", number)
+            text = f"{self.stage}: stopped after {self._where()}; kept in {self.checkpoint.state_path}."
+            raise runs.Interrupted(f"{text} The same again goes on from there, with resume.", number)
 
     def _where(self) -> str:
         epoch = len(self.history)

@@ -6,8 +6,8 @@ holds its content to that of x; C is to be evaded. All learn in turns (Goodfello
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,7 +21,7 @@ from dfd.degrade.registry import RandomDegrade
 from dfd.losses import hinge_discriminator_loss, hinge_generator_loss, real_fake_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.models.classifiers import UNetRes
-from dfd.train.loop import Trainer
+from dfd.train.loop import OnEpoch, Trainer
 
 
 class Launderer(nn.Module):
@@ -46,12 +46,7 @@ class Launderer(nn.Module):
         return hinge_discriminator_loss(self.discriminator(photos).float(), self.discriminator(laundered).float())
 
     def generator_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
-        """What G minimises, by name: adversarial (D), evasion (C) and perceptual (V).
-
-        Args:
-            fakes: (B, 3, H, W) in [0, 1].
-            detector: C, (B, 3, H, W) to logits (B,), above 0 for fake; evaluated as it predicts.
-        """
+        """What G minimises on fakes (B, 3, H, W) in [0, 1], by name: adversarial (D), evasion (C), perceptual (V)."""
         laundered, is_training = self(fakes), detector.training
         detector.eval()  # batch statistics of laundered fakes alone must not enter its averages
         logits = detector(laundered).float()
@@ -65,28 +60,15 @@ class Launderer(nn.Module):
         return losses
 
 
-def fit_stage1(
-    table: pd.DataFrame, cfg: config.Stage1, on_epoch: Callable[[pd.DataFrame], None] | None = None
-) -> pd.DataFrame:
-    """Train the real/fake detector and leave its best epoch in `best_real_fake_model.pt`.
+def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None) -> pd.DataFrame:
+    """Train the real/fake detector on a manifest with its root in attrs; the best epoch is `best_real_fake_model.pt`.
 
-    The same call resumes an interrupted training. Several processes average their gradients; see `dfd.train.loop`.
-
-    Args:
-        table: the manifest, with its root in attrs; splits train and val are read.
-        cfg: the parameters; all of them are stored in the checkpoint.
-        on_epoch: is given the history so far after every epoch.
-
-    Returns:
-        One row per epoch: epoch, seconds, lr, train_loss, val_loss and val_auc (clean crops), val_auc_degraded,
-        the losses of launderer and critic, and the score that chose the best epoch: the mean of both AUCs.
-
-    Raises:
-        ValueError: a split lacks photos or fakes.
-        Interrupted: SIGINT or SIGTERM came; the step was finished and the state is saved.
+    Returns the history, as `on_epoch` is given it after every epoch: one row each; the score, the mean of both
+    validation AUCs, chose the best. A split without photos or fakes is a ValueError. SIGINT and SIGTERM end it after
+    the step, as Interrupted, with a state from which the same call goes on.
     """
-    train, val, test = (table[table["split"] == split] for split in ("train", "val", "test"))
-    for split, rows in (("train", train), ("val", val), ("test", test)):
+    splits = {split: table[table["split"] == split] for split in ("train", "val", "test")}
+    for split, rows in splits.items():
         if rows["is_fake"].nunique() < 2:
             raise ValueError(f"stage 1 needs photos and fakes in split {split!r}; add images or change the fractions")
     trainer = Trainer("stage1", table, cfg, ["real", "fake"], on_epoch)
@@ -94,11 +76,11 @@ def fit_stage1(
         return pd.DataFrame(trainer.history)
 
     quality, degrade = cfg.equalise_quality if cfg.equalise else None, RandomDegrade(smallest=cfg.crop_size)
-    crops = partial(RealFakeDataset, root=table.attrs["root"], crop_size=cfg.crop_size, equalise_quality=quality)
-    sampler = EpochSampler(train, cfg, binary=True)
-    trainer.load("train", crops(train, degrade=degrade if cfg.degrade else None), sampler)
-    trainer.load("clean", crops(val))
-    trainer.load("degraded", crops(val, degrade=degrade))
+    options: dict[str, Any] = {"root": table.attrs["root"], "crop_size": cfg.crop_size, "equalise_quality": quality}
+    crops, sampler = partial(RealFakeDataset, **options), EpochSampler(splits["train"], cfg, binary=True)
+    trainer.load("train", crops(splits["train"], degrade=degrade if cfg.degrade else None), sampler)
+    trainer.load("clean", crops(splits["val"]))
+    trainer.load("degraded", crops(splits["val"], degrade=degrade))
 
     detector, launderer = trainer.build_model(), None
     trainer.add("detector", detector, cfg.lr_gc)
@@ -122,8 +104,7 @@ def fit_stage1(
                         # 2. launderer: pass for photos before critic and detector, keep the content
                         with trainer.autocast():
                             losses = launderer.generator_losses(fakes, detector)
-                        trainer.step("launderer", sum(getattr(cfg, f"{n}_weight") * part for n, part in losses.items()))
-                        trainer.record(losses)
+                        trainer.step_on("launderer", losses)
                         with torch.no_grad(), trainer.autocast():
                             laundered = equalise(launderer(fakes).clamp(0, 1), quality)
                 # 3. detector: photos, fakes and laundered fakes

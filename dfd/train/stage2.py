@@ -7,8 +7,8 @@ in c. After GFD-Net, arXiv:2106.08749.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from dfd.degrade.registry import RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
 from dfd.losses import consistency_loss, hinge_discriminator_loss, hinge_generator_loss, source_loss
 from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
-from dfd.train.loop import Trainer
+from dfd.train.loop import OnEpoch, Trainer
 
 
 class Disentangler(nn.Module):
@@ -31,10 +31,9 @@ class Disentangler(nn.Module):
 
     def __init__(self, cfg: config.Stage2):
         super().__init__()
-        gain, layers = 1 / cfg.residual_bound, cfg.discriminator_layers
-        has_discriminator, has_perceptual = cfg.adversarial_weight > 0, cfg.perceptual_weight > 0
-        self.discriminator = PatchDiscriminator(width=32, layers=layers, gain=gain) if has_discriminator else None
-        self.perceptual = VGGPerceptual(cfg.pretrained) if has_perceptual else None
+        discriminator = partial(PatchDiscriminator, 3, 32, cfg.discriminator_layers, 1 / cfg.residual_bound)
+        self.discriminator: Any = discriminator() if cfg.adversarial_weight else None
+        self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
         self.quality = cfg.equalise_quality if cfg.equalise else None
 
     def discriminator_loss(self, carriers: Tensor, carried: Tensor) -> Tensor:
@@ -43,12 +42,7 @@ class Disentangler(nn.Module):
         return hinge_discriminator_loss(on_photos, on_carried)
 
     def generator_losses(self, carriers: Tensor, carried: Tensor) -> dict[str, Tensor]:
-        """What G minimises for the look of fingerprinted carriers, by name: adversarial (D) and perceptual (V).
-
-        Args:
-            carriers: (B, 3, S, S) in [0, 1], c.
-            carried: (B, 3, S, S) in [0, 1], c + r, with its graph.
-        """
+        """What G minimises for the look of c + r on c, both (B, 3, S, S) in [0, 1]: adversarial, perceptual."""
         losses = {}
         if self.discriminator is not None:
             losses["adversarial"] = hinge_generator_loss(self.discriminator(carried).float())
@@ -57,11 +51,7 @@ class Disentangler(nn.Module):
         return losses
 
     def equalised(self, carried: Tensor) -> Tensor:
-        """Fingerprinted carriers behind the JPEG of every crop; same shape and range.
-
-        The gradient is that of the identity, as a codec has none: the straight-through estimator of Bengio et al. 2013,
-        arXiv:1308.3432.
-        """
+        """Fingerprinted carriers behind the JPEG of every crop, with the gradient of the identity, arXiv:1308.3432."""
         return carried + (equalise(carried.detach().clamp(0, 1), self.quality) - carried).detach()
 
 
@@ -72,22 +62,12 @@ def fingerprinted(carriers: Tensor, residual: Tensor) -> Tensor:
 
 
 def attribution_losses(
-    model: nn.Module,
-    residual: Tensor,
-    source: Tensor,
-    cfg: config.Stage2,
-    disentangler: Disentangler | None = None,
-    carriers: Tensor | None = None,
-    carried: Tensor | None = None,
+    model: Any, residual: Tensor, source: Tensor, cfg: config.Stage2, disentangler=None, carriers=None, carried=None
 ) -> dict[str, Tensor]:
-    """What the model minimises, each loss by name and before its weight.
+    """What the model, G and C, minimises: each loss by name, before its weight, and none whose weight is 0.
 
-    Args:
-        model: G and C.
-        residual: (2B, 3, S, S), of the first views, then of the second.
-        source: (B,), class indices.
-        cfg: smoothing and weights; a loss without weight is left out.
-        disentangler, carriers, carried: as in Disentangler.generator_losses; none leaves the carriers out.
+    `residual` (2B, 3, S, S) is that of the first views, then of the second; `source` (B,) are class indices; carriers
+    and `carried` are those of `Disentangler.generator_losses`, which are left out without a disentangler.
     """
     losses, views = {}, [residual]
     if disentangler is not None:
@@ -103,34 +83,20 @@ def attribution_losses(
     return losses
 
 
-def fit_stage2(
-    table: pd.DataFrame, cfg: config.Stage2, on_epoch: Callable[[pd.DataFrame], None] | None = None
-) -> pd.DataFrame:
+def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train residual extractor and classifier to name the generator; the best epoch is `best_gfd2_model.pt`.
 
     On every `carried_every`-th batch the residuals are put on photos of the train split, and a discriminator takes a
     step first. The baseline extractors have no residual to carry: they learn from sources and consistency alone.
-    The same call resumes an interrupted training. Several processes average their gradients; see `dfd.train.loop`.
-
-    Args:
-        table: the manifest, with its root in attrs; fakes of splits train and val, and photos of train, are read.
-        cfg: the parameters; all of them are stored in the checkpoint.
-        on_epoch: is given the history so far after every epoch.
-
-    Returns:
-        One row per epoch: epoch, seconds, lr, train_loss (the weighted sum), val_loss, val_balanced_accuracy, each
-        loss by itself, before its weight, and the score that chose the best epoch: the balanced accuracy.
-
-    Raises:
-        ValueError: fewer than two generators, one that is missing from a split, or no photo to carry fingerprints.
-        Interrupted: SIGINT or SIGTERM came; the step was finished and the state is saved.
+    History, `on_epoch` and signals are those of `fit_stage1`; the score is the balanced accuracy. Fewer than two
+    generators, one that a split lacks, and no photo to carry fingerprints are a ValueError.
     """
     fakes = table[table["is_fake"]]
     classes = sorted(fakes["label"].unique())
     if len(classes) < 2:
         raise ValueError(f"attribution needs at least two generators, the data has {classes or 'none'}")
-    train, val, test = (fakes[fakes["split"] == split] for split in ("train", "val", "test"))
-    for split, rows in (("train", train), ("val", val), ("test", test)):
+    splits = {split: fakes[fakes["split"] == split] for split in ("train", "val", "test")}
+    for split, rows in splits.items():
         if missing := ", ".join(sorted(set(classes) - set(rows["label"]))):
             raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
     trainer = Trainer("stage2", table, cfg, classes, on_epoch)
@@ -139,35 +105,33 @@ def fit_stage2(
 
     root, quality = table.attrs["root"], cfg.equalise_quality if cfg.equalise else None
     degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
-    crops = {"crop_size": cfg.crop_size, "equalise_quality": quality}
-    views = partial(GFDTwoViewDataset, train, root, classes, degrade=degrade, **crops)
+    crops: dict[str, Any] = {"crop_size": cfg.crop_size, "equalise_quality": quality}
+    views = partial(GFDTwoViewDataset, splits["train"], root, classes, degrade=degrade, **crops)
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
     data, every = views(), 1
     if carries:  # carriers only where they are put on: they take time
-        with_carriers = views(carriers=CarrierBuilder(table, root, degrade=degrade, **crops))
-        data, every = ConcatDataset([with_carriers, data]), cfg.carried_every
-    trainer.load("train", data, EpochSampler(train, cfg, binary=False, every=every))
-    trainer.load("val", GFDTwoViewDataset(val, root, classes, **crops))
+        carriers = CarrierBuilder(table, root, degrade=degrade, **crops)
+        data, every = ConcatDataset([views(carriers=carriers), data]), cfg.carried_every
+    trainer.load("train", data, EpochSampler(splits["train"], cfg, binary=False, every=every))
+    trainer.load("val", GFDTwoViewDataset(splits["val"], root, classes, **crops))
 
-    model, disentangler = trainer.build_model(), None
+    model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
-    if carries:
-        disentangler = Disentangler(cfg).to(trainer.device)
-        if disentangler.discriminator is not None:
-            trainer.add("discriminator", disentangler.discriminator, cfg.lr_d, every=every)
+    disentangler: Any = Disentangler(cfg).to(trainer.device) if carries else None
+    if disentangler and disentangler.discriminator:
+        trainer.add("discriminator", disentangler.discriminator, cfg.lr_d, every=every)
 
     with trainer.running():
         for _ in trainer.epochs():
             for step, batch in trainer.batches():
-                source, is_carried = batch["source"], disentangler is not None and step % every == 0
+                source, put_on = batch["source"], {}
                 with trainer.autocast():
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
-                put_on = {}
-                if is_carried:
+                if disentangler and step % every == 0:
                     carriers = batch["carrier"]
                     carried = fingerprinted(carriers, residual[: len(source)])
                     put_on = {"disentangler": disentangler, "carriers": carriers, "carried": carried}
-                    if disentangler.discriminator is not None:
+                    if disentangler.discriminator:
                         # 1. critic: photos against fingerprinted photos
                         with trainer.autocast():
                             loss = disentangler.discriminator_loss(carriers, carried)
@@ -175,9 +139,7 @@ def fit_stage2(
                 # 2. extractor and classifier: name the source, from carriers too
                 with trainer.autocast():
                     losses = attribution_losses(model, residual, source, cfg, **put_on)
-                trainer.record(losses)
-                total = sum(getattr(cfg, f"{name}_weight", 1.0) * loss for name, loss in losses.items())
-                trainer.step("model", total)
+                trainer.step_on("model", losses)
             # 3. validate, keep the best, save the state
             logits, source = trainer.validate("val")
             loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(source)).item()
@@ -185,5 +147,5 @@ def fit_stage2(
             trainer.end_epoch(accuracy, loss, val_balanced_accuracy=accuracy)
     if trainer.is_main:
         path = trainer.checkpoint.path
-        fit_feature_bank(Stage.load(path), train, path, seed=cfg.seed)
+        fit_feature_bank(Stage.load(path), splits["train"], path, seed=cfg.seed)
     return trainer.finish()
