@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +30,11 @@ ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SLOTS = {  # of Jobs, the most urgent first -> what is said where it fails
     "live": "degrading", "evidence": "drawing evidence", "examine": "examining", "curve": "the curve", "save": "saving",
 }  # fmt: skip
-BUTTONS = {  # method of the probe -> description, tooltip and icon of its button
-    "cancel": ("Stop", "Drop the work that goes on", "stop"),
-    "save": ("Save report", "Write a page and JSON of all images", "save"),
-    "empty": ("Clear", "Forget all images", "trash"),
-    "reset": ("Sliders to rest", "Set every slider to no degradation", "undo"),
+BUTTONS = {  # method of the probe -> its button
+    "cancel": {"description": "Stop", "tooltip": "Drop the work that goes on", "icon": "stop"},
+    "save": {"description": "Save report", "tooltip": "Write a page and JSON of all images", "icon": "save"},
+    "empty": {"description": "Clear", "tooltip": "Forget all images", "icon": "trash"},
+    "reset": {"description": "Sliders to rest", "tooltip": "Set every slider to no degradation", "icon": "undo"},
 }
 TEXTS = ("status", "answer", "said", "preview", "curve", "evidence", "metadata")  # widgets that show HTML
 
@@ -100,12 +100,6 @@ def probe(cfg: config.Probe) -> widgets.Widget | HTML:
     return Probe(detector, page.examples(cfg), Path(cfg.out).resolve() / "probe").view
 
 
-def _button(action: Callable[[], None], description: str, tooltip: str, icon: str = "") -> widgets.Widget:
-    button = widgets.Button(description=description, tooltip=tooltip, icon=icon)
-    button.on_click(lambda button: action())
-    return button
-
-
 def _row(*children: widgets.Widget | list[widgets.Widget], kind: str = "middle") -> widgets.Widget:
     """Widgets beside each other, those of a list one below the other; kind is a class of probe.css."""
     row = widgets.HBox([widgets.VBox(child) if isinstance(child, list) else child for child in children])
@@ -128,8 +122,9 @@ class Probe:
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.path.observe(lambda change: self._path_given(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
-        for name, (description, tooltip, icon) in BUTTONS.items():
-            setattr(on, name, _button(getattr(self, name), description, tooltip, icon))
+        for name, options in BUTTONS.items():
+            setattr(on, name, widgets.Button(**options))
+            getattr(on, name).on_click(lambda button, name=name: getattr(self, name)())
         self.sliders = {}
         for axis in Stability.axes:
             steps = [("none" if step == axis.neutral else f"{step:g}", step) for step in axis.steps]
@@ -138,9 +133,9 @@ class Probe:
             self.sliders[axis.name] = slider
         takes: list[list[widgets.Widget]] = []
         for number, item in enumerate(examples, 1):
-            take = partial(lambda item: self.add([Item(item.name, item.source)]), item)
-            thumb = widgets.HTML(page.fragment("thumb", load_rgb(item.source), item.name))
-            takes.append([thumb, _button(take, f"Example {number}", f"Examine {item.name}")])
+            take = widgets.Button(description=f"Example {number}", tooltip=f"Examine {item.name}")
+            take.on_click(lambda button, item=item: self.add([replace(item)]))
+            takes.append([widgets.HTML(page.fragment("thumb", load_rgb(item.source), item.name)), take])
         heading = widgets.HTML("<h3>Does the answer stand?</h3>")
         parts = [_row(on.upload, on.path), _row(*takes, kind="examples"), on.status, on.list]
         parts += [_row(on.cancel, on.save, on.empty), on.answer, heading]
@@ -207,10 +202,9 @@ class Probe:
             examination = examine_or_refuse(self.detector, item.source, item.name, errors=Exception)
             yield
             item.examination = examination
-            is_wanted = number == 1 or item is first
-            self._fill_list(item if is_wanted else self.shown)
-            if is_wanted:
+            if number == 1 or item is first:
                 self.show(item)
+            self._fill_list(self.shown)
         kind = "done" if all(item.is_judged for item in todo) else "failed"
         self._put("status", kind, sentence("examined", todo, time.monotonic() - began))
 
