@@ -104,7 +104,7 @@ def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
     pixels = image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * total / np.maximum(count, 1)
     weight = 0.45 * (count > 0)
-    tinted = Image.fromarray(((1 - weight) * pixels + weight * 255 * colours).round().astype(np.uint8))
+    tinted = Image.fromarray(((1 - weight) * np.asarray(pixels) + weight * 255 * colours).round().astype(np.uint8))
     pen, letter = ImageDraw.Draw(tinted), max(11, round(max(width, height) / 20))
     font = ImageFont.load_default(letter)
     for crop, (top, left) in zip(crops, corners, strict=True):
