@@ -43,16 +43,10 @@ def examine(
     verdict, stage = detector.judge(path, first, second), detector.stage1
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
-    return Examination(
-        name=plain(name or (Path(path).name if path else "image")),
-        verdict=verdict,
-        threshold=detector.threshold,
-        sentences=lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed),
-        notes=lines("note", first.crops, first.needed) if first.crops < first.needed else (),
-        crops=tuple(windows),
-        metadata=metadata,
-        image=image,
-    )
+    name = plain(name or (Path(path).name if path else "image"))
+    text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed)
+    notes = lines("note", first.crops, first.needed) if first.crops < first.needed else ()
+    return Examination(name, verdict, detector.threshold, text, notes, tuple(windows), metadata, image)
 
 
 def examine_or_refuse(
