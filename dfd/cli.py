@@ -139,8 +139,9 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     if resume and not table:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
     from dfd.app import predict as predicting
+    from dfd.data.layouts import find_images
 
-    images = predicting.find_images(paths)
+    images = find_images(paths)
     raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, **how))
 
 

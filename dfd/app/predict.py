@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import json
 import os
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
@@ -23,7 +21,6 @@ from dfd.app.metadata import sentence
 from dfd.app.page import page
 from dfd.core import runs
 from dfd.core.io import write_text
-from dfd.data.layouts import SUFFIXES
 from dfd.inference.detector import Detector, Verdict
 
 MAX_PICTURED = 50  # images that a page shows pictures of; of the others it has the text only
@@ -67,35 +64,16 @@ class Journal:
         self.file.flush()
 
 
-def find_images(paths: Iterable[str]) -> list[str]:
-    """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
-
-    A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
-    """
-    files: list[str] = []
-    for path in paths:
-        matches, reason = [path], "no file matches"
-        if os.path.isdir(path):
-            below, reason = sorted(Path(path).rglob("*")), "no images below"
-            matches = [str(file) for file in below if file.suffix.lower() in SUFFIXES and file.is_file()]
-        elif glob.has_magic(path) and not os.path.lexists(path):
-            names = sorted(glob.glob(path, recursive=True))
-            matches = find_images(name for name in names if not (os.path.isdir(name) and "**" in path))
-        if not matches:
-            raise FileNotFoundError(f"{reason} {path}")
-        files += matches
-    return files
-
-
 def run(
     folder: Path, paths: list[str], shown: str, *, as_json: bool = False, table: str | None = None,
-    resume: bool = False, report: str | None = None, threshold_fpr: float | None = None, **how: Any,
+    resume: bool = False, report: str | None = None, threshold_fpr: float | None = None,
+    crops: int | None = None, crop_mode: str | None = None,
 ) -> int:  # fmt: skip
     """Judge files with the networks in a run folder, called `shown`, and print each answer as it comes.
 
-    The rest are options of the command line, `how` the crops and crop_mode of `Stage.stream`. Gives 0 if every image
-    was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM. A checkpoint that cannot be opened or
-    lacks the threshold, or a table of another model, is a ValueError; what cannot be written, an OSError.
+    The rest are options of the command line. Gives 0 if every image was answered, 1 if one was refused, 130 after
+    Ctrl-C, 143 after SIGTERM. A checkpoint that cannot be opened or lacks the threshold, or a table of another model,
+    is a ValueError; what cannot be written, an OSError.
     """
     detector = Detector.load(folder)
     if threshold_fpr is not None:
@@ -135,11 +113,10 @@ def run(
         stop = stack.enter_context(runs.deferred("stopping after this image; once more ends at once", tell=say))
         try:
             if report:
-                write_text(Path(report), page(answers(_examined(detector, todo, say, **how)), model=shown))
+                examinations = _examined(detector, todo, crops, crop_mode, say)
+                write_text(Path(report), page(answers(examinations), model=shown))
             else:
-                verdicts = detector.predict(
-                    todo, how["crops"], how["crop_mode"], report=lambda line: say(printable(line))
-                )
+                verdicts = detector.predict(todo, crops, crop_mode, report=lambda line: say(printable(line)))
                 deque(answers(Examination("", verdict) for verdict in verdicts), maxlen=0)
         except runs.Interrupted:  # by a second signal; stop has its number
             pass
@@ -153,12 +130,12 @@ def run(
 
 
 def _examined(
-    detector: Detector, paths: Iterable[str], say: Callable[[str], None], crops: int | None, crop_mode: str | None
+    detector: Detector, paths: Iterable[str], crops: int | None, mode: str | None, say: Callable[[str], None]
 ) -> Iterator[Examination]:
     """What a page shows of each file, of the first MAX_PICTURED with pictures."""
     for number, path in enumerate(paths):
         try:
-            examination = examine_or_refuse(detector, path, path, crops, crop_mode)
+            examination = examine_or_refuse(detector, path, path, crops, mode)
             if number < MAX_PICTURED and examination.image:
                 draw(detector, examination)
         except runs.Interrupted:  # a second signal: the page holds what there is

@@ -155,7 +155,7 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(f"cannot be read: {_line(error)}") from error
+        raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
 def checked_bytes(count: int) -> None:
@@ -188,7 +188,7 @@ def _decode(source: Any) -> Image.Image:
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"
         what = "oversized" if type(error).__name__.startswith("DecompressionBomb") else what
-        raise ImageError(f"{what}: {_line(error)}") from error
+        raise ImageError(f"{what}: {one_line(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -205,7 +205,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return image.convert("RGB")
     except Exception as error:
-        raise ImageError(f"cannot become RGB: {_line(error)}") from error
+        raise ImageError(f"cannot become RGB: {one_line(error)}") from error
 
 
 def _what_it_is(file: Any) -> str:
@@ -227,6 +227,6 @@ def _what_it_is(file: Any) -> str:
     return f"not an image of a supported format ({', '.join(FORMATS)})"
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, without the system's number."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,36 @@ def find(root: Path) -> Listing:
 def printable(name: str) -> str:
     """Write bytes that are not UTF-8 as escapes, so that any text file can hold the name."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> list[str]:
+    """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
+
+    A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
+    """
+    files: list[str] = []
+    for path in paths:
+        matches, reason = [path], "no file matches"
+        if os.path.isdir(path):
+            below, reason = sorted(_files_below(path)), "no images below"
+            matches = [name for name in below if name.lower().endswith(tuple(suffixes))]
+        elif glob.has_magic(path) and not os.path.lexists(path):
+            names = sorted(glob.glob(path, recursive=True))
+            matches = find_images((name for name in names if not (os.path.isdir(name) and "**" in path)), suffixes)
+        if not matches:
+            raise FileNotFoundError(f"{reason} {path}")
+        files += matches
+    return files
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """All files below a folder; links are followed, unless they lead back up."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if not os.path.isdir(path):
+            yield path
+        elif not Path(folder).resolve().is_relative_to(Path(path).resolve()):
+            yield from _files_below(path)
 
 
 def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dict[str, str]]]:

@@ -24,9 +24,8 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from dfd import config
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.data.crops import EpochSampler, seeds
@@ -89,12 +88,13 @@ class Trainer:
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""
-        self.history = broadcast_object_list([self.checkpoint.finished_history() if self.is_main else None])[0]
+        history: list[Any] = [self.checkpoint.finished_history() if self.is_main else None]
+        self.history = broadcast_object_list(history)[0]
         if self.history and self.on_epoch and self.is_main:
             self.on_epoch(pd.DataFrame(self.history))
         return bool(self.history)
 
-    def load(self, name: str, data: Dataset, sampler: EpochSampler | None = None) -> None:
+    def load(self, name: str, data: Any, sampler: EpochSampler | None = None) -> None:
         """Load balanced batches for `batches`, under the name train, or one crop of each image for `validate`."""
         draws = sampler or list(enumerate(seeds(len(data), self.cfg.seed, 0)))
         self.loaders[name] = self.accelerator.prepare(build_loader(data, draws, self.cfg, self.device))
@@ -106,7 +106,7 @@ class Trainer:
         settings, pretrained = self.checkpoint.settings, self.cfg.pretrained
         self.model = build_model(self.stage, settings, len(self.classes), pretrained).to(self.device)
 
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        def average(averaged: Any, current: Any, count: Tensor | int) -> None:
             decay = min(self.cfg.ema, (1 + int(count)) / (10 + int(count)))  # fast while the weights are young
             get_ema_multi_avg_fn(decay)(averaged, current, count)
 
@@ -114,7 +114,7 @@ class Trainer:
         return self.model
 
     def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
-        """Let a network learn at most at `lr`, by a `step` of its name in `every` batches of the loaded training data."""
+        """Let a network learn, at most at `lr`, by a `step` of its name in `every` batches of the loaded data."""
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
         loss_name = "train" if network is self.model else name
         self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, loss_name)

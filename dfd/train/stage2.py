@@ -115,7 +115,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
     trainer.load("train", data, EpochSampler(splits["train"], cfg, binary=False, every=every))
     trainer.load("val", GFDTwoViewDataset(splits["val"], root, classes, **crops))
 
-    model = trainer.build_model()
+    model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
     disentangler: Any = Disentangler(cfg).to(trainer.device) if carries else None
     if disentangler and disentangler.discriminator:

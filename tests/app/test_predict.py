@@ -16,6 +16,7 @@ from networks import content, noise
 from dfd import cli
 from dfd.app import predict
 from dfd.config import CHECKPOINTS
+from dfd.data.layouts import find_images
 from dfd.inference.stage import save_checkpoint, update_checkpoint
 
 
@@ -39,11 +40,11 @@ def rows(path):
 
 
 def test_patterns_folders_and_files_stand_beside_each_other(call):
-    assert predict.find_images(["in/*.png"]) == ["in/a.png", "in/b,\n.png", "in/not.png"]
-    assert predict.find_images(["in/**/*.*g", "gone.png"])[-2:] == ["in/not.png", "gone.png"]
-    assert predict.find_images(["i[n]"]) == predict.find_images(["in"])
+    assert find_images(["in/*.png"]) == ["in/a.png", "in/b,\n.png", "in/not.png"]
+    assert find_images(["in/**/*.*g", "gone.png"])[-2:] == ["in/not.png", "gone.png"]
+    assert find_images(["i[n]"]) == find_images(["in"])
     with pytest.raises(FileNotFoundError, match="no file matches"):
-        predict.find_images(["in/*.tiff"])
+        find_images(["in/*.tiff"])
 
 
 def test_the_exit_code_says_whether_a_file_was_refused(call):

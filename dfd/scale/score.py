@@ -1,0 +1,300 @@
+"""Judge very many images with Ray Data and write Parquet, resumably: what `python -m dfd score` calls.
+
+Ray's `read_images` and `read_webdataset` end at damaged bytes, and its `write_parquet` leaves half a file when killed;
+so actors read through fsspec, and this process writes what they answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, fields
+from glob import has_magic
+from hashlib import sha256
+from itertools import chain, islice, tee
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+from fsspec.core import url_to_fs
+from PIL import Image
+from pyarrow import dataset, parquet
+from ray.exceptions import RayError
+
+from dfd import __version__
+from dfd.config import CHECKPOINTS
+from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
+from dfd.core.io import atomic_write, digest
+from dfd.core.runs import bar, cores, run_lock, terminable
+from dfd.data.layouts import SUFFIXES, find_images, printable
+from dfd.inference.detector import Detector, Verdict
+
+IMAGES, LISTS = tuple(SUFFIXES), (".txt", ".lst", ".list")
+SHARDS, TABLES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), (".parquet", ".pq")
+COLUMNS = ("path", "url", "image", "file", "file_name", "bytes")  # of a table, looked for in this order
+ENVIRONMENT = ("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")  # variables that say how to reach a file system
+TYPES = {"is_fake": pa.bool_(), "p_fake": pa.float64(), "crops": pa.int32(), "crop_std": pa.float64()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are found and judged; None takes what the machine, the table or the model has."""
+
+    column: str | None = None  # of tables: paths, or bytes of images
+    names: str | None = None  # column that says what images kept as bytes are called
+    root: str = ""  # what relative paths in lists and tables are relative to
+    workers: int | None = None
+    threads: int = 1  # of each worker, on the CPU
+    gpus: float | None = None  # of each worker
+    batch_size: int | None = None  # crops per forward pass
+    part_size: int = 256  # images in a task, and in a file
+    address: str | None = None  # of a Ray cluster
+    crops: int | None = None
+    crop_mode: str | None = None
+    threshold_fpr: float | None = None
+    retry: bool = False  # judge images again whose row has an error
+
+
+class Item(str):
+    """The name of an image on its way to the detector, with its bytes, or why there are none, where it is not read."""
+
+    data: Any = None
+    error: str | None = None
+    sha256: str | None = None
+
+
+def score(inputs: Sequence[str], out: str, model: str | Path, options: Options = Options()) -> tuple[int, int, int]:
+    """Judge images as `Detector.predict` does and write a row for each; those that have one are left out.
+
+    Returns the rows in the folder, those of them with an error, and those that were there before.
+
+    Args:
+        inputs: paths or URLs of images, folders, patterns, lists, tables of paths or bytes, and tar shards.
+        out: path or URL of the folder of Parquet files; it belongs to one model, version and crops.
+        model: run folder with both stages; its checkpoints are sent to the workers.
+    """
+    detector = Detector.load(model, torch.device("cpu"))
+    detector = detector if options.threshold_fpr is None else detector.at_fpr(options.threshold_fpr)
+    files = {name: (Path(model) / name).read_bytes() for name in CHECKPOINTS.values()}
+    record = {"model": digest(files), "dfd": __version__, "threshold": detector.threshold}
+    record |= {"crops": options.crops, "crop_mode": options.crop_mode}
+    names: dict[str, None] = {}  # each once, in order
+    for given in inputs:
+        try:
+            names |= dict.fromkeys(listed(given, options))
+        except Exception as error:  # each file system has its own
+            raise OSError(f"{given}: {one_line(error)}") from error
+    fs, folder = url_to_fs(out)
+    with nullcontext() if "://" in out else run_lock(folder):
+        path = f"{folder}/_score.json"
+        if not fs.exists(path):
+            if fs.glob(f"{folder}/[!.]*"):
+                raise ValueError(f"{out} holds files that `score` did not write; take another --out")
+            fs.pipe_file(path, json.dumps(record).encode())
+        if (known := json.loads(fs.cat_file(path))) != record:
+            raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
+        before = rows_in(fs, folder, options.retry)
+        left = [name for name in names if name.lower().endswith(SHARDS + TABLES) or printable(name) not in before]
+        with bar(unit="image", initial=len(before), disable=None) as progress:
+            for table in judged(left, (files, detector.threshold, set(before), os.getcwd()), options) if left else ():
+                write(fs, f"{folder}/part-{uuid.uuid4().hex}.parquet", table)
+                progress.update(len(table))
+        after = rows_in(fs, folder)
+    return len(after), sum(error is not None for error in after.values()), len(before)
+
+
+def write(fs: Any, path: str, table: pa.Table) -> None:
+    """Write a Parquet file that is there whole or not at all, as is usual in stores."""
+    if "file" not in fs.protocol:
+        parquet.write_table(table, path, filesystem=fs)
+        return
+    hidden = Path(path).with_name(".draft")  # readers of Parquet folders pass over such a name
+    with atomic_write(hidden) as draft:
+        parquet.write_table(table, draft)
+    os.replace(hidden, path)
+
+
+def rows_in(fs: Any, folder: str, retry: bool = False) -> dict[str, str | None]:
+    """Path and error of the rows in a folder; to retry, those with an error are taken out first."""
+    schema = pa.schema([("path", pa.string()), ("error", pa.string())])
+    parts = dataset.dataset(fs.glob(f"{folder}/*.parquet"), schema, "parquet", fs)
+    rows = parts.to_table(columns=["path", "error", "__filename"]).to_pylist()
+    for path in {row["__filename"] for row in rows if retry and row["error"]}:
+        table = parquet.read_table(path, filesystem=fs)
+        write(fs, path, table.filter(table["error"].is_null()))
+    return {row["path"]: row["error"] for row in rows if not (retry and row["error"])}
+
+
+def listed(given: str, options: Options) -> Iterator[str]:
+    """The images, shards and tables of bytes that an input stands for."""
+    fs, path = url_to_fs(given)
+    if "://" not in given:
+        names = find_images([given], IMAGES + SHARDS)
+    elif has_magic(given):
+        names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match), options)]
+    elif fs.isdir(path):
+        names = [name for name in map(fs.unstrip_protocol, fs.find(path)) if name.lower().endswith(IMAGES + SHARDS)]
+    else:
+        names = [given]
+    if not names:
+        raise FileNotFoundError("no images there, and no shards (.tar)")
+    for name in names:
+        if name.lower().endswith(LISTS):
+            with fs.open(name, "rb") as file:
+                lines = [os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip()]
+            yield from (os.path.join(options.root, line) for line in lines)
+        elif name.lower().endswith(TABLES):
+            with fs.open(name, "rb") as file:
+                values = (value for _, value in table_rows(file, name, options))
+                if isinstance(first := next(values, None), str):
+                    yield from (os.path.join(options.root, path) for path in chain([first], values))
+                else:  # the bytes of images
+                    yield name
+        elif name.lower().endswith(IMAGES) or fs.exists(name):  # an image that is missing gets a row that says so
+            yield name
+        else:
+            raise FileNotFoundError("no such file or folder")
+
+
+def items_of(name: str, options: Options) -> Iterator[Item]:
+    """An image, or those in a shard or table of bytes; where it breaks off, the last item says why."""
+    kind, count = name.lower(), 0
+    if not kind.endswith(SHARDS + TABLES):
+        yield Item(name)
+        return
+    try:
+        with url_to_fs(name)[0].open(name, "rb") as file:
+            for label, data in table_rows(file, name, options) if kind.endswith(TABLES) else members(file, name):
+                item = Item(label)
+                item.data, item.error, count = data, None if data else "no bytes", count + 1
+                yield item
+        if not count:
+            raise ValueError("no images in it")
+    except Exception as error:  # pyarrow's, tarfile's, three decompressors', and the file systems' own
+        item = Item(name)
+        item.error = f"cannot be read after {count} images: {one_line(error)}"
+        yield item
+
+
+def members(file: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Names and bytes of the images in a tar archive."""
+    archive: Any = tarfile.TarFile.open(fileobj=file, mode="r|*")
+    for member in archive:
+        archive.members = []  # tarfile remembers them all
+        if not member.isdir() and member.name.lower().endswith(IMAGES):
+            data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else None
+            yield f"{name}/{member.name.removeprefix('./')}", data
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile ends in silence here
+        raise tarfile.ReadError("damaged, or cut short")
+
+
+def table_rows(file: Any, name: str, options: Options) -> Iterator[tuple[str, Any]]:
+    """Names of the images in a Parquet file, and their bytes or paths."""
+    table = parquet.ParquetFile(file)
+    there = table.schema_arrow.names
+    column = options.column or next((column for column in COLUMNS if column in there), COLUMNS[0])
+    if missing := {column, options.names or column} - set(there):
+        raise ValueError(f"no column {', '.join(missing)} among {', '.join(there)}; name one with --column")
+    batches = table.iter_batches(16, columns=[column, *filter(None, [options.names])])
+    for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        value = row[column]["bytes"] if isinstance(row[column], dict) else row[column]  # as Hugging Face keeps images
+        yield str(row[options.names]) if options.names else f"{name}/{number}", value
+
+
+def decode(item: Item) -> Image.Image:
+    """Read and decode an image; its bytes are let go of."""
+    try:
+        if item.error:
+            raise ImageError(item.error)
+        if item.data is None and "://" in item:
+            item.data = url_to_fs(item)[0].cat_file(item, end=MAX_BYTES + 1)
+        with open_file(str(item) if item.data is None else item.data) as file:
+            data, item.data = file.read(), None
+        item.sha256 = sha256(data).hexdigest()
+        return load_rgb(data)
+    except Exception as error:  # each file system has its own
+        problem = "" if isinstance(error, ImageError) else "cannot be read: "
+        raise ImageError(problem + one_line(error).removeprefix("the given bytes: ")) from error
+
+
+class Judge:
+    """An actor of Ray Data: loads the model once, then judges what each row names."""
+
+    def __init__(self, shared: list[ray.ObjectRef], options: Options, device: str):
+        (files, threshold, self.done, folder), self.options = ray.get(shared[0]), options
+        with suppress(OSError):  # a machine without the folder can still read URLs
+            os.chdir(folder)
+        torch.set_num_threads(options.threads)
+        with tempfile.TemporaryDirectory() as run:
+            for name, data in files.items():
+                (Path(run) / name).write_bytes(data)
+            self.detector = Detector.load(run, torch.device(device))
+        self.detector.threshold = threshold
+        shares = pa.struct([(name, pa.float64()) for name in self.detector.stage2.classes])
+        kinds = TYPES | {"p_source": shares, "candidates": pa.list_(pa.string())}
+        names = dict.fromkeys(["path", "sha256", *(field.name for field in fields(Verdict))])
+        self.schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name, self.options))
+        ahead, items = tee(item for item in items if printable(item) not in self.done)
+        settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
+        rows = (
+            verdict.asdict() | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
+            for verdict, item in zip(self.detector.predict(ahead, *settings), items, strict=True)
+        )
+        while part := list(islice(rows, self.options.part_size)):
+            table = pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
+            yield table.rename_columns([name.replace("p_source.", "p_") for name in table.column_names])
+
+
+def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:
+    """Have the actors of a Ray cluster judge what is named; gives the rows of a part at a time, as they come."""
+    images = [name for name in names if not name.lower().endswith(SHARDS + TABLES)]
+    blocks = [[name] for name in names if name.lower().endswith(SHARDS + TABLES)]
+    blocks += [images[at : at + options.part_size] for at in range(0, len(images), options.part_size)]
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised, and in Ray's own logs
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        cpus = max(cores(), (options.workers or 1) * options.threads)
+        settings |= {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
+    else:
+        settings |= {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
+    try:
+        if not ray.is_initialized():
+            ray.init(address, **settings)
+    except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
+        raise OSError(f"no Ray at {address}: {one_line(error)}") from error
+    has = ray.cluster_resources()
+    gpus = min(1, has.get("GPU", 0)) if options.gpus is None else options.gpus
+    most = has["GPU"] / gpus if gpus else has["CPU"] / options.threads
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = 6 * 3600  # where an image kills one worker after another
+    context.target_max_block_size = 1 << 14  # bytes of rows, from which on a part is given at once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    rows = [{"names": pickle.dumps(block)} for block in blocks]  # names need not be UTF-8
+    tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
+        Judge,
+        fn_constructor_args=([ray.put(shared)], options, "cuda" if gpus else "cpu"),
+        concurrency=options.workers or max(1, int(most)),
+        num_cpus=options.threads,
+        num_gpus=gpus or None,
+    )
+    try:
+        with terminable():  # Ray has put its own handlers in our place
+            yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")
+    except RayError as error:
+        raise OSError(f"a worker failed: {one_line(getattr(error, 'cause', error))}") from error

@@ -1,0 +1,487 @@
+"""`python -m dfd score`: with Ray, as a person calls it, and without, by a Judge in this process."""
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+
+import bad_files
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+import s3fs
+from bad_files import encoded, picture
+from click.testing import CliRunner
+from moto.server import ThreadedMotoServer
+from networks import checkpoint
+from pyarrow import parquet
+
+from dfd import cli
+from dfd.config import CHECKPOINTS
+from dfd.data.layouts import printable
+from dfd.inference.detector import Detector
+from dfd.inference.stage import save_checkpoint, update_checkpoint
+from dfd.scale import score as scale
+
+AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's servers
+SLOW = ("--crop-mode", "grid", "--part-size", "4")  # work that takes long enough to be interrupted
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """One Ray for all tests, for it takes many seconds to start, and an S3 server that its workers know."""
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**AWS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+            patch.setenv(name, value)
+        for attempt in range(4):
+            try:
+                ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+                break
+            except Exception:  # Ray gives itself half a minute, which a busy machine may need for Python alone
+                ray.shutdown()
+                assert attempt < 3
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(checkpoint(stage, crop_size=32, crops=2), folder / name)
+    return folder
+
+
+@pytest.fixture
+def score(model, tmp_path, monkeypatch):
+    """The command, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(cli.main, ["score", "--model", str(model), "--workers", "2", *words])
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Judge in this process; gives the names that were to be judged."""
+    judged = []
+
+    def judge(names, shared, options):
+        judged.extend(names)
+        monkeypatch.setattr(ray, "get", lambda content: content)
+        worker = scale.Judge([shared], options, "cpu")
+        for start in range(0, len(names), options.part_size):
+            yield from worker({"names": [pickle.dumps(names[start : start + options.part_size])]})
+
+    monkeypatch.setattr(scale, "judged", judge)
+    return judged
+
+
+def fill(folder, count, size=(60, 50)):
+    folder.mkdir()
+    for number in range(count):
+        picture(number, *size).save(folder / f"{number:03}.png")
+    return folder
+
+
+def pngs(count):
+    return [(f"{number}.png", encoded(picture(number, 60, 50), "PNG")) for number in range(count)]
+
+
+def shard(path, members, mode="w"):
+    """Write a tar archive of (name, content); a content of None makes a link."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            else:
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(content or b""))
+    return path
+
+
+def rows(folder):
+    table = pd.read_parquet(folder)
+    assert table.path.is_unique
+    return table.set_index("path").sort_index()
+
+
+def errors(folder):
+    return rows(folder).error.dropna().to_dict()
+
+
+def parts(folder):
+    return {path.name for path in folder.glob("part-*.parquet")}
+
+
+def assert_as_predicted(table, model, folder, prefix="", **options):
+    """Rows of images are what `predict` says of the files of the same name in a folder."""
+    paths = sorted(folder.iterdir())
+    for path, verdict in zip(paths, Detector.load(model).predict(paths, report=lambda _: None, **options), strict=True):
+        row = table.loc[f"{prefix}{path.name}"]
+        assert row.p_fake == pytest.approx(verdict.p_fake, abs=1e-5) and row.crops == verdict.crops
+        assert row.source == verdict.source and row.p_ProGAN == pytest.approx(verdict.p_source["ProGAN"], abs=1e-5)
+        assert tuple(row.candidates) == verdict.candidates and len(row.sha256) == 64
+
+
+def wait_for(what, seconds=240):
+    end = time.monotonic() + seconds
+    while not (result := what()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+    return result
+
+
+# With Ray
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_shards_images_lists_and_tables_on_s3_become_parquet_there(score, model, tmp_path):
+    pictures = fill(tmp_path / "in", 9)
+    data = [path.read_bytes() for path in sorted(pictures.iterdir())]
+    s3 = s3fs.S3FileSystem()
+    s3.mkdir("bucket")
+    for number in range(3):
+        s3.pipe_file(f"bucket/images/deep/{number:03}.png", data[number])
+    s3.pipe_file("bucket/images/bad.png", b"<svg/>")
+    shard(tmp_path / "s.tar", [(f"{number:03}.png", data[number]) for number in range(3, 6)])
+    s3.put_file(str(tmp_path / "s.tar"), "bucket/shards/good.tar")
+    s3.pipe_file("bucket/shards/broken.tar", (tmp_path / "s.tar").read_bytes()[:600])
+    s3.pipe_file("bucket/list.txt", b"s3://bucket/listed/006.png\ns3://bucket/listed/gone.png\n")
+    s3.pipe_file("bucket/listed/006.png", data[6])
+    table = pa.table({"name": ["007.png", "008.png"], "bytes": data[7:]})
+    parquet.write_table(table, "bucket/t.parquet", filesystem=s3)
+    inputs = [f"s3://bucket/{name}" for name in ("images", "shards/*.tar", "list.txt", "t.parquet")]
+    words = [*inputs, "--names", "name", "--out", "s3://bucket/scores", "--part-size", "2"]
+
+    result = score(*words)
+    assert result.exit_code == 1 and "12 images in s3://bucket/scores; 3 were refused" in result.stderr, result.output
+    table = rows("s3://bucket/scores")
+    reasons = table.error.dropna().to_dict()
+    assert reasons.pop("s3://bucket/images/bad.png") == "not an image: an SVG drawing"
+    assert reasons.pop("s3://bucket/listed/gone.png").startswith("cannot be read: ")
+    assert reasons == {"s3://bucket/shards/broken.tar": "cannot be read after 0 images: unexpected end of data"}
+    table.index = table.index.str.rpartition("/").get_level_values(2)
+    assert_as_predicted(table, model, pictures)
+
+    s3.pipe_file("bucket/listed/gone.png", data[0])
+    mended = score(*words, "--retry")
+    assert "12 images in s3://bucket/scores, 9 of them before; 2 were refused" in mended.stderr
+    assert len(rows("s3://bucket/scores")) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_each_image_has_one_row_after_a_worker_is_killed_at_work(score, model, tmp_path):
+    pictures, out, seen = fill(tmp_path / "in", 48, (200, 200)), tmp_path / "out", {}
+
+    def kill():
+        wait_for(lambda: len(parts(out)) >= 2)
+        children = psutil.Process().children(recursive=True)
+        next(child for child in children if "MapWorker" in " ".join(child.cmdline())).kill()
+        seen["done"] = parts(out)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    result = score("in", "--out", "out", *SLOW)
+    thread.join(60)
+    assert result.exit_code == 0, result.output
+    assert 2 <= len(seen["done"]) < 12  # killed in the middle
+    table = rows("out")
+    assert len(table) == 48 and table.error.isna().all()
+    assert_as_predicted(table, model, pictures, "in/", mode="grid")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_what_goes_wrong_in_a_worker_ends_the_run_in_one_line(score, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 2)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(scale, "Judge", Broken)
+    result = score("in", "--out", "out", "--workers", "1")
+    assert result.exit_code == 2 and "No space left on device" in result.stderr.splitlines()[-1], result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+class Broken:
+    """A worker on a full disk."""
+
+    def __init__(self, *args):
+        pass
+
+    def __call__(self, batch):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_a_signal_ends_one_in_one_line(ray_here, score, model, tmp_path):
+    pictures, out = fill(tmp_path / "in", 24, (200, 200)), tmp_path / "out"
+    command = [sys.executable, "-m", "dfd", "score", "--model", str(model), "in", "--out", "out", "--workers", "1"]
+    command += [*SLOW, "--address", ray_here]
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = {name: (out / name).stat().st_mtime_ns for name in parts(out)}
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: len(parts(out)) > len(before) or process.poll() is not None)  # noqa: B023
+            process.send_signal(number)
+            said = process.stderr.read().splitlines()
+        assert process.returncode == code, said
+        assert len(before) < len(parts(out)) < 6, said
+        assert all((out / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+    assert said[-1].endswith("interrupted; the parts that are written stay, and the same command goes on")
+    result = score("in", "--out", "out", *SLOW)
+    assert result.exit_code == 0 and "24 images in out, " in result.stderr
+    table = rows(out)
+    assert len(table) == 24 and table.error.isna().all()
+    assert_as_predicted(table, model, pictures, "in/", mode="grid")
+
+
+@pytest.mark.slow
+def test_the_command_starts_ray_itself_and_is_quiet(model, tmp_path):
+    fill(tmp_path / "in", 3)
+    command = [sys.executable, "-m", "dfd", "score", "--model", str(model), "--workers", "1", "in", "--out", "out"]
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=own)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    first, *of_ray, last = result.stderr.splitlines()
+    assert (first, last) == (f"model: {model}", "3 images in out; 0 were refused")
+    assert len(of_ray) <= 1  # that it logs no more
+    assert len(rows(tmp_path / "out")) == 3
+
+
+# Without
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_rows_are_what_predict_says_of_good_and_bad_files(score, model, tmp_path):
+    bad_files.make(tmp_path / "in")
+    result = score("in", "--out", "out")
+    table = rows("out")
+    assert result.exit_code == 1 and len(table) > 40 and table.error.notna().sum() > 20
+    paths = list(scale.listed("in", scale.Options()))
+    for path, verdict in zip(paths, Detector.load(model).predict(paths), strict=True):
+        row = table.loc[printable(path)]
+        assert (None if pd.isna(row.error) else row.error) == verdict.error
+        if verdict.error:
+            assert row.drop(["error", "candidates"]).isna().all() and row.candidates is None
+        else:
+            assert row[["p_fake", "crop_std"]].tolist() == pytest.approx([verdict.p_fake, verdict.crop_std], abs=1e-5)
+            assert (row.is_fake, row.source, row.crops) == (verdict.is_fake, verdict.source, verdict.crops)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_neither_order_nor_parts_nor_batches_change_a_row(score, tmp_path):
+    fill(tmp_path / "a", 4)
+    fill(tmp_path / "b", 3, (90, 70))
+    shard(tmp_path / "s.tar", pngs(3))
+    score("a", "b", "s.tar", "--out", "one")
+    score("s.tar", "b", "a", "--out", "two", "--part-size", "2", "--batch-size", "3")
+    pd.testing.assert_frame_equal(
+        rows("one").drop(columns="candidates"), rows("two").drop(columns="candidates"), atol=1e-5
+    )
+
+
+def test_what_has_a_row_is_left_out_also_within_a_shard_and_other_inputs_are_added(score, without_ray, tmp_path):
+    fill(tmp_path / "in", 5)
+    shard(tmp_path / "s.tar", pngs(3))
+    assert score("in/00[01].png", "s.tar", "--out", "out").exit_code == 0
+    first = rows("out")
+    for path in (tmp_path / "out").glob("part-*"):  # as if it had been killed before the end of the shard
+        table = parquet.read_table(path)
+        parquet.write_table(table.filter([not name.endswith("2.png") for name in table["path"].to_pylist()]), path)
+    without_ray.clear()
+    result = score("in", "in/000.png", "s.tar", "--out", "out")
+    assert "8 images in out, 4 of them before; 0 were refused" in result.stderr
+    assert without_ray == ["in/002.png", "in/003.png", "in/004.png", "s.tar"]
+    pd.testing.assert_series_equal(rows("out").p_fake[first.index], first.p_fake)
+
+
+def test_retry_judges_refused_images_again(score, without_ray, tmp_path):
+    fill(tmp_path / "in", 3)
+    (tmp_path / "in/bad.png").write_bytes(b"<svg/>")
+    (tmp_path / "in/worse.png").write_bytes(b"")
+    assert score("in", "--out", "out").exit_code == 1
+    picture(9).save(tmp_path / "in/bad.png")
+    without_ray.clear()
+    assert "5 images in out, 5 of them before; 2 were refused" in score("in", "--out", "out").stderr
+    assert without_ray == []
+    assert "5 images in out, 3 of them before; 1 were refused" in score("in", "--out", "out", "--retry").stderr
+    assert errors("out") == {"in/worse.png": "empty file (0 bytes)"}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_folders_patterns_lists_and_tables_of_paths(score, tmp_path):
+    fill(tmp_path / "in", 2)
+    (tmp_path / "in/deep").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("in/deep/z.JPG", "elsewhere/f.png", os.fsdecode(b"in/\xe9.png")):
+        picture(4).save(tmp_path / name, "PNG")
+    (tmp_path / "in/notes.txt").write_text("no image")
+    os.symlink("../elsewhere", tmp_path / "in/linked")
+    os.symlink("../..", tmp_path / "in/deep/upwards")
+    os.symlink("gone.png", tmp_path / "in/broken.png")
+    (tmp_path / "list.txt").write_text("f.png\r\n\nmissing.png\n")
+    parquet.write_table(pa.table({"n": [1], "path": pa.array(["f.png"]).dictionary_encode()}), tmp_path / "t.parquet")
+    assert score("in", "--out", "folder").exit_code == 1
+    images = {"000.png", "001.png", "\\xe9.png", "broken.png", "deep/z.JPG", "linked/f.png"}
+    assert set(rows("folder").index) == {f"in/{name}" for name in images}
+    assert list(errors("folder")) == ["in/broken.png"]
+    score("in/00*.png", "list.txt", "t.parquet", "--root", "elsewhere", "--out", "out")
+    assert rows("out").index.tolist() == ["elsewhere/f.png", "elsewhere/missing.png", "in/000.png", "in/001.png"]
+    assert errors("out") == {"elsewhere/missing.png": "cannot be read: No such file or directory"}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_tables_of_bytes(score, tmp_path):
+    data = [content for _, content in pngs(2)]
+    parquet.write_table(pa.table({"id": list("abcd"), "bytes": [*data, None, b"<svg/>"]}), tmp_path / "t.parquet")
+    score("t.parquet", "--out", "numbered")
+    assert errors("numbered") == {"t.parquet/2": "no bytes", "t.parquet/3": "not an image: an SVG drawing"}
+    score("t.parquet", "--names", "id", "--column", "bytes", "--out", "named")
+    assert rows("named").index.tolist() == list("abcd")
+    images = pa.array([{"bytes": content, "path": "x.png"} for content in data])  # as Hugging Face's data sets have it
+    parquet.write_table(pa.table({"image": images}), tmp_path / "h.parquet")
+    assert score("h.parquet", "--out", "face").exit_code == 0 and len(rows("face")) == 2
+
+
+@pytest.mark.parametrize(("name", "mode"), [("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tar.xz", "w:xz")])
+@pytest.mark.usefixtures("without_ray")
+def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mode, score, tmp_path):
+    good = pngs(1)[0][1]
+    members = [("./a.png", good), ("a.json", b"{}"), ("deep/b.JPG", good), ("c.png", b"<svg/>"), ("d.png", None)]
+    shard(tmp_path / name, members, mode)
+    score(name, "--out", "out")
+    assert rows("out").index.tolist() == [f"{name}/{member}" for member in ("a.png", "c.png", "d.png", "deep/b.JPG")]
+    assert errors("out") == {f"{name}/c.png": "not an image: an SVG drawing", f"{name}/d.png": "no bytes"}
+
+
+def damaged_shards():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in pngs(3):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    data = buffer.getvalue()
+    third = data.index(b"2.png\0")
+    yield "cut within an image", data[: third + 700], 2
+    yield "cut between images", data[:third], 2
+    yield "header overwritten", data[:third] + b"\xff" * 512 + data[third + 512 :], 2
+    yield "no tar at all", b"<!doctype html>" * 100, 0
+    yield "nothing", b"", 0
+    yield "no images", bytes(10240), 0
+
+
+@pytest.mark.parametrize(
+    ("data", "good"), [case[1:] for case in damaged_shards()], ids=[case[0] for case in damaged_shards()]
+)
+@pytest.mark.usefixtures("without_ray")
+def test_a_damaged_shard_ends_in_a_row_with_the_reason(data, good, score, tmp_path):
+    (tmp_path / "s.tar").write_bytes(data)
+    assert score("s.tar", "--out", "out").exit_code == 1
+    table = rows("out")
+    assert table.error.isna().sum() == good and list(table.error.dropna().index) == ["s.tar"]
+    assert table.error["s.tar"].startswith(f"cannot be read after {good} images: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["nowhere.tar"], "nowhere.tar: no such file or folder"),
+        (["empty"], "no images below empty"),
+        (["empty/*.tiff"], "no file matches empty/*.tiff"),
+        (["foo://bucket/x"], "Protocol not known: foo"),
+        (["t.parquet"], "t.parquet: no column path among number"),
+        (["t.parquet", "--column", "file"], "t.parquet: no column file among number"),
+        (["text.parquet"], "text.parquet: Parquet magic bytes not found"),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_one_line_and_leave_no_folder(words, text, score, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("this is no table, whatever its name may say")
+    parquet.write_table(pa.table({"number": [1]}), tmp_path / "t.parquet")
+    result = score(*words, "--out", "out")
+    assert result.exit_code == 2 and text in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_folder_of_another_model_or_other_options_is_refused(score, tmp_path):
+    fill(tmp_path / "in", 1)
+    other = tmp_path / "other"
+    other.mkdir()
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(checkpoint(stage, seed=1, crop_size=32, crops=2), other / name)
+    score("in", "--out", "out")
+    for words in (["--model", str(other)], ["--crops", "1"]):
+        result = score("in", "--out", "out", *words)
+        assert result.exit_code == 2 and "out was scored with {'model': " in result.stderr
+    update_checkpoint(other / CHECKPOINTS["stage1"], validation={"photos": [0.1, 0.8], "fakes": [0.7, 0.9]})
+    score("in", "--out", "own", "--model", str(other), "--threshold-fpr", "0.01")
+    assert json.loads((tmp_path / "own/_score.json").read_text())["threshold"] > 0.8
+    assert not rows("own").is_fake.any() and len(rows("out")) == 1
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_folder_in_use_or_with_other_files_is_refused(score, tmp_path):
+    fill(tmp_path / "in", 1)
+    code = "import time; from dfd.core.runs import run_lock\nwith run_lock('out'): print(flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        result = score("in", "--out", "out")
+        process.kill()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"out is in use by process {process.pid} on" in result.stderr.splitlines()[-1]
+    (tmp_path / "mine").mkdir()
+    parquet.write_table(pa.table({"path": ["x"]}), tmp_path / "mine/table.parquet")
+    assert "mine holds files that `score` did not write" in score("in", "--out", "mine").stderr
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_part_that_cannot_be_written_whole_is_not_there(score, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 4)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    score("in/000.png", "--out", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = score("in", "--out", "out", "--part-size", "2")
+    assert result.exit_code == 2 and "disk full" in result.stderr and len(rows("out")) == 1
+    assert score("in", "--out", "out").exit_code == 0 and len(rows("out")) == 4
+
+
+def test_without_ray_the_error_says_how_to_get_it(score, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 1)
+    monkeypatch.delitem(sys.modules, "dfd.scale.score")
+    monkeypatch.delattr("dfd.scale.score")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = score("in", "--out", "out")
+    assert result.exit_code == 2 and "pip install 'ray[data]' s3fs" in result.stderr.splitlines()[-1]
+
+
+def test_a_cluster_that_is_not_there_is_one_line(score, tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify ...")
+
+    fill(tmp_path / "in", 1)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refused)
+    result = score("in", "--out", "out", "--address", "auto")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("dfd: no Ray at auto: Could not find any running Ray")
