@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from dfd.analysis import explain
 from dfd.analysis.fingerprint import SPECTRA
@@ -74,11 +75,9 @@ class Examination:
 
 
 def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
-    """Draw evidence and put it into the examination's pictures; what is there already stays.
+    """Draw these KINDS of evidence, or all, into the pictures of an examination by this detector.
 
-    Args:
-        examination: made by this detector, of an image that was not refused.
-        kinds: names in KINDS, the quick ones first; none draws all.
+    What is there already stays; an examination of an image that was refused has none.
     """
     assert examination.image is not None, "an examination without its image has no evidence"
     for kind in kinds or KINDS:
@@ -105,7 +104,7 @@ def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
     pixels = image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * total / np.maximum(count, 1)
     weight = 0.45 * (count > 0)
-    tinted = _picture((1 - weight) * np.asarray(pixels) / 255 + weight * colours)
+    tinted = Image.fromarray(((1 - weight) * np.asarray(pixels) + weight * 255 * colours).round().astype(np.uint8))
     pen, letter = ImageDraw.Draw(tinted), max(11, round(max(width, height) / 20))
     font = ImageFont.load_default(letter)
     for crop, (top, left) in zip(crops, corners, strict=True):
@@ -126,9 +125,9 @@ def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
 def _spectrum(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
     """The spectrum of the residual, beside the mean ones of the generators where the run folder has them."""
     own, tiles = explain.spectrum(_centre(detector, image)[1]), []
-    spectra, path = {"this image": own}, detector.run and detector.run / SPECTRA
-    if path and path.exists():
-        with np.load(path, allow_pickle=False) as file:
+    spectra = {"this image": own}
+    if detector.run and (detector.run / SPECTRA).exists():
+        with np.load(detector.run / SPECTRA, allow_pickle=False) as file:
             stored = {name: file[name] for name in detector.stage2.classes if name in file}
         spectra |= {name: values for name, values in stored.items() if values.shape == own.shape}
     for name, values in spectra.items():
@@ -170,13 +169,7 @@ def _coloured(values: np.ndarray, colours: str) -> Tensor:
     return torch.from_numpy(colormaps[colours](values)[..., :3]).permute(2, 0, 1)
 
 
-def _picture(values: np.ndarray) -> Image.Image:
-    """(H, W, 3) in [0, 1] as a picture."""
-    return Image.fromarray((values * 255).round().astype(np.uint8))
-
-
 def _tile(pixels: Tensor) -> Image.Image:
     """(3, S, S) in [0, 1] as a picture, enlarged by a whole factor."""
-    image = _picture(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
-    factor = max(1, math.ceil(TILE_SIDE / image.width))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image = to_pil_image((pixels.clamp(0, 1) * 255).round().byte())
+    return ImageOps.scale(image, max(1, math.ceil(TILE_SIDE / image.width)), Image.Resampling.NEAREST)

@@ -31,17 +31,11 @@ SIDE = 1024  # pixels; of a larger image the middle is degraded, so that a slide
 def examine(
     detector: Detector, source: Source, name: str | None = None, crops: int | None = None, mode: str | None = None
 ) -> Examination:
-    """Judge one image, and say what the answer rests on.
+    """Judge one image, and say what the answer rests on; `name` is its path's last part unless given.
 
-    Args:
-        source: a path, a file's bytes, a PIL image, (H, W, 3) uint8 array, or (3, H, W) tensor in [0, 1].
-        name: what to call it; the path's last part if there is one.
-        crops, mode: as in `Stage.stream`.
-
-    Raises:
-        ImageError: a file that cannot be used, and why.
-        ValueError: pixels of another shape, type or range, or crops below 1.
-        TypeError: no image.
+    The source is a path, a file's bytes, a PIL image, (H, W, 3) uint8 array, or (3, H, W) tensor in [0, 1]; crops and
+    mode are as in `Stage.stream`. A file that cannot be used is an ImageError, pixels of another shape, type or range
+    or crops below 1 a ValueError, no image a TypeError.
     """
     image, metadata = as_rgb(source), read_metadata(source)
     path = str(source) if isinstance(source, str | Path) else None
@@ -49,16 +43,10 @@ def examine(
     verdict, stage = detector.judge(path, first, second), detector.stage1
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
-    return Examination(
-        name=plain(name or (Path(path).name if path else "image")),
-        verdict=verdict,
-        threshold=detector.threshold,
-        sentences=lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed),
-        notes=lines("note", first.crops, first.needed) if first.crops < first.needed else (),
-        crops=tuple(windows),
-        metadata=metadata,
-        image=image,
-    )
+    name = plain(name or (Path(path).name if path else "image"))
+    text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed)
+    notes = lines("note", first.crops, first.needed) if first.crops < first.needed else ()
+    return Examination(name, verdict, detector.threshold, text, notes, tuple(windows), metadata, image)
 
 
 def examine_or_refuse(
@@ -86,18 +74,10 @@ def degraded(detector: Detector, source: Source, operator: str, levels: Iterable
 
 
 def under_degradation(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> pd.DataFrame:
-    """The curve of the score under one degradation.
+    """The curve of the score under one degradation: level, p_fake, is_fake, source, and p_<generator> for each.
 
-    Args:
-        source: as in `examine`; of a large image the middle of SIDE pixels is used.
-        operator: none, or a name in dfd.degrade.DEGRADATIONS.
-        levels: of the operator, see `dfd.degrade.registry.at_level`.
-
-    Returns:
-        One row per level: level, p_fake, is_fake, source, and p_<generator> for each.
-
-    Raises:
-        ImageError, TypeError, ValueError: as in `examine`; also an unknown operator or a level that it refuses.
+    The source is as in `examine`; of a large image the middle of SIDE pixels is used. Operators are none and those of
+    dfd.degrade.DEGRADATIONS; an unknown one, or a level that it refuses, is a ValueError.
     """
     return pd.DataFrame(list(degraded(detector, source, operator, levels)))
 
@@ -123,7 +103,6 @@ class Stability:
     base: Verdict | None = None  # of this image as it is
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # operator -> rows of `degraded`
     now: tuple[dict[str, float], Verdict] | None = None  # where the sliders stand, and the answer there
-    is_cut: bool = field(init=False)
 
     axes: ClassVar = tuple(DEGRADATIONS[name] for name in ("rescale", "blur", "jpeg"))  # as sliders apply them
 
@@ -163,18 +142,19 @@ class Stability:
             if self.base:
                 points.append((axis.neutral, self.base.p_fake))
             levels, scores = np.array(sorted(points)).reshape(-1, 2).T
-            ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
             colours = np.where(scores[:, None] >= self.threshold, FAKE_COLOUR, REAL_COLOUR)
+            ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
             ax.scatter(levels, scores, c=colours, s=28, zorder=2)
             ax.axhline(self.threshold, color="0.3", lw=1, ls="--")
             if self.now and self.now[0][axis.name] != axis.neutral:
                 marker = {"mfc": "none", "mec": "black", "mew": 1.8, "ms": 12}
                 ax.plot(self.now[0][axis.name], self.now[1].p_fake, "o", **marker, zorder=3, clip_on=False)
             low, high = min(axis.steps), max(axis.steps)
-            ends = low - 0.04 * (high - low), high + 0.04 * (high - low)
-            is_jpeg = axis.name == "jpeg"  # the best quality stands on the left, as no degradation does elsewhere
-            ax.set(xlim=ends[::-1] if is_jpeg else ends, ylim=(-0.05, 1.05))
-            ax.set(xlabel=f"{axis.label}: {axis.unit}{' (100: none)' if is_jpeg else ''}")
+            margin = 0.04 * (high - low)
+            ax.set(xlim=(low - margin, high + margin), ylim=(-0.05, 1.05), xlabel=f"{axis.label}: {axis.unit}")
+            if axis.name == "jpeg":  # the best quality stands on the left, as no degradation does elsewhere
+                ax.invert_xaxis()
+                ax.set(xlabel=f"{axis.label}: {axis.unit} (100: none)")
             ax.spines[["top", "right"]].set_visible(False)
         figure.axes[0].set(ylabel="score")
         canvas = FigureCanvasAgg(figure)

@@ -168,10 +168,10 @@ def read_credentials(data: bytes, format: str | None, trust: str | Path | None =
     failures = results.get("activeManifest", {}).get("failure", [])
     failures = [failure for failure in failures if failure.get("code") != "signingCredential.untrusted"]
     reason = plain(sentence("credentials", state, failures, bool(trust)), 3 * MAX_TEXT)
-    verdict = "verified" if state == "Trusted" else "not verified"
+    claims: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # a signed manifest may hold any JSON
-        return Credentials(verdict, reason, **_claims(manifest))
-    return Credentials(verdict, reason)
+        claims = _claims(manifest)
+    return Credentials("verified" if state == "Trusted" else "not verified", reason, **claims)
 
 
 def _claims(manifest: dict) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,13 +22,13 @@ from dfd.core.io import TEMPLATES, template, write_json, write_text
 from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 
+SHEETS = {name: (TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination", "probe")}
+
 
 def page(examinations: Iterable[Examination], title: str = "Real or generated?", model: str | None = None) -> str:
-    """HTML of examinations, rendered one after another, so that no more than one image need be held at a time.
+    """HTML of examinations with their pictures, judged by a run folder, the `model`.
 
-    Args:
-        examinations: with the pictures that are to be shown.
-        model: the run folder that judged.
+    They are rendered one after another, so that no more than one image need be held at a time.
     """
     rows, articles = [], []
     for number, examination in enumerate(examinations, 1):
@@ -39,7 +40,7 @@ def page(examinations: Iterable[Examination], title: str = "Real or generated?",
         title=title,
         model=None if model is None else plain(model),
         limits=sentence("limits"),
-        style=_sheet("style.css") + _sheet("examination.css"),
+        style=SHEETS["style"] + SHEETS["examination"],
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     )
@@ -53,11 +54,7 @@ def fragment(macro: str, *values: Any) -> Markup:
 
 def style() -> str:
     """The sheet of the saved page's examinations and the probe's own, both for what has the class dfd-probe only."""
-    return f"<style>.dfd-probe {{\n{_sheet('examination.css')}\n}}\n{_sheet('probe.css')}</style>"
-
-
-def _sheet(name: str) -> str:
-    return (TEMPLATES / name).read_text("utf-8")
+    return f"<style>.dfd-probe {{\n{SHEETS['examination']}\n}}\n{SHEETS['probe']}</style>"
 
 
 def address(content: Image.Image | Path, side: int | None = None, format: str = "PNG") -> str:
@@ -66,8 +63,7 @@ def address(content: Image.Image | Path, side: int | None = None, format: str = 
         data, mime = content.read_bytes(), "text/html" if content.suffix == ".html" else "application/json"
     else:
         small = content.copy()
-        side = side or max(content.size)
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small.thumbnail((side or content.width, side or content.height), Image.Resampling.LANCZOS)
         small.save(buffer := io.BytesIO(), format, quality=90)
         data, mime = buffer.getvalue(), f"image/{format.lower()}"
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
@@ -111,8 +107,7 @@ def still(detector: Detector, items: Iterable[Item]) -> str:
         examination = examine_or_refuse(detector, item.source, item.name)
         if examination.image:
             stability = Stability(examination.image, detector.threshold)
-            for _ in stability.compute(detector):
-                pass
+            deque(stability.compute(detector), maxlen=0)
             draw(detector, examination)
             examination.pictures["curve"] = stability.picture()
         articles.append(fragment("article", examination))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
@@ -67,13 +66,14 @@ class Journal:
 
 def run(
     folder: Path, paths: list[str], shown: str, *, as_json: bool = False, table: str | None = None,
-    resume: bool = False, report: str | None = None, threshold_fpr: float | None = None, **how: Any,
+    resume: bool = False, report: str | None = None, threshold_fpr: float | None = None,
+    crops: int | None = None, crop_mode: str | None = None,
 ) -> int:  # fmt: skip
     """Judge files with the networks in a run folder, called `shown`, and print each answer as it comes.
 
-    The rest are options of the command line, `how` the crops and crop_mode of `Stage.stream`. Gives 0 if every image
-    was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM. A checkpoint that cannot be opened or
-    lacks the threshold, or a table of another model, is a ValueError; what cannot be written, an OSError.
+    The rest are options of the command line. Gives 0 if every image was answered, 1 if one was refused, 130 after
+    Ctrl-C, 143 after SIGTERM. A checkpoint that cannot be opened or lacks the threshold, or a table of another model,
+    is a ValueError; what cannot be written, an OSError.
     """
     detector = Detector.load(folder)
     if threshold_fpr is not None:
@@ -113,11 +113,10 @@ def run(
         stop = stack.enter_context(runs.deferred("stopping after this image; once more ends at once", tell=say))
         try:
             if report:
-                write_text(Path(report), page(answers(_examined(detector, todo, say, **how)), model=shown))
+                examinations = _examined(detector, todo, crops, crop_mode, say)
+                write_text(Path(report), page(answers(examinations), model=shown))
             else:
-                verdicts = detector.predict(
-                    todo, how["crops"], how["crop_mode"], report=lambda line: say(printable(line))
-                )
+                verdicts = detector.predict(todo, crops, crop_mode, report=lambda line: say(printable(line)))
                 deque(answers(Examination("", verdict) for verdict in verdicts), maxlen=0)
         except runs.Interrupted:  # by a second signal; stop has its number
             pass
@@ -131,12 +130,12 @@ def run(
 
 
 def _examined(
-    detector: Detector, paths: Iterable[str], say: Callable[[str], None], crops: int | None, crop_mode: str | None
+    detector: Detector, paths: Iterable[str], crops: int | None, mode: str | None, say: Callable[[str], None]
 ) -> Iterator[Examination]:
     """What a page shows of each file, of the first MAX_PICTURED with pictures."""
     for number, path in enumerate(paths):
         try:
-            examination = examine_or_refuse(detector, path, path, crops, crop_mode)
+            examination = examine_or_refuse(detector, path, path, crops, mode)
             if number < MAX_PICTURED and examination.image:
                 draw(detector, examination)
         except runs.Interrupted:  # a second signal: the page holds what there is

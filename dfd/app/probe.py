@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,11 +30,11 @@ ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SLOTS = {  # of Jobs, the most urgent first -> what is said where it fails
     "live": "degrading", "evidence": "drawing evidence", "examine": "examining", "curve": "the curve", "save": "saving",
 }  # fmt: skip
-BUTTONS = {  # method of the probe -> description, tooltip and icon of its button
-    "cancel": ("Stop", "Drop the work that goes on", "stop"),
-    "save": ("Save report", "Write a page and JSON of all images", "save"),
-    "empty": ("Clear", "Forget all images", "trash"),
-    "reset": ("Sliders to rest", "Set every slider to no degradation", "undo"),
+BUTTONS = {  # method of the probe -> its button
+    "cancel": {"description": "Stop", "tooltip": "Drop the work that goes on", "icon": "stop"},
+    "save": {"description": "Save report", "tooltip": "Write a page and JSON of all images", "icon": "save"},
+    "empty": {"description": "Clear", "tooltip": "Forget all images", "icon": "trash"},
+    "reset": {"description": "Sliders to rest", "tooltip": "Set every slider to no degradation", "icon": "undo"},
 }
 TEXTS = ("status", "answer", "said", "preview", "curve", "evidence", "metadata")  # widgets that show HTML
 
@@ -43,11 +44,11 @@ class Jobs:
 
     A job is a generator: between two steps a job of an earlier slot gets its turn, and a job that was replaced or
     cancelled is not resumed. So a job that yields between computing and showing never shows what is out of date.
-    `failed` gets slot and error of a job that raises; `idle` is called when the last job has ended by itself.
+    `ended` gets the slot of a job that ends by itself, and its error if it raised one.
     """
 
-    def __init__(self, order: Sequence[str], failed: Callable[[str, Exception], None], idle: Callable[[], None]):
-        self.order, self.failed, self.idle = order, failed, idle
+    def __init__(self, order: Sequence[str], ended: Callable[[str, Exception | None], None]):
+        self.order, self.ended = order, ended
         self.jobs: dict[str, Iterator[None]] = {}
         self.changed, self.is_running = threading.Condition(), False
 
@@ -62,7 +63,7 @@ class Jobs:
     def cancel(self, *slots: str) -> list[str]:
         """Drop the jobs of these slots, of all where none is named, and tell which had one; a step that runs ends."""
         with self.changed:
-            return [slot for slot in slots or self.order if self.jobs.pop(slot, None) is not None]
+            return [slot for slot in slots or self.order if self.jobs.pop(slot, None)]
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until nothing is left to do; tell whether that came before the timeout, in seconds."""
@@ -84,13 +85,10 @@ class Jobs:
             except Exception as raised:  # a job's failure is told, and the thread goes on
                 error = raised
             with self.changed:
-                if self.jobs.get(slot) is not job:
-                    continue
-                del self.jobs[slot]
-            if error is not None:
-                self.failed(slot, error)
-            elif not self.jobs:
-                self.idle()
+                if is_current := self.jobs.get(slot) is job:
+                    del self.jobs[slot]
+            if is_current:
+                self.ended(slot, error)
 
 
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
@@ -116,7 +114,7 @@ class Probe:
         self.items: list[Item] = []
         self.shown: Item | None = None
         self.is_filling = False  # what the probe itself selects in the list is no wish
-        self.jobs = Jobs(list(SLOTS), self._failed, self._enable_buttons)
+        self.jobs = Jobs(list(SLOTS), self._ended)
         self.on = on = SimpleNamespace(**{name: widgets.HTML() for name in TEXTS})
         on.upload = widgets.FileUpload(description="Choose images", accept=ACCEPTED, multiple=True)
         on.path = widgets.Text(description="Path", placeholder=PLACEHOLDER, continuous_update=False)
@@ -124,10 +122,9 @@ class Probe:
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.path.observe(lambda change: self._path_given(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
-        for name, (description, tooltip, icon) in BUTTONS.items():
-            button = widgets.Button(description=description, tooltip=tooltip, icon=icon)
-            button.on_click(lambda button, name=name: getattr(self, name)())
-            setattr(on, name, button)
+        for name, options in BUTTONS.items():
+            setattr(on, name, widgets.Button(**options))
+            getattr(on, name).on_click(lambda button, name=name: getattr(self, name)())
         self.sliders = {}
         for axis in Stability.axes:
             steps = [("none" if step == axis.neutral else f"{step:g}", step) for step in axis.steps]
@@ -137,13 +134,14 @@ class Probe:
         takes: list[list[widgets.Widget]] = []
         for number, item in enumerate(examples, 1):
             take = widgets.Button(description=f"Example {number}", tooltip=f"Examine {item.name}")
-            take.on_click(lambda button, item=item: self.add([Item(item.name, item.source)]))
+            take.on_click(lambda button, item=item: self.add([replace(item)]))
             takes.append([widgets.HTML(page.fragment("thumb", load_rgb(item.source), item.name)), take])
-        style, heading = widgets.HTML(page.style()), widgets.HTML("<h3>Does the answer stand?</h3>")
-        parts = [style, _row(on.upload, on.path), _row(*takes, kind="examples"), on.status, on.list]
+        heading = widgets.HTML("<h3>Does the answer stand?</h3>")
+        parts = [_row(on.upload, on.path), _row(*takes, kind="examples"), on.status, on.list]
         parts += [_row(on.cancel, on.save, on.empty), on.answer, heading]
-        parts += [_row([*self.sliders.values(), on.reset, on.said], on.preview, kind="top"), on.curve]
-        self.view = widgets.VBox([*parts, on.evidence, on.metadata]).add_class("dfd-probe")
+        parts += [_row([*self.sliders.values(), on.reset, on.said], on.preview, kind="top")]
+        parts += [on.curve, on.evidence, on.metadata]
+        self.view = widgets.VBox([widgets.HTML(page.style()), *parts]).add_class("dfd-probe")
         self.empty()
 
     def add(self, items: list[Item]) -> None:
@@ -205,10 +203,8 @@ class Probe:
             yield
             item.examination = examination
             if number == 1 or item is first:
-                self._fill_list(item)
                 self.show(item)
-            else:
-                self._fill_list(self.shown)
+            self._fill_list(self.shown)
         kind = "done" if all(item.is_judged for item in todo) else "failed"
         self._put("status", kind, sentence("examined", todo, time.monotonic() - began))
 
@@ -260,11 +256,11 @@ class Probe:
         try:
             path = config.resolve(text)
             files = sorted(filter(Path.is_file, path.iterdir()))[:MAX_ITEMS] if path.is_dir() else [path]
+            if not files:
+                raise ValueError("the folder holds no file")
+            self.add([Item(plain(file.name), file) for file in files])
         except (OSError, ValueError, RuntimeError) as error:
-            return self._put("status", "failed", f"{plain(text)} cannot be read: {plain(error)}")
-        if not files:
-            self._put("status", "failed", f"The folder {plain(text)} holds no file.")
-        self.add([Item(plain(file.name), file) for file in files])
+            self._put("status", "failed", f"{plain(text)} cannot be read: {plain(error)}")
 
     def _moved(self) -> None:
         if self.shown and self.shown.stability:
@@ -274,8 +270,9 @@ class Probe:
         self.jobs.start(slot, job)
         self._enable_buttons()
 
-    def _failed(self, slot: str, error: Exception) -> None:
-        self._put("status", "failed", f"Failed at {SLOTS[slot]}: {type(error).__name__}: {plain(error, 400)}")
+    def _ended(self, slot: str, error: Exception | None) -> None:
+        if error:
+            self._put("status", "failed", f"Failed at {SLOTS[slot]}: {type(error).__name__}: {plain(error, 400)}")
         self._enable_buttons()
 
     def _put(self, name: str, *values: Any) -> None:

@@ -27,6 +27,7 @@ from dfd.degrade.operators import as_float, jpeg, to_tensor
 MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
 MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
 Corner = tuple[int, int]  # (top, left) of a window, pixels
+Quality = int | None  # of the last JPEG, 1 to 100; none leaves crops as they are
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:
@@ -44,7 +45,7 @@ def random_crop(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def equalise(crops: Tensor, quality: int | None) -> Tensor:
+def equalise(crops: Tensor, quality: Quality) -> Tensor:
     """Give crops of every class the same last codec, one JPEG round trip; none: as they are.
 
     Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608).
@@ -60,14 +61,7 @@ class RealFakeDataset(Dataset):
     wrap the set in `Seeded`, to repeat them. A file that cannot be read is an ImageError, an empty table a ValueError.
     """
 
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        root,
-        crop_size=128,
-        degrade: Callable | None = None,
-        equalise_quality: int | None = 90,
-    ):
+    def __init__(self, table, root, crop_size=128, degrade: Callable | None = None, equalise_quality: Quality = 90):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
@@ -102,7 +96,7 @@ class GFDTwoViewDataset(RealFakeDataset):
     """
 
     def __init__(
-        self, table, root, classes, crop_size=128, degrade=None, equalise_quality: int | None = 90, carriers=None
+        self, table, root, classes, crop_size=128, degrade=None, equalise_quality: Quality = 90, carriers=None
     ):
         super().__init__(table, root, crop_size, degrade, equalise_quality)
         strangers = sorted(set(table["label"]) - set(classes))
@@ -123,7 +117,7 @@ class CarrierBuilder(RealFakeDataset):
     A split without photos is a ValueError.
     """
 
-    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality: int | None = 90):
+    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality: Quality = 90):
         photos = table[~table["is_fake"] & (table["split"] == split)]
         if photos.empty:
             raise ValueError(f"no real photo in split {split!r} to carry a fingerprint")
@@ -196,12 +190,9 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
     pixel, spread evenly over the image when they may not; random hangs on the image's height and width alone. Never
     more than MAX_CROPS. No pixels, crops below 1 and unknown modes are a ValueError.
     """
-    if min(height, width) < 1:
-        raise ValueError(f"an image of {width} x {height} pixels has nothing to cut")
-    if crops < 1:
-        raise ValueError(f"crops must be at least 1, got {crops}")
-    if mode not in CROP_MODES:
-        raise ValueError(f"crop mode must be one of {', '.join(CROP_MODES)}, got {mode!r}")
+    if min(height, width, crops) < 1 or mode not in CROP_MODES:
+        wanted = f"crops must be at least 1, and their mode one of {', '.join(CROP_MODES)}"
+        raise ValueError(f"{wanted}; got {crops} crops, mode {mode!r}, of {width} x {height} pixels")
     down, right = max(height - size, 0), max(width - size, 0)  # the last window's top and left
     limit = min(crops, MAX_CROPS)
     if mode == "grid":
@@ -233,7 +224,7 @@ def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
 
 
 def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
-    corners = dict.fromkeys([(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)])
+    corners = dict.fromkeys([(down // 2, right // 2), *itertools.product((0, down), (0, right))])
     side = 2
     while len(corners) < limit and side * size < 2 * max(down, right) + 3 * size:  # until neighbours overlap by half
         side += 1

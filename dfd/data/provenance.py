@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -58,10 +58,9 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str], seed: 
     if table.given.notna().any():
         raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
     known = sorted(table.source.unique())
-    for name in hold_out:
-        if name not in known:
-            nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
-            raise ManifestError(f"hold_out names {name!r}, from which no image comes; the nearest sources: {nearest}")
+    for name in sorted(set(hold_out).difference(known), key=list(hold_out).index):
+        nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
+        raise ManifestError(f"hold_out names {name!r}, from which no image comes; the nearest sources: {nearest}")
     held = table.source.isin(hold_out or choose(table, seed, test_fraction))
     table["given"] = pd.Series(None, table.index, dtype=object)
     for label, out in held.groupby(table.label):
@@ -88,10 +87,9 @@ def choose(table: pd.DataFrame, seed: int, test_fraction: float) -> list[str]:
     chosen: list[str] = []
     for label in order:
         sizes = order[label][order[label] > 0]
-        before = [name for name in chosen if name in sizes]  # a source may have images of several labels
+        before = sizes.index.intersection(chosen)  # a source may have images of several labels
         target = test_fraction * counts[label].sum() - sizes[before].sum()
-        others = {str(name): int(size) for name, size in sizes.drop(before).items()}
-        chosen += _nearest(others, target, may_be_none=bool(before))
+        chosen += _nearest(sizes.drop(before), target, may_be_none=len(before) > 0)
     return chosen
 
 
@@ -104,11 +102,8 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     bound = table.group.isin(table.group[table.given.notna()])
     in_test = table.group.isin(table.group[table.given == "test"])
     val_of_bound = (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)
-    parts = [
-        splits.assign(table[rows], seed, val, test_fraction)
-        for rows, val in ((~bound, val_fraction), (bound, val_of_bound))
-        if rows.any()
-    ]
+    shares = ((table[~bound], val_fraction), (table[bound], val_of_bound))
+    parts = [splits.assign(rows, seed, val, test_fraction) for rows, val in shares if len(rows)]
     return pd.concat(parts).reindex(table.index)
 
 
@@ -123,9 +118,7 @@ def sources(table: pd.DataFrame) -> pd.DataFrame:
 def leave_one_source_out(table: pd.DataFrame) -> Iterator[tuple[str]]:
     """Yield one hold_out for each source of a manifest that can be held out: every label keeps another source."""
     counts = _counts(table) > 0
-    for name, has in counts.iterrows():
-        if (counts.sum()[has] > 1).all():
-            yield (str(name),)
+    yield from ((str(name),) for name, has in counts.iterrows() if (counts.sum()[has] > 1).all())
 
 
 def _counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -135,12 +128,12 @@ def _counts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.crosstab(table.source, table.label)
 
 
-def _nearest(sizes: Mapping[str, int], target: float, may_be_none: bool) -> list[str]:
+def _nearest(sizes: pd.Series, target: float, may_be_none: bool) -> list[str]:
     """Take the names whose sizes add up nearest to the target; of equal sums the one reached first."""
     reached: dict[int, list[str]] = {0: []}  # sum -> names that make it
     for name, size in sizes.items():
         for total, names in list(reached.items()):
             if total < target:
-                reached.setdefault(total + size, [*names, name])
+                reached.setdefault(total + size, [*names, str(name)])
     sums = [total for total in reached if total or may_be_none]
     return reached[min(sums, key=lambda total: abs(total - target), default=0)]

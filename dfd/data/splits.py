@@ -44,28 +44,26 @@ def separate(table: pd.DataFrame) -> tuple[pd.Series, dict[int, str]]:
     folder that looks like a given test image is left out too, rather than moved.
     """
     dropped: dict[int, str] = {}
-    fixed, given = table.fixed, table.given
 
-    def drop(rows: pd.Index, split: pd.Series, stays: str) -> None:
-        first = table.path[rows[split == stays][0]]
+    def drop(split: pd.Series, stays: str) -> None:
+        first = table.path[split.index[split == stays][0]]
         reason = f"near-duplicate of {stays} image {first} (same group)"
-        dropped.update(dict.fromkeys(rows[split != stays], reason))
+        dropped.update(dict.fromkeys(split.index[split != stays], reason))
 
     number = pd.Series(components(table), index=table.index)
-    for _, group in table[fixed.groupby(number).transform("nunique") > 1].groupby(number):
+    for _, group in table[table.fixed.groupby(number).transform("nunique") > 1].groupby(number):
         sides = group.fixed.dropna()
-        first, second = sides.drop_duplicates().index[:2]
-        both = f"{fixed[first]} image {table.path[first]} and {fixed[second]} image {table.path[second]}"
+        both = " and ".join(f"{sides[row]} image {table.path[row]}" for row in sides.drop_duplicates().index[:2])
         dropped |= dict.fromkeys(group.index.difference(sides.index), f"near-duplicate of both {both}")
         parts = pd.Series(components(table.loc[sides.index]), index=sides.index)
         for _, part in sides.groupby(parts):
-            drop(part.index, part, max(part, key=SPLITS.index))
+            drop(part, max(part, key=SPLITS.index))
         number[sides.index] = parts + number.max() + 1
     rest = table.drop(list(dropped)).assign(number=number)
-    side = rest.fixed.groupby(rest.number).transform("first")
-    for row in rest.index[rest.given.notna() & rest.fixed.isna() & side.isin(set(given.dropna()) - {"train"})]:
-        rows = rest.index[rest.number == rest.number[row]]
-        drop(rows, rest.fixed[rows].fillna("train"), side[row])
+    sides = rest.fixed.groupby(rest.number).transform("first")
+    stray = rest.given.notna() & rest.fixed.isna() & sides.isin(set(table.given.dropna()) - {"train"})
+    for _, group in rest[stray.groupby(rest.number).transform("any")].groupby("number"):
+        drop(group.fixed.fillna("train"), sides[group.index[0]])
     rest = rest.drop(list(dropped), errors="ignore")
     return "g" + rest.sha256.groupby(rest.number).transform("min").str[:16], dropped
 
@@ -78,13 +76,13 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     a class of at least three groups that is missing from a split gets one moved there, unless all its groups are fixed.
     """
     split = table.fixed.groupby(table.group).transform("first")
-    missing = [name for name in ("test", "val") if name not in set(table.given.dropna())]
     fractions = {"test": test_fraction, "val": val_fraction}
+    missing = [name for name in fractions if name not in set(table.given.dropna())]
     for name in missing:
-        rows = table.index[split.isna()]
+        rows = table[split.isna()]
         if len(rows):
             share = (fractions[name] * len(table) - (split == name).sum()) / len(rows)
-            split[_draw(table.loc[rows], min(max(share, 0), 1), seed)] = name
+            split[_draw(rows, min(max(share, 0), 1), seed)] = name
     movable = set(table.group) - set(table.group[table.fixed.notna()])
     return _fill_gaps(table, split.fillna("train"), [*missing, "train"], movable)
 
@@ -144,8 +142,8 @@ def _fill_gaps(table: pd.DataFrame, split: pd.Series, wanted: list[str], movable
             if len(sides) < 3 or (sides == name).any():
                 continue
             counts = sides.map(sides.value_counts())
-            spare = [group for group in sides.index[sides.isin(wanted) & (counts > 1)] if group in movable]
-            if spare:
+            spare = sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]
+            if len(spare):
                 chosen = min(spare, key=lambda group: (-counts[group], sizes[group], group))
                 split = split.mask(table.group == chosen, name)
     return split

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +42,20 @@ class Checkpoint:
 
     def finished_history(self) -> list[dict[str, float]]:
         """The history where the training is finished, or an empty one."""
-        best = self._load(self.path) if self.cfg.resume and self.path.exists() else {}
+        best = self._load(self.path)
         if best.get("key") != self.key or not best["finished"]:
             return []
         print(f"{self.stage}: {self.path.name} is already trained on this data with these parameters.")
         update_checkpoint(self.path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
         return best["history"]
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The state to resume from, if there is one and it fits."""
-        state = self._load(self.state_path) if self.cfg.resume and self.state_path.exists() else None
+    def load_state(self) -> dict[str, Any]:
+        """The state to resume from, empty without one that fits."""
+        state = self._load(self.state_path)
         if state and state["key"] != self.key:
             print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
-            return None
+            return {}
         return state
-
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Write the state to resume from."""
-        save_checkpoint({"key": self.key, **state}, self.state_path)
 
     def save_best(self, model: nn.Module, history: list[dict[str, float]]) -> None:
         """Write the best epoch, the history's last."""
@@ -75,14 +71,9 @@ class Checkpoint:
         }  # fmt: skip
         save_checkpoint(content, self.path)
 
-    def finish(self, history: list[dict[str, float]]) -> None:
-        """Mark the best epoch as that of a finished training, and drop the state."""
-        update_checkpoint(self.path, history=history, finished=True)
-        self.state_path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _load(path: Path) -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", weights_only=True)
+    def _load(self, path: Path) -> dict[str, Any]:
+        is_wanted = self.cfg.resume and path.exists()
+        return torch.load(path, map_location="cpu", weights_only=True) if is_wanted else {}
 
 
 class Tracking:
@@ -90,22 +81,19 @@ class Tracking:
 
     def __init__(self, stage: str, cfg: config.Training):
         self.name = {"auto": "tensorboard", "none": None}.get(cfg.track, cfg.track)
-        self.stage, self.out, self.accelerator = stage, Path(cfg.out).resolve(), None
+        self.stage, self.out = stage, Path(cfg.out).resolve()
         self.settings = cfg.model_dump(mode="json", exclude=NOT_LEARNT_FROM)
         if self.name and importlib.util.find_spec(self.name) is None:
             if cfg.track != "auto":
-                text = f"track is {self.name}, but the package {self.name} is not installed; or set track to none"
-                raise config.ConfigError(text)
+                raise config.ConfigError(f"track is {cfg.track}, but the package {cfg.track} is not installed")
             self.name = None
 
-    @contextmanager
-    def environment(self):
+    def environment(self) -> AbstractContextManager[None]:
         """MLflow writes below the run folder, and asks nobody, unless its variables say otherwise."""
         variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out / "mlruns").as_uri()}
-        with patch_environment(**{name: value for name, value in variables.items() if name not in os.environ}):
-            yield
+        return patch_environment(**{name: value for name, value in variables.items() if name not in os.environ})
 
-    def log(self, accelerator: Accelerator, history: list[dict[str, float]]) -> None:
+    def log(self, accelerator: Accelerator, history: list[dict[str, Any]]) -> None:
         """Log the last epoch, or all of them where this process has logged none."""
         try:
             rows = history[-1:]

@@ -24,13 +24,12 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from dfd import config
 from dfd.core import runs
 from dfd.core.images import ImageError
 from dfd.data.crops import EpochSampler, seeds
-from dfd.inference import build_model
+from dfd.inference import build_model, save_checkpoint, update_checkpoint
 from dfd.inference.stage import uses_bfloat16
 from dfd.train.checkpoint import Checkpoint, Tracking
 from dfd.train.processes import TIMEOUT, any_process, average_over_processes, broadcast_module, build_loader
@@ -68,6 +67,8 @@ class Trainer:
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
         self.root, self.tracking = Path(table.attrs["root"]), Tracking(stage, cfg)
         self.checkpoint = Checkpoint(stage, table, cfg, classes)
+        self.quality = cfg.equalise_quality if cfg.equalise else None
+        self.crops: Any = {"root": self.root, "crop_size": cfg.crop_size, "equalise_quality": self.quality}
         has_gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=not has_gpu,
@@ -89,12 +90,13 @@ class Trainer:
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""
-        self.history = broadcast_object_list([self.checkpoint.finished_history() if self.is_main else None])[0]
+        histories: list[Any] = [self.checkpoint.finished_history() if self.is_main else None]
+        (self.history,) = broadcast_object_list(histories)
         if self.history and self.on_epoch and self.is_main:
             self.on_epoch(pd.DataFrame(self.history))
         return bool(self.history)
 
-    def load(self, name: str, data: Dataset, sampler: EpochSampler | None = None) -> None:
+    def load(self, name: str, data: Any, sampler: EpochSampler | None = None) -> None:
         """Load balanced batches for `batches`, under the name train, or one crop of each image for `validate`."""
         draws = sampler or list(enumerate(seeds(len(data), self.cfg.seed, 0)))
         self.loaders[name] = self.accelerator.prepare(build_loader(data, draws, self.cfg, self.device))
@@ -106,7 +108,7 @@ class Trainer:
         settings, pretrained = self.checkpoint.settings, self.cfg.pretrained
         self.model = build_model(self.stage, settings, len(self.classes), pretrained).to(self.device)
 
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        def average(averaged: Any, current: Any, count: Tensor | int) -> None:
             decay = min(self.cfg.ema, (1 + int(count)) / (10 + int(count)))  # fast while the weights are young
             get_ema_multi_avg_fn(decay)(averaged, current, count)
 
@@ -114,7 +116,7 @@ class Trainer:
         return self.model
 
     def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
-        """Let a network learn at most at `lr`, by a `step` of its name in `every` batches of the loaded training data."""
+        """Let a network learn, at most at `lr`, by a `step` of its name in `every` batches of the loaded data."""
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
         loss_name = "train" if network is self.model else name
         self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, loss_name)
@@ -140,11 +142,13 @@ class Trainer:
             self.began = time.monotonic() - self.seconds
             self._pause()
             if len(self.history) - self.best[2] >= cfg.patience:
-                self._say(f"no better validation score for {cfg.patience} epochs; stopped early.")
+                self.accelerator.print(
+                    f"{self.stage}: no better validation score for {cfg.patience} epochs; stopped early."
+                )
                 return
             (is_late,) = any_process(self.accelerator, cfg.minutes and time.monotonic() - started > 60 * cfg.minutes)
             if is_late and len(self.history) > first:
-                self._say(f"the limit of {cfg.minutes:g} minutes is reached; stopped.")
+                self.accelerator.print(f"{self.stage}: the limit of {cfg.minutes:g} minutes is reached; stopped.")
                 self.out_of_time = True
                 return
             yield len(self.history)
@@ -229,7 +233,8 @@ class Trainer:
     def finish(self) -> pd.DataFrame:
         """Mark the training as finished, unless its time was out; gives the history."""
         if self.is_main and not self.out_of_time:
-            self.checkpoint.finish(self.history)
+            update_checkpoint(self.checkpoint.path, history=self.history, finished=True)
+            self.checkpoint.state_path.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return pd.DataFrame(self.history)
 
@@ -268,19 +273,18 @@ class Trainer:
         epoch = len(self.history)
         return f"step {self.step_number} of epoch {epoch + 1}" if self.step_number else f"epoch {epoch}"
 
-    def _say(self, text: str) -> None:
-        self.accelerator.print(f"{self.stage}: {text}")
-
     def _save_state(self) -> None:
         self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
         if self.is_main:
             state = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
             state |= {"networks": {name: learner.state_dict() for name, learner in self.learners.items()}}
-            self.checkpoint.save_state(state | {"averaged": self.averaged.state_dict()})
+            state |= {"averaged": self.averaged.state_dict(), "key": self.checkpoint.key}
+            save_checkpoint(state, self.checkpoint.state_path)
 
     def _resume(self) -> None:
-        state = broadcast_object_list([self.checkpoint.load_state() if self.is_main else None])[0]
-        if state is None:
+        states: list[Any] = [self.checkpoint.load_state() if self.is_main else None]
+        (state,) = broadcast_object_list(states)
+        if not state:
             for learner in self.learners.values():
                 broadcast_module(self.accelerator, learner.network)
             return
@@ -290,4 +294,4 @@ class Trainer:
         for name in PROGRESS:
             setattr(self, name, state[name])
         self.losses = defaultdict(list, self.losses)
-        self._say(f"going on after {self._where()}.")
+        self.accelerator.print(f"{self.stage}: going on after {self._where()}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dfd import config
 from dfd.core import runs
@@ -34,19 +34,21 @@ def from_main_process(function: Callable[[], Value]) -> Value:
     if "WORLD_SIZE" not in os.environ:
         return function()
     PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    return broadcast_object_list([function() if is_main_process() else None])[0]
+    values: list[Any] = [function() if is_main_process() else None]
+    return broadcast_object_list(values)[0]
 
 
 def any_process(accelerator: Accelerator, *flags: Any) -> list[bool]:
     """Whether each flag is set in any of the processes."""
     counts = torch.tensor([bool(flag) for flag in flags], dtype=torch.int, device=accelerator.device)
-    return (accelerator.reduce(counts) > 0).tolist()
+    total: Any = accelerator.reduce(counts)
+    return (total > 0).tolist()
 
 
 def average_over_processes(accelerator: Accelerator, tensors: list[Tensor]) -> None:
     """Replace tensors by their means over the processes, in one message."""
     if accelerator.num_processes > 1:
-        flat = accelerator.reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "mean")
+        flat: Any = accelerator.reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "mean")
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
@@ -58,9 +60,7 @@ def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:
             tensor.copy_(broadcast(tensor.contiguous()))
 
 
-def build_loader(
-    data: Dataset, draws: Iterable[tuple[int, int]], cfg: config.Training, device: torch.device
-) -> DataLoader:
+def build_loader(data: Any, draws: Any, cfg: config.Training, device: torch.device) -> DataLoader:
     """Batches of a data set's draws, (index, seed) each, by loader processes that stay from epoch to epoch.
 
     Below 0, `cfg.workers` asks for this process's share of the machine's cores, at most MAX_WORKERS.

@@ -7,7 +7,6 @@ holds its content to that of x; C is to be evaded. All learn in turns (Goodfello
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import torch
@@ -75,9 +74,8 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
     if trainer.is_finished():
         return pd.DataFrame(trainer.history)
 
-    quality, degrade = cfg.equalise_quality if cfg.equalise else None, RandomDegrade(smallest=cfg.crop_size)
-    options: dict[str, Any] = {"root": table.attrs["root"], "crop_size": cfg.crop_size, "equalise_quality": quality}
-    crops, sampler = partial(RealFakeDataset, **options), EpochSampler(splits["train"], cfg, binary=True)
+    crops, degrade = partial(RealFakeDataset, **trainer.crops), RandomDegrade(smallest=cfg.crop_size)
+    sampler = EpochSampler(splits["train"], cfg, binary=True)
     trainer.load("train", crops(splits["train"], degrade=degrade if cfg.degrade else None), sampler)
     trainer.load("clean", crops(splits["val"]))
     trainer.load("degraded", crops(splits["val"], degrade=degrade))
@@ -106,7 +104,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
                             losses = launderer.generator_losses(fakes, detector)
                         trainer.step_on("launderer", losses)
                         with torch.no_grad(), trainer.autocast():
-                            laundered = equalise(launderer(fakes).clamp(0, 1), quality)
+                            laundered = equalise(launderer(fakes).clamp(0, 1), trainer.quality)
                 # 3. detector: photos, fakes and laundered fakes
                 with trainer.autocast():
                     logits = detector(torch.cat([images, laundered])).float()

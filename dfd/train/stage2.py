@@ -103,19 +103,17 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
     if trainer.is_finished():
         return pd.DataFrame(trainer.history)
 
-    root, quality = table.attrs["root"], cfg.equalise_quality if cfg.equalise else None
     degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
-    crops: dict[str, Any] = {"crop_size": cfg.crop_size, "equalise_quality": quality}
-    views = partial(GFDTwoViewDataset, splits["train"], root, classes, degrade=degrade, **crops)
+    views = partial(GFDTwoViewDataset, splits["train"], classes=classes, degrade=degrade, **trainer.crops)
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
     data, every = views(), 1
     if carries:  # carriers only where they are put on: they take time
-        carriers = CarrierBuilder(table, root, degrade=degrade, **crops)
+        carriers = CarrierBuilder(table, degrade=degrade, **trainer.crops)
         data, every = ConcatDataset([views(carriers=carriers), data]), cfg.carried_every
     trainer.load("train", data, EpochSampler(splits["train"], cfg, binary=False, every=every))
-    trainer.load("val", GFDTwoViewDataset(splits["val"], root, classes, **crops))
+    trainer.load("val", GFDTwoViewDataset(splits["val"], classes=classes, **trainer.crops))
 
-    model = trainer.build_model()
+    model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
     disentangler: Any = Disentangler(cfg).to(trainer.device) if carries else None
     if disentangler and disentangler.discriminator:

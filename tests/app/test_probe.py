@@ -193,14 +193,14 @@ def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeyp
 
 
 def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
-    save_checkpoint(content(operating_points={"fpr_5": 0.75}), run / CHECKPOINTS["stage1"])
+    save_checkpoint(content(validation={"photos": [0.7] * 10, "fakes": [0.8]}), run / CHECKPOINTS["stage1"])
     cfg = config.Probe(data=str(tmp_path), out=str(run), examples=1, static=True, fpr=0.05)
     assert "held against 0.750" in probe.probe(cfg).data
 
 
 def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced():
     seen, errors, begun, gate = [], [], threading.Event(), threading.Event()
-    jobs = Jobs(("first", "second"), lambda slot, error: errors.append((slot, str(error))), lambda: seen.append("idle"))
+    jobs = Jobs(("first", "second"), lambda slot, error: errors.append((slot, error and str(error))))
 
     def steps(name, count, wait=False):
         for number in range(count):
@@ -218,8 +218,8 @@ def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced()
     jobs.start("first", steps("bad", 1))
     gate.set()
     assert jobs.wait(30)
-    assert [name for name in seen if name != "slow0"] == ["bad0", "new0", "new1", "idle"]
-    assert errors == [("first", "broken")] and not jobs.jobs
+    assert [name for name in seen if name != "slow0"] == ["bad0", "new0", "new1"]
+    assert errors == [("first", "broken"), ("second", None)] and not jobs.jobs
 
 
 def test_titles_of_evidence_that_is_awaited_are_those_it_gets(app):

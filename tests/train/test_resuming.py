@@ -225,7 +225,8 @@ def test_the_stop_button_ends_a_cell_with_one_line_and_running_it_again_goes_on(
     ]
     case.write("01_train", *map(new_code_cell, cells))
     with case.start() as process:
-        while process.poll() is None and not (case.out / "train_stage1.pt").exists():
+        state = case.out / "train_stage1.pt"
+        while process.poll() is None and not (state.exists() and torch.load(state)["step_number"]):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
