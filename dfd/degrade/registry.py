@@ -10,14 +10,14 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfd.degrade.operators import DEGRADATIONS, KERNELS, Degradation, as_float, check_range
+from dfd.degrade.operators import DEGRADATIONS, Degradation, as_float, check_range
 
 Step = tuple[str, float] | tuple[str, float, dict]
 AS_IT_IS = "as it is"  # the name of the images without degradation
@@ -151,10 +151,6 @@ def _number(text: str, limits: tuple[float, float], what: str) -> float:
     return value
 
 
-_DRAWN = {"history_qualities": "jpeg", "fractions": "crop", "factors": "rescale", "sigmas": "blur", "gammas": "gamma",
-          "noises": "noise", "qualities": "jpeg", "social_qualities": "social", "social_factors": "social"}  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class RandomDegrade:
     """Draw a chain of degradations for one training image, in the order in which images meet them on their way.
@@ -188,19 +184,6 @@ class RandomDegrade:
     social_factors: tuple[float, float] = (0.5, 1.0)  # log-uniform
     social_qualities: tuple[int, int] = (60, 90)
     smallest: int = 0  # pixels
-
-    def __post_init__(self):
-        for key in (spec.name for spec in fields(self) if spec.name.startswith("p_")):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must be a probability, 0 to 1, got {getattr(self, key)}")
-        for key, name in _DRAWN.items():
-            rule = DEGRADATIONS[name]
-            allowed = rule.options["factor"] if key == "social_factors" else (*rule.range, rule.neutral)
-            (low, high), least, most = getattr(self, key), min(allowed), max(allowed)
-            if not least <= low <= high <= most:
-                raise ValueError(f"{key} must be (low, high) within {least:g} to {most:g}, got ({low}, {high})")
-        if not self.kernels or not set(self.kernels) <= set(KERNELS):
-            raise ValueError(f"kernels must be some of {', '.join(KERNELS)}, got {self.kernels}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Degrade (B, 3, H, W) images in [0, 1] in one way; H and W may change, uint8 stays until float is needed."""

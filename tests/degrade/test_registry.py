@@ -107,11 +107,6 @@ def test_describe_has_words_for_every_operator_that_can_be_drawn():
         (lambda x: registry.describe([("fog", 1)]), "unknown degradation 'fog'"),
         (lambda x: operators.social(x, 75, factor=1.5), "social only shrinks"),
         (lambda x: operators.social(x, 101), "JPEG quality"),
-        (lambda x: registry.RandomDegrade(p_blur=1.5), "p_blur must be a probability"),
-        (lambda x: registry.RandomDegrade(qualities=(40, 101)), "qualities must be .* within 1 to 100"),
-        (lambda x: registry.RandomDegrade(factors=(1.5, 0.5)), "factors must be"),
-        (lambda x: registry.RandomDegrade(social_factors=(0.5, 2)), "social_factors must be"),
-        (lambda x: registry.RandomDegrade(kernels=("cubic",)), "kernels must be some of nearest"),
     ],
 )
 def test_wrong_input_is_named(images, call, text):
