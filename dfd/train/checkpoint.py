@@ -47,6 +47,7 @@ class Checkpoint:
             return []
         print(f"{self.stage}: {self.path.name} is already trained on this data with these parameters.")
         update_checkpoint(self.path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
+        self.state_path.unlink(missing_ok=True)  # left by a kill between the mark and its removal
         return best["history"]
 
     def load_state(self) -> dict[str, Any]:
