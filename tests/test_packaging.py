@@ -25,6 +25,7 @@ UNIMPORTED = {  # declared for what they do, not for an import
     "seaborn",
     "ipywidgets",
     "pyarrow",  # pandas' parquet
+    "tensorboard",  # accelerate's tracker
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +79,8 @@ def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> lis
     for path in paths:
         matches, reason = [path], "no file matches"
         if os.path.isdir(path):
-            below, reason = sorted(_walk(Path(path))[0]), "no images below"
-            matches = [os.path.join(path, name) for name in below if name.lower().endswith(tuple(suffixes))]
+            below, reason = sorted(_files_below(path)), "no images below"
+            matches = [name for name in below if name.lower().endswith(tuple(suffixes))]
         elif glob.has_magic(path) and not os.path.lexists(path):
             names = sorted(glob.glob(path, recursive=True))
             matches = find_images((name for name in names if not (os.path.isdir(name) and "**" in path)), suffixes)
@@ -88,6 +88,16 @@ def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> lis
             raise FileNotFoundError(f"{reason} {path}")
         files += matches
     return files
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """All files below a folder, broken links too; links are followed, unless they lead back up."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if not os.path.isdir(path):
+            yield path
+        elif not Path(folder).resolve().is_relative_to(Path(path).resolve()):
+            yield from _files_below(path)
 
 
 def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dict[str, str]]]:
