@@ -9,15 +9,6 @@ from dfd.models.classifiers import Attribution, EncoderClassifier, RealFakeClass
 from dfd.models.simulators import Simulator
 
 __all__ = [
-    "Attribution",
-    "EncoderClassifier",
-    "PatchDiscriminator",
-    "RealFakeClassifier",
-    "Simulator",
-    "UNetRes",
-    "VGGPerceptual",
-    "build_backbone",
-    "fold_batch_norms",
-    "high_pass",
-    "normalize_residual",
-]
+    "Attribution", "EncoderClassifier", "PatchDiscriminator", "RealFakeClassifier", "Simulator", "UNetRes",
+    "VGGPerceptual", "build_backbone", "fold_batch_norms", "high_pass", "normalize_residual",
+]  # fmt: skip
