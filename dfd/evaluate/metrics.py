@@ -31,7 +31,10 @@ Interval = dict[str, float | None]  # value, low, high; None where undefined
 def bootstrap(
     groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined.
+    """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined or lopsided.
+
+    It is lopsided where nearly all draws lie on one side of the value, as those of a calibration error do: BCa's
+    interval then shrinks to that end.
 
     `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN
     where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there is one
@@ -58,8 +61,9 @@ def bootstrap(
         )  # fmt: skip
         low, high = (np.array(limit, dtype=float) for limit in result.confidence_interval)
         percentiles = np.nanpercentile(result.bootstrap_distribution, [2.5, 97.5], axis=-1)
-    undefined = np.isnan(low) | np.isnan(high)
-    return value, np.where(undefined, percentiles[0], low), np.where(undefined, percentiles[1], high)
+    outside = (value <= percentiles[0]) | (value >= percentiles[1])
+    unusable = np.isnan(low) | np.isnan(high) | (outside & (percentiles[0] < percentiles[1]))
+    return value, np.where(unusable, percentiles[0], low), np.where(unusable, percentiles[1], high)
 
 
 def bootstrap_all(

@@ -274,6 +274,15 @@ def test_a_draw_takes_whole_groups():
     assert set(weights[:, [0, 3, 4]].sum(1)) == {2, 3}  # draws of three groups, and each left out in turn
 
 
+def test_where_nearly_all_draws_lie_above_the_value_the_interval_does_not_shrink_to_it():
+    """A statistic that resampling biases upwards, like the calibration error: its own value lies below its draws."""
+    groups = np.arange(30)
+    low, high = (float(x) for x in metrics.bootstrap(groups, lambda w: (w**2).mean(-1))[1:])
+    draws = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), 4000)
+    expected = np.percentile((draws**2).mean(-1), [2.5, 97.5])
+    assert (low, high) == pytest.approx(expected, abs=0.15) and high - low > 0.3
+
+
 def test_where_bca_is_undefined_percentiles_of_the_defined_draws_stand():
     x = np.array([1.0, 2.0, 3.0, np.nan])
     _, low, high = metrics.bootstrap(
