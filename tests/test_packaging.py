@@ -46,7 +46,7 @@ def imported(sources):
 
 
 def distributions(modules):
-    known = packages_distributions()
+    known = {"griffe": ["griffelib"]} | packages_distributions()  # of the extra docs, which need not be installed
     return {module: {name.lower().replace("_", "-") for name in known.get(module, [module])} for module in modules}
 
 
