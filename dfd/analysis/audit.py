@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 
 from dfd.analysis.label_errors import held_out_probabilities
-from dfd.core.images import load_rgb
-from dfd.core.runs import bar
 from dfd.degrade import registry
 from dfd.evaluate import metrics
 from dfd.evaluate.robustness import by_condition
-from dfd.inference.decide import class_names, probabilities, true_class
-from dfd.inference.stage import Stage
+from dfd.inference.decide import true_class
 
 CODES = {"format": "JPEG PNG WEBP BMP TIFF GIF".split(), "subsampling": "4:4:4 4:2:2 4:2:0 other".split()}
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
@@ -26,7 +20,6 @@ QUESTIONS = {"stage1": "whether an image is fake", "stage2": "which generator ma
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
 RESAMPLES = 200  # bootstrap draws: enough for a warning
 MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
-SIDE = 8  # pixels, of a thumbnail
 
 
 def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, Any]:
@@ -41,7 +34,7 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     first; warning: text or None.
     """
     rows = (table if stage == "stage1" else table[table["is_fake"]]).reset_index(drop=True)
-    truth = _labels(rows, stage)
+    truth = rows["label"] if stage == "stage2" else rows["is_fake"].map({False: "real", True: "fake"})
     groups = rows["group"].groupby(truth).nunique()
     usable = truth.isin(groups.index[groups >= 2])
     rows, truth = rows[usable], truth[usable]
@@ -52,7 +45,12 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
     values, warning = metadata(rows), None
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
-    auc = _auc(p, truth, rows["group"], stage, seed, RESAMPLES)
+    right = {name: truth.eq(name).to_numpy() for name in map(str, p if stage == "stage2" else ["fake"])}
+
+    def mean_auc(weights: np.ndarray) -> np.ndarray:
+        return np.mean([metrics.weighted_auc(weights, x, p[name].to_numpy()) for name, x in right.items()], axis=0)
+
+    auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed, RESAMPLES)["auc"]
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     if auc["low"] is not None and auc["low"] > WARN_ABOVE:
@@ -64,22 +62,6 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
             "trust scores on images as they are."
         )
     return {"auc": auc, "n": len(rows), "features": shares, "warning": warning}
-
-
-def _auc(
-    p: pd.DataFrame, truth: pd.Series, groups: pd.Series, stage: str, seed: int, resamples: int = metrics.RESAMPLES
-) -> metrics.Interval:
-    """Stage 1's AUC, or the mean AUC of one class against the rest, of probabilities with a column per class."""
-    right = {name: truth.eq(name).to_numpy() for name in map(str, p if stage == "stage2" else ["fake"])}
-
-    def mean_auc(weights: np.ndarray) -> np.ndarray:
-        return np.mean([metrics.weighted_auc(weights, x, p[name].to_numpy()) for name, x in right.items()], axis=0)
-
-    return metrics.bootstrap_all(groups, {"auc": mean_auc}, seed, resamples)["auc"]
-
-
-def _labels(rows: pd.DataFrame, stage: str) -> pd.Series:
-    return rows["label"] if stage == "stage2" else rows["is_fake"].map({False: "real", True: "fake"})
 
 
 def metadata(table: pd.DataFrame) -> np.ndarray:
@@ -139,40 +121,3 @@ def _worst(rows: pd.DataFrame) -> str:
     moved = rows["moved"].sort_values(key=abs, ascending=False)
     shown = ", ".join(f"{name} (AUC {value:+.2f})" for name, value in moved[:3].items())
     return f"{shown} and {len(moved) - 3} more" if len(moved) > 3 else shown
-
-
-def thumbnails(table: pd.DataFrame) -> np.ndarray:
-    """Every image of the manifest shrunk to 8 x 8 pixels, whatever its shape, (N, 192): its colours, and no trace."""
-
-    def shrink(path: str) -> np.ndarray:
-        image = load_rgb(f"{table.attrs['root']}/{path}")
-        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
-
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(bar(pool.map(shrink, table["path"]), total=len(table), desc="thumbnails", unit="image")))
-
-
-def shortcuts(
-    table: pd.DataFrame, scores: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0
-) -> pd.DataFrame:
-    """What file metadata alone, or an 8 x 8 thumbnail alone, would have scored, beside the model.
-
-    Random forests learn on the training split and are tested on the images of `scores`, by stage, as they are. Gives a
-    row per stage and classifier: value, low, high of the AUC (stage 2: mean of one class against the rest), and images.
-    """
-    scored = pd.concat(list(scores.values()))["path"]
-    used = table[table["split"].eq("train") | table["path"].isin(scored)].set_index("path", drop=False)
-    features = {"metadata only": metadata(used), f"resized to {SIDE} × {SIDE}": thumbnails(used)}
-    result = []
-    for name, rows in scores.items():
-        train = used["split"].eq("train") & (used["is_fake"] | (name == "stage1"))
-        tested, truth = used.index.get_indexer(pd.Index(rows["path"])), true_class(rows)
-        answers = {"the model": pd.DataFrame(probabilities(rows, stages[name].temperature), columns=class_names(rows))}
-        for kind, values in features.items():
-            forest = RandomForestClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
-            forest.fit(values[train], _labels(used[train], name))
-            answers[kind] = pd.DataFrame(forest.predict_proba(values[tested]), columns=forest.classes_)
-        for kind, p in answers.items():
-            auc = _auc(p, truth, rows["group"], name, seed)
-            result.append({"stage": name, "classifier": kind, **auc, "images": len(rows)})
-    return pd.DataFrame(result).set_index(["stage", "classifier"])
