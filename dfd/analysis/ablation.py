@@ -1,32 +1,19 @@
-"""What each part is worth: variants trained without it, a baseline without a network, and generators left out."""
+"""What each part is worth: variants trained without it, and generators left out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
-from dfd.analysis.explain import spectrum
 from dfd.config import CHECKPOINTS, Stage1, Stage2, Training
-from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
-from dfd.core.runs import bar
-from dfd.data.crops import GFDTwoViewDataset, Seeded, cut, equalise, plan, seeds
-from dfd.degrade import RandomDegrade, at_level, to_tensor
 from dfd.evaluate import metrics, scores
 from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process
 
-COMPONENTS = 64  # of the spectra that are kept; more than a few hundred images could fill would only be noise
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
-SPECTRUM = "baseline: linear on the spectrum"
 LOSSES = ("carried_weight", "adversarial_weight", "perceptual_weight", "consistency_weight")  # beside stage 2's source
 
 
@@ -75,9 +62,6 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
             _add(result, _measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg), path)
-    if isinstance(cfg, Stage2) and is_main_process():
-        print(f"ablation: {SPECTRUM}")
-        _add(result, _measure(score_spectrum(table, cfg), SPECTRUM, cfg), path)
     return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
 
 
@@ -109,43 +93,6 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         row = {"left_out": name, **metrics.flatten({"auroc": far, "auroc_val": near}), "accepted": accepted}
         _add(result, pd.DataFrame([row]), Path(cfg.out) / "left_out.csv")
     return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
-
-
-def score_spectrum(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
-    """A score table of the test fakes' centre crops, as they are and as JPEG, by a linear classifier on spectra.
-
-    It learns two degraded views of every training fake, as stage 2 sees them. Frank et al. 2020, arXiv:2003.08685, and
-    Durall et al. 2020, arXiv:2003.01826, classify spectra linearly.
-    """
-    fakes, root = table[table["is_fake"]], table.attrs["root"]
-    train, test = (fakes[fakes["split"] == split] for split in ("train", "test"))
-    classes, quality = sorted(fakes["label"].unique()), cfg.equalise_quality if cfg.equalise else None
-    degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
-    views = Seeded(GFDTwoViewDataset(train, root, classes, cfg.crop_size, degrade, quality))
-    draws = bar(enumerate(seeds(len(views), cfg.seed)), total=len(views), desc="spectra", unit="image")
-    items = [views[draw] for draw in draws]
-    spectra = [half_spectrum(item[view][None]) for item in items for view in ("view1", "view2")]
-    reduced = PCA(min(COMPONENTS, len(spectra) - 1, len(spectra[0])), random_state=cfg.seed)
-    linear = LogisticRegression(class_weight="balanced", max_iter=2000)
-    classifier = make_pipeline(StandardScaler(), reduced, StandardScaler(), linear)
-    classifier.fit(np.stack(spectra), np.repeat([classes[item["source"]] for item in items], 2))
-    parts = []
-    for degradation, level in [("none", 0.0), *(("jpeg", float(level)) for level in QUALITIES)]:
-        spectra = []
-        for path in test["path"]:
-            image = at_level(to_tensor(load_rgb(f"{root}/{path}")), degradation, level)
-            corner = plan(image.shape[-2], image.shape[-1], cfg.crop_size, 1).corners[0]
-            spectra.append(half_spectrum(equalise(cut(image, corner, cfg.crop_size), quality)))
-        logits = pd.DataFrame(classifier.predict_log_proba(np.stack(spectra)), columns=classifier.classes_)
-        rows = test[["path", "label", "split", "group"]].reset_index(drop=True)
-        rows = rows.assign(degradation=degradation, level=level).join(logits.add_prefix("logit_"))
-        parts.append(rows.assign(prediction=logits.idxmax(axis=1), crops=1, crop_std=0.0))
-    return pd.concat(parts, ignore_index=True)
-
-
-def half_spectrum(crop: Tensor) -> np.ndarray:
-    """The spectrum of a crop (1, 3, S, S) without the half plane that mirrors the other: (S * (S // 2 + 1),)."""
-    return spectrum(crop)[:, : crop.shape[-1] // 2 + 1].ravel()
 
 
 def _stage(cfg: Training) -> str:
