@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from itertools import chain, combinations, product
 from pathlib import Path
 
@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
-from skimage.data import lbp_frontal_face_cascade_filename
-from skimage.feature import Cascade
 
 from dfd import __version__
 from dfd.core.images import load_rgb
@@ -25,28 +23,24 @@ from dfd.evaluate.metrics import bootstrap_all, flatten, share
 
 FILE = "properties.parquet"
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
-FACE_SIDE = 256  # an image is reduced to this longer side before faces are looked for, pixels
-NUMBERS = {  # property -> what its axis says; the first six are `describe`'s
+NUMBERS = {  # property -> what its axis says; the first five are `describe`'s
     "brightness": "mean luminance (0 to 1)",
     "contrast": "deviation of the luminance (0 to 0.5)",
     "saturation": "mean saturation (0 to 1)",
     "texture": "mean absolute Laplacian (luminance)",
     "sharpness": "Laplacian's deviation / contrast",
-    "face": "largest face's width / shorter side",
     "size": "shorter side (pixels)",
     "jpeg_quality": "JPEG quality of the file (1 to 100)",
 }
 NAMES = ("label", "source", "format")
-MEASURED = tuple(NUMBERS)[:6]
-MISSING = {"face": "none", "jpeg_quality": "no JPEG"}  # the word where a property has no value
+MEASURED = tuple(NUMBERS)[:5]
 LEAST = 10  # images in a slice that is tested
 SPANS = 3  # groups that it has images of, at least
 COVERED = 0.8  # share of a slice's images in one listed before it, from which the slice is not news
-_cascade = cache(Cascade)
 
 
 def describe(image: Image.Image) -> dict[str, float]:
-    """Measure the first six NUMBERS of an RGB image; of a large one in the middle WINDOW x WINDOW, but for the face."""
+    """Measure the first five NUMBERS of an RGB image, of a large one in the middle WINDOW x WINDOW."""
     left, top = (max((side - WINDOW) // 2, 0) for side in image.size)
     window = image.crop((left, top, min(left + WINDOW, image.width), min(top + WINDOW, image.height)))
     luminance = np.asarray(window.convert("L"), dtype=np.float32) / 255
@@ -58,24 +52,7 @@ def describe(image: Image.Image) -> dict[str, float]:
         "saturation": float(np.asarray(window.convert("HSV"))[..., 1].mean() / 255),
         "texture": float(np.abs(laplacian).mean()),
         "sharpness": float(laplacian.std() / contrast) if contrast > 1e-6 else 0.0,
-        "face": face_share(image),
     }
-
-
-def face_share(image: Image.Image) -> float:
-    """Width of the largest upright, frontal face over the image's shorter side; 0 where none is found.
-
-    By scikit-image's LBP cascade, which found one in 94 % of 103 aligned photos of faces, in 73 % and 86 % of two
-    generators' 168, and in 3 % of 233 images of ImageNet and BigGAN. It looks for a sixth of the shorter side and more.
-    """
-    grey = image.convert("L")
-    grey.thumbnail((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR)
-    side = min(grey.size)
-    if side < 24:  # the cascade's own window
-        return 0.0
-    smallest, cascade = max(24, side // 6), _cascade(lbp_frontal_face_cascade_filename())
-    faces = cascade.detect_multi_scale(np.asarray(grey), 1.2, 1, (smallest, smallest), (side, side))
-    return max((face["width"] for face in faces), default=0) / side
 
 
 def measure(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
@@ -116,16 +93,11 @@ def sources(table: pd.DataFrame) -> pd.Series:
 def binned(measured: pd.DataFrame, bins: int = 3) -> pd.DataFrame:
     """Properties as a few words each, in categorical columns: names as they are, numbers in bins of about equal size.
 
-    A number with no more different values than bins keeps them; a face is "none" or in one bin less. A property that is
-    missing, or the same everywhere, is left out.
+    A number with no more different values than bins keeps them. A property that is missing, or the same everywhere, is
+    left out.
     """
-    columns = {}
-    for name in (name for name in (*NAMES, *NUMBERS) if name in measured):
-        if name == "face":
-            columns[name] = _bin(measured[name].replace(0.0, np.nan), max(bins - 1, 1))
-        else:
-            columns[name] = _bin(measured[name], bins) if name in NUMBERS else measured[name].astype("category")
-    table = pd.DataFrame(columns, index=measured.index)
+    names, numbers = ([name for name in kind if name in measured] for kind in (NAMES, NUMBERS))
+    table = measured[names].astype("category").join(measured[numbers].apply(_bin, bins=bins))
     return table.loc[:, table.nunique() > 1]
 
 
@@ -138,7 +110,7 @@ def _bin(values: pd.Series, bins: int) -> pd.Series:
     words = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in limits.to_numpy()]
     words = [word if words.index(word) == i else f"{word} ({i})" for i, word in enumerate(words)]  # that read alike
     places = codes.rank(method="dense").fillna(0).astype(int)
-    names = pd.Index([MISSING.get(str(values.name), "unknown"), *words])
+    names = pd.Index(["no JPEG" if values.name == "jpeg_quality" else "unknown", *words])
     return pd.Series(pd.Categorical.from_codes(places, names, ordered=True), values.index)
 
 

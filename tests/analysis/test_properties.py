@@ -40,14 +40,6 @@ def test_large_images_are_measured_in_the_middle():
     assert slices.describe(image)["brightness"] == 0
 
 
-def test_a_face_is_found_and_measured_whatever_the_images_size():
-    photo = Image.fromarray(data.astronaut()).crop((100, 0, 356, 256))
-    small, large = slices.face_share(photo), slices.face_share(photo.resize((768, 768)))
-    assert 0.25 < small < 0.7 and large == pytest.approx(small, abs=0.1)
-    assert slices.face_share(Image.fromarray(data.brick()).convert("RGB")) == 0
-    assert slices.face_share(photo.resize((20, 20))) == 0
-
-
 def test_each_content_is_measured_once(table, tmp_path, monkeypatch):
     looks = []
     describe = slices.describe
@@ -85,13 +77,11 @@ def test_bins_are_words_in_the_order_of_the_values():
             "brightness": np.linspace(0, 1.1, 12),
             "size": [64, 128] * 6,
             "jpeg_quality": [np.nan] * 6 + [75.0] * 3 + [95.0] * 3,
-            "face": [0.0] * 4 + list(np.linspace(0.2, 0.9, 8)),
         }
     )
     found = slices.binned(rows)
-    assert list(found) == ["label", "brightness", "face", "size", "jpeg_quality"]  # one format tells nothing
+    assert list(found) == ["label", "brightness", "size", "jpeg_quality"]  # one format tells nothing
     assert found["brightness"].cat.categories[1:].tolist() == ["0 to 0.3", "0.4 to 0.7", "0.8 to 1.1"]
     assert found["brightness"].value_counts().drop("unknown").eq(4).all()
     assert found["size"].tolist() == ["64", "128"] * 6
     assert found["jpeg_quality"].tolist() == ["no JPEG"] * 6 + ["75"] * 3 + ["95"] * 3
-    assert found["face"].tolist() == ["none"] * 4 + ["0.2 to 0.5"] * 4 + ["0.6 to 0.9"] * 4
