@@ -13,15 +13,12 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from dfd import __version__
 from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
 from dfd.evaluate.metrics import bootstrap_all, flatten, share
 
-FILE = "properties.parquet"
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
 NUMBERS = {  # property -> what its axis says; the first five are `describe`'s
     "brightness": "mean luminance (0 to 1)",
@@ -55,28 +52,17 @@ def describe(image: Image.Image) -> dict[str, float]:
     }
 
 
-def measure(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
-    """Describe images of the manifest, each content once: what properties.parquet in the run folder has is kept.
+def measure(table: pd.DataFrame) -> pd.DataFrame:
+    """Describe images of the manifest.
 
     Gives path, sha256, label, format, jpeg_quality, source, size and the numbers of `describe`, on the table's index.
     """
-    path = Path(out) / FILE
-    known = pd.read_parquet(path) if path.exists() else pd.DataFrame()
-    if known.attrs.get("version") != __version__:
-        known = pd.DataFrame(columns=MEASURED, index=pd.Index([], name="sha256"), dtype=float)
-    new = table[~table["sha256"].isin(known.index)].drop_duplicates("sha256")
-    if len(new):
-        with ThreadPoolExecutor() as pool:
-            measured = pool.map(lambda name: describe(load_rgb(f"{table.attrs['root']}/{name}")), new["path"])
-            rows = list(bar(measured, total=len(new), desc="properties", unit="image"))
-        added = pd.DataFrame(rows, index=pd.Index(new["sha256"], name="sha256"))
-        known = pd.concat([known, added]) if len(known) else added
-        known.attrs = {"version": __version__}
-        with atomic_write(path) as draft:
-            known.to_parquet(draft)
+    with ThreadPoolExecutor() as pool:
+        measured = pool.map(lambda path: describe(load_rgb(f"{table.attrs['root']}/{path}")), table["path"])
+        numbers = list(bar(measured, total=len(table), desc="properties", unit="image"))
     rows = table[["path", "sha256", "label", "format", "jpeg_quality"]]
     rows = rows.assign(source=sources(table), size=table[["width", "height"]].min(axis=1))
-    return rows.join(known[list(MEASURED)], on="sha256")
+    return rows.join(pd.DataFrame(numbers, rows.index, columns=MEASURED))
 
 
 def sources(table: pd.DataFrame) -> pd.Series:
