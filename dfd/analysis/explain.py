@@ -12,7 +12,7 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
-from dfd.config import REAL, Training
+from dfd.config import Training
 from dfd.core.images import load_rgb
 from dfd.data.crops import RealFakeDataset, equalise, plan
 from dfd.degrade.registry import RandomDegrade
@@ -74,15 +74,6 @@ def neighbour_pictures(table: pd.DataFrame, near: pd.DataFrame) -> Pictures:
 def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
     """Centre crops of each label, spread evenly over the table."""
     return {label: _pictures(center_crops(table, paths, size)) for label, paths in _chosen(table, per_class).items()}
-
-
-def twins(table: pd.DataFrame, count: int, size: int = 128) -> Pictures:
-    """Centre crops of files whose name stands in every class, one a group: a photo and what was made of it."""
-    labels = sorted(table["label"].unique(), key=lambda label: (label != REAL, label))
-    rows = table.assign(name=table["path"].str.split("/").str[1:].str.join("/"))
-    rows = rows[rows.groupby("name")["label"].transform("nunique") == len(labels)].drop_duplicates("group")
-    names = rows["name"].iloc[_spread(len(rows), count)]
-    return {label: _pictures(center_crops(table, f"{label}/" + names, size)) for label in labels if len(names)}
 
 
 def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures:

@@ -155,14 +155,6 @@ def test_spectrum_finds_the_checkerboard_and_the_stripes(table):
     assert len(plots.plot_spectra(spectra).axes) == 4
 
 
-def test_twins_are_files_of_one_name_in_every_class(table):
-    found = explain.twins(table, 4, size=64)
-    assert list(found) == ["RealPhotos", "BigGAN", "ProGAN"]
-    assert all(len(row) == 4 for row in found.values())
-    renamed = table.assign(path=[f"{one.label}/{one.label}{i}.png" for i, one in enumerate(table.itertuples())])
-    assert explain.twins(renamed, 4) == {}
-
-
 def test_training_views_are_degraded_crops(table):
     cfg = config.Stage1(crop_size=32)
     pictures = explain.training_views(table, cfg, columns=4)
