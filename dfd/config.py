@@ -172,7 +172,6 @@ class ErrorAnalysis(Shared):
     worst: Count = 8  # surest mistakes shown as pictures, per stage
     uncertain: Count = 4  # least certain images shown as pictures, per stage
     alpha: float = Field(0.01, ge=0.001, lt=1)  # chance that a slice is reported where there is none
-    shown: Count = 4  # mistakes shown beside their neighbours, per stage
     suspects_shown: Count = 12  # suspected label errors shown as pictures
 
 

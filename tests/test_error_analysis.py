@@ -49,13 +49,13 @@ def run(folder, data):
 def test_a_run_without_mistakes_is_told_so(run_folder, tiny_data, capsys):
     run(run_folder, tiny_data)
     said = capsys.readouterr().out
-    assert said.count("No mistake on this split.") == 4 and "stage1: 0 of " in said
-    for name in ("mistakes", "slices", "neighbours"):
+    assert said.count("No mistake on this split.") == 2 and "stage1: 0 of " in said
+    for name in ("mistakes", "slices"):
         assert pd.read_csv(run_folder / f"{name}.csv").empty
     assert len(pd.read_csv(run_folder / "suspects.csv")) == 36
 
 
-def test_mistakes_are_exported_with_properties_and_neighbours(run_folder, tiny_data):
+def test_mistakes_are_exported_with_properties(run_folder, tiny_data):
     table = scores.load_scores(run_folder, "stage1")
     wrong = table["label"] == "ProGAN"
     scores.save_scores(table.assign(prediction=table["prediction"].mask(wrong, "real")), run_folder, "stage1")
@@ -63,7 +63,3 @@ def test_mistakes_are_exported_with_properties_and_neighbours(run_folder, tiny_d
     found = pd.read_csv(run_folder / "mistakes.csv")
     assert sorted(found["path"]) == sorted(table["path"][wrong]) and found["stage"].eq("stage1").all()
     assert found[["brightness", "texture", "sharpness", "confidence", "margin"]].notna().all(axis=None)
-    near = pd.read_csv(run_folder / "neighbours.csv")
-    assert near.groupby("path").size().eq(4).all() and set(near["path"]) == set(found["path"])
-    split = manifest.load(run_folder).set_index("path")["split"]
-    assert split[near["neighbour"]].eq("train").all()

@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 OUTPUTS = (
     "best_real_fake_model.pt", "best_gfd2_model.pt", "cm_val.png", "cm_test.png", "sweep_jpeg_stage2.csv",
     "sweep_jpeg_stage1.csv", "robustness.csv", "val_report.txt", "test_report.txt", "mistakes.csv", "slices.csv",
-    "neighbours.csv", "suspects.csv", "manifest.parquet", "manifest.csv", "rejected.csv", "scores_stage1.parquet",
+    "suspects.csv", "manifest.parquet", "manifest.csv", "rejected.csv", "scores_stage1.parquet",
     "scores_stage2.parquet", "metrics.json", "config.json", "environment.json", "index.html",
 )  # fmt: skip
 

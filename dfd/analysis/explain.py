@@ -65,12 +65,6 @@ def thumbnail(table: pd.DataFrame, path: str) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / 255
 
 
-def neighbour_pictures(table: pd.DataFrame, near: pd.DataFrame) -> Pictures:
-    """Images with their neighbours, of `label_errors.neighbours`: path -> the image, then its neighbours in order."""
-    rows = near.groupby("path", sort=False)["neighbour"]
-    return {str(path): [thumbnail(table, name) for name in (str(path), *names)] for path, names in rows}
-
-
 def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
     """Centre crops of each label, spread evenly over the table."""
     return {label: _pictures(center_crops(table, paths, size)) for label, paths in _chosen(table, per_class).items()}

@@ -1,4 +1,4 @@
-"""Labels that may be wrong, and nearest training images, by what a stage's network knows before its last layer."""
+"""Labels that may be wrong, by what a stage's network knows before its last layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dfd import __version__
 from dfd.core.io import atomic_write, digest
 from dfd.core.runs import bar
-from dfd.data.splits import NEAR
 from dfd.inference.stage import BATCH, Stage, extract_features, sample_crops
 
 COMPONENTS = 64  # principal components that the labels are told from, at most
@@ -44,38 +42,6 @@ def cached_features(stage: Stage, table: pd.DataFrame, out: str | Path) -> np.nd
         with atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, key=key, sha256=np.array(list(known)), features=np.stack(list(known.values())))
     return np.stack([known[name] for name in table["sha256"]]).astype(np.float32)
-
-
-def neighbours(
-    images: pd.DataFrame, train: pd.DataFrame, features: np.ndarray, train_features: np.ndarray, count: int = 4
-) -> pd.DataFrame:
-    """The `count` training images that a network takes for most like each image, by the cosine of their features.
-
-    Takes M rows of the manifest to explain and N to search, and their features, (M, D) and (N, D), of one stage. Gives
-    a row per image and neighbour, nearest first: path, label, neighbour, neighbour_label, rank (from 1), similarity in
-    [-1, 1], bits: of the perceptual hashes' 256 how many differ, NaN where one is flat; twin: a near-duplicate.
-    """
-    if train.empty:
-        raise ValueError("there is no training image to look for neighbours in")
-    count = min(count, len(train))
-    distance, index = np.zeros((0, count)), np.zeros((0, count), int)
-    if len(images):
-        distance, index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train_features).kneighbors(features)
-    own, near = images.iloc[np.repeat(np.arange(len(images)), count)], train.iloc[index.ravel()]
-    hashes = zip(own["phash"], near["phash"], strict=True)
-    bits = [(int(a, 16) ^ int(b, 16)).bit_count() if pd.notna(a) and pd.notna(b) else np.nan for a, b in hashes]
-    pairs = own[["path", "label"]].reset_index(drop=True)
-    pairs[["neighbour", "neighbour_label"]] = near[["path", "label"]].to_numpy()
-    pairs["rank"] = np.tile(np.arange(1, count + 1), len(images))
-    pairs = pairs.assign(similarity=1 - distance.ravel(), bits=np.array(bits, dtype=float))
-    return pairs.assign(twin=pairs["bits"] <= NEAR)
-
-
-def agreement(near: pd.DataFrame) -> pd.DataFrame:
-    """For each image of `neighbours`: own, the share with its label, and other_twins, near-duplicates labelled else."""
-    same = near["label"] == near["neighbour_label"]
-    images = near.assign(own=same, other_twins=near["twin"] & ~same).groupby("path", sort=False)
-    return images.agg({"own": "mean", "other_twins": "sum"})
 
 
 def held_out_probabilities(

@@ -105,30 +105,6 @@ def _share_axis(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(PercentFormatter(1))
 
 
-def plot_neighbours(pictures: dict[str, list[np.ndarray]], near: pd.DataFrame) -> Figure:
-    """Mistaken images before their neighbours, `explain.neighbour_pictures` of `near`; other labels framed dashed."""
-    figure, axes = new_grid(len(pictures), max(map(len, pictures.values())), (1.75, 2.15))
-    other: Any
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for row, (path, images) in zip(axes, pictures.items(), strict=True):
-        neighbours = near[near["path"] == path]
-        _frame(row[0], images[0], f"mistaken:\n{neighbours['label'].iloc[0]}", color="0.3", linewidth=1)
-        for ax, image, other in zip(row[1:], images[1:], neighbours.itertuples(), strict=False):
-            bits, twin = "" if np.isnan(other.bits) else f", {other.bits:.0f} bits", ", TWIN" if other.twin else ""
-            colour, style = (PALETTE[0], "-") if other.label == other.neighbour_label else (PALETTE[1], "--")
-            text = f"{other.neighbour_label}\n{other.similarity:.2f}{bits}{twin}"
-            _frame(ax, image, text, color=colour, linestyle=style, linewidth=3)
-    return figure
-
-
-def _frame(ax: Axes, picture: np.ndarray, text: str, **style: Any) -> None:
-    ax.set_axis_on()
-    show(ax, picture)
-    ax.set_title(text, fontsize=8)
-    ax.spines[:].set(visible=True, **style)
-
-
 def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
     """Mean residuals, stretched about grey as far as their titles say, over the mean spectra of each generator."""
     limits = results.colour_limits([fingerprint.spectrum for fingerprint in prints.values()])

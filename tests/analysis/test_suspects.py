@@ -1,4 +1,4 @@
-"""Neighbours and suspected labels: swapped labels come to the top, near-duplicates are named."""
+"""Suspected labels: swapped ones come to the top."""
 
 import numpy as np
 import pandas as pd
@@ -90,27 +90,3 @@ def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
     values = label_errors.cached_features(untrained("stage1", representation="highpass"), table, tmp_path)
     found = label_errors.suspected(values, table)
     assert planted <= set(found["path"].head(40))
-
-
-def test_neighbours_are_the_nearest_and_near_duplicates_are_named():
-    images = pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "phash": ["00ff", None]})
-    train = pd.DataFrame({"path": list("cde"), "label": ["x", "y", "y"], "phash": ["ff00", "00fe", "0000"]})
-    values, of_train = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 1.0], [5.0, 0.1], [-1.0, 1.0]])
-    found = label_errors.neighbours(images, train, values, of_train, count=2)
-    assert found["neighbour"].tolist() == ["d", "c", "c", "e"] and found["rank"].tolist() == [1, 2, 1, 2]
-    assert found["similarity"].tolist() == pytest.approx([0.9998, 0.7071, 0.7071, 0.7071], abs=1e-3)
-    assert found["bits"].tolist()[:2] == [1, 16] and found["bits"].isna().tolist() == [False, False, True, True]
-    assert found["twin"].tolist() == [True, True, False, False]
-    each = label_errors.agreement(found)
-    assert each.loc["a"].tolist() == [0.5, 1] and each.loc["b", "own"] == 0.5
-    assert label_errors.neighbours(images.iloc[:0], train, values[:0], of_train).empty
-    with pytest.raises(ValueError, match="no training image"):
-        label_errors.neighbours(images, train.iloc[:0], values, of_train[:0])
-
-
-def test_far_hashes_are_no_twins():
-    far, near = f"{(1 << 61) - 1:064x}", f"{(1 << 60) - 1:064x}"
-    images = pd.DataFrame({"path": ["a"], "label": ["x"], "phash": ["0" * 64]})
-    train = pd.DataFrame({"path": ["b", "c"], "label": ["x", "x"], "phash": [far, near]})
-    found = label_errors.neighbours(images, train, np.ones((1, 2)), np.array([[1.0, 1.0], [1.0, 0.5]]))
-    assert found["bits"].tolist() == [61, 60] and found["twin"].tolist() == [False, True]

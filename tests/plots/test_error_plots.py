@@ -127,21 +127,6 @@ def test_grad_cam_of_real_networks_differs_between_classes(name):
     assert all(parameter.grad is None for parameter in stage.model.parameters())
 
 
-def test_neighbours_are_framed_by_whether_their_label_agrees(table):
-    first, same, other = table[table["label"] == "ProGAN"]["path"].iloc[:2].tolist() + [table["path"].iloc[0]]
-    near = pd.DataFrame(
-        {
-            "path": first, "label": "ProGAN", "neighbour": [same, other], "neighbour_label": ["ProGAN", "BigGAN"],
-            "similarity": [0.9, 0.8], "bits": [12.0, np.nan], "twin": [True, False],
-        }
-    )  # fmt: skip
-    pictures = explain.neighbour_pictures(table, near)
-    assert list(pictures) == [first] and len(pictures[first]) == 3
-    _, agrees, differs = plots.plot_neighbours(pictures, near).axes
-    assert agrees.get_title() == "ProGAN\n0.90, 12 bits, TWIN" and differs.get_title() == "BigGAN\n0.80"
-    assert agrees.spines["top"].get_linestyle() == "-" and differs.spines["top"].get_linestyle() == "--"
-
-
 def test_a_gallery_comes_in_rows(table):
     pictures = [explain.thumbnail(table, path) for path in table["path"].head(5)]
     axes = [ax for ax in plots.plot_gallery(pictures, list("abcde"), columns=3).axes if ax.images]
