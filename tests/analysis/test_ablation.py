@@ -22,7 +22,7 @@ def small(stage, data, folder, **changes):
 
 
 def test_each_variant_changes_one_thing(tmp_path):
-    cfg = config.Stage1(out=str(tmp_path), representation="npr")
+    cfg = config.Stage1(out=str(tmp_path), representation="rgb")
     found = ablation.variants(cfg)
     changed = {
         name: {key for key in vars(cfg) if key != "out" and getattr(one, key) != getattr(cfg, key)}
@@ -33,8 +33,7 @@ def test_each_variant_changes_one_thing(tmp_path):
         "without adversarial part": {"adversarial"},
         "without perceptual part": {"perceptual_weight"},
         "without degradation": {"degrade"},
-        "rgb instead of npr": {"representation"},
-        "highpass instead of npr": {"representation"},
+        "highpass instead of rgb": {"representation"},
     }
     assert len({one.out for one in found.values()}) == len(found)
 

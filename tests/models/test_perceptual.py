@@ -95,7 +95,7 @@ def test_without_a_network_the_substitute_is_said_in_one_line(hub, monkeypatch, 
         asked.append((request.full_url, request.method, timeout <= 5))
         raise urllib.error.URLError("no network")
 
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr(adversarial, "hub_answers", backbones.hub_answers)
     network = VGGPerceptual(seed=3)

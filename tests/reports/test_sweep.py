@@ -17,7 +17,7 @@ from dfd import cli, config
 from dfd.core import io
 from dfd.reports import runner, sweep
 
-# Does what `dfd run` leaves behind: `representation` is its behaviour, and batch_size the number it reaches.
+# Does what `dfd run` leaves behind: `extractor` is its behaviour, and batch_size the number it reaches.
 ACTS = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
@@ -25,8 +25,8 @@ out = pathlib.Path(words[words.index("--out") + 1])
 given = {words[i + 1].rpartition(".")[2]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
 here = pathlib.Path(__file__).parent
 (here / f"{out.name}.began").write_text(f"{time.time()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}")
-act = given.get("representation", "rgb")
-if act == "npr" and not (here / "mended").exists():
+act = given.get("extractor", "rgb")
+if act == "unet" and not (here / "mended").exists():
     print("one\\x1b[31m\\nbar 1\\rbar 2\\ndfd: no luck", flush=True)
     sys.exit(1)
 if act == "highpass" and not (here / "mended").exists():
@@ -42,7 +42,7 @@ numbers = {"val": {"auc": value}, "test": {"auc": value | {"value": 1 - value["v
 (here / f"{out.name}.ended").write_text(str(time.time()))
 """
 PLAIN = "parameters:\n  01.batch_size: [16, 24, 8]"
-MIXED = "parameters:\n  batch_size: 16\nruns:\n- representation: npr\n- representation: rgb\n- representation: highpass"
+MIXED = "parameters:\n  batch_size: 16\nruns:\n- extractor: unet\n- extractor: rgb\n- extractor: highpass"
 
 
 class Case:
@@ -194,7 +194,7 @@ def test_the_best_settings_over_the_seeds_lead(case):
 
 
 def test_a_failed_run_is_told_with_its_last_lines_and_stops_no_other(case):
-    case.write(MIXED.replace("representation: highpass", "{representation: npr, batch_size: 20}"))
+    case.write(MIXED.replace("extractor: highpass", "{extractor: unet, batch_size: 20}"))
     with pytest.raises(runner.RunError, match="2 of 3 runs did not finish: .*run the same command again") as stopped:
         case.run(jobs=1)
     assert stopped.value.code == 1 and case.statuses() == ["failed", "finished", "failed"]
@@ -204,7 +204,7 @@ def test_a_failed_run_is_told_with_its_last_lines_and_stops_no_other(case):
     (case.script.parent / "mended").touch()
     began = case.again(case.grid.read_text().partition("\n")[2])
     assert case.statuses() == ["finished"] * 3 and case.said[0] == "1 of 3 runs finished before."
-    assert began == ["batch_size-16,representation-npr", "batch_size-20,representation-npr"]
+    assert began == ["batch_size-16,extractor-unet", "batch_size-20,extractor-unet"]
 
 
 def test_what_the_runs_are_made_from_decides_whether_they_run_again(case):
@@ -286,7 +286,7 @@ def test_a_full_disk_leaves_no_run_behind(case, monkeypatch):
 
     monkeypatch.setattr(sweep, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        case.write("parameters: {batch_size: 8}\nruns:\n- representation: highpass\n- representation: rgb").run()
+        case.write("parameters: {batch_size: 8}\nruns:\n- extractor: highpass\n- extractor: rgb").run()
     with pytest.raises(ProcessLookupError):
         os.kill(int(sleeps.read_text()), 0)
 
