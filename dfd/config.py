@@ -108,28 +108,20 @@ class Training(Shared):
     weight_decay: Weight = 1e-4
     ema: float = Field(0.99, ge=0, lt=1)  # decay of the moving average of the weights, which is what is kept; 0: off
     patience: Count = 4  # epochs without a better validation score before stopping
-    minutes: float = Field(0.0, ge=0)  # stop training after the epoch that passes this; 0: no limit
     checkpoint_minutes: float = Field(5.0, ge=0)  # between states to go on from; 0: only after each epoch
     workers: int = Field(-1, ge=-1)  # loader processes; -1: one for each core, at most 8; 0: the training process loads
     resume: bool = True  # go on from the last checkpoint of the same configuration
-    track: Literal["auto", "tensorboard", "mlflow", "none"] = "auto"  # where epochs are logged; auto: tensorboard
+    track: Literal["tensorboard", "mlflow", "none"] = "tensorboard"  # where epochs are logged
     pretrained: bool = True  # ImageNet weights of the backbone where they can be had
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     ablate: bool = False  # also train with one part left out or changed at a time, and compare
-    discriminator_layers: Count = 3  # strided layers; 3 see patches of 70 x 70 pixels, 2 of 34 x 34
-
-    @model_validator(mode="after")
-    def _patches(self) -> Training:
-        if 2 ** (self.discriminator_layers + 2) > self.crop_size:
-            raise ValueError(f"discriminator_layers must fit crop_size, got {self.discriminator_layers}")
-        return self
 
 
 class Stage1(Training):
     """Notebook 01: train the real/fake detector against a launderer of fakes."""
 
     backbone: str = "resnet50"  # any timm name
-    representation: Literal["rgb", "highpass", "npr"] = "highpass"  # what the backbone sees
+    representation: Literal["rgb", "highpass"] = "highpass"  # what the backbone sees
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer
     adversarial_weight: Weight = 1.0  # launderer: pass for a photo before the discriminator

@@ -20,7 +20,6 @@ def test_every_notebook_has_the_shared_parameters(cls):
     ("cls", "values", "text"),
     [
         (config.Stage1, {"crop_size": 100}, "multiple of 8"),
-        (config.Stage1, {"discriminator_layers": 9}, "discriminator_layers must fit crop_size, got 9"),
         (config.Stage1, {"crop_sze": 64}, "'crop_sze'; did you mean 'crop_size'"),
         (config.Eda, {"group_by": "source", "hold_out": '["a'}, "hold_out Unterminated string"),
         (config.Stage1, {"crop_size": 16}, "greater than or equal to 32"),
@@ -28,7 +27,7 @@ def test_every_notebook_has_the_shared_parameters(cls):
         (config.Stage1, {"lr_gc": -1.0}, "lr_gc must be greater than 0"),
         (config.Stage1, {"lr_gc": "fast"}, "lr_gc must be a valid number.*'fast'"),
         (config.Stage1, {"pretrained": 2}, "pretrained must be a valid boolean"),
-        (config.Stage1, {"representation": "hsv"}, "'rgb', 'highpass' or 'npr'"),
+        (config.Stage1, {"representation": "hsv"}, "'rgb' or 'highpass'"),
         (config.Stage1, {"equalise_quality": 100}, "less than or equal to 95"),
         (config.Stage2, {"residual_bound": 0.0}, "residual_bound"),
         (config.Eda, {"val_fraction": 0.6, "test_fraction": 0.5}, "room to train"),

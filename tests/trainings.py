@@ -1,10 +1,13 @@
 """Tiny trainings for the tests, and how their ends are compared."""
 
+import signal
+
 import pandas as pd
+import pytest
 import torch
 
 from dfd import config
-from dfd.train import fit_stage1, fit_stage2
+from dfd.train import fit, fit_stage1, fit_stage2
 
 FITS = {"stage1": (fit_stage1, config.Stage1), "stage2": (fit_stage2, config.Stage2)}
 BACKBONES = {"stage1": "test_resnet.r160_in1k", "stage2": "test_efficientnet.r160_in1k"}
@@ -16,6 +19,12 @@ def configured(stage, out, data, **changes):
     wide = {"unet_width": 4} if stage == "stage2" else {"launderer_width": 4, "adversarial_every": 2}
     options = {**small, **wide, "workers": 0, "images_per_epoch": 16, "lr_gc": 1e-3, **changes}
     return FITS[stage][1](data=str(data), out=str(out), **options)
+
+
+def fit_one_epoch(table, cfg):
+    """Train until Ctrl-C after the first epoch, which leaves a state to go on from."""
+    with pytest.raises(KeyboardInterrupt, match="stopped after epoch 1"):
+        fit(table, cfg, lambda history: signal.raise_signal(signal.SIGINT))
 
 
 def end_state(out, stage):

@@ -23,7 +23,7 @@ from dfd.inference import save_checkpoint, update_checkpoint
 NOT_LEARNT_FROM = {  # parameters that leave the weights as they are; the checkpoint does not hold them
     "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
 }  # fmt: skip
-NOT_IN_KEY = {"minutes", "crops", "crop_mode"}  # a training may go on with others
+NOT_IN_KEY = {"crops", "crop_mode"}  # a training may go on with others
 MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
 
 
@@ -81,13 +81,11 @@ class Tracking:
     """The epochs of a training in TensorBoard or MLflow, by accelerate; a log that fails is given up with one line."""
 
     def __init__(self, stage: str, cfg: config.Training):
-        self.name = {"auto": "tensorboard", "none": None}.get(cfg.track, cfg.track)
+        self.name = None if cfg.track == "none" else cfg.track
         self.stage, self.out = stage, Path(cfg.out).resolve()
         self.settings = cfg.model_dump(mode="json", exclude=NOT_LEARNT_FROM)
         if self.name and importlib.util.find_spec(self.name) is None:
-            if cfg.track != "auto":
-                raise config.ConfigError(f"track is {cfg.track}, but the package {cfg.track} is not installed")
-            self.name = None
+            raise config.ConfigError(f"track is {self.name}, but the package {self.name} is not installed")
 
     def environment(self) -> AbstractContextManager[None]:
         """MLflow writes below the run folder, and asks nobody, unless its variables say otherwise."""

@@ -86,7 +86,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
         self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
-        self.stop, self.saved, self.began, self.out_of_time = runs.Stop(), time.monotonic(), 0.0, False
+        self.stop, self.saved, self.began = runs.Stop(), time.monotonic(), 0.0
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""
@@ -135,21 +135,14 @@ class Trainer:
                     tracker.finish()
 
     def epochs(self) -> Iterator[int]:
-        """Epochs still to run; stops early when the validation score has stopped rising or the time is up."""
+        """Epochs still to run; stops early when the validation score has stopped rising."""
         self._resume()
-        started, first, cfg = time.monotonic(), len(self.history), self.cfg
-        while len(self.history) < cfg.num_epochs:
+        while len(self.history) < self.cfg.num_epochs:
             self.began = time.monotonic() - self.seconds
             self._pause()
-            if len(self.history) - self.best[2] >= cfg.patience:
-                self.accelerator.print(
-                    f"{self.stage}: no better validation score for {cfg.patience} epochs; stopped early."
-                )
-                return
-            (is_late,) = any_process(self.accelerator, cfg.minutes and time.monotonic() - started > 60 * cfg.minutes)
-            if is_late and len(self.history) > first:
-                self.accelerator.print(f"{self.stage}: the limit of {cfg.minutes:g} minutes is reached; stopped.")
-                self.out_of_time = True
+            if len(self.history) - self.best[2] >= self.cfg.patience:
+                text = f"no better validation score for {self.cfg.patience} epochs; stopped early."
+                self.accelerator.print(f"{self.stage}: {text}")
                 return
             yield len(self.history)
 
@@ -231,8 +224,8 @@ class Trainer:
         self._save_state()
 
     def finish(self) -> pd.DataFrame:
-        """Mark the training as finished, unless its time was out; gives the history."""
-        if self.is_main and not self.out_of_time:
+        """Mark the training as finished; gives the history."""
+        if self.is_main:
             update_checkpoint(self.checkpoint.path, history=self.history, finished=True)
             self.checkpoint.state_path.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()

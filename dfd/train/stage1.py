@@ -30,7 +30,7 @@ class Launderer(nn.Module):
         super().__init__()
         width, bound = cfg.launderer_width, cfg.launderer_bound
         self.generator = UNetRes(width, bound, from_high_pass=False)
-        self.discriminator = PatchDiscriminator(width=4 * width, layers=cfg.discriminator_layers, gain=1 / bound)
+        self.discriminator = PatchDiscriminator(width=4 * width, gain=1 / bound)
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
 
     def forward(self, fakes: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class Disentangler(nn.Module):
 
     def __init__(self, cfg: config.Stage2):
         super().__init__()
-        discriminator = partial(PatchDiscriminator, 3, 32, cfg.discriminator_layers, 1 / cfg.residual_bound)
-        self.discriminator: Any = discriminator() if cfg.adversarial_weight else None
+        gain = 1 / cfg.residual_bound
+        self.discriminator: Any = PatchDiscriminator(width=32, gain=gain) if cfg.adversarial_weight else None
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
         self.quality = cfg.equalise_quality if cfg.equalise else None
 

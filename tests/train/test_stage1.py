@@ -10,7 +10,7 @@ from dfd.train.stage1 import Launderer
 
 
 def small(**changes):
-    small = {"launderer_width": 4, "launderer_bound": 0.05, "discriminator_layers": 2, "pretrained": False}
+    small = {"launderer_width": 4, "launderer_bound": 0.05, "pretrained": False}
     torch.manual_seed(0)
     return Launderer(config.Stage1(**{**small, **changes}))
 

@@ -18,7 +18,7 @@ def model():
 
 
 def small(**changes):
-    return config.Stage2(**{"discriminator_layers": 2, "crop_size": 32, "pretrained": False, **changes})
+    return config.Stage2(**{"crop_size": 32, "pretrained": False, **changes})
 
 
 @pytest.fixture
