@@ -30,7 +30,8 @@ def rows(root: Path) -> Iterator[Row]:
     model.mkdir()
     for content in contents():
         save_checkpoint(content, model / CHECKPOINTS[content["stage"]])
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init("local", num_cpus=2, num_gpus=0, **quiet)
     try:
         rates = {workers: [] for workers in (1, 2)}
         for turn in range(TURNS):
@@ -48,7 +49,7 @@ def scored(images: Path, out: Path, model: Path, workers: int) -> tuple[float, f
     from dfd.scale.score import Options, score
 
     started = time.perf_counter()
-    score([str(images)], str(out), model, Options(workers=workers, part_size=PART, gpus=0))
+    score([str(images)], str(out), model, Options(workers=workers, part_size=PART))
     whole = IMAGES / (time.perf_counter() - started)
     times = sorted(path.stat().st_mtime for path in out.glob("part-*"))
     first, last = workers, len(times) - workers

@@ -147,16 +147,11 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
 
 @command
 @click.option("--out", required=True, metavar="ADDRESS", help="Folder for the Parquet parts; the same one goes on.")
-@click.option("--column", help="Column of a table: paths, or bytes of images.  [default: path, url, image, ...]")
-@click.option("--names", metavar="COLUMN", help="Column that says what images kept as bytes are called.")
-@click.option("--root", default="", metavar="ADDRESS", help="What relative paths in lists and tables are relative to.")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a GPU, or all CPUs]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each worker, on the CPU.")
-@click.option("--gpus", type=click.FloatRange(0), help="Of each worker: 0.5 puts two on one.  [default: 1 if any]")
 @click.option("--batch-size", type=click.IntRange(1), help="Crops per forward pass; more for a GPU.  [default: 64]")
 @click.option("--part-size", type=click.IntRange(1), default=256, show_default=True, help="Images in a part.")
 @click.option("--address", metavar="ADDRESS", help="A Ray cluster that runs, or auto.  [default: start one here]")
-@click.option("--retry", is_flag=True, help="Score again the images that were refused.")
 @judging_options
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> None:

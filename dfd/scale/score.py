@@ -1,7 +1,6 @@
 """Judge very many images with Ray Data and write Parquet, resumably: what `python -m dfd score` calls.
 
-Ray's `read_images` and `read_webdataset` end at damaged bytes, and its `write_parquet` leaves half a file when killed;
-so actors read through fsspec, and this process writes what they answer.
+Ray's readers end at damaged bytes, and its writer leaves half a file when killed; so actors read, this process writes.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from glob import has_magic
 from hashlib import sha256
-from itertools import chain, islice, tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -39,48 +38,37 @@ from dfd.data.layouts import SUFFIXES, find_images, printable
 from dfd.inference.detector import Detector, Verdict
 
 IMAGES, LISTS = tuple(SUFFIXES), (".txt", ".lst", ".list")
-SHARDS, TABLES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), (".parquet", ".pq")
-COLUMNS = ("path", "url", "image", "file", "file_name", "bytes")  # of a table, looked for in this order
+SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 ENVIRONMENT = ("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")  # variables that say how to reach a file system
-TYPES = {"is_fake": pa.bool_(), "p_fake": pa.float64(), "crops": pa.int32(), "crop_std": pa.float64()}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images are found and judged; None takes what the machine, the table or the model has."""
+    """How images are judged; None takes what the machine or the model has."""
 
-    column: str | None = None  # of tables: paths, or bytes of images
-    names: str | None = None  # column that says what images kept as bytes are called
-    root: str = ""  # what relative paths in lists and tables are relative to
     workers: int | None = None
     threads: int = 1  # of each worker, on the CPU
-    gpus: float | None = None  # of each worker
     batch_size: int | None = None  # crops per forward pass
     part_size: int = 256  # images in a task, and in a file
     address: str | None = None  # of a Ray cluster
     crops: int | None = None
     crop_mode: str | None = None
     threshold_fpr: float | None = None
-    retry: bool = False  # judge images again whose row has an error
 
 
 class Item(str):
-    """The name of an image on its way to the detector, with its bytes, or why there are none, where it is not read."""
+    """The name of an image on its way to the detector, with its bytes, or why it has none; None is still to be read."""
 
     data: Any = None
-    error: str | None = None
     sha256: str | None = None
 
 
 def score(inputs: Sequence[str], out: str, model: str | Path, options: Options = Options()) -> tuple[int, int, int]:
     """Judge images as `Detector.predict` does and write a row for each; those that have one are left out.
 
-    Returns the rows in the folder, those of them with an error, and those that were there before.
-
-    Args:
-        inputs: paths or URLs of images, folders, patterns, lists, tables of paths or bytes, and tar shards.
-        out: path or URL of the folder of Parquet files; it belongs to one model, version and crops.
-        model: run folder with both stages; its checkpoints are sent to the workers.
+    Inputs are paths or URLs of images, folders, patterns, lists and tar shards; `out` is that of a folder, which
+    belongs to one model, version and crops; the model, a run folder with both stages, is sent to the workers.
+    Gives the rows in the folder, those of them with an error, and those that were there before.
     """
     detector = Detector.load(model, torch.device("cpu"))
     detector = detector if options.threshold_fpr is None else detector.at_fpr(options.threshold_fpr)
@@ -90,7 +78,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
     names: dict[str, None] = {}  # each once, in order
     for given in inputs:
         try:
-            names |= dict.fromkeys(listed(given, options))
+            names |= dict.fromkeys(listed(given))
         except Exception as error:  # each file system has its own
             raise OSError(f"{given}: {one_line(error)}") from error
     fs, folder = url_to_fs(out)
@@ -102,8 +90,8 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
             fs.pipe_file(path, json.dumps(record).encode())
         if (known := json.loads(fs.cat_file(path))) != record:
             raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
-        before = rows_in(fs, folder, options.retry)
-        left = [name for name in names if name.lower().endswith(SHARDS + TABLES) or printable(name) not in before]
+        before = rows_in(fs, folder)
+        left = [name for name in names if name.lower().endswith(SHARDS) or printable(name) not in before]
         with bar(unit="image", initial=len(before), disable=None) as progress:
             for table in judged(left, (files, detector.threshold, set(before), os.getcwd()), options) if left else ():
                 write(fs, f"{folder}/part-{uuid.uuid4().hex}.parquet", table)
@@ -123,24 +111,20 @@ def write(fs: Any, path: str, table: pa.Table) -> None:
     os.replace(hidden, path)
 
 
-def rows_in(fs: Any, folder: str, retry: bool = False) -> dict[str, str | None]:
-    """Path and error of the rows in a folder; to retry, those with an error are taken out first."""
+def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
+    """Path and error of the rows in a folder."""
     schema = pa.schema([("path", pa.string()), ("error", pa.string())])
-    parts = dataset.dataset(fs.glob(f"{folder}/*.parquet"), schema, "parquet", fs)
-    rows = parts.to_table(columns=["path", "error", "__filename"]).to_pylist()
-    for path in {row["__filename"] for row in rows if retry and row["error"]}:
-        table = parquet.read_table(path, filesystem=fs)
-        write(fs, path, table.filter(table["error"].is_null()))
-    return {row["path"]: row["error"] for row in rows if not (retry and row["error"])}
+    rows = dataset.dataset(fs.glob(f"{folder}/*.parquet"), schema, "parquet", fs).to_table().to_pylist()
+    return {row["path"]: row["error"] for row in rows}
 
 
-def listed(given: str, options: Options) -> Iterator[str]:
-    """The images, shards and tables of bytes that an input stands for."""
+def listed(given: str) -> Iterator[str]:
+    """The images and shards that an input stands for."""
     fs, path = url_to_fs(given)
     if "://" not in given:
         names = find_images([given], IMAGES + SHARDS)
     elif has_magic(given):
-        names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match), options)]
+        names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
         names = [name for name in map(fs.unstrip_protocol, fs.find(path)) if name.lower().endswith(IMAGES + SHARDS)]
     else:
@@ -150,71 +134,44 @@ def listed(given: str, options: Options) -> Iterator[str]:
     for name in names:
         if name.lower().endswith(LISTS):
             with fs.open(name, "rb") as file:
-                lines = [os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip()]
-            yield from (os.path.join(options.root, line) for line in lines)
-        elif name.lower().endswith(TABLES):
-            with fs.open(name, "rb") as file:
-                values = (value for _, value in table_rows(file, name, options))
-                if isinstance(first := next(values, None), str):
-                    yield from (os.path.join(options.root, path) for path in chain([first], values))
-                else:  # the bytes of images
-                    yield name
+                yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
         elif name.lower().endswith(IMAGES) or fs.exists(name):  # an image that is missing gets a row that says so
             yield name
         else:
             raise FileNotFoundError("no such file or folder")
 
 
-def items_of(name: str, options: Options) -> Iterator[Item]:
-    """An image, or those in a shard or table of bytes; where it breaks off, the last item says why."""
-    kind, count = name.lower(), 0
-    if not kind.endswith(SHARDS + TABLES):
+def items_of(name: str) -> Iterator[Item]:
+    """An image, or those in a shard; where it breaks off, the last item says why."""
+    if not name.lower().endswith(SHARDS):
         yield Item(name)
         return
+    count = 0
     try:
         with url_to_fs(name)[0].open(name, "rb") as file:
-            for label, data in table_rows(file, name, options) if kind.endswith(TABLES) else members(file, name):
-                item = Item(label)
-                item.data, item.error, count = data, None if data else "no bytes", count + 1
-                yield item
+            archive: Any = tarfile.TarFile.open(fileobj=file, mode="r|*")
+            for member in archive:
+                archive.members = []  # tarfile remembers them all
+                if not member.isdir() and member.name.lower().endswith(IMAGES):
+                    item = Item(f"{name}/{member.name.removeprefix('./')}")
+                    data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else b""
+                    item.data, count = data or ImageError("no bytes"), count + 1
+                    yield item
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # it ends in silence here
+                raise tarfile.ReadError("damaged, or cut short")
         if not count:
             raise ValueError("no images in it")
-    except Exception as error:  # pyarrow's, tarfile's, three decompressors', and the file systems' own
+    except Exception as error:  # tarfile's, three decompressors', and the file systems' own
         item = Item(name)
-        item.error = f"cannot be read after {count} images: {one_line(error)}"
+        item.data = ImageError(f"cannot be read after {count} images: {one_line(error)}")
         yield item
-
-
-def members(file: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Names and bytes of the images in a tar archive."""
-    archive: Any = tarfile.TarFile.open(fileobj=file, mode="r|*")
-    for member in archive:
-        archive.members = []  # tarfile remembers them all
-        if not member.isdir() and member.name.lower().endswith(IMAGES):
-            data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else None
-            yield f"{name}/{member.name.removeprefix('./')}", data
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile ends in silence here
-        raise tarfile.ReadError("damaged, or cut short")
-
-
-def table_rows(file: Any, name: str, options: Options) -> Iterator[tuple[str, Any]]:
-    """Names of the images in a Parquet file, and their bytes or paths."""
-    table = parquet.ParquetFile(file)
-    there = table.schema_arrow.names
-    column = options.column or next((column for column in COLUMNS if column in there), COLUMNS[0])
-    if missing := {column, options.names or column} - set(there):
-        raise ValueError(f"no column {', '.join(missing)} among {', '.join(there)}; name one with --column")
-    batches = table.iter_batches(16, columns=[column, *filter(None, [options.names])])
-    for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-        value = row[column]["bytes"] if isinstance(row[column], dict) else row[column]  # as Hugging Face keeps images
-        yield str(row[options.names]) if options.names else f"{name}/{number}", value
 
 
 def decode(item: Item) -> Image.Image:
     """Read and decode an image; its bytes are let go of."""
     try:
-        if item.error:
-            raise ImageError(item.error)
+        if isinstance(item.data, ImageError):
+            raise item.data
         if item.data is None and "://" in item:
             item.data = url_to_fs(item)[0].cat_file(item, end=MAX_BYTES + 1)
         with open_file(str(item) if item.data is None else item.data) as file:
@@ -239,13 +196,12 @@ class Judge:
                 (Path(run) / name).write_bytes(data)
             self.detector = Detector.load(run, torch.device(device))
         self.detector.threshold = threshold
-        shares = pa.struct([(name, pa.float64()) for name in self.detector.stage2.classes])
-        kinds = TYPES | {"p_source": shares, "candidates": pa.list_(pa.string())}
-        names = dict.fromkeys(["path", "sha256", *(field.name for field in fields(Verdict))])
-        self.schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+        shares = dict.fromkeys(self.detector.stage2.classes, 0.0)
+        every_type = {"path": "", "sha256": ""} | Verdict("", True, 0.0, "", shares, ("",), 0, 0.0, "").asdict()
+        self.schema = pa.Table.from_pylist([every_type]).schema
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name, self.options))
+        items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
         ahead, items = tee(item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
         rows = (
@@ -259,26 +215,21 @@ class Judge:
 
 def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:
     """Have the actors of a Ray cluster judge what is named; gives the rows of a part at a time, as they come."""
-    images = [name for name in names if not name.lower().endswith(SHARDS + TABLES)]
-    blocks = [[name] for name in names if name.lower().endswith(SHARDS + TABLES)]
+    images = [name for name in names if not name.lower().endswith(SHARDS)]
+    blocks = [[name] for name in names if name.lower().endswith(SHARDS)]
     blocks += [images[at : at + options.part_size] for at in range(0, len(images), options.part_size)]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised, and in Ray's own logs
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        cpus = max(cores(), (options.workers or 1) * options.threads)
-        settings |= {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
-    else:
-        settings |= {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
+    cpus = max(cores(), (options.workers or 1) * options.threads)
+    here = {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
+    there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
+    settings: dict[str, Any] = here if address == "local" else there
     try:
-        if not ray.is_initialized():
-            ray.init(address, **settings)
+        ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}") from error
-    has = ray.cluster_resources()
-    gpus = min(1, has.get("GPU", 0)) if options.gpus is None else options.gpus
-    most = has["GPU"] / gpus if gpus else has["CPU"] / options.threads
+    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
@@ -289,9 +240,9 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
         Judge,
         fn_constructor_args=([ray.put(shared)], options, "cuda" if gpus else "cpu"),
-        concurrency=options.workers or max(1, int(most)),
+        concurrency=options.workers or gpus or max(1, cpus // options.threads),
         num_cpus=options.threads,
-        num_gpus=gpus or None,
+        num_gpus=1 if gpus else None,
     )
     try:
         with terminable():  # Ray has put its own handlers in our place

@@ -150,8 +150,8 @@ def wait_for(what, seconds=240):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_shards_images_lists_and_tables_on_s3_become_parquet_there(score, model, tmp_path):
-    pictures = fill(tmp_path / "in", 9)
+def test_shards_images_and_lists_on_s3_become_parquet_there(score, model, tmp_path):
+    pictures = fill(tmp_path / "in", 7)
     data = [path.read_bytes() for path in sorted(pictures.iterdir())]
     s3 = s3fs.S3FileSystem()
     s3.mkdir("bucket")
@@ -163,13 +163,11 @@ def test_shards_images_lists_and_tables_on_s3_become_parquet_there(score, model,
     s3.pipe_file("bucket/shards/broken.tar", (tmp_path / "s.tar").read_bytes()[:600])
     s3.pipe_file("bucket/list.txt", b"s3://bucket/listed/006.png\ns3://bucket/listed/gone.png\n")
     s3.pipe_file("bucket/listed/006.png", data[6])
-    table = pa.table({"name": ["007.png", "008.png"], "bytes": data[7:]})
-    parquet.write_table(table, "bucket/t.parquet", filesystem=s3)
-    inputs = [f"s3://bucket/{name}" for name in ("images", "shards/*.tar", "list.txt", "t.parquet")]
-    words = [*inputs, "--names", "name", "--out", "s3://bucket/scores", "--part-size", "2"]
+    inputs = [f"s3://bucket/{name}" for name in ("images", "shards/*.tar", "list.txt")]
+    words = [*inputs, "--out", "s3://bucket/scores", "--part-size", "2"]
 
     result = score(*words)
-    assert result.exit_code == 1 and "12 images in s3://bucket/scores; 3 were refused" in result.stderr, result.output
+    assert result.exit_code == 1 and "10 images in s3://bucket/scores; 3 were refused" in result.stderr, result.output
     table = rows("s3://bucket/scores")
     reasons = table.error.dropna().to_dict()
     assert reasons.pop("s3://bucket/images/bad.png") == "not an image: an SVG drawing"
@@ -177,11 +175,8 @@ def test_shards_images_lists_and_tables_on_s3_become_parquet_there(score, model,
     assert reasons == {"s3://bucket/shards/broken.tar": "cannot be read after 0 images: unexpected end of data"}
     table.index = table.index.str.rpartition("/").get_level_values(2)
     assert_as_predicted(table, model, pictures)
-
-    s3.pipe_file("bucket/listed/gone.png", data[0])
-    mended = score(*words, "--retry")
-    assert "12 images in s3://bucket/scores, 9 of them before; 2 were refused" in mended.stderr
-    assert len(rows("s3://bucket/scores")) == 12
+    assert "10 images in s3://bucket/scores, 10 of them before; 3 were refused" in score(*words).stderr
+    assert len(rows("s3://bucket/scores")) == 10
 
 
 @pytest.mark.slow
@@ -271,7 +266,7 @@ def test_the_rows_are_what_predict_says_of_good_and_bad_files(score, model, tmp_
     result = score("in", "--out", "out")
     table = rows("out")
     assert result.exit_code == 1 and len(table) > 40 and table.error.notna().sum() > 20
-    paths = list(scale.listed("in", scale.Options()))
+    paths = list(scale.listed("in"))
     for path, verdict in zip(paths, Detector.load(model).predict(paths), strict=True):
         row = table.loc[printable(path)]
         assert (None if pd.isna(row.error) else row.error) == verdict.error
@@ -309,21 +304,18 @@ def test_what_has_a_row_is_left_out_also_within_a_shard_and_other_inputs_are_add
     pd.testing.assert_series_equal(rows("out").p_fake[first.index], first.p_fake)
 
 
-def test_retry_judges_refused_images_again(score, without_ray, tmp_path):
+def test_a_refused_image_has_its_row(score, without_ray, tmp_path):
     fill(tmp_path / "in", 3)
     (tmp_path / "in/bad.png").write_bytes(b"<svg/>")
-    (tmp_path / "in/worse.png").write_bytes(b"")
     assert score("in", "--out", "out").exit_code == 1
-    picture(9).save(tmp_path / "in/bad.png")
     without_ray.clear()
-    assert "5 images in out, 5 of them before; 2 were refused" in score("in", "--out", "out").stderr
+    assert "4 images in out, 4 of them before; 1 were refused" in score("in", "--out", "out").stderr
     assert without_ray == []
-    assert "5 images in out, 3 of them before; 1 were refused" in score("in", "--out", "out", "--retry").stderr
-    assert errors("out") == {"in/worse.png": "empty file (0 bytes)"}
+    assert errors("out") == {"in/bad.png": "not an image: an SVG drawing"}
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_folders_patterns_lists_and_tables_of_paths(score, tmp_path):
+def test_folders_patterns_and_lists(score, tmp_path):
     fill(tmp_path / "in", 2)
     (tmp_path / "in/deep").mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -333,28 +325,15 @@ def test_folders_patterns_lists_and_tables_of_paths(score, tmp_path):
     os.symlink("../elsewhere", tmp_path / "in/linked")
     os.symlink("../..", tmp_path / "in/deep/upwards")
     os.symlink("gone.png", tmp_path / "in/broken.png")
-    (tmp_path / "list.txt").write_text("f.png\r\n\nmissing.png\n")
-    parquet.write_table(pa.table({"n": [1], "path": pa.array(["f.png"]).dictionary_encode()}), tmp_path / "t.parquet")
+    (tmp_path / "list.txt").write_text("elsewhere/f.png\r\n\nelsewhere/missing.png\n")
     assert score("in", "--out", "folder").exit_code == 1
     images = {"000.png", "001.png", "\\xe9.png", "broken.png", "deep/z.JPG", "linked/f.png"}
     assert set(rows("folder").index) == {f"in/{name}" for name in images}
     assert list(errors("folder")) == ["in/broken.png"]
-    score("in/00*.png", "list.txt", "t.parquet", "--root", "elsewhere", "--out", "out")
-    assert rows("out").index.tolist() == ["elsewhere/f.png", "elsewhere/missing.png", "in/000.png", "in/001.png"]
+    score("in/00*.png", "list.txt", "--out", "out")
+    names = ["elsewhere/f.png", "elsewhere/missing.png", "in/000.png", "in/001.png"]
+    assert rows("out").index.tolist() == names
     assert errors("out") == {"elsewhere/missing.png": "cannot be read: No such file or directory"}
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_tables_of_bytes(score, tmp_path):
-    data = [content for _, content in pngs(2)]
-    parquet.write_table(pa.table({"id": list("abcd"), "bytes": [*data, None, b"<svg/>"]}), tmp_path / "t.parquet")
-    score("t.parquet", "--out", "numbered")
-    assert errors("numbered") == {"t.parquet/2": "no bytes", "t.parquet/3": "not an image: an SVG drawing"}
-    score("t.parquet", "--names", "id", "--column", "bytes", "--out", "named")
-    assert rows("named").index.tolist() == list("abcd")
-    images = pa.array([{"bytes": content, "path": "x.png"} for content in data])  # as Hugging Face's data sets have it
-    parquet.write_table(pa.table({"image": images}), tmp_path / "h.parquet")
-    assert score("h.parquet", "--out", "face").exit_code == 0 and len(rows("face")) == 2
 
 
 @pytest.mark.parametrize(("name", "mode"), [("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tar.xz", "w:xz")])
@@ -405,15 +384,10 @@ def test_a_damaged_shard_ends_in_a_row_with_the_reason(data, good, score, tmp_pa
         (["empty"], "no images below empty"),
         (["empty/*.tiff"], "no file matches empty/*.tiff"),
         (["foo://bucket/x"], "Protocol not known: foo"),
-        (["t.parquet"], "t.parquet: no column path among number"),
-        (["t.parquet", "--column", "file"], "t.parquet: no column file among number"),
-        (["text.parquet"], "text.parquet: Parquet magic bytes not found"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_one_line_and_leave_no_folder(words, text, score, tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.parquet").write_text("this is no table, whatever its name may say")
-    parquet.write_table(pa.table({"number": [1]}), tmp_path / "t.parquet")
     result = score(*words, "--out", "out")
     assert result.exit_code == 2 and text in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
@@ -480,7 +454,6 @@ def test_a_cluster_that_is_not_there_is_one_line(score, tmp_path, monkeypatch):
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify ...")
 
     fill(tmp_path / "in", 1)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refused)
     result = score("in", "--out", "out", "--address", "auto")
     assert result.exit_code == 2
