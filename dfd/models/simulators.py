@@ -1,7 +1,8 @@
 """Auto-encoders that leave the traces of ProGAN, StyleGAN2 and BigGAN on real photos, after arXiv:1907.06515.
 
 Each has a decoder made of one generator's own building blocks, small enough to train on a laptop: it takes a code
-(B, CODE, H / 4, W / 4) and gives an image (B, 3, H, W), nominally in [-1, 1].
+(B, CODE, H / 4, W / 4) and gives an image (B, 3, H, W), nominally in [-1, 1]. ProGAN is Karras et al. 2018,
+arXiv:1710.10196; StyleGAN2 Karras et al. 2020, arXiv:1912.04958; BigGAN Brock et al. 2019, arXiv:1809.11096.
 """
 
 from __future__ import annotations
@@ -23,10 +24,7 @@ PAIRS = ((WIDTHS[0], WIDTHS[1]), (WIDTHS[1], WIDTHS[2]))  # into and out of the 
 
 
 class EqualConv2d(nn.Module):
-    """Convolution with equalised learning rate: N(0, 1) weights, scaled by He's constant at every use.
-
-    Karras et al. 2018 (ProGAN), arXiv:1710.10196, section 4.1.
-    """
+    """Convolution with equalised learning rate: N(0, 1) weights, scaled by He's constant at every use. ProGAN, 4.1."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, gain: float = math.sqrt(2)):
         super().__init__()
@@ -52,17 +50,14 @@ class EqualLinear(nn.Module):
 
 
 class PixelNorm(nn.Module):
-    """Scale the feature vector of each pixel to a mean square of one. ProGAN, arXiv:1710.10196, section 4.2."""
+    """Scale the feature vector of each pixel to a mean square of one. ProGAN, section 4.2."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
 class ProGANDecoder(nn.Module):
-    """Nearest-neighbour upsampling, equalised convolutions, PixelNorm, a linear 1 x 1 toRGB.
-
-    Karras et al. 2018, arXiv:1710.10196, table 2.
-    """
+    """Nearest-neighbour upsampling, equalised convolutions, PixelNorm, a linear 1 x 1 toRGB. ProGAN, table 2."""
 
     def __init__(self):
         super().__init__()
@@ -78,29 +73,23 @@ class ProGANDecoder(nn.Module):
         return self.net(code)  # (B, 3, H, W)
 
 
-def fir_kernel(gain: float) -> Tensor:
-    """The separable [1, 3, 3, 1] low-pass filter of StyleGAN2 as a (4, 4) tensor whose sum is the gain."""
+def fir_kernel(x: Tensor) -> Tensor:
+    """StyleGAN2's separable [1, 3, 3, 1] low-pass filter, whose sum is 4, for each channel of (B, C, H, W)."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    kernel = torch.outer(taps, taps)
-    return kernel * (gain / kernel.sum())
+    return (torch.outer(taps, taps) / 16).to(x).expand(x.shape[1], 1, 4, 4)
 
 
 def fir_upsample(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, C, 2 H, 2 W): zeros in between, then the [1, 3, 3, 1] filter; borders are repeated.
-
-    Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, where the skip connections between RGB outputs use it.
-    """
-    channels = x.shape[1]
-    kernel = fir_kernel(gain=4.0).to(x).expand(channels, 1, 4, 4)
+    """(B, C, H, W) to (B, C, 2 H, 2 W): zeros in between, then the [1, 3, 3, 1] filter; borders are repeated."""
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    return F.conv_transpose2d(padded, kernel, stride=2, groups=channels)[..., 3:-3, 3:-3]
+    return F.conv_transpose2d(padded, fir_kernel(x), stride=2, groups=x.shape[1])[..., 3:-3, 3:-3]
 
 
 class ModulatedConv2d(nn.Module):
     """Convolution whose weights are scaled by a style per input channel, then to unit norm per output channel.
 
-    Karras et al. 2020 (StyleGAN2), arXiv:1912.04958, section 2.2. Input and output are scaled in place of the weights,
-    which comes to the same. Upsampling is a strided transposed convolution, then the [1, 3, 3, 1] filter.
+    StyleGAN2, section 2.2. Input and output are scaled in place of the weights, which comes to the same. Upsampling is
+    a strided transposed convolution, then the [1, 3, 3, 1] filter.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style: int, demodulate: bool = True, up: bool = False):
@@ -116,8 +105,8 @@ class ModulatedConv2d(nn.Module):
         x = x * style[:, :, None, None]
         if self.up:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (B, outputs, 2 H + 1, 2 W + 1)
-            kernel = fir_kernel(gain=4.0).to(x).expand(x.shape[1], 1, 4, 4)
-            x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])  # (B, outputs, 2 H, 2 W)
+            padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+            x = F.conv2d(padded, fir_kernel(x), groups=x.shape[1])  # (B, outputs, 2 H, 2 W)
         else:
             x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         if not self.demodulate:
@@ -127,7 +116,7 @@ class ModulatedConv2d(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """Modulated convolution, then noise times a learnt strength, bias and leaky ReLU. arXiv:1912.04958, figure 2c."""
+    """Modulated convolution, then noise times a learnt strength, bias and leaky ReLU. StyleGAN2, figure 2c."""
 
     def __init__(self, inputs: int, outputs: int, style: int, layer: int, up: bool = False):
         super().__init__()
@@ -147,8 +136,8 @@ class StyledConv(nn.Module):
 class StyleGAN2Decoder(nn.Module):
     """Modulated and demodulated convolutions, filtered upsampling, noise, and RGB skip connections.
 
-    Karras et al. 2020, arXiv:1912.04958. The code takes the place of the learnt constant; its average over the photo,
-    through the mapping network, is the style.
+    The code takes the place of the learnt constant; its average over the photo, through the mapping network, is the
+    style.
     """
 
     def __init__(self, style: int = 64):
@@ -173,7 +162,7 @@ class StyleGAN2Decoder(nn.Module):
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """Batch norm whose gain and bias are linear in a condition. Brock et al. 2019 (BigGAN), arXiv:1809.11096."""
+    """Batch norm whose gain and bias are linear in a condition, as in BigGAN."""
 
     def __init__(self, channels: int, condition: int):
         super().__init__()
@@ -209,7 +198,7 @@ class SelfAttention(nn.Module):
 
 
 class BigGANBlock(nn.Module):
-    """Residual upsampling block: twice conditional batch norm, ReLU, 3 x 3. BigGAN, arXiv:1809.11096, figure 15b."""
+    """Residual upsampling block: twice conditional batch norm, ReLU, 3 x 3. BigGAN, figure 15b."""
 
     def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
@@ -228,7 +217,7 @@ class BigGANBlock(nn.Module):
 class BigGANDecoder(nn.Module):
     """Residual blocks with conditional batch norm, nearest-neighbour upsampling, self-attention, tanh.
 
-    Brock et al. 2019, arXiv:1809.11096. The average of the code over the photo takes the place of the class embedding.
+    The average of the code over the photo takes the place of the class embedding.
     """
 
     def __init__(self, condition: int = 32):
@@ -250,28 +239,25 @@ class BigGANDecoder(nn.Module):
 
 WEIGHTS = ROOT / "data" / "simulators"
 REMAKE = "python scripts/train_simulators.py --photos FOLDER --out data/simulators"
-
-
 DECODERS = {"ProGAN": ProGANDecoder, "StyleGAN2": StyleGAN2Decoder, "BigGAN": BigGANDecoder}
 NAMES = tuple(DECODERS)
 
 
 class Simulator(nn.Module):
-    """Rebuild photos with the decoder of one architecture; `name` is one of NAMES, or a ValueError."""
+    """Rebuild photos with the decoder of one architecture, one of NAMES; the encoder is the same for all."""
 
     def __init__(self, name: str):
         super().__init__()
         if name not in DECODERS:
             raise ValueError(f"no simulator for {name!r}; there are {', '.join(NAMES)}")
-        self.encoder = _encoder()
+        layers = [nn.Conv2d(3, 48, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(48, 96, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.encoder = nn.ModuleDict({"net": nn.Sequential(*layers, nn.Conv2d(96, CODE, 3, 1, 1))})  # as in the files
         self.decoder = DECODERS[name]()
 
     def forward(self, images: Tensor, seed: int = 0) -> Tensor:
         """Rebuild (B, 3, H, W) images in [0, 1], H and W multiples of 4; in training the range of the output is open.
 
-        Args:
-            images: RGB; another shape is a ValueError.
-            seed: of StyleGAN2's noise; image i gets what it would get alone with seed + i. The others draw nothing.
+        StyleGAN2's noise is drawn from the seed: image i gets what it would get alone with seed + i.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 4 or images.shape[3] % 4:
             raise ValueError(f"expected (B, 3, H, W) with H and W multiples of 4, got {tuple(images.shape)}")
@@ -279,21 +265,9 @@ class Simulator(nn.Module):
         return rebuilt if self.training else rebuilt.clamp(0, 1)
 
 
-def _encoder() -> nn.ModuleDict:
-    """Photo to code; the same design for all three, and nothing of any generator in it."""
-    layers = [nn.Conv2d(3, 48, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(48, 96, 4, 2, 1), nn.LeakyReLU(0.2)]
-    return nn.ModuleDict({"net": nn.Sequential(*layers, nn.Conv2d(96, CODE, 3, 1, 1))})  # named as in the weights
-
-
 def load(name: str, folder: str | Path = WEIGHTS) -> Simulator:
-    """Open the trained simulator of <folder>/<name>.safetensors, ready for use.
-
-    Raises:
-        FileNotFoundError: no such file; the text says how to make it.
-        ValueError: a name that is not one of NAMES.
-    """
-    simulator = Simulator(name)
-    path = Path(folder) / f"{name}.safetensors"
+    """Open the trained simulator of <folder>/<name>.safetensors, or a FileNotFoundError that says how to make it."""
+    simulator, path = Simulator(name), Path(folder) / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no weights for the simulated {name} at {path}; make them with: {REMAKE}")
     simulator.load_state_dict(load_file(path))
