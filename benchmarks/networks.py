@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.measure import Row, against
 from dfd.core import runs
-from dfd.models.classifiers import EncoderClassifier, RealFakeClassifier, UNetRes
+from dfd.models.networks import EncoderClassifier, RealFakeClassifier, UNetRes
 
 SHAPE = (32, 3, 96, 96)  # of the images: a batch of profile quick
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dfd.core.io import atomic_write
 from dfd.inference.stage import save_checkpoint, uses_bfloat16
-from dfd.models.adversarial import PatchDiscriminator
+from dfd.models.networks import PatchDiscriminator
 from dfd.models.simulators import NAMES, WEIGHTS, EqualConv2d, EqualLinear, ModulatedConv2d, Simulator
 
 SIDES = (1280, 640)  # longer side of a photo in pixels; both are cut from, so that detail comes in two sizes

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dfd import losses
-from dfd.models.adversarial import PatchDiscriminator
-from dfd.models.classifiers import UNetRes
+from dfd.models.networks import PatchDiscriminator, UNetRes
 
 LOGITS = torch.tensor([-3.0, -0.4, 0.0, 0.7, 5.0])
 IS_FAKE = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])

@@ -26,7 +26,7 @@ from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.openset import FeatureBank
 from dfd.models.backbones import fold_batch_norms
-from dfd.models.classifiers import Attribution, RealFakeClassifier
+from dfd.models.networks import Attribution, RealFakeClassifier
 
 REQUIRED = "stage classes config weights preprocessing crops threshold temperature history manifest_hash key".split()
 BATCH = 64  # crops per forward pass

@@ -3,9 +3,16 @@
 May import core; knows neither losses nor degradations, and nothing above.
 """
 
-from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
 from dfd.models.backbones import build_backbone, fold_batch_norms, high_pass
-from dfd.models.classifiers import Attribution, EncoderClassifier, RealFakeClassifier, UNetRes, normalize_residual
+from dfd.models.networks import (
+    Attribution,
+    EncoderClassifier,
+    PatchDiscriminator,
+    RealFakeClassifier,
+    UNetRes,
+    VGGPerceptual,
+    normalize_residual,
+)
 from dfd.models.simulators import Simulator
 
 __all__ = [

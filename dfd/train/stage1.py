@@ -18,8 +18,7 @@ from dfd import config
 from dfd.data.crops import EpochSampler, RealFakeDataset, equalise
 from dfd.degrade.registry import RandomDegrade
 from dfd.losses import hinge_discriminator_loss, hinge_generator_loss, real_fake_loss
-from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
-from dfd.models.classifiers import UNetRes
+from dfd.models.networks import PatchDiscriminator, UNetRes, VGGPerceptual
 from dfd.train.loop import OnEpoch, Trainer
 
 

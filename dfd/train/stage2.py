@@ -22,7 +22,7 @@ from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equa
 from dfd.degrade.registry import RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
 from dfd.losses import consistency_loss, hinge_discriminator_loss, hinge_generator_loss, source_loss
-from dfd.models.adversarial import PatchDiscriminator, VGGPerceptual
+from dfd.models.networks import PatchDiscriminator, VGGPerceptual
 from dfd.train.loop import OnEpoch, Trainer
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfd.models.adversarial import PatchDiscriminator
+from dfd.models.networks import PatchDiscriminator
 
 
 @pytest.mark.parametrize(("layers", "pixels"), [(2, 34), (3, 70)])

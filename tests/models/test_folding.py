@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dfd.models.backbones import fold_batch_norms
-from dfd.models.classifiers import EncoderClassifier, RealFakeClassifier
+from dfd.models.networks import EncoderClassifier, RealFakeClassifier
 
 
 def used(model):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dfd import config
-from dfd.models.classifiers import RealFakeClassifier
+from dfd.models.networks import RealFakeClassifier
 from dfd.train.stage1 import Launderer
 
 

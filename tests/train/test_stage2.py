@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from dfd import config
 from dfd.degrade.operators import jpeg
 from dfd.losses import consistency_loss, source_loss
-from dfd.models.classifiers import Attribution
+from dfd.models.networks import Attribution
 from dfd.train.stage2 import Disentangler, attribution_losses, fingerprinted
 
 

@@ -1,0 +1,245 @@
+"""The networks of both stages: classifiers C, residual extractor G, discriminator D and perceptual distance V."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.models import VGG16_Weights, vgg16
+
+from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision
+
+LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15}  # places in torchvision's vgg16().features
+VGG16 = VGG16_Weights.IMAGENET1K_V1
+
+
+class RealFakeClassifier(nn.Module):
+    """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
+
+    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; it sees the normalised image (rgb)
+    or eight times its high-pass residual (highpass).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
+        super().__init__()
+        self.sees_residual = {"rgb": False, "highpass": True}[representation]
+        self.backbone = build_backbone(backbone, 1, pretrained)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
+        x = 8 * high_pass(images) if self.sees_residual else (images - self.mean) / self.std
+        return in_best_precision(self.backbone, x).squeeze(1)
+
+
+class EncoderClassifier(nn.Module):
+    """Stage 2's classifier: names the generator from a normalised residual; EfficientNet, arXiv:1905.11946."""
+
+    def __init__(self, backbone: str = "tf_efficientnet_lite0", classes: int = 3, pretrained: bool = False):
+        super().__init__()
+        self.backbone = build_backbone(backbone, classes, pretrained)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
+        return in_best_precision(self.backbone, residual)
+
+    def describe(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes), and the features (B, D) that the last layer makes them from."""
+        deep = in_best_precision(self.backbone, residual, self.backbone.forward_features)
+        return self.backbone.forward_head(deep), self.backbone.forward_head(deep, pre_logits=True)
+
+
+def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
+    """Bring each residual of (B, 3, H, W), in any range, to zero mean and unit deviation over its pixels and channels.
+
+    A constant residual becomes zero: eps is the smallest deviation that is still amplified to one.
+    """
+    centred = residual - residual.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-20).sqrt()
+    return centred / deviation.clamp(min=eps)
+
+
+class UNetRes(nn.Module):
+    """UNet that gives the residual r = G(x) of an image: its fingerprint, bounded in amplitude.
+
+    After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597.
+    Any H and W from 8 up: the image is reflect-padded to a multiple of 8 and the residual cut back.
+
+    It looks at the image's high-pass part beside the image, and as an extractor starts from that part (from_high_pass),
+    where fingerprints live. Levels double the channels, from `width` on; `bound` is in units of [0, 1].
+    """
+
+    def __init__(self, width: int = 16, bound: float = 0.1, from_high_pass: bool = True):
+        super().__init__()
+        self.bound, self.from_high_pass = bound, from_high_pass
+        sides = [width, 2 * width, 4 * width, 8 * width]
+        self.down = nn.ModuleList(_block(i, o) for i, o in zip([6, *sides[:-1]], sides, strict=True))
+        self.up = nn.ModuleList(_block(low + side, side) for low, side in zip(sides[:0:-1], sides[-2::-1], strict=True))
+        self.to(memory_format=torch.channels_last)
+        self.head: Any = nn.Conv2d(width, 3, 1)
+        nn.init.zeros_(self.head.bias)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Residual of (B, 3, H, W) images in [0, 1]: (B, 3, H, W) in [-bound, bound]."""
+        height, width = images.shape[-2:]
+        images = images.contiguous(memory_format=torch.channels_last)
+        padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="reflect")
+        fine = high_pass(padded)
+        x = torch.cat([padded - 0.5, fine / self.bound], dim=1)  # (B, 6, H, W)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.max_pool2d(x, 2))
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
+        start = fine / self.bound if self.from_high_pass else 0
+        return (self.bound * torch.tanh(self.head(x) + start))[..., :height, :width]
+
+
+def _block(inside: int, outside: int) -> nn.Sequential:
+    steps: list[nn.Module] = [nn.Conv2d(inside, outside, 3, padding=1), nn.GroupNorm(min(4, outside), outside)]
+    return nn.Sequential(*steps, nn.LeakyReLU(0.1), nn.Conv2d(outside, outside, 3, padding=1), nn.LeakyReLU(0.1))
+
+
+class Attribution(nn.Module):
+    """Stage 2 as one module: logits of C(normalize(G(x))).
+
+    The extractor G is a unet, or in a baseline without one the fixed highpass residual or the image itself, rgb.
+    """
+
+    def __init__(
+        self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained=False, extractor="unet"
+    ):
+        super().__init__()
+        baselines: dict[str, nn.Module] = {"highpass": HighPass(), "rgb": nn.Identity()}
+        self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else baselines[extractor]
+        self.classifier = EncoderClassifier(backbone, classes, pretrained)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, H, W) images in [0, 1]."""
+        return self.name(self.generator(images))
+
+    def name(self, residual: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, H, W) residuals of any scale."""
+        return self.classifier(normalize_residual(residual.float()))
+
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) of (B, 3, H, W) images in [0, 1], and the features (B, D) they are made from."""
+        return self.classifier.describe(normalize_residual(self.generator(images).float()))
+
+
+class HighPass(nn.Module):
+    """The baseline's extractor: the fixed high-pass residual of (B, 3, H, W) images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return high_pass(images)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN with spectral normalisation: 2 strided layers see patches of 34 x 34 pixels, 3 of 70 x 70.
+
+    Isola et al. 2017, arXiv:1611.07004; Miyato et al. 2018, arXiv:1802.05957. The normalisation holds a logit's change
+    to about the image's: a residual of a few hundredths needs a gain to reach a hinge loss's margin of 1. The width
+    doubles with every layer, up to eight times.
+    """
+
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, gain: float = 1.0):
+        super().__init__()
+        self.gain = gain
+        channels = [in_channels] + [width * min(2**i, 8) for i in range(layers + 1)]
+        steps: list[nn.Module] = []
+        for level, (inputs, outputs) in enumerate(pairwise(channels)):
+            stride = 2 if level < layers else 1
+            steps += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, 1)), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*steps, spectral_norm(nn.Conv2d(channels[-1], 1, 4, 1, 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """One logit per patch, (B, 1, h, w), of (B, in_channels, H, W); H and W at least 2 ** (layers + 2)."""
+        return self.gain * self.net(images)
+
+
+class VGGPerceptual(nn.Module):
+    """Perceptual distance of two batches in VGG16's features, after Johnson et al. 2016, arXiv:1603.08155.
+
+    A layer's mean squared difference is divided by the mean square of the reference's features over the batch. ImageNet
+    weights come from torch's hub cache (528 MB; an unreadable file is a ValueError), else from the network where it
+    answers quickly. Without them they are Kaiming-normal, drawn from `seed`: such a distance still grows with the
+    change, but has learnt nothing of what people notice (Zhang et al. 2018, arXiv:1801.03924). It never learns, and
+    works in float32 under autocast too: bfloat16's rounding is as large as the distance of a change of 1/1000.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, pretrained: bool = True, seed: int = 0):
+        super().__init__()
+        with torch.device("meta"):  # names and shapes alone: takes no memory, and nothing from the random generator
+            features: Any = vgg16().features
+        self.features = features[: max(LAYERS.values()) + 1].to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.features.parameters():
+            if parameter.ndim == 1:  # a bias
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        is_loaded, source = _load_imagenet(self.features) if pretrained else (False, "not asked for ImageNet weights")
+        self.weights = "ImageNet" if is_loaded else f"random, seed {seed}"
+        print(f"VGG16: {self.weights} weights ({source}).")
+        preprocessing = VGG16.transforms()
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> VGGPerceptual:
+        """Stay in eval mode, whatever the mode of the model around it."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, reference: Tensor) -> Tensor:
+        """Distance () of (B, 3, H, W) images in [0, 1], H and W from 4 up, from a reference, which gets no gradient.
+
+        0 where the two are equal, about 1 where they differ by as much as the reference's features are large.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._layers(reference)
+            gaps = []
+            for features, target in zip(self._layers(images), wanted, strict=True):
+                gaps.append(F.mse_loss(features, target) / (target.square().mean() + 1e-6))
+            return torch.stack(gaps).mean()
+
+    def _layers(self, images: Tensor) -> list[Tensor]:
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        outputs = []
+        for place, layer in enumerate(self.features):
+            x = layer(x)
+            if place in LAYERS.values():
+                outputs.append(x)
+        return outputs
+
+
+def _load_imagenet(features: nn.Module) -> tuple[bool, str]:
+    """Load VGG16's weights where they can be had: whether they could, and in words where from or why not."""
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16.url).name)
+    is_cached = path.exists()
+    if not is_cached and not hub_answers(VGG16.url):
+        return False, "no ImageNet weights are cached or reachable"
+    try:
+        stored = torch.hub.load_state_dict_from_url(VGG16.url, map_location="cpu", check_hash=True, weights_only=True)
+        features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()})
+    except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        if path.exists():
+            text = f"{path} does not hold VGG16's weights ({type(error).__name__}); delete it and run again"
+            raise ValueError(text) from error
+        return False, f"the download of ImageNet weights failed: {type(error).__name__}"
+    return True, "from the local hub cache" if is_cached else "downloaded"
