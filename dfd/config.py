@@ -154,7 +154,6 @@ class Robustness(Shared):
 
     conditions: Texts = CONDITIONS  # a chain each, see dfd.degrade.registry; the images as they are come first, unsaid
     crops: Count = 5
-    accuracy: Share = 0.7  # the level of each operator is looked for at which a stage falls below this
 
 
 class ErrorAnalysis(Shared):

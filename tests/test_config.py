@@ -34,7 +34,7 @@ def test_every_notebook_has_the_shared_parameters(cls):
         (config.Eda, {"hold_out": ["a"]}, "hold_out needs group_by"),
         (config.Eda, {"group_by": "source", "hold_out": [1]}, "hold_out.0 must be a valid string, got 1"),
         (config.Robustness, {"conditions": [95]}, "conditions.0 must be a valid string, got 95"),
-        (config.Robustness, {"accuracy": 70}, "accuracy must be less than 1"),
+        (config.Stage2, {"coverage": 70}, "coverage must be less than 1"),
         (config.ErrorAnalysis, {"split": "train"}, "'val' or 'test'"),
         (config.ErrorAnalysis, {"alpha": 0.0}, "alpha must be greater"),
         (config.ErrorAnalysis, {"uncertain": 0}, "uncertain must be greater"),

@@ -113,14 +113,6 @@ def last_operator(degradation: str) -> str:
     return degradation.split(" + ")[-1].split()[0]
 
 
-def family(degradation: str, level: float) -> tuple[str, float]:
-    """The series of levels that a condition belongs to, one for either direction, and how far along: more is worse."""
-    last = DEGRADATIONS[last_operator(degradation)]
-    if last.range[0] < last.neutral < last.range[1]:
-        return f"{degradation}, {'below' if level < last.neutral else 'above'} 1", abs(math.log(level / last.neutral))
-    return degradation, abs(level - last.neutral)
-
-
 def _step(words: list[str], text: str) -> tuple[str, float, dict]:
     """Read one step: operator, level, options as arguments."""
     if len(words) < 2:

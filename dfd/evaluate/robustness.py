@@ -231,36 +231,6 @@ def recalls(measured: pd.DataFrame, stage: str) -> pd.DataFrame:
     return table.reindex(index=labels, columns=rows["condition"].unique())
 
 
-def series(measured: pd.DataFrame, stage: str, metric: str) -> dict[str, pd.DataFrame]:
-    """A metric along each operator that has several levels: series -> rows, mild to severe; see `registry.family`."""
-    rows = measured[(measured["stage"] == stage) & (measured["metric"] == metric) & (measured["degradation"] != "none")]
-    families = [registry.family(*row) for row in rows[["degradation", "level"]].itertuples(index=False)]
-    rows = rows.assign(series=[name for name, _ in families], severity=[severity for _, severity in families])
-    parts = rows.groupby("series", sort=False)
-    return {str(name): part.sort_values("severity", ignore_index=True) for name, part in parts if len(part) > 1}
-
-
-def breaking_points(measured: pd.DataFrame, accuracy: float) -> pd.DataFrame:
-    """The mildest level of each operator at which a stage's balanced accuracy falls below a bar.
-
-    One row per stage and series of levels: as_it_is, without degradation; mildest and worst, the levels tried;
-    falls_below, the mildest level whose value is below; surely_below, the mildest whose whole interval is; NaN where
-    none is, or as_it_is is below already.
-    """
-    rows = []
-    for stage in measured["stage"].unique():
-        clean = float(wide(measured, stage, [ACCURACY[stage]])[ACCURACY[stage]][registry.AS_IT_IS])
-        for name, part in series(measured, stage, ACCURACY[stage]).items():
-            row = {"stage": stage, "operator": name, "as_it_is": clean}
-            row |= {"mildest": part["level"].iloc[0], "worst": part["level"].iloc[-1]}
-            for column, limit in (("falls_below", "value"), ("surely_below", "high")):
-                below = part.loc[part[limit] < accuracy, "level"]
-                row[column] = below.iloc[0] if len(below) and clean >= accuracy else np.nan
-            rows.append(row)
-    columns = "stage operator as_it_is mildest worst falls_below surely_below".split()
-    return pd.DataFrame(rows, columns=columns)
-
-
 def summary(measured: pd.DataFrame) -> dict:
     """The numbers that matter most, for metrics.json: the images as they are, and the worst condition of each kind."""
     result: dict = {"conditions": int(measured["condition"].nunique())}

@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from dfd.analysis import slices
@@ -27,7 +27,6 @@ from dfd.plots.results import MARKERS, PALETTE, draw_intervals, name_rows, new_a
 
 SHAPES = ("o", "X", "s", "^", "D", "P", "v", "*", "<", ">")  # marker of each source; the last is for the others
 OTHER = "other"
-STAGES = {"stage1": ("stage 1: real or fake", PALETTE[0]), "stage2": ("stage 2: which generator", PALETTE[1])}
 
 
 def captions(rows: pd.DataFrame) -> list[str]:
@@ -185,42 +184,17 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
     return ax
 
 
-def plot_series(found: pd.DataFrame, accuracy: float, columns: int = 4) -> Figure:
-    """The balanced accuracy of `robustness.measure` along each operator, mild to severe; dotted: what is asked for."""
-    lines = {stage: robustness.series(found, stage, metric) for stage, metric in robustness.ACCURACY.items()}
-    names = list(dict.fromkeys(name for series in lines.values() for name in series))
-    if not names:
-        figure = plt.figure(figsize=(6, 1))
-        figure.text(0.5, 0.5, "No operator has two levels in this grid: there is no curve to draw.", ha="center")
-        return figure
-    columns = min(columns, len(names))
-    figure, axes = new_grid(math.ceil(len(names) / columns), columns, (3.3, 2.8), sharey=True)
-    for ax, name in zip(axes.flat, names, strict=False):
-        for marker, (stage, (words, colour)) in zip(MARKERS, STAGES.items(), strict=False):
-            if name not in lines[stage]:
-                continue
-            part = lines[stage][name]
-            level = part["level"].astype(float)
-            ax.fill_between(level, part["low"], part["high"], color=colour, alpha=0.18, lw=0)
-            ax.plot(level, part["value"], f"{marker}-", color=colour, ms=4, label=words)
-            clean = robustness.wide(found, stage, [robustness.ACCURACY[stage]]).iloc[0, 0]
-            ax.axhline(clean, color=colour, ls="--", lw=1, label=f"{words.split(':')[0]}, images as they are")
-        ax.axhline(accuracy, color="0.4", ls=":", label=f"{accuracy:g}")
-        ax.xaxis.set_major_locator(FixedLocator(sorted(level)))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.tick_params(axis="x", labelsize=8, rotation=45 if len(level) > 5 else 0)
-        ax.xaxis.set_inverted(level.iloc[0] > level.iloc[-1])
-        ax.set_title(name, fontsize=10)
-        ax.set_xlabel(registry.DEGRADATIONS[registry.last_operator(part["degradation"].iloc[0])].axis, fontsize=9)
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    for ax in axes[:, 0]:
-        ax.set(ylabel="balanced accuracy", ylim=(0, 1.03))
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
-    )
-    return figure
+def plot_levels(measured: pd.DataFrame) -> Figure:
+    """Balanced accuracy of `robustness.measure` along the levels of each operator that has several, with 95 % bands."""
+    rows = measured[measured["metric"].isin(robustness.ACCURACY.values())].sort_values("level")
+    several = rows.groupby("degradation")["level"].transform("nunique") > 1
+    rows = rows[several | (rows["degradation"] == "none")].replace({"degradation": {"none": registry.AS_IT_IS}})
+    options = {"col_wrap": 4, "height": 2.6, "aspect": 1.15, "sharex": False, "ylim": (0, 1.03)}
+    grid = sns.FacetGrid(rows, col="degradation", hue="stage", palette=PALETTE, **options)
+    grid.map(plt.fill_between, "level", "low", "high", alpha=0.18, lw=0)
+    grid.map(plt.plot, "level", "value", marker="o", ms=4)
+    grid.set_titles("{col_name}").set_axis_labels("level", "balanced accuracy").add_legend()
+    return grid.figure
 
 
 def plot_recalls(table: pd.DataFrame, title: str = "") -> Axes:

@@ -287,14 +287,3 @@ def test_the_default_grid_is_large_and_a_table_row_tells_its_condition():
     assert len({(row.degradation, row.level) for row in conditions}) == len(conditions)
     demo = config.profile("demo", "03_robustness")["conditions"]
     assert {registry.last_operator(registry.parse(text).degradation) for text in demo} == set(registry.DEGRADATIONS)
-
-
-def test_series_run_from_mild_to_severe():
-    order = {
-        "jpeg": [95, 75, 30], "blur": [0.5, 1, 2], "crop": [0.9, 0.5], "resample bilinear": [0.8, 0.5],
-        "rescale bicubic, below 1": [0.75, 0.5], "rescale bicubic, above 1": [1.5, 2], "gamma, below 1": [0.7, 0.5],
-    }  # fmt: skip
-    for name, levels in order.items():
-        found = [registry.family(name.split(",")[0], level) for level in levels]
-        assert {one for one, _ in found} == {name}
-        assert [severity for _, severity in found] == sorted(severity for _, severity in found)

@@ -9,7 +9,6 @@ from scipy.special import softmax
 from score_tables import CLASSES, noisy_table, stage2_table
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from dfd.degrade import registry
 from dfd.evaluate import metrics, robustness
 from dfd.inference import decide
 
@@ -114,27 +113,6 @@ def test_wide_and_recalls_keep_the_order_of_the_grid(found):
     assert list(heat.index) == ["RealPhotos", "BigGAN", "ProGAN"] and list(heat.columns) == list(table.index)
     photos = 1 - at(found, "stage1", "jpeg 50", "false_positive_rate")["value"]
     assert heat.loc["RealPhotos", "jpeg 50"] == pytest.approx(photos)
-
-
-def designed(values, stage="stage1", width=0.02):
-    rows = [{"stage": stage, "label": "all", "metric": robustness.ACCURACY[stage], "degradation": d, "level": level,
-             "condition": registry.name(d, level), "value": v, "low": v - width, "high": v + width, "images": 9}
-            for (d, level), v in values.items()]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_breaking_points_are_the_mildest_levels_below_the_bar():
-    jpegs = {("jpeg", 50.0): 0.6, ("jpeg", 95.0): 0.88, ("jpeg", 75.0): 0.69}
-    scales = {("rescale bicubic", f): v for f, v in ((0.5, 0.71), (2.0, 0.5), (0.75, 0.8), (1.5, 0.9))}
-    table = designed({("none", 0.0): 0.9, **jpegs, **scales, ("blur", 1.0): 0.5})
-    points = robustness.breaking_points(table, 0.7).set_index("operator")
-    columns = ["mildest", "worst", "falls_below", "surely_below"]
-    assert points.loc["jpeg", columns].tolist() == [95, 50, 75, 50]
-    assert points.loc["rescale bicubic, above 1", columns].tolist() == [1.5, 2, 2, 2]
-    assert points.loc["rescale bicubic, below 1", ["falls_below", "surely_below"]].isna().all()
-    assert "blur" not in points.index and (points["as_it_is"] == 0.9).all()
-    assert robustness.breaking_points(table, 0.95)["falls_below"].isna().all()  # below it as they are
-    assert robustness.breaking_points(table[table["degradation"] == "none"], 0.7)["falls_below"].empty
 
 
 def test_summary_names_the_worst_of_each_kind(found):

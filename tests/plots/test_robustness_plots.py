@@ -52,24 +52,16 @@ def test_two_metrics_have_a_legend_and_differences_a_line_at_0():
     assert ax.lines[0].get_ydata()[0] < ax.lines[1].get_ydata()[0]
 
 
-def test_series_have_a_panel_each_from_mild_to_severe(found):
-    figure = plots.plot_series(found, 0.7)
-    jpeg, blur = [ax for ax in figure.axes if ax.axison]
-    assert [jpeg.get_title(), blur.get_title()] == ["jpeg", "blur"]
-    assert jpeg.get_xlabel() == "JPEG quality (Pillow)" and blur.get_xlabel() == "sigma of the blur, pixels"
-    assert jpeg.xaxis_inverted() and not blur.xaxis_inverted()
-    part = robustness.series(found, "stage1", robustness.ACCURACY["stage1"])["jpeg"]
-    assert jpeg.lines[0].get_xdata().tolist() == [90, 75, 50]
-    assert jpeg.lines[0].get_ydata().tolist() == part["value"].tolist()
+def test_operators_of_several_levels_have_a_panel_each(found):
+    figure = plots.plot_levels(found)
+    clean, jpeg, blur = sorted(figure.axes, key=lambda ax: "as it is jpeg blur".index(ax.get_title()))
+    part = found[(found["stage"] == "stage1") & (found["degradation"] == "jpeg") & (found["label"] == "all")]
+    part = part.sort_values("level")
+    assert jpeg.lines[0].get_xdata().tolist() == [50, 75, 90] and blur.lines[1].get_xdata().tolist() == [1, 2]
+    assert jpeg.lines[0].get_ydata().tolist() == part["value"].tolist() and len(clean.lines) == 2
     band = next(one for one in jpeg.collections if isinstance(one, PolyCollection)).get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(part["low"].min()) and band.max() == pytest.approx(part["high"].max())
-    words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert words[0] == "stage 1: real or fake" and words[-1] == "0.7"
-
-
-def test_a_grid_of_single_levels_says_that_there_is_no_curve(found):
-    single = found[found["degradation"].isin(["none", "noise"])]
-    assert "no curve" in plots.plot_series(single, 0.7).texts[0].get_text()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stage1", "stage2"]
 
 
 def test_heat_map_has_a_column_per_label_and_a_row_per_condition(found):
