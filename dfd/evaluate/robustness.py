@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,13 +28,11 @@ from dfd.inference.stage import Scored, Stage
 
 HELD = 1 << 30  # bytes of decoded images that are held; those beyond are decoded for each condition
 CELLS = "cells"  # folder of the finished cells, in the run folder
-FIRST = "first_"  # before a class: the logit of the first crop alone, the centre in mode five
 ALL = "all"  # the label of metrics over all images
 ACCURACY = {"stage1": "balanced_accuracy_at_threshold", "stage2": "balanced_accuracy"}  # chance: one over the classes
-BY_CROP = {"stage1": ("auc", ACCURACY["stage1"]), "stage2": (ACCURACY["stage2"],)}  # of the first crop alone, too
 MEASURED = {
-    "stage1": ("false_positive_rate", "true_positive_rate", "ece_before", "ece"),
-    "stage2": ("ece_before", "ece"),
+    "stage1": ("auc", ACCURACY["stage1"], "false_positive_rate", "true_positive_rate", "ece_before", "ece"),
+    "stage2": (ACCURACY["stage2"], "ece_before", "ece"),
 }
 
 
@@ -52,8 +49,8 @@ def sweep(
     Each image is degraded once per condition, as a whole, before crops are cut. A finished cell, one condition of one
     stage, is written to the folder `cells` of the run folder; a sweep that is stopped goes on from there. A cell is
     used again only for the same version of dfd, weights, images, crops, condition and, of noise, seed. Gives the score
-    table of each stage, one row per image and condition: the contract's columns (a chain is in `degradation`, its last
-    step's level in `level`; see `dfd.degrade.registry.name`), and first_<class>.
+    table of each stage, one row per image and condition: the contract's columns; a chain is in `degradation`, its last
+    step's level in `level`, see `dfd.degrade.registry.name`.
     """
     folder = Path(out) / CELLS
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,8 +135,6 @@ def _reader(table: pd.DataFrame) -> Callable[[str], Image.Image]:
 def _write(answers: list[tuple[str, Scored]], stage: Stage, path: Path) -> None:
     columns = answer_columns(stage, [answer for _, answer in answers])
     columns.insert(0, "path", [name for name, _ in answers])
-    for i, name in enumerate(stage.classes):
-        columns[f"{FIRST}{name}"] = [float(answer.crop_logits[0, i]) for _, answer in answers]
     with atomic_write(path) as draft:
         columns.to_parquet(draft, index=False)
 
@@ -161,23 +156,22 @@ def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | 
 def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0) -> pd.DataFrame:
     """Every metric of each stage under each condition, with its interval: the long table behind all others.
 
-    Columns stage, condition, degradation, level, label (all, or the one a recall is of), metric, value, low, high,
-    images (that the metric is over); NaN where undefined. The metrics are those of BY_CROP and MEASURED, and recall;
-    those of BY_CROP also of the first crop alone (…_one_crop), and by how much all crops are better (…_gain), on the
-    same resamples.
+    Columns stage, condition, degradation, level, label (all, or the one a recall is of), metric (those of MEASURED, and
+    recall), value, low, high, images (that the metric is over); NaN where undefined.
     """
     rows = []
-    for name, scores in swept.items():
+    for stage, scores in swept.items():
         for condition, part in by_condition(scores):
-            common = {"stage": name, "condition": condition, **part[["degradation", "level"]].iloc[0]}
-            values = bootstrap_all(part["group"], _statistics(part, stages[name]), seed)
-            over: dict[str, Any] = {
-                "false_positive_rate": part["label"].eq(REAL),
-                "true_positive_rate": part["label"].ne(REAL),
-            }
-            for (label, metric), three in values.items():
-                images = int(over.get(metric, part["label"].eq(label) | (label == ALL)).sum())
-                rows.append({**common, "label": label, "metric": metric, **three, "images": images})
+            common = {"stage": stage, "condition": condition, **part[["degradation", "level"]].iloc[0]}
+            judgements, labels = judged(part, stages[stage].temperature), part["label"].to_numpy()
+            over = {name: labels == name for name in np.unique(labels)}
+            statistics: dict = {(ALL, metric): METRICS[metric].of(judgements) for metric in MEASURED[stage]}
+            for label, among in over.items():
+                statistics[label, "recall"] = partial(share, right=judgements.decided, among=among)
+            over |= {"false_positive_rate": labels == REAL, "true_positive_rate": labels != REAL}
+            for (label, metric), interval in bootstrap_all(part["group"], statistics, seed).items():
+                images = over.get(metric, over.get(label, labels == labels)).sum()
+                rows.append({**common, "label": label, "metric": metric, **interval, "images": int(images)})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
 
 
@@ -190,26 +184,6 @@ def by_condition(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         if not part["path"].equals(first):
             raise ValueError(f"{name!r} does not hold the same images as the other conditions; sweep again")
         yield name, part
-
-
-def _statistics(part: pd.DataFrame, stage: Stage) -> dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]]:
-    """(label, metric) -> the metric of weights, see `dfd.evaluate.metrics`."""
-    first = part[[f"{FIRST}{name}" for name in stage.classes]].to_numpy()
-    once = with_predictions(
-        stage, part.assign(**{f"logit_{name}": first[:, i] for i, name in enumerate(stage.classes)})
-    )
-    every, once = judged(part, stage.temperature), judged(once, stage.temperature)
-    statistics: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {}
-    for metric in (*BY_CROP[stage.stage], *MEASURED[stage.stage]):
-        statistics[ALL, metric] = METRICS[metric].of(every)
-    for metric in BY_CROP[stage.stage]:
-        of_all, of_first = METRICS[metric].of(every), METRICS[metric].of(once)
-        statistics[ALL, f"{metric}_one_crop"] = of_first
-        statistics[ALL, f"{metric}_gain"] = lambda w, a=of_all, b=of_first: a(w) - b(w)
-    labels = part["label"].to_numpy()
-    for label in np.unique(labels):
-        statistics[label, "recall"] = partial(share, right=every.decided, among=labels == label)
-    return statistics
 
 
 def wide(measured: pd.DataFrame, stage: str, metrics: Sequence[str]) -> pd.DataFrame:

@@ -167,7 +167,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
     """Metrics of `robustness.wide` under each condition as dots with their 95 % intervals, a line per condition.
 
     `names` gives each column its words in the legend. One alone has none, and its value on the images as they are is a
-    dashed line. Several differences have a line at 0.
+    dashed line.
     """
     ax = ax or new_axes(8, 1.1 + 0.23 * len(table))
     for i, (metric, words) in enumerate(names.items()):
@@ -175,8 +175,6 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
         draw_intervals(ax, y, table, metric, color=PALETTE[i], marker=MARKERS[i], ms=5, label=words)
     if len(names) == 1 and registry.AS_IT_IS in table.index:
         ax.axvline(table[next(iter(names))].loc[registry.AS_IT_IS], color="0.4", ls="--", lw=1)
-    elif (table[list(names)].astype(float) < 0).any(axis=None):
-        ax.axvline(0, color="0.4", lw=1)
     name_rows(ax, table.index)
     ax.set_xlabel(xlabel)
     if len(names) > 1:
