@@ -1,4 +1,4 @@
-"""Runs beside one another: paired differences of their metrics, verdicts that changed, and what they were made from.
+"""Runs beside one another: paired differences of their metrics, and verdicts that changed.
 
 Two runs are compared on the images that both hold in their test split and scored as they are, and on these alone. The
 bootstrap draws the same groups for both, so that what makes an image hard for both cancels out.
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dfd.core.io import read_json
 from dfd.evaluate.metrics import METRICS, bootstrap, judged
 from dfd.inference.decide import true_class
 
@@ -25,8 +23,6 @@ COMPARED = {  # those of METRICS that need no temperature
     "stage1": ("auc", "accuracy_at_threshold", "real_accuracy", "fake_accuracy", "tpr_at_fpr_5"),
     "stage2": ("accuracy", "balanced_accuracy", "macro_f1"),
 }
-DIFFER_ALWAYS = ("out", "notebooks", "written", "manifest")  # or have a row of their own
-SIDES = ("base", "other")
 
 
 class CompareError(ValueError):
@@ -52,13 +48,12 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs: their names, the stages that both have, and what differs in their making."""
+    """Two runs, by the stages that both have."""
 
     base: str
     other: str
     stages: dict[str, Paired]
     missing: dict[str, str]  # stage -> why it could not be compared
-    made: pd.DataFrame  # kind, name, base, other: what the runs were made from, where it differs
 
 
 def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
@@ -71,10 +66,7 @@ def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
     last = [path.resolve().name for path in paths]
     names = last if len(set(last)) == len(last) else [str(path) for path in paths]
     base, *others = [read_tables(path) for path in paths]
-    return [
-        _compare(base, other, (paths[0], path), (names[0], name), seed)
-        for other, path, name in zip(others, paths[1:], names[1:], strict=True)
-    ]
+    return [_compare(base, other, (names[0], name), seed) for other, name in zip(others, names[1:], strict=True)]
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -103,11 +95,7 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def _compare(
-    base: dict[str, pd.DataFrame],
-    other: dict[str, pd.DataFrame],
-    folders: tuple[Path, Path],
-    names: tuple[str, str],
-    seed: int,
+    base: dict[str, pd.DataFrame], other: dict[str, pd.DataFrame], names: tuple[str, str], seed: int
 ) -> Comparison:
     stages, missing = {}, {}
     for stage in STAGES:
@@ -123,7 +111,7 @@ def _compare(
     if not stages:
         why = "; ".join(f"{STAGES[stage]}: {text}" for stage, text in missing.items())
         raise CompareError(f"{names[0]} and {names[1]} cannot be compared. {why}")
-    return Comparison(*names, stages, missing, made_from(*folders))
+    return Comparison(*names, stages, missing)
 
 
 def share(
@@ -179,36 +167,3 @@ def changed_verdicts(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     change = np.select([columns["other"] == true, columns["base"] == true], ["mended", "broken"], "wrong in both")
     rows = pd.DataFrame({"label": base["label"], **columns, "change": change}).rename_axis("path").reset_index()
     return rows[rows["base"] != rows["other"]].sort_values(["change", "path"], ignore_index=True)
-
-
-def made_from(base: Path, other: Path) -> pd.DataFrame:
-    """What differs in what two runs were made from and with: kind (setting, data or version), name, base, other.
-
-    Reads config.json and environment.json; what one run does not say is a dash.
-    """
-    try:
-        first, second = _made_from(base), _made_from(other)
-    except ValueError as error:
-        raise CompareError(f"config.json or environment.json of {base} or {other} cannot be read: {error}") from error
-    rows = []
-    for kind in first:
-        for name in dict.fromkeys([*first[kind], *second[kind]]):
-            values = [str(run[kind].get(name, "–")) for run in (first, second)]
-            if values[0] != values[1]:
-                rows.append({"kind": kind, "name": name, **dict(zip(SIDES, values, strict=True))})
-    return pd.DataFrame(rows, columns=["kind", "name", *SIDES])
-
-
-def _made_from(folder: Path) -> dict[str, dict[str, Any]]:
-    """Kind -> name -> value."""
-    config, environment = read_json(folder / "config.json"), read_json(folder / "environment.json")
-    settings = {name: value for name, value in config.items() if name not in DIFFER_ALWAYS}
-    versions = {name: value for name, value in environment.items() if name not in (*DIFFER_ALWAYS, "packages")}
-    versions |= environment.get("packages", {})
-    for stem, entry in config.get("notebooks", {}).items():
-        for name, value in entry.get("parameters", {}).items():
-            if name not in config:
-                settings[f"{stem[:2]}.{name}"] = value
-        if "code" in entry:
-            versions[f"code of {stem}"] = entry["code"]
-    return {"setting": settings, "data": {"manifest": environment.get("manifest", "–")}, "version": versions}

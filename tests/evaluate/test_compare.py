@@ -1,6 +1,5 @@
-"""Runs beside one another: paired intervals, changed verdicts, what differs, and folders that cannot be compared."""
+"""Runs beside one another: paired intervals, changed verdicts, and folders that cannot be compared."""
 
-import json
 import re
 
 import numpy as np
@@ -19,7 +18,7 @@ def stage2(seed=0):
     return stage2_table(seed, images=30).assign(path=lambda rows: [f"{i}.png" for i in range(len(rows))])
 
 
-def write(folder, stage1=None, stage2=None, hashes=None, config=None, environment=None):
+def write(folder, stage1=None, stage2=None, hashes=None):
     """A run folder of fabricated tables."""
     folder.mkdir(parents=True, exist_ok=True)
     for stage, table in (("stage1", stage1), ("stage2", stage2)):
@@ -27,9 +26,6 @@ def write(folder, stage1=None, stage2=None, hashes=None, config=None, environmen
             table.to_parquet(folder / f"scores_{stage}.parquet", index=False)
     if hashes is not None:
         pd.DataFrame({"path": list(hashes), "sha256": list(hashes.values())}).to_parquet(folder / "manifest.parquet")
-    for name, content in (("config", config), ("environment", environment)):
-        if content is not None:
-            (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
@@ -125,28 +121,6 @@ def test_images_that_either_run_ties_together_are_drawn_together(tmp_path):
     assert found.stages["stage1"].groups == 1 + 20  # a chain of 0 … 19, with 20 hanging on; then pairs
 
 
-def test_what_differs_in_settings_data_and_versions_is_listed(tmp_path):
-    def record(epochs, code, out):
-        entry = {"parameters": {"num_epochs": epochs, "data": "d", "out": out, "seed": 0}, "code": code}
-        return {"data": "d", "out": out, "profile": "quick", "notebooks": {"01_stage1_real_fake": entry}}
-
-    def environment(torch, manifest, written):
-        return {"dfd": "1", "packages": {"torch": torch, "numpy": "2"}, "manifest": manifest, "written": written}
-
-    one = write(tmp_path / "a", noisy_table(), config=record(3, "x", "o1"), environment=environment("1", "m1", "t1"))
-    two = write(tmp_path / "b", noisy_table(), config=record(5, "y", "o2"), environment=environment("2", "m2", "t2"))
-    (found,) = compare.compare([one, two])
-    assert found.made.to_numpy().tolist() == [
-        ["setting", "01.num_epochs", "3", "5"],
-        ["data", "manifest", "m1", "m2"],
-        ["version", "torch", "1", "2"],
-        ["version", "code of 01_stage1_real_fake", "x", "y"],
-    ]
-    assert "1 setting, data, 2 versions differ." in html.write_index(one).read_text()
-    (found,) = compare.compare([one, write(tmp_path / "c", noisy_table())])
-    assert ["setting", "01.num_epochs", "3", "–"] in found.made.to_numpy().tolist()
-
-
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
@@ -156,15 +130,12 @@ def test_what_differs_in_settings_data_and_versions_is_listed(tmp_path):
         (["a", "empty"], "empty is no finished run.*scores_stage1.parquet"),
         (["a", "strangers"], "a and strangers cannot be compared.*no test image in common"),
         (["a", "broken"], "the tables of .*broken cannot be read"),
-        (["a", "bad json"], "config.json or environment.json of .* cannot be read"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(folders, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = noisy_table(30)
-    for name in ("a", "bad json"):
-        write(tmp_path / name, table)
-    (tmp_path / "bad json" / "config.json").write_text("{")
+    write(tmp_path / "a", table)
     write(tmp_path / "strangers", table.assign(path="x" + table["path"]))
     write(tmp_path / "empty")
     write(tmp_path / "broken").joinpath("scores_stage1.parquet").write_bytes(b"no table")
@@ -217,7 +188,6 @@ def test_the_index_compares_with_the_runs_beside_it_whatever_is_wrong_with_some(
     write(tmp_path / "strangers", noisy_table(30).assign(path=lambda rows: "x" + rows["path"]))
     write(tmp_path / "repeated", pd.concat([noisy_table(30)] * 2))
     write(tmp_path / "broken").joinpath("scores_stage1.parquet").write_bytes(b"no table")
-    write(tmp_path / "odd", noisy_table(), config=["no record"])
     write(tmp_path / "unfinished")
     (tmp_path / "file").write_text("")
     page = html.write_index(runs[0]).read_text()
@@ -226,8 +196,9 @@ def test_the_index_compares_with_the_runs_beside_it_whatever_is_wrong_with_some(
     row = found.stages["stage1"].metrics.loc["auc"]
     assert f"<td>{row['other']:.3f}</td><td>{row['base']:.3f}</td>" in page and f"{row['difference']:+.3f} [" in page
     assert found.stages["stage1"].metrics.loc["auc", "low"] > 0 and f"<b>{row['difference']:+.3f} [" in page
-    assert "Not compared with broken" in page and "Not compared with odd" in page
-    assert "Not compared with repeated" in page and "names an image twice" in page
+    assert (
+        "Not compared with broken" in page and "Not compared with repeated" in page and "names an image twice" in page
+    )
     assert "strangers" not in page and "unfinished" not in page
 
 
