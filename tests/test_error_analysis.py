@@ -62,4 +62,4 @@ def test_mistakes_are_exported_with_properties(run_folder, tiny_data):
     run(run_folder, tiny_data)
     found = pd.read_csv(run_folder / "mistakes.csv")
     assert sorted(found["path"]) == sorted(table["path"][wrong]) and found["stage"].eq("stage1").all()
-    assert found[["brightness", "texture", "sharpness", "confidence", "margin"]].notna().all(axis=None)
+    assert found[["brightness", "texture", "sharpness", "confidence", "distance"]].notna().all(axis=None)

@@ -117,30 +117,21 @@ def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def mistakes(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose prediction is wrong, the surest first; `margin` is the predicted logit minus the true class's.
-
-    Stage 2's unknown is left aside: its likeliest name counts.
-    """
-    rows = scores.assign(prediction=closed_set(scores), true=true_class(scores))
-    wrong = rows[rows["prediction"] != rows["true"]]
-    margin = [row[f"logit_{row['prediction']}"] - row[f"logit_{row['true']}"] for _, row in wrong.iterrows()]
-    wrong = wrong.drop(columns="true").assign(margin=np.array(margin, dtype=float))
-    return wrong.sort_values("margin", ascending=False, ignore_index=True)
-
-
 def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) -> pd.DataFrame:
-    """How sure each row's prediction is, and how far it lies from the decision: columns on the rows' index.
+    """How sure each row's prediction is: columns wrong, confidence and distance on the rows' index.
 
-    confidence is the calibrated probability of what the image was called, in [0, 1]; distance is in logits: stage 1's
-    from its threshold on that probability, stage 2's between the two likeliest classes.
+    confidence is the calibrated probability of what the image was called, in [0, 1]; distance, from the decision, is in
+    logits: stage 1's from its threshold, stage 2's between the two likeliest names, of which the first counts where it
+    says unknown.
     """
-    logits, p = scores[logit_columns(scores)].to_numpy(float) / temperature, probabilities(scores, temperature)
-    confidence, distance = p.max(1), np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
+    called, columns = closed_set(scores), class_names(scores)
+    chosen = called.map(columns.index).to_numpy(int)
+    confidence = probabilities(scores, temperature)[np.arange(len(scores)), chosen]
+    logits = scores[logit_columns(scores)].to_numpy(float) / temperature
     if "logit_fake" in scores:
-        confidence = np.where(scores["prediction"] == "fake", p[:, 1], p[:, 0])
-        distance = np.abs(logits[:, 1] - logits[:, 0] - logit(threshold))
-    return pd.DataFrame({"confidence": confidence, "distance": distance}, index=scores.index)
+        logits[:, 1] -= logit(threshold)
+    distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
+    return pd.DataFrame({"wrong": called != true_class(scores), "confidence": confidence, "distance": distance})
 
 
 def roc(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

@@ -159,11 +159,12 @@ def test_certainty_is_of_what_was_called_and_distance_from_the_threshold():
     assert found["confidence"].tolist() == pytest.approx(shares)
 
 
-def test_mistakes_are_all_the_wrong_ones_surest_first():
-    wrong = scores.mistakes(stage2_table())
-    assert wrong["path"].tolist() == ["A/1.png", "C/5.png"]
-    assert wrong["margin"].tolist() == [2.0, 1.0]
-    assert scores.mistakes(stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"])).empty
+def test_the_wrong_ones_are_told_whether_or_not_they_are_called_unknown():
+    table = stage2_table()
+    found = scores.certainty(table, 1.0)
+    assert table["path"][found["wrong"]].sort_values().tolist() == ["A/1.png", "C/5.png"]
+    assert scores.certainty(table.assign(prediction="unknown"), 1.0).equals(found)
+    assert not scores.certainty(stage1_table([-1.0, 1.0], ["RealPhotos", "ProGAN"]), 1.0)["wrong"].any()
 
 
 def test_sweep_has_a_row_per_quality(noisy):
