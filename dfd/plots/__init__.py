@@ -10,12 +10,12 @@ from dfd.plots.results import (
 )  # fmt: skip
 from dfd.plots.analysis import (
     captions, plot_conditions, plot_correlations, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints,
-    plot_levels, plot_probe, plot_recalls, plot_slices, plot_transfer,
+    plot_levels, plot_probe, plot_recalls, plot_slices,
 )  # fmt: skip
 
 __all__ = [
     "PALETTE", "captions", "live_history", "plot_ablation", "plot_cm", "plot_conditions", "plot_confusions",
     "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_examples", "plot_fingerprints",
     "plot_gallery", "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability",
-    "plot_roc", "plot_slices", "plot_spectra", "plot_split", "plot_transfer",
+    "plot_roc", "plot_slices", "plot_spectra", "plot_split",
 ]  # fmt: skip

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
-from torch import Tensor
 
 from dfd.analysis import slices
 from dfd.analysis.explain import Dossier, stretch
@@ -148,19 +147,6 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
     ax.set(xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit", xticks=[], yticks=[])
     ax.set_title(f"classifier features of {len(points)} images")
     return ax
-
-
-def plot_transfer(pairs: pd.DataFrame, carried: tuple[Tensor, Tensor, Tensor], times: float = 10) -> Figure:
-    """Carrier, fingerprint times a factor about grey, and sum, of rows of `fingerprint.carry` and their `put_on`."""
-    carriers, residuals, sums = carried
-    grown = (0.5 + times * residuals).clamp(0, 1)
-    images = {"carrier": carriers, f"fingerprint × {times:g}": grown, "sum": sums}
-    likeness = [f"named {row.named}\n{row.psnr:.1f} dB, SSIM {row.ssim:.3f}" for row in pairs.itertuples()]
-    texts = [[f"named {name}" for name in pairs["alone"]], [f"of {name}" for name in pairs["label"]], likeness]
-    pictures = {name: list(batch.permute(0, 2, 3, 1).numpy()) for name, batch in images.items()}
-    figure = results.plot_examples(pictures, dict(zip(pictures, texts, strict=True)))
-    figure.suptitle("Fingerprints put on photos; PSNR and SSIM between carrier and sum", fontsize=10)
-    return figure
 
 
 def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, ax: Axes | None = None) -> Axes:

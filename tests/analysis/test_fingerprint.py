@@ -364,16 +364,3 @@ def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sou
     assert len(named) == shapes and named[0] == "s00" and ("other" in named) == (sources > 10)
     assert len(ax.collections[0].get_offsets()) == count + 1 and len(set(map(tuple, ax.collections[0].get_fc()))) == 2
     assert len({path.vertices.tobytes() for path in ax.collections[0].get_paths()}) == shapes
-
-
-def test_plot_of_transfer_shows_the_three_pictures_of_each_pair(stage, table):
-    pairs = fingerprint.carry(stage, table, 1)
-    carried = fingerprint.put_on(stage, table, pairs)
-    figure = plots.plot_transfer(pairs, carried, times=4)
-    assert len(figure.axes) == 3 * 3
-    assert [figure.axes[i].get_ylabel() for i in (0, 3, 6)] == ["carrier", "fingerprint × 4", "sum"]
-    first = pairs.iloc[0]
-    assert figure.axes[6].get_title() == f"named {first['named']}\n{first['psnr']:.1f} dB, SSIM {first['ssim']:.3f}"
-    assert [figure.axes[i].get_title() for i in (0, 3)] == [f"named {first['alone']}", f"of {first['label']}"]
-    grey = np.clip(0.5 + 4 * carried[1][0].numpy().transpose(1, 2, 0), 0, 1)
-    np.testing.assert_allclose(figure.axes[3].images[0].get_array(), grey, atol=1e-6)
