@@ -21,7 +21,7 @@ from torch import Tensor
 from dfd.app.evidence import FAKE_COLOUR, REAL_COLOUR, Crop, Examination, Picture
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core.images import ImageError, Source, as_rgb
-from dfd.degrade import DEGRADATIONS, at_level, compose, describe, to_tensor
+from dfd.degrade import DEGRADATIONS, compose, describe, to_tensor
 from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
 
@@ -68,7 +68,7 @@ def degraded(detector: Detector, source: Source, operator: str, levels: Iterable
     image = middle(as_rgb(source))
     pixels = to_tensor(image)
     for level in levels:
-        verdict = _judge(detector, image if operator == "none" else at_level(pixels, operator, level))
+        verdict = _judge(detector, image if operator == "none" else compose(pixels, [(operator, level, {})]))
         row = {"level": level, "p_fake": verdict.p_fake, "is_fake": verdict.is_fake, "source": verdict.source}
         yield row | {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
 
@@ -128,7 +128,7 @@ class Stability:
 
     def move(self, detector: Detector, levels: dict[str, float]) -> tuple[str, Image.Image]:
         """Apply the sliders' levels one after another; say what became of the answer, and give the image."""
-        steps = [(axis.name, levels[axis.name]) for axis in self.axes if levels[axis.name] != axis.neutral]
+        steps = [(axis.name, levels[axis.name], {}) for axis in self.axes if levels[axis.name] != axis.neutral]
         pixels = compose(to_tensor(self.image), steps)
         self.now = levels, _judge(detector, pixels if steps else self.image)
         image = Image.fromarray((pixels[0] * 255).round().byte().permute(1, 2, 0).numpy())
@@ -151,10 +151,10 @@ class Stability:
                 ax.plot(self.now[0][axis.name], self.now[1].p_fake, "o", **marker, zorder=3, clip_on=False)
             low, high = min(axis.steps), max(axis.steps)
             margin = 0.04 * (high - low)
-            ax.set(xlim=(low - margin, high + margin), ylim=(-0.05, 1.05), xlabel=f"{axis.label}: {axis.unit}")
+            ax.set(xlim=(low - margin, high + margin), ylim=(-0.05, 1.05), xlabel=axis.axis)
             if axis.name == "jpeg":  # the best quality stands on the left, as no degradation does elsewhere
                 ax.invert_xaxis()
-                ax.set(xlabel=f"{axis.label}: {axis.unit} (100: none)")
+                ax.set(xlabel=f"{axis.axis}, 100: none")
             ax.spines[["top", "right"]].set_visible(False)
         figure.axes[0].set(ylabel="score")
         canvas = FigureCanvasAgg(figure)

@@ -3,8 +3,7 @@
 Imports nothing of `dfd`.
 """
 
-from dfd.degrade.operators import DEGRADATIONS, as_float, jpeg, to_tensor
-from dfd.degrade.registry import RandomDegrade, at_level, compose, describe, parse, parse_all
+from dfd.degrade.operators import DEGRADATIONS, jpeg, to_tensor
+from dfd.degrade.registry import RandomDegrade, compose, describe, parse, parse_all
 
-__all__ = ["DEGRADATIONS", "RandomDegrade", "as_float", "at_level", "compose", "describe", "jpeg", "parse", "parse_all"]
-__all__ += ["to_tensor"]
+__all__ = ["DEGRADATIONS", "RandomDegrade", "compose", "describe", "jpeg", "parse", "parse_all", "to_tensor"]

@@ -17,7 +17,7 @@ from dfd.config import CHECKPOINTS
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
-from dfd.degrade import at_level, to_tensor
+from dfd.degrade import compose, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide
 from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, true_class
@@ -48,7 +48,7 @@ def score(
 
     def read(path: str) -> Image.Image | Tensor:
         image = load_rgb(root / path)
-        return image if degradation == "none" else at_level(to_tensor(image), degradation, level)
+        return image if degradation == "none" else compose(to_tensor(image), [(degradation, level, {})])
 
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
     answers = list(stage.stream(map(read, paths), crops, mode))
