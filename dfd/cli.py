@@ -174,20 +174,14 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> N
 
 @command
 @click.option("--out", metavar="PAGE.html", help="Write the comparison as a page.")
-@click.option("--csv", metavar="FILE", help="Write all metric differences as a table.")
-@click.option("--changed", metavar="FILE", help="Write all images whose verdict changed as a table.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
-def compare(out: str | None, csv: str | None, changed: str | None, runs: tuple[str, ...]) -> None:
+def compare(out: str | None, runs: tuple[str, ...]) -> None:
     """Compare runs: metrics, verdicts, and what differs in their making."""
     from dfd.evaluate import compare as comparing
     from dfd.reports import html, summary
 
     comparisons = comparing.compare(runs)
     click.echo("\n\n".join(map(summary.text, comparisons)))
-    if csv:
-        summary.metric_rows(comparisons).to_csv(csv, index=False)
-    if changed:
-        summary.changed_rows(comparisons).to_csv(changed, index=False)
     if out:
         click.echo(f"\nOpen {shown(html.write_comparison(comparisons, Path(out).absolute()))}")
 

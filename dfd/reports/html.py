@@ -77,7 +77,6 @@ def write_index(out: Path) -> Path:
         warnings=warnings(out),
         cards={name: title for name, (title, _) in CARDS.items() if (out / name).exists()},
         files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
-        **summary.beside(out),
     )
 
 

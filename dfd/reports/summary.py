@@ -1,10 +1,8 @@
-"""What the page templates are filled with: the box on a notebook's page, how a run stands beside others, words."""
+"""What the page templates are filled with: the box on a notebook's page, words."""
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ from nbconvert.filters import markdown2html
 from dfd import config
 from dfd.core.io import TEMPLATES, read_json
 from dfd.core.runs import elapsed
-from dfd.evaluate.compare import STAGES, Comparison, Paired, compare
+from dfd.evaluate.compare import STAGES, Comparison
 from dfd.evaluate.metrics import METRICS
 
-BESIDE, CANDIDATES = 4, 6  # runs in the index, the newest that share test images; run folders that are opened for it
 NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 
 
@@ -85,46 +82,3 @@ def changed(stem: str, parameters: dict[str, Any], profile: str = "") -> dict[st
 def text(comparison: Comparison) -> str:
     """A comparison for a terminal."""
     return fill("compare.txt.j2", comparison=comparison).rstrip()
-
-
-def metric_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """All metric differences in one table, one row per pair of runs, stage and metric."""
-    return _stacked(comparisons, lambda paired: paired.metrics.reset_index().assign(images=paired.images))
-
-
-def changed_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """All changed verdicts in one table, one row per pair of runs, stage and image."""
-    return _stacked(comparisons, lambda paired: paired.changed)
-
-
-def _stacked(comparisons: Sequence[Comparison], table_of: Callable[[Paired], pd.DataFrame]) -> pd.DataFrame:
-    tables = {(c.base, c.other, stage): table_of(paired) for c in comparisons for stage, paired in c.stages.items()}
-    return pd.concat(tables, names=["base_run", "other_run", "stage"]).reset_index(level=[0, 1, 2])
-
-
-def beside(out: Path) -> dict[str, Any]:
-    """Compare a run with the newest ones in the same folder that share test images; nothing wrong with these stops it.
-
-    Gives `beside`: comparison (this run minus the other), page and command for each run, the newest first; and
-    `failed`: name -> why it could not be read.
-    """
-    own, rows, failed = out.resolve(), [], {}
-    runs = sorted(filter(_written, own.parent.glob("*/")), key=_written, reverse=True)
-    for folder in [run for run in runs if run != own][:CANDIDATES] if own in runs else []:
-        try:
-            (comparison,) = compare([folder, own])
-        except Exception as error:  # whatever is in that folder, this run's index is written
-            if "cannot be compared" not in str(error):  # no test image in common
-                failed[folder.name] = f"{type(error).__name__}: {error}"
-            continue
-        names = [os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run) for run in (folder, own)]
-        page = f"../{folder.name}/index.html" if (folder / "index.html").exists() else None
-        command = shlex.join(["python", "-m", "dfd", "compare", *names])
-        rows.append({"comparison": comparison, "page": page, "command": command})
-    return {"beside": rows[:BESIDE], "failed": failed}
-
-
-def _written(folder: Path) -> float:
-    """When a run's score tables were written last; 0 without any."""
-    paths = (folder / f"scores_{stage}.parquet" for stage in STAGES)
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
