@@ -178,12 +178,13 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> N
 def compare(out: str | None, runs: tuple[str, ...]) -> None:
     """Compare runs: metrics, verdicts, and what differs in their making."""
     from dfd.evaluate import compare as comparing
-    from dfd.reports import html, summary
+    from dfd.reports import html
 
     comparisons = comparing.compare(runs)
-    click.echo("\n\n".join(map(summary.text, comparisons)))
+    texts = [html.fill("compare.txt.j2", comparison=comparison).rstrip() for comparison in comparisons]
+    click.echo("\n\n".join(texts))
     if out:
-        click.echo(f"\nOpen {shown(html.write_comparison(comparisons, Path(out).absolute()))}")
+        click.echo(f"\nOpen {shown(html.render(Path(out).absolute(), 'compare.html.j2', comparisons=comparisons))}")
 
 
 @command

@@ -25,16 +25,9 @@ from dfd.core.io import read_json, write_text
 from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.data.splits import SPLITS
-from dfd.evaluate.metrics import clean
-from dfd.evaluate.scores import at_operating_points, readable
-from dfd.reports import summary
+from dfd.reports import html
 
-CARDS = {  # file -> its title, and the file that it is about
-    "model_card_stage1.md": ("Model card, stage 1", CHECKPOINTS["stage1"]),
-    "model_card_stage2.md": ("Model card, stage 2", CHECKPOINTS["stage2"]),
-    "data_sheet.md": ("Data sheet", "manifest.parquet"),
-}
-SWEPT = {"stage1": ["auc", "accuracy_at_threshold", "real_accuracy"], "stage2": ["accuracy", "balanced_accuracy"]}
+SUBJECTS = dict(zip(html.CARDS, [*CHECKPOINTS.values(), "manifest.parquet"], strict=True))  # what each card is about
 
 
 def write(out: Path) -> dict[str, str]:
@@ -44,7 +37,7 @@ def write(out: Path) -> dict[str, str]:
     the name of each file that could not be written, though what it is about is there -> why.
     """
     failed = {}
-    for name, (_, subject) in CARDS.items():
+    for name, subject in SUBJECTS.items():
         try:
             (out / name).unlink(missing_ok=True)
             if (out / subject).exists():
@@ -62,53 +55,41 @@ def model_card(out: Path, stage: str) -> str:
     """
     checkpoint = out / CHECKPOINTS[stage]
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    stem = next(stem for stem, model in config.NOTEBOOKS.items() if model.__name__.lower() == stage)
-    card = ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage])
     every = read_json(out / "metrics.json").get(stage, {})
     measured = every if every == content["metrics"] else {}
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None
     if table is not None and manifest.digest(table) != content["manifest_hash"]:
         table = None  # not what it was trained on
-    points, sweep, rows = None, pd.DataFrame(), pd.DataFrame()
-    if measured and (out / f"scores_{stage}.parquet").exists():
-        rows = clean(pd.read_parquet(out / f"scores_{stage}.parquet"), "test")
-        if stage == "stage1" and content["operating_points"]:
-            reached = at_operating_points(rows, content["operating_points"], content["temperature"])
-            points = readable(reached, ["fpr", "tpr", "accuracy"])
-            points.insert(0, "threshold", reached["threshold"])
-    if measured and (out / f"sweep_jpeg_{stage}.csv").exists():
-        sweep = pd.read_csv(out / f"sweep_jpeg_{stage}.csv")
-    swept = [name for name in SWEPT[stage] if f"{name}_low" in sweep]
     return _fill(
         "model_card.md.j2",
         out,
-        stem,
-        card_data=card,
+        next(stem for stem, model in config.NOTEBOOKS.items() if model.__name__.lower() == stage),
+        card_data=ModelCardData(
+            library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage]
+        ),
         stage=stage,
         name=checkpoint.name,
         content=content,
         parameters=sum(tensor.numel() for tensor in content["weights"].values()),
         sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        table=table,
         counts=manifest.summary(table)[["images", "groups", *SPLITS, "formats"]] if table is not None else None,
-        sources=provenance.sources(table).reset_index() if table is not None and "source" in table else None,
+        sources=_sources(table),
         measured=measured,
         by_generator=pd.DataFrame(measured.get("test", {}).get("by_generator", {})).map(lambda row: cell(**row)).T,
         stale=bool(every) and not measured,
-        points=points,
-        sweep=readable(sweep, swept) if swept else None,
-        rows=rows,
+        swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "",
     )
 
 
 def data_sheet(out: Path) -> str:
     """The data sheet of the run's manifest, as Markdown."""
     table, rejected = manifest.load(out), out / "rejected.csv"
-    sizes = table.melt(["label"], ["width", "height"]).groupby("label")["value"].agg(["min", "median", "max"])
-    sizes.columns = ["smallest side", "median side", "largest side"]
-    qualities = table.groupby("label")["jpeg_quality"].agg(["min", "max", "count"])
+    sizes = table.groupby("label")[["width", "height", "jpeg_quality"]].agg(["min", "median", "max"])
+    sizes.columns = [" ".join(names) for names in sizes.columns]
     splits = table.groupby("split").agg(images=("path", "size"), fakes=("is_fake", "sum"), groups=("group", "nunique"))
     splits.insert(1, "photos", splits["images"] - splits["fakes"])
-    refused = pd.read_csv(rejected, dtype=str, keep_default_na=False) if rejected.exists() else None
+    none = pd.DataFrame({"path": [], "reason": []}, dtype=str)
     beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
     return _fill(
         "data_sheet.md.j2",
@@ -119,18 +100,22 @@ def data_sheet(out: Path) -> str:
         table=table,
         summary=manifest.summary(table),
         splits=splits.reindex(list(SPLITS), fill_value=0),
-        sources=provenance.sources(table).reset_index() if "source" in table else None,
-        sizes=sizes.join(qualities.add_prefix("jpeg quality ")),
-        rejected=pd.DataFrame({"path": [], "reason": []}, dtype=str) if refused is None else refused,
+        sources=_sources(table),
+        sizes=sizes,
+        rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False) if rejected.exists() else none,
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
     )
+
+
+def _sources(table: pd.DataFrame | None) -> pd.DataFrame | None:
+    return provenance.sources(table).reset_index() if table is not None and "source" in table else None
 
 
 def _fill(template: str, out: Path, stem: str, **values: Any) -> str:
     """Fill in a template with its own values, those of the run folder, and how the notebook `stem` is run again."""
     files = {name: read_json(out / f"{name}.json") for name in ("config", "metrics", "environment")}
     own = {"command": command(files["config"], stem), "stem": stem, "md": markdown, "grid": grid, "cell": cell}
-    return re.sub(r"\n{3,}", "\n\n", summary.fill(template, **files, **own, **values)).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", html.fill(template, **files, **own, **values)).strip() + "\n"
 
 
 def command(record: Mapping[str, Any], stem: str) -> str:
@@ -142,7 +127,7 @@ def command(record: Mapping[str, Any], stem: str) -> str:
         words += [f"--{name}", record[name]]
     stems = [name for name in sorted({"00_eda", stem}) if name in record.get("notebooks", {})]
     for name in stems:
-        parameters = summary.changed(name, record["notebooks"][name]["parameters"], record["profile"])
+        parameters = html.changed(name, record["notebooks"][name]["parameters"], record["profile"])
         for key, value in parameters.items():
             words += ["-p", f"{name[:2]}.{key}", json.dumps(value) if isinstance(value, list) else str(value)]
     return shlex.join([*words, *(name[:2] for name in stems)])
@@ -151,13 +136,13 @@ def command(record: Mapping[str, Any], stem: str) -> str:
 def cell(value: float | None, low: float | None, high: float | None) -> str:
     """A number with its 95 % interval as text; a dash where it is undefined."""
     interval = "" if pd.isna(low) or pd.isna(value) else f" [{low:.3f}, {high:.3f}]"
-    return summary.decimal(value) + interval
+    return html.decimal(value) + interval
 
 
 def markdown(value: Any) -> str:
     """Text that Markdown shows as it is: marks are escaped, line breaks and control characters written out."""
     text = f"{value:.3f}" if isinstance(value, float) and not value.is_integer() else str(value)
-    text = re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", summary.printable(text))
+    text = re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", html.printable(text))
     return text.replace("](", "]\\(")  # a link
 
 

@@ -1,4 +1,4 @@
-"""The pages: an executed notebook, the index over a run folder, comparisons and sweeps. They load and run nothing."""
+"""Templates and the pages of them: an executed notebook's, a run's index. These load and run nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
@@ -21,16 +22,60 @@ from tqdm import tqdm
 
 from dfd import config, plots
 from dfd.core.io import PART, TEMPLATES, read_json, write_text
-from dfd.evaluate.compare import Comparison
-from dfd.reports import summary
-from dfd.reports.cards import CARDS
+from dfd.core.runs import elapsed
+from dfd.evaluate.compare import STAGES
+from dfd.evaluate.metrics import METRICS
 
-KINDS = ("image/png", "image/jpeg")
-LIMIT = 8_000_000  # characters of base64 on one page; with its text the page stays under 10 MB
-SMALLER = ((88, 2400), (75, 1400), (60, 900))  # JPEG quality and longest side, pixels; the first that fits
+CARDS = {  # see dfd.reports.cards
+    "model_card_stage1.md": "Model card, stage 1",
+    "model_card_stage2.md": "Model card, stage 2",
+    "data_sheet.md": "Data sheet",
+}
 BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
 CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
 DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
+NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill in one of the templates; in HTML the values are escaped. What is missing in a record is undefined."""
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    pages.filters |= {"decimal": decimal, "elapsed": elapsed, "metric": metric_name, "printable": printable}
+    pages.globals["STAGES"] = STAGES
+    return pages.get_template(template).render(**values)
+
+
+def render(path: Path, template: str, **values: Any) -> Path:
+    """Write a page from its template."""
+    return write_text(path, fill(template, style=style(), **values))
+
+
+def style() -> str:
+    """The pages' one style sheet; code colours for light and dark, chosen for their contrast, included."""
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "zenburn"))
+    own = (TEMPLATES / "style.css").read_text("utf-8")
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
+
+
+def decimal(value: float | None) -> str:
+    """Three decimals; a dash for what is missing."""
+    return "–" if pd.isna(value) else f"{value:.3f}"
+
+
+def metric_name(name: str) -> str:
+    """A metric in words."""
+    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    return label[0].upper() + label[1:]
+
+
+def printable(value: Any) -> str:
+    """Text with its line breaks and control characters written out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 def export(notebook: Path, error: dict | None = None) -> Path:
@@ -40,58 +85,49 @@ def export(notebook: Path, error: dict | None = None) -> Path:
         template_name="notebook",
         extra_template_basedirs=[str(TEMPLATES)],
         embed_images=True,
-        preprocessors=[CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor, picture_texts],
+        preprocessors=[CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor],
     )
     page = {
         "style": style(),
         "title": title_and_question(nb)[0] or notebook.stem,
         "error": error,
-        "box": summary.box(notebook, warnings(notebook.parent), error),
+        "box": box(notebook, warnings(notebook.parent), error),
     }
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dfd": page}
     return write_text(notebook.with_suffix(".html"), exporter.from_notebook_node(nb, resources)[0])
 
 
-def write_index(out: Path) -> Path:
-    """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
-    record, metrics = read_json(out / "config.json"), read_json(out / "metrics.json")
-    notebooks, own = [], {"index.html"}
-    for stem, entry in sorted(record.get("notebooks", {}).items()):
-        path, page = out / f"{stem}.ipynb", f"{stem}.html"
-        title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
-        shown = {"title": title or stem, "question": question, "page": page if (out / page).exists() else None}
-        notebooks.append(entry | shown)
-        own.add(page)
-    by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in config.CHECKPOINTS]
-    values = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
-    files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.name not in own]
-    return render(
-        out / "index.html",
-        "index.html.j2",
-        name=out.name,
+def box(notebook: Path, warnings: Sequence[str], error: dict | None = None) -> str:
+    """The box at the top of an executed notebook's page, as HTML, from the files of its run folder."""
+    out, stem, nb = notebook.parent, notebook.stem, nbformat.read(notebook, as_version=4)
+    record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
+    parameters = record.get("notebooks", {}).get(stem, {}).get("parameters", {})
+    told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    not_shown = [re.sub("</?p>", "", markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
+    return fill(
+        "summary.html.j2",
+        stem=stem,
+        error=error,
+        warnings=warnings,
         record=record,
-        metrics=metrics,
-        generators=pd.concat(values, axis=1),
-        environment=read_json(out / "environment.json"),
-        notebooks=notebooks,
-        warnings=warnings(out),
-        cards={name: title for name, (title, _) in CARDS.items() if (out / name).exists()},
-        files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
+        parameters=parameters,
+        changed=changed(stem, parameters),
+        timing=nb.metadata.get("papermill", {}),
+        metrics=read_json(out / "metrics.json"),
+        table=pd.read_parquet(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
+        not_shown=not_shown[-1:],
     )
 
 
-def write_comparison(comparisons: Sequence[Comparison], path: Path) -> Path:
-    """Write comparisons of runs as a page."""
-    return render(path, "compare.html.j2", comparisons=comparisons)
-
-
-def render(path: Path, template: str, **values: Any) -> Path:
-    """Write a page from its template."""
-    return write_text(path, summary.fill(template, style=style(), **values))
+def changed(stem: str, parameters: dict[str, Any], profile: str = "") -> dict[str, Any]:
+    """The parameters that are not a notebook's defaults, or not those of a profile, but for the folders."""
+    given = config.profile(profile, stem) if profile else {}
+    usual = config.NOTEBOOKS.get(stem, config.Shared)(**given).model_dump(mode="json", exclude={"data", "out"})
+    return {name: parameters[name] for name in usual if name in parameters and parameters[name] != usual[name]}
 
 
 def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
-    """Drop progress bars, widgets, papermill's own error marks and the title; note sections and the page's contents."""
+    """Drop what a page cannot show, papermill's own error marks and the title; note sections, contents and pictures."""
     nb.metadata.pop("widgets", None)
     nb.cells = [cell for cell in nb.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     section, page = "", resources["dfd"]
@@ -105,6 +141,11 @@ def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
         cell.metadata["section"] = section
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _shown(output)]
+            pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+            for number, picture in enumerate(pictures, 1):
+                width, height = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))).size
+                picture.metadata["wide"] = width > 1.8 * height  # on a phone: scrolled rather than shrunk
+                picture.metadata.setdefault("alt", describe(cell, number))
     return nb, resources
 
 
@@ -117,62 +158,11 @@ def _shown(output: NotebookNode) -> bool:
     return bool(output.text.strip())
 
 
-def picture_texts(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
-    """Give each picture an `alt` text, mark the wide ones, and compress the largest where all are too much."""
-    pictures = []
-    for cell in nb.cells:
-        outputs = [o for o in cell.get("outputs", []) if any(kind in o.get("data", {}) for kind in KINDS)]
-        for number, output in enumerate(outputs, 1):
-            output.metadata.setdefault("alt", describe(cell, number))
-            width, height = open_picture(output).size
-            output.metadata["wide"] = width > 1.8 * height  # on a phone: scrolled rather than shrunk
-        pictures += outputs
-    resources["dfd"]["compressed"] = compress(pictures)
-    return nb, resources
-
-
 def describe(cell: NotebookNode, number: int) -> str:
     """The section a picture stands in, and what the function that drew it says it draws; else its number there."""
     drawn = [getattr(plots, name, None) for name in re.findall(r"\b(plot_\w+)\(", cell.source)]
     texts = [" ".join(plot.__doc__.split("\n\n")[0].split()).rstrip(".") for plot in drawn if plot and plot.__doc__]
     return ": ".join(filter(None, (cell.metadata.get("section"), texts[-1] if texts else f"figure {number}")))
-
-
-def open_picture(output: NotebookNode) -> Image.Image:
-    """An output's picture; its pixels are not decoded yet."""
-    return Image.open(io.BytesIO(base64.b64decode(next(output.data[kind] for kind in KINDS if kind in output.data))))
-
-
-def compress(outputs: list[NotebookNode], limit: int = LIMIT) -> bool:
-    """Turn pictures into JPEGs, in place, the largest first, until all have at most `limit` characters of base64."""
-
-    def length(output: NotebookNode) -> int:
-        return sum(len(output.data.get(kind, "")) for kind in KINDS)
-
-    originals, changed = {id(output): open_picture(output) for output in outputs}, False
-    for quality, side in SMALLER:
-        for output in sorted(outputs, key=length, reverse=True):
-            if sum(map(length, outputs)) <= limit:
-                return changed
-            layer, file = originals[id(output)].convert("RGBA"), io.BytesIO()
-            flat = Image.new("RGB", layer.size, "white")
-            flat.paste(layer, mask=layer)
-            flat.thumbnail((side, side))
-            flat.save(file, "JPEG", quality=quality)
-            encoded = base64.b64encode(file.getvalue()).decode()
-            if len(encoded) < length(output):
-                output.data = NotebookNode({"image/jpeg": encoded})
-                changed = True
-    return changed
-
-
-def warnings(out: Path) -> list[str]:
-    """What a reader must know before trusting the numbers of a run folder."""
-    metrics, rejected = read_json(out / "metrics.json"), out / "rejected.csv"
-    audits = [metrics.get("audit", {}).get(stage, {}).get("warning") for stage in config.CHECKPOINTS]
-    count = len(pd.read_csv(rejected, dtype=str)) if rejected.exists() else 0
-    left_out = f"Left out: {count} {'file' if count == 1 else 'files'}; rejected.csv names each with its reason."
-    return [*filter(None, audits), *metrics.get("notes", []), *([left_out] if count else [])]
 
 
 def first_heading(markdown: str) -> str:
@@ -188,8 +178,38 @@ def title_and_question(nb: NotebookNode) -> tuple[str, str]:
     return first_heading(text), re.sub(r"[*_`]", "", " ".join(paragraphs[0].split()))
 
 
-def style() -> str:
-    """The pages' one style sheet; code colours for light and dark, chosen for their contrast, included."""
-    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "zenburn"))
-    own = (TEMPLATES / "style.css").read_text("utf-8")
-    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
+def warnings(out: Path) -> list[str]:
+    """What a reader must know before trusting the numbers of a run folder."""
+    metrics, rejected = read_json(out / "metrics.json"), out / "rejected.csv"
+    texts = [metrics.get("audit", {}).get(stage, {}).get("warning") for stage in STAGES] + metrics.get("notes", [])
+    if count := len(pd.read_csv(rejected, dtype=str)) if rejected.exists() else 0:
+        texts.append(f"Left out: {count} file{'s' * (count > 1)}; rejected.csv names each with its reason.")
+    return [text for text in texts if text]
+
+
+def write_index(out: Path) -> Path:
+    """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
+    record, metrics = read_json(out / "config.json"), read_json(out / "metrics.json")
+    notebooks, own = [], {"index.html"}
+    for stem, entry in sorted(record.get("notebooks", {}).items()):
+        path, page = out / f"{stem}.ipynb", f"{stem}.html"
+        title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
+        shown = {"title": title or stem, "question": question, "page": page if (out / page).exists() else None}
+        notebooks.append(entry | shown)
+        own.add(page)
+    by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
+    values = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
+    files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.name not in own]
+    return render(
+        out / "index.html",
+        "index.html.j2",
+        name=out.name,
+        record=record,
+        metrics=metrics,
+        generators=pd.concat(values, axis=1),
+        environment=read_json(out / "environment.json"),
+        notebooks=notebooks,
+        warnings=warnings(out),
+        cards={name: title for name, title in CARDS.items() if (out / name).exists()},
+        files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
+    )

@@ -32,7 +32,7 @@ from dfd.core.io import digest, read_json, write_json, write_text
 from dfd.core.runs import cores, elapsed
 from dfd.evaluate.compare import CompareError, compare
 from dfd.evaluate.metrics import METRICS, STAGE_METRICS
-from dfd.reports import html, runner, summary
+from dfd.reports import html, runner
 
 RECORD, LOG, COMPARISON = "sweep.json", "sweep.log", "compare.html"
 COMMAND = (sys.executable, "-m", "dfd", "run")
@@ -207,7 +207,7 @@ def _execute(
     status = "finished" if code == 0 else "interrupted" if stop.number else "failed"
     if status == "failed":
         text = click.unstyle((folder / LOG).read_text("utf-8", "replace"))
-        lines = [summary.printable(line.rstrip()) for line in text.splitlines() if line.strip()][-8:]
+        lines = [html.printable(line.rstrip()) for line in text.splitlines() if line.strip()][-8:]
         if code < 0:
             lines.append(f"ended by signal {-code}; most often memory ran out")
     say("\n    ".join([f"{folder.name}  {status} after {elapsed(seconds)}", *lines]))
@@ -232,7 +232,11 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     write_text(out / "sweep.csv", table.to_csv(index=False))
     if not (table["status"] == "waiting").any():
         with contextlib.suppress(CompareError):  # fewer than two with score tables
-            html.write_comparison(compare([out / run for run in table["run"][: COMPARED + 1]]), out / COMPARISON)
+            html.render(
+                out / COMPARISON,
+                "compare.html.j2",
+                comparisons=compare([out / run for run in table["run"][: COMPARED + 1]]),
+            )
     settings = [name for name in names if name != "seed"]
     return html.render(
         out / "index.html",
@@ -258,7 +262,7 @@ def column(metric: str, split: str = "val") -> str:
 
 def title(metric: str) -> str:
     """A metric such as stage1.auc in words."""
-    return f"Stage {metric[5]}: {summary.metric_name(metric[7:])}"
+    return f"Stage {metric[5]}: {html.metric_name(metric[7:])}"
 
 
 def rank(table: pd.DataFrame, by: str, metric: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from score_tables import noisy_table, stage1_table, stage2_table
 from dfd import cli
 from dfd.evaluate import compare
 from dfd.evaluate import metrics as metrics_module
-from dfd.reports import html, summary
+from dfd.reports import html
 
 
 def stage2(seed=0):
@@ -83,7 +83,7 @@ def test_changed_verdicts_are_found_and_named(tmp_path):
         {"path": "ProGAN/2.png", "label": "ProGAN", "base": "real", "other": "fake", "change": "mended"},
         {"path": "RealPhotos/1.png", "label": "RealPhotos", "base": "fake", "other": "real", "change": "mended"},
     ]
-    assert "\n  3 verdicts of 6 changed: 2 mended, 1 broken.\n" in summary.text(found)
+    assert "\n  3 verdicts of 6 changed: 2 mended, 1 broken.\n" in html.fill("compare.txt.j2", comparison=found)
 
 
 def test_two_wrong_names_are_neither_mended_nor_broken(tmp_path):
@@ -110,7 +110,7 @@ def test_only_images_that_both_tested_as_they_are_count_and_the_others_are_count
     assert stage1.images == 60 - 7 - 3
     assert stage1.unshared == {"only in a": 7, "of the same name, but with other content or another label": 3}
     assert stage1.changed.empty and stage1.metrics["difference"].eq(0).all()
-    text = summary.text(found)
+    text = html.fill("compare.txt.j2", comparison=found)
     assert "50 test images" in text and "7 only in a" in text and "leave the intervals rough" in text
 
 
@@ -165,9 +165,9 @@ def test_the_command_prints_and_writes_what_it_found(runs, tmp_path, monkeypatch
 def test_names_of_runs_are_escaped_on_pages_and_control_characters_of_images_in_the_terminal(tmp_path):
     table = noisy_table(30).assign(path=lambda rows: "<i>\x1b" + rows["path"])
     (found,) = compare.compare([write(tmp_path / "<b>", table), write(tmp_path / "c", worse(table).iloc[1:])])
-    page = html.write_comparison([found], tmp_path / "page.html").read_text()
+    page = html.render(tmp_path / "page.html", "compare.html.j2", comparisons=[found]).read_text()
     assert "1 only in &lt;b&gt;" in page and "in <b>" not in page and "<i>" not in page
-    text = summary.text(found)
+    text = html.fill("compare.txt.j2", comparison=found)
     assert "1 only in <b>" in text and r"<i>\x1b" in text and "\x1b" not in text
 
 
@@ -175,5 +175,8 @@ def test_an_undefined_metric_is_a_dash(tmp_path):
     photos = noisy_table(30).assign(label="RealPhotos")
     (found,) = compare.compare([write(tmp_path / name, photos) for name in "ab"])
     row = found.stages["stage1"].metrics.loc["auc"]
-    assert np.isnan(row["difference"]) and re.search(r"AUC +– +– +–\n", summary.text(found))
-    assert "<td>–</td>\n<td></td>" in html.write_comparison([found], tmp_path / "page.html").read_text()
+    assert np.isnan(row["difference"]) and re.search(r"AUC +– +– +–\n", html.fill("compare.txt.j2", comparison=found))
+    assert (
+        "<td>–</td>\n<td></td>"
+        in html.render(tmp_path / "page.html", "compare.html.j2", comparisons=[found]).read_text()
+    )

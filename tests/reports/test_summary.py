@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from dfd import config
-from dfd.reports import summary
+from dfd.reports import html
 
 
 def number(value):
@@ -25,7 +25,7 @@ def box(tmp_path):
 
     def make(stem, **options):
         nbformat.write(nb, tmp_path / f"{stem}.ipynb")
-        return re.sub(r"\s*\n\s*", "", summary.box(tmp_path / f"{stem}.ipynb", [], **options))
+        return re.sub(r"\s*\n\s*", "", html.box(tmp_path / f"{stem}.ipynb", [], **options))
 
     return make
 
