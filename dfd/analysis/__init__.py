@@ -3,12 +3,9 @@
 May import evaluate, train and what lies beneath them.
 """
 
-from dfd.analysis import audit, explain, fingerprint, label_errors, slices
+from dfd.analysis import audit, explain, fingerprint, slices
 from dfd.analysis.audit import format_audit
 from dfd.analysis.explain import grad_cam, spectrum
 from dfd.analysis.fingerprint import fingerprints
 
-__all__ = [
-    "audit", "explain", "fingerprint", "fingerprints", "format_audit", "grad_cam", "label_errors",
-    "slices", "spectrum",
-]  # fmt: skip
+__all__ = ["audit", "explain", "fingerprint", "fingerprints", "format_audit", "grad_cam", "slices", "spectrum"]

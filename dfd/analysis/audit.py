@@ -1,24 +1,34 @@
-"""Can the data be solved without looking at a pixel, and does a detector answer by how a file was treated?"""
+"""Is the data solved without a pixel, are its labels right, and does a detector answer by how a file was treated?"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from dfd.analysis.label_errors import held_out_probabilities
+from dfd.core.runs import bar
+from dfd.data.crops import equalise
 from dfd.degrade import registry
 from dfd.evaluate import metrics
 from dfd.evaluate.robustness import by_condition
 from dfd.inference.decide import true_class
+from dfd.inference.stage import BATCH, Stage, center_crops, extract_features
 
 CODES = {"format": "JPEG PNG WEBP BMP TIFF GIF".split(), "subsampling": "4:4:4 4:2:2 4:2:0 other".split()}
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
 QUESTIONS = {"stage1": "whether an image is fake", "stage2": "which generator made an image"}
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
 RESAMPLES = 200  # bootstrap draws: enough for a warning
+COMPONENTS = 64  # principal components that labels are told from, at most
+FOLDS = 5
 MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is named
 
 
@@ -70,6 +80,57 @@ def metadata(table: pd.DataFrame) -> np.ndarray:
     columns = {name: pd.Categorical(table[name], values).codes for name, values in CODES.items()}
     values = table.assign(**columns, aspect=table["width"] / table["height"], bytes_per_pixel=table["bytes"] / area)
     return values[list(FEATURES)].astype(float).fillna(-1).to_numpy()
+
+
+def image_features(stage: Stage, table: pd.DataFrame) -> np.ndarray:
+    """What either stage's last layer gets of one centre crop per image of the manifest, (N, D) float32."""
+    batches = []
+    for start in bar(range(0, len(table), BATCH), desc=f"{stage.stage} features", unit="batch"):
+        crops = center_crops(table, table["path"].iloc[start : start + BATCH], stage.crop_size)
+        batches.append(extract_features(stage, equalise(crops, stage.equalise_quality)))
+    return np.concatenate(batches)
+
+
+def held_out_probabilities(
+    features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: Any = None
+) -> pd.DataFrame:
+    """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group.
+
+    The model is scikit-learn's; none takes a logistic regression on principal components.
+    """
+    per_label = groups.groupby(labels).nunique()
+    if len(per_label) < 2 or per_label.min() < 2:
+        raise ValueError(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
+    splitter = StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds, or in none of a fold's
+        folds = list(splitter.split(features, labels, groups))
+        if model is None:
+            components = min(COMPONENTS, features.shape[1], min(len(train) for train, _ in folds) - 1)
+            linear = LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000)
+            model = make_pipeline(StandardScaler(), PCA(components, random_state=seed), StandardScaler(), linear)
+        p = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    return pd.DataFrame(p, index=labels.index, columns=sorted(per_label.index))
+
+
+def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Rank images by how likely their label is wrong: confident learning, Northcutt et al. 2021, arXiv:1911.00068.
+
+    A label is suspected where the held-out image gets another one with at least the probability that images of that
+    other label get on average. Within the list, and after it, images come in the order of the margin: the probability
+    of their best other label less that of their own. A generator that the network cannot tell from photos fills the
+    list with good labels. Features (N, D) are of one stage, or of both side by side; columns path, label, split, group,
+    suggested, p_label, p_suggested, margin, suspected.
+    """
+    p = held_out_probabilities(features, table["label"], table["group"], seed)
+    labels, own = p.columns.get_indexer(pd.Index(table["label"])), p.to_numpy()
+    usual = np.array([own[labels == k, k].mean() for k in range(own.shape[1])])
+    others = np.where(np.arange(own.shape[1]) == labels[:, None], -1, own)  # without the label that each has
+    ranking = table[["path", "label", "split", "group"]].assign(
+        suggested=p.columns[others.argmax(1)], p_label=own[np.arange(len(p)), labels], p_suggested=others.max(1)
+    )
+    ranking["margin"] = ranking["p_suggested"] - ranking["p_label"]
+    ranking["suspected"] = (ranking["margin"] > 0) & np.asarray((others >= usual).any(axis=1))
+    return ranking.sort_values(["suspected", "margin"], ascending=False, ignore_index=True, kind="stable")
 
 
 def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

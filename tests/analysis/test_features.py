@@ -1,12 +1,13 @@
-"""Cached features: what the last layer sees, made once for each content and each set of weights."""
+"""Features: what the last layer of a stage sees of an image."""
 
 import numpy as np
 import pytest
 import torch
 from networks import untrained
 
-from dfd.analysis import label_errors
+from dfd.analysis import audit
 from dfd.data import manifest
+from dfd.data.crops import equalise
 from dfd.inference import stage as stage_module
 
 
@@ -28,21 +29,13 @@ def test_the_last_layer_makes_the_logits_from_the_features(name):
     assert not head._forward_pre_hooks
 
 
-def test_features_are_made_once_and_anew_for_other_weights(table, tmp_path, monkeypatch):
-    made = []
-    extract = label_errors.extract_features
-    monkeypatch.setattr(
-        label_errors, "extract_features", lambda stage, crops: made.append(len(crops)) or extract(stage, crops)
-    )
-    stage = untrained("stage1")
-    first = label_errors.cached_features(stage, table.head(5), tmp_path)
-    table.head(5).to_csv(tmp_path / "unrelated.csv")
-    whole = label_errors.cached_features(stage, table, tmp_path)
-    assert made == [5, len(table) - 5]
-    assert np.array_equal(whole[:5], first) and whole.dtype == np.float32
-    shuffled = table.sample(frac=1, random_state=0)
-    assert np.array_equal(label_errors.cached_features(stage, shuffled, tmp_path), whole[shuffled.index])
-    assert sum(made) == len(table)
-    for number, stage in enumerate([untrained("stage1", seed=1), untrained("stage1", seed=1, crop_size=96)], 1):
-        other = label_errors.cached_features(stage, table.head(5), tmp_path)
-        assert sum(made) == len(table) + 5 * number and not np.allclose(other, first)
+def test_features_come_in_the_tables_order_from_crops_behind_the_stages_codec(table, monkeypatch):
+    stage, shuffled = untrained("stage1"), table.sample(frac=1, random_state=0)
+    stage.equalise_quality = 60
+    monkeypatch.setattr(audit, "BATCH", 5)
+    found = audit.image_features(stage, shuffled)
+    for position, path in enumerate(shuffled["path"].head(7)):
+        crop = equalise(stage_module.center_crops(table, [path], stage.crop_size), 60)
+        assert np.allclose(found[position], stage_module.extract_features(stage, crop)[0], atol=1e-5)
+    stage.equalise_quality = None
+    assert len(found) == len(table) and not np.allclose(found, audit.image_features(stage, shuffled), atol=1e-3)

@@ -6,7 +6,7 @@ import pytest
 from networks import untrained
 from PIL import Image
 
-from dfd.analysis import label_errors
+from dfd.analysis import audit
 from dfd.data import manifest
 
 LABELS = ["RealPhotos", "ProGAN", "BigGAN", "StyleGAN2"]
@@ -42,7 +42,7 @@ def swap(table, count, seed=0):
 def test_twenty_swapped_labels_are_among_the_first_forty_suspects(seed):
     table, values = clouds(seed)
     swapped, planted = swap(table, 20, seed)
-    found = label_errors.suspected(values, swapped)
+    found = audit.suspected(values, swapped)
     assert planted <= set(found["path"].head(40))
     right = found[found["path"].isin(planted)].merge(table[["path", "label"]], on="path", suffixes=("", "_true"))
     assert (right["suggested"] == right["label_true"]).mean() >= 0.9
@@ -51,7 +51,7 @@ def test_twenty_swapped_labels_are_among_the_first_forty_suspects(seed):
 
 def test_good_labels_are_hardly_suspected():
     table, values = clouds()
-    found = label_errors.suspected(values, table)
+    found = audit.suspected(values, table)
     assert found["suspected"].sum() <= 4
     assert found["suspected"].is_monotonic_decreasing and (found["p_label"] > found["p_suggested"]).mean() > 0.97
 
@@ -61,12 +61,12 @@ def test_an_image_is_not_judged_by_its_own_group():
     rng = np.random.default_rng(0)
     table, _ = clouds(images=200, per_group=10)
     values = rng.normal(0, 1, (20, 32))[table["group"]]
-    p = label_errors.held_out_probabilities(values, table["label"], table["group"])
+    p = audit.held_out_probabilities(values, table["label"], table["group"])
     assert (p.idxmax(axis=1) == table["label"]).mean() < 0.6
-    own = label_errors.held_out_probabilities(values, table["label"], pd.Series(range(200)))
+    own = audit.held_out_probabilities(values, table["label"], pd.Series(range(200)))
     assert (own.idxmax(axis=1) == table["label"]).mean() > 0.95
     with pytest.raises(ValueError, match="at least two groups"):
-        label_errors.held_out_probabilities(values, table["label"], table["label"])
+        audit.held_out_probabilities(values, table["label"], table["label"])
 
 
 def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
@@ -87,6 +87,6 @@ def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / folder / f"{i}.png")
         planted |= {f"{folder}/{i}.png"} if i in wrong else set()
     table = manifest.scan(tmp_path / "data", progress=False)
-    values = label_errors.cached_features(untrained("stage1", representation="highpass"), table, tmp_path)
-    found = label_errors.suspected(values, table)
+    values = audit.image_features(untrained("stage1", representation="highpass"), table)
+    found = audit.suspected(values, table)
     assert planted <= set(found["path"].head(40))
