@@ -8,7 +8,6 @@ differ in size its mean fades, and its spectrum does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from dfd.evaluate.metrics import bootstrap_all, mean_recall, share
 from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
-CORRELATION = "corr_"  # starts the name of a column that holds the correlation with one generator's mean residual
 CARRIER_ALONE = "carrier alone"  # the control's row in a confusion
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # Wang et al. 2004
 
@@ -67,35 +65,17 @@ def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
 def correlations(
     stage: Stage, prints: dict[str, Fingerprint], table: pd.DataFrame, limit: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Normalised cross-correlation of each test image's residual with each mean residual, at no shift.
+    """Normalised cross-correlation of test images' residuals with each mean residual, at no shift, by true label.
 
-    Photos are correlated too: they are the control. As in Marra et al. 2019, arXiv:1812.11842, the largest names the
-    generator. Gives a row per image, at most `limit` of a label: path, label, group, prediction, and corr_<generator>
-    in [-1, 1]; 0 where a residual is flat.
+    As in Marra et al. 2019, arXiv:1812.11842. Means over at most `limit` images of a label; photos, the control, come
+    last. In [-1, 1]; a flat residual counts as 0.
     """
     crops, rows = sample_crops(stage, table[table["split"] == "test"], limit, seed)
     means = np.stack([own.mean.transpose(2, 0, 1).ravel() for own in prints.values()])
     parts = [cdist(residuals(stage, chunk).flatten(1).numpy(), means, "correlation") for chunk in crops.split(BATCH)]
-    values = np.nan_to_num(1 - np.concatenate(parts))  # (N, generators)
-    images = rows[["path", "label", "group"]].reset_index(drop=True)
-    images["prediction"] = np.array(list(prints))[values.argmax(1)]
-    return images.join(pd.DataFrame(values, columns=[CORRELATION + name for name in prints]))
-
-
-def mean_correlations(images: pd.DataFrame) -> pd.DataFrame:
-    """Mean of `correlations`, one row per true label (photos last) and one column per generator's fingerprint."""
-    means = images.set_index("label").filter(like=CORRELATION).groupby("label").mean()
-    means = means.rename(columns=lambda name: name.removeprefix(CORRELATION))
-    means = means.rename_axis(index="true", columns="fingerprint")
-    return means.reindex([*means.index.intersection(means.columns), *means.index.difference(means.columns)])
-
-
-def correlation_accuracy(images: pd.DataFrame, seed: int = 0) -> dict[str, float | None]:
-    """Balanced accuracy, with its 95 % interval, of naming the generators that have a fingerprint by `correlations`."""
-    rows = images[(CORRELATION + images["label"]).isin(images.columns)]
-    labels, right = rows["label"].to_numpy(), rows["label"].eq(rows["prediction"]).to_numpy()
-    accuracy = partial(mean_recall, labels=labels, right=right)
-    return bootstrap_all(rows["group"], {"accuracy": accuracy}, seed)["accuracy"]
+    images = pd.DataFrame(np.nan_to_num(1 - np.concatenate(parts)), rows.index, columns=list(prints))
+    by_label = images.groupby(rows["label"]).mean().rename_axis(index="true", columns="fingerprint")
+    return by_label.sort_index(key=lambda labels: ~labels.isin(list(prints)), kind="stable")
 
 
 def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

@@ -118,16 +118,13 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
     return figure
 
 
-def plot_correlations(means: pd.DataFrame, accuracy: dict[str, float | None] | None = None) -> Axes:
-    """Heat map of `fingerprint.mean_correlations`; `fingerprint.correlation_accuracy` is told in the title."""
+def plot_correlations(means: pd.DataFrame) -> Axes:
+    """Heat map of `fingerprint.correlations`."""
     rows, columns = means.shape
-    ax, limit, title = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), np.abs(means.to_numpy()).max(), ""
+    ax, limit = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), np.abs(means.to_numpy()).max()
     bar = {"label": "mean correlation"}
     results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
-    if accuracy is not None and accuracy["value"] is not None:
-        spread = "" if accuracy["low"] is None else f" ({accuracy['low']:.2f} to {accuracy['high']:.2f})"
-        title = f"named by the largest: {accuracy['value']:.2f} right{spread}"
-    ax.set(xlabel="mean residual of (training images)", ylabel="test images of", title=title)
+    ax.set(xlabel="mean residual of (training images)", ylabel="test images of")
     return ax
 
 
