@@ -28,17 +28,19 @@ def variants(cfg: Any) -> dict[str, Any]:
             changes["without adversarial part"] = {"adversarial": False}
         if cfg.adversarial and cfg.perceptual_weight:
             changes["without perceptual part"] = {"perceptual_weight": 0.0}
-        words, key, kinds = f"{{}} instead of {cfg.representation}", "representation", ("rgb", "highpass")
+        stage, key, kinds = "stage1", "representation", ("rgb", "highpass")
+        words = f"{{}} instead of {cfg.representation}"
     else:
         if cfg.extractor == "unet":
             weights = [name for name in LOSSES if getattr(cfg, name)]
             changes |= {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in weights}
             changes["source loss alone"] = dict.fromkeys(LOSSES, 0.0)
-        words, key, kinds = "baseline: EfficientNet on {}", "extractor", ("highpass", "rgb")
+        stage, key, kinds = "stage2", "extractor", ("highpass", "rgb")
+        words = "baseline: EfficientNet on {}"
     if cfg.degrade:
         changes["without degradation"] = {"degrade": False}
     changes |= {words.format(kind): {key: kind} for kind in kinds if kind != getattr(cfg, key)}
-    folder = Path(cfg.out) / f"ablation_{_stage(cfg)}"
+    folder = Path(cfg.out) / f"ablation_{stage}"
     return {"as configured": cfg} | {
         name: cfg.model_copy(update={"out": str(folder / name.replace(": ", "_").replace(" ", "_")), **change})
         for name, change in changes.items()
@@ -52,7 +54,7 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
     at the threshold of that variant's validation images, and the AUC of each generator against all photos; for stage 2
     accuracy, balanced accuracy and each generator's recall. Of several processes only the main one has any rows.
     """
-    stage, result = _stage(cfg), []
+    stage, rows = "stage1" if isinstance(cfg, Stage1) else "stage2", []
     images, path = table if stage == "stage1" else table[table["is_fake"]], Path(cfg.out) / f"ablation_{stage}.csv"
     val, test = (images[images["split"] == split] for split in ("val", "test"))
     for name, variant in variants(cfg).items():
@@ -61,8 +63,10 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
         if is_main_process():
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
-            _add(result, _measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg), path)
-    return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
+            rows += _measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg)
+            with atomic_write(path) as draft:
+                pd.DataFrame(rows).to_csv(draft, index=False)
+    return pd.DataFrame(rows)
 
 
 def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
@@ -74,7 +78,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
     several processes only the main one has any rows.
     """
     fakes = table[table["is_fake"]]
-    generators, result = sorted(fakes["label"].unique()), []
+    generators, rows = sorted(fakes["label"].unique()), []
     if len(generators) < 3:
         raise ValueError(f"leave_out needs at least three generators, the data has {', '.join(generators) or 'none'}")
     for name in generators:
@@ -86,24 +90,14 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         stage = Stage.load(Path(variant.out) / CHECKPOINTS["stage2"])
         known, unknown = fakes[fakes["label"] != name], fakes[fakes["label"] == name]
         parts = known[known["split"] == "val"], known[known["split"] == "test"], unknown[unknown["split"] == "test"]
-        val, test, unknown_test = (scores.score(stage, rows) for rows in parts)
+        val, test, unknown_test = (scores.score(stage, part) for part in parts)
         scores.calibrate(stage, val, variant.out, cfg.coverage, cfg.accept)
         accepted = float((unknown_test["ood_score"] <= stage.ood_threshold).mean())
-        near, far = (_auroc(pd.concat([rows, unknown_test]), name, cfg.seed) for rows in (val, test))
-        row = {"left_out": name, **metrics.flatten({"auroc": far, "auroc_val": near}), "accepted": accepted}
-        _add(result, pd.DataFrame([row]), Path(cfg.out) / "left_out.csv")
-    return pd.concat(result, ignore_index=True) if result else pd.DataFrame()
-
-
-def _stage(cfg: Training) -> str:
-    return "stage1" if isinstance(cfg, Stage1) else "stage2"
-
-
-def _add(tables: list[pd.DataFrame], table: pd.DataFrame, path: Path) -> None:
-    """Append a table, and write them all to a CSV file."""
-    tables.append(table)
-    with atomic_write(path) as draft:
-        pd.concat(tables).to_csv(draft, index=False)
+        near, far = (_auroc(pd.concat([part, unknown_test]), name, cfg.seed) for part in (val, test))
+        rows.append({"left_out": name, **metrics.flatten({"auroc": far, "auroc_val": near}), "accepted": accepted})
+        with atomic_write(Path(cfg.out) / "left_out.csv") as draft:
+            pd.DataFrame(rows).to_csv(draft, index=False)
+    return pd.DataFrame(rows)
 
 
 def _auroc(rows: pd.DataFrame, unknown: str, seed: int) -> metrics.Interval:
@@ -112,16 +106,16 @@ def _auroc(rows: pd.DataFrame, unknown: str, seed: int) -> metrics.Interval:
     return metrics.bootstrap_all(rows["group"], {"": lambda w: metrics.weighted_auc(w, is_unknown, far)}, seed)[""]
 
 
-def _measure(rows: pd.DataFrame, name: str, cfg: Training) -> pd.DataFrame:
-    """The rows of one variant in the table of `run`."""
-    names, metric = ("accuracy", "balanced_accuracy"), "recall"
+def _measure(table: pd.DataFrame, variant: str, cfg: Training) -> list[dict[str, Any]]:
+    """The rows of one variant in the table of `run`, one a degradation."""
+    names, metric = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy"}, "recall"
     if isinstance(cfg, Stage1):
-        names, metric = ("auc", "accuracy_at_threshold"), "auc"
-    result = []
-    for (degradation, level), part in rows.groupby(["degradation", "level"], sort=False):
-        generators = metrics.by_generator(part, cfg.seed)
-        values = metrics.evaluate(part, 1.0, cfg.seed, names)
-        values |= {f"{metric} {label}": own[metric] for label, own in generators.items()}
+        names, metric = {"auc": "auc", "accuracy": "accuracy_at_threshold"}, "auc"
+    rows = []
+    for (degradation, level), part in table.groupby(["degradation", "level"], sort=False):
+        measured = metrics.evaluate(part, 1.0, cfg.seed, list(names.values()))
+        values = {column: measured[name] for column, name in names.items()}
+        values |= {f"{metric} {label}": own[metric] for label, own in metrics.by_generator(part, cfg.seed).items()}
         degradation = "as it is" if degradation == "none" else f"JPEG {level:.0f}"
-        result.append({"variant": name, "degradation": degradation} | metrics.flatten(values))
-    return pd.DataFrame(result).rename(columns=lambda name: name.replace("accuracy_at_threshold", "accuracy"))
+        rows.append({"variant": variant, "degradation": degradation} | metrics.flatten(values))
+    return rows
