@@ -103,17 +103,13 @@ def _bin(values: pd.Series, bins: int) -> pd.Series:
 def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The error in each bin of each property, with 95 % intervals over groups; attrs["average"], over all images.
 
-    Takes the columns wrong (bool) and group, and `binned` on the same index. Where no image is wrong, or all are, the
-    bootstrap knows no spread: the limit is 1 - 0.025 ** (1 / groups) away, as if a group were one toss of a coin.
+    Takes the columns wrong (bool) and group, and `binned` on the same index.
     """
     result = []
     for name in bins:
         for word, part in rows.groupby(bins[name], observed=True):
             wrong, groups = part["wrong"].to_numpy(), part["group"].nunique()
             error = bootstrap_all(part["group"], {"error": partial(share, right=wrong)}, seed)["error"]
-            if groups > 1 and wrong.all() == wrong.any():
-                reach = 1 - 0.025 ** (1 / groups)
-                error |= {"low": 1 - reach} if wrong.all() else {"high": reach}
             row = {"property": name, "bin": str(word), "images": len(part), "groups": groups}
             result.append(row | {"errors": int(wrong.sum())} | flatten({"error": error}))
     columns = "property bin images groups errors error error_low error_high".split()
@@ -152,16 +148,15 @@ def find(rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int 
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha must be below 1 and at least 1 / (draws + 1) = {1 / (draws + 1):.2g}, got {alpha}")
     group, wrong = pd.factorize(rows["group"])[0], rows["wrong"].to_numpy(np.float32)
-    spans = {name: (inside, len(np.unique(group[inside]))) for name, inside in candidates(bins)}
-    tried = [(name, inside, groups) for name, (inside, groups) in spans.items() if groups >= SPANS]
-    result, listed = [], {}
-    if tried and wrong.min() < wrong.max():
-        z, p = _max_t(wrong, group, np.stack([inside for _, inside, _ in tried], axis=1), draws, seed)
+    tried = [(name, inside) for name, inside in candidates(bins) if len(np.unique(group[inside])) >= SPANS]
+    result, listed, average = [], {}, float(wrong.mean())
+    if tried and 0 < average < 1:
+        z, p = _max_t(wrong, group, np.stack([inside for _, inside in tried], axis=1), draws, seed)
         for k in sorted(np.flatnonzero(p <= alpha), key=lambda k: -z[k]):
-            name, inside, groups = tried[k]
+            name, inside = tried[k]
             within = next((above for above, other in listed.items() if other[inside].mean() >= COVERED), "")
             listed[name] = inside
-            count, errors, average = int(inside.sum()), int(wrong[inside].sum()), float(wrong.mean())
+            count, groups, errors = int(inside.sum()), len(np.unique(group[inside])), int(wrong[inside].sum())
             result.append((name, count, groups, errors, errors / count, average, z[k], p[k], within))
     table = pd.DataFrame(result, columns="slice images groups errors error average z p within".split())
     table.attrs = {"tried": len(tried), "groups": int(rows["group"].nunique())}
