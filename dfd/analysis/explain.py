@@ -151,15 +151,13 @@ def dossiers(stage: Stage, table: pd.DataFrame, rows: pd.DataFrame) -> list[Doss
     return result
 
 
-def _spread(total: int, count: int) -> np.ndarray:
-    """At most `count` places among `total`, spread evenly."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
-
-
 def _chosen(table: pd.DataFrame, count: int) -> dict[str, list[str]]:
     """At most `count` paths of each label, spread evenly over its rows."""
-    groups = table.groupby("label")["path"]
-    return {str(label): paths.iloc[_spread(len(paths), count)].tolist() for label, paths in groups}
+    chosen = {}
+    for label, paths in table.groupby("label")["path"]:
+        places = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)
+        chosen[str(label)] = paths.iloc[places].tolist()
+    return chosen
 
 
 def _pictures(images: Tensor) -> list[np.ndarray]:
