@@ -112,8 +112,6 @@ def scan(folder: str, out: str | None, group_by: str | None, hold_out: tuple[str
     click.echo(manifest.summary(table).to_string())
     if group_by:
         click.echo(provenance.sources(table).to_string())
-        for (name,) in provenance.leave_one_source_out(table):
-            click.echo(f"can be held out: {name}")
 
 
 @command

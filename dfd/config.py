@@ -79,7 +79,7 @@ class Eda(Shared):
     val_fraction: Share = 0.2  # of the groups, held out to choose epoch and threshold
     test_fraction: Share = 0.2  # of the groups, held out for the final numbers
     group_by: str = ""  # column of provenance.csv, whole values of which make the test split; empty: off
-    hold_out: Texts = ()  # the values that make the test split; empty: chosen to meet test_fraction
+    hold_out: Texts = ()  # the values that make the test split; group_by needs them
     examples: int = 6  # pictures per class in the example grid
 
     @model_validator(mode="after")

@@ -9,9 +9,9 @@ import os
 import sqlite3
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,15 @@ def scan(
     """List, check, group and split the images of a folder, which is only ever read; manifest and CSVs go to `out`.
 
     Files that have not changed since the last scan (size and time) are not decoded again; images keep the split that
-    an earlier scan with the same seed and fractions drew for them. `dfd.core.images` has the checks, `dfd.data.splits`
-    the groups. A file groups.csv (columns path, group) in the folder ties images together. Splits that the folder has
-    are kept, and only missing ones are drawn, from train; the fractions are shares of all images.
+    an earlier scan with the same seed and fractions (of all images) drew for them. A file groups.csv (columns path,
+    group) in the folder ties images together. Splits that the folder has are kept, and only missing ones are drawn.
 
     One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width and
     height in pixels, upright; jpeg_quality 1 to 100 or NaN. `attrs`: root, layout, rejected (path, reason). With
-    `group_by`, a column of provenance.csv, also source, and whole sources make the test split: those of `hold_out`, or
-    as many as meet test_fraction.
+    `group_by`, a column of provenance.csv, also source, and those named by `hold_out` make the test split.
 
     No usable folder, a class without a readable image or a provenance table that does not fit is a ManifestError, a
-    run at work in out an InUse, a full disk an OSError. `workers` threads decode, as many as there are cores if None.
+    run at work in out an InUse, a full disk or a broken cache an OSError. `workers` threads decode; None: all cores.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
     if out is not None and Path(os.path.realpath(out := Path(out).expanduser())).is_relative_to(root):
@@ -72,7 +70,7 @@ def scan(
         _need_every_class(listing, table)
         _tie(root, table)
         if origins is not None:
-            provenance.give(table, origins, hold_out, seed, test_fraction)
+            provenance.give(table, origins, hold_out)
         table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
@@ -212,40 +210,29 @@ class ScanCache:
 
     Keys hold all that a value depends on: path, size, time and the version of `dfd` for a file, the draw for a split.
     Batches are whole, whoever is killed, and scans of one folder may run side by side. Deleting the file costs a full
-    scan, and the memory of which image was in which split.
+    scan, and the memory of which image was in which split. A file that cannot be used is an OSError.
     """
 
     def __init__(self, root: Path):
         self.path = Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser() / f"scan-{io.digest(root)}.sqlite"
-        try:
+        with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = self._open(self.path)
-        except (OSError, sqlite3.Error) as error:
-            self._stop_if_full(error)
-            print(f"cache {self.path} cannot be used ({error}); this scan is not remembered")
-            self.connection = self._open(":memory:")
-        self.entries: dict[str, str] = dict(self.connection.execute("SELECT key, value FROM entries"))
+            self.connection = sqlite3.connect(self.path, timeout=60)
+            self.connection.execute("CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value)")
+            self.entries: dict[str, str] = dict(self.connection.execute("SELECT key, value FROM entries"))
         self.close = self.connection.close
 
     def store(self, entries: dict[str, str]) -> None:
-        """Put entries on disk, all or none; a full disk is an OSError."""
-        try:
-            with self.connection:
-                self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", list(entries.items()))
-        except sqlite3.Error as error:
-            self._stop_if_full(error)
-            raise
+        """Put entries on disk, all or none."""
+        with self._explained(), self.connection:
+            self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", list(entries.items()))
 
-    def _open(self, path: str | Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=60)
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            connection.execute("CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value)")
-            connection.execute("PRAGMA user_version = 1")  # fails here, not later, where none may write
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
-
-    def _stop_if_full(self, error: Exception) -> None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
-            raise OSError(errno.ENOSPC, io.NO_SPACE, str(self.path)) from error
+            yield
+        except (OSError, sqlite3.Error) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
+                raise OSError(errno.ENOSPC, io.NO_SPACE, str(self.path)) from error
+            remedy = "delete the file, or set DFD_CACHE to another folder"
+            raise OSError(f"the cache {self.path} cannot be used ({error}); {remedy}") from error

@@ -2,7 +2,6 @@
 
 import ast
 import re
-from itertools import combinations
 
 import nbformat
 import pandas as pd
@@ -75,50 +74,10 @@ def test_named_sources_are_test_and_nothing_else_of_their_labels_is(data, held):
     assert (rest.split == "val").mean() == pytest.approx(0.25, abs=0.06)  # 0.2 of what 0.8 leaves
 
 
-def test_whole_sources_are_chosen_near_the_fraction(data, capsys):
-    table = scan(data, group_by="source")
-    check(table, {"phones", "other code"})  # 9 of 33 is nearer to 6.6 than 4 or 13 of 33; 6 of 20 leave the larger one
-    lines = capsys.readouterr().out.splitlines()
-    assert "RealPhotos: phones held out for test, 9 of 33 images" in lines
-    assert "ProGAN: other code held out for test, 6 of 20 images" in lines
-    why = "BigGAN: has only the source walks, so its test images are drawn by group, from sources it is trained on"
-    assert why in lines
-    check(scan(data, group_by="source", test_fraction=0.4), {"phones", "scans", "other code"})
-
-
-def test_choice_is_the_nearest_sum_and_keeps_the_largest_source():
-    for seed in range(20):
-        sizes = pd.Series([30, 11, 9, 7, 5, 3, 2], list("abcdefg")).sample(frac=1, random_state=seed)
-        table = pd.DataFrame({"label": "A", "source": sizes.index.repeat(sizes)})
-        for fraction in (0.05, 0.1, 0.27, 0.33, 0.5):
-            chosen = provenance.choose(table, seed, fraction)
-            assert chosen == provenance.choose(table, seed, fraction) and len(set(chosen)) == len(chosen)
-            every = [set(c) for n in range(1, 7) for c in combinations("bcdefg", n)]
-            best = min(abs(sizes[list(names)].sum() - fraction * 67) for names in every)
-            assert "a" not in chosen and abs(sizes[chosen].sum() - fraction * 67) == pytest.approx(best)
-
-
-def test_seed_takes_one_of_equally_good_choices():
-    table = pd.DataFrame({"label": "A", "source": ["a"] * 4 + ["b", "c", "d"]})
-    assert {tuple(provenance.choose(table, seed, 0.14)) for seed in range(20)} == {("b",), ("c",), ("d",)}
-
-
-def test_source_of_several_labels_is_held_out_of_all_or_none():
-    sizes = {"A": {"x": 6, "y": 2}, "B": {"x": 6, "y": 2, "z": 1}, "C": {"y": 1, "z": 5}, "D": {"v": 3}}
-    rows = [(label, name) for label, part in sizes.items() for name, size in part.items() for _ in range(size)]
-    table = pd.DataFrame(rows, columns=["label", "source"])
-    assert provenance.choose(table, 0, 0.2) == ["y"]  # z is the largest of C; y alone serves A, B and C
-    assert list(provenance.leave_one_source_out(table)) == [("x",), ("y",), ("z",)]
-
-
-def test_leave_one_source_out_lists_exactly_what_a_scan_accepts(data):
-    table = scan(data, group_by="source")
-    listed = list(provenance.leave_one_source_out(table))
-    assert listed == [("cameras",), ("official",), ("other code",), ("phones",), ("scans",)]
-    for held in listed:
-        check(scan(data, group_by="source", hold_out=held), set(held))
-    with pytest.raises(layouts.ManifestError, match=r"takes every image of BigGAN \(walks\)"):
-        scan(data, group_by="source", hold_out=["walks"])
+def test_what_is_held_out_and_what_is_not_is_said(data, capsys):
+    scan(data, group_by="source", hold_out=["phones", "other code"])
+    why = "BigGAN: no source of it is held out, so its test images come from sources it is trained on"
+    assert why in capsys.readouterr().out.splitlines()
 
 
 def test_sources_are_counted_by_split(data):
@@ -128,9 +87,6 @@ def test_sources_are_counted_by_split(data):
     assert counts.images.to_dict() == {(label, n): size for label, part in SOURCES.items() for n, size in part.items()}
     assert counts.loc[("RealPhotos", "phones")].to_list() == [9, 0, 0, 9]
     assert counts.loc[("RealPhotos", "cameras"), "test"] == 0
-    for function in (provenance.sources, lambda one: list(provenance.leave_one_source_out(one))):
-        with pytest.raises(layouts.ManifestError, match="no column source; scan with group_by"):
-            function(table.drop(columns="source"))
 
 
 # Groups that connect sources
@@ -177,14 +133,13 @@ def test_tied_photos_and_fakes_stay_together(data, capsys):
 
 def test_plain_and_other_splits_are_not_touched(data, tmp_path, monkeypatch):
     alone = {}
-    for name, options in {"plain": {}, "phones": {"hold_out": ["phones"]}, "chosen": {"hold_out": []}}.items():
+    for name, options in {"plain": {}, "phones": {"hold_out": ["phones"], "group_by": "source"}}.items():
         monkeypatch.setenv("DFD_CACHE", str(tmp_path / name))
-        alone[name] = scan(data, **options, **({"group_by": "source"} if options else {}))
+        alone[name] = scan(data, **options)
     monkeypatch.setenv("DFD_CACHE", str(tmp_path / "one"))
     for _ in range(2):
         pd.testing.assert_frame_equal(scan(data, group_by="source", hold_out=["phones"]), alone["phones"])
         pd.testing.assert_frame_equal(scan(data), alone["plain"])
-        pd.testing.assert_frame_equal(scan(data, group_by="source"), alone["chosen"])
     assert list(alone["plain"]) == manifest.COLUMNS
 
 
@@ -236,12 +191,17 @@ def test_table_in_the_data_folder_comes_first_and_may_name_paths(data):
         (
             lambda rows: rows,
             {"hold_out": ["phone"], "group_by": "source"},
-            "hold_out names 'phone', from which no image comes; the nearest sources: phones, ",
+            "group_by source has no phone; the test split can hold out: cameras, official, other code, phones, scans",
+        ),
+        (
+            lambda rows: rows,
+            {"group_by": "source"},
+            "group_by source needs hold_out; the test split can hold out: cameras, official, other code, phones, scans",
         ),
         (
             lambda rows: rows,
             {"hold_out": ["phones", "cameras", "scans"], "group_by": "source"},
-            "takes every image of RealPhotos (cameras, phones, scans); leave it one source",
+            "takes every image of RealPhotos; leave it one source",
         ),
         (
             lambda rows: [row for row in rows if row[0] not in ("ProGAN/5.png", "ProGAN/7.png")],
@@ -284,7 +244,7 @@ def test_missing_or_unreadable_table_is_named(data, tmp_path):
 
 def test_rejected_files_need_no_source(data):
     (data / "ProGAN" / "broken.png").write_bytes(b"no image")
-    assert list(reasons(scan(data, group_by="source"))) == ["ProGAN/broken.png"]
+    assert list(reasons(scan(data, group_by="source", hold_out=["phones"]))) == ["ProGAN/broken.png"]
 
 
 def test_folders_with_splits_are_refused(tmp_path):
@@ -326,15 +286,12 @@ def test_a_list_that_does_not_end_is_named():
         runner.plan(["00_eda"], config.NOTEBOOKS, {}, "demo", {"group_by": "source", "hold_out": '["a'})
 
 
-def test_scan_lists_the_sources_and_those_to_hold_out(data, tmp_path):
+def test_scan_counts_the_sources(data, tmp_path):
     words = ["scan", str(data), "--group-by", "source", "--hold-out", "phones", "--hold-out", "scans"]
     result = CliRunner().invoke(cli.main, [*words, "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["phones", "9", "0", "0", "9"] in lines and ["scans", "4", "0", "0", "4"] in lines
-    names = re.findall("^can be held out: (.*)$", result.stdout, re.MULTILINE)
-    table = manifest.load(tmp_path / "run")
-    assert names == [name for (name,) in provenance.leave_one_source_out(table)]
-    assert "other code" in names and held_out(table) == {"phones", "scans"}
+    assert held_out(manifest.load(tmp_path / "run")) == {"phones", "scans"}
     plain = CliRunner().invoke(cli.main, ["scan", str(data)])
-    assert plain.exit_code == 0 and "held out" not in plain.stdout
+    assert plain.exit_code == 0 and "phones" not in plain.stdout
