@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
 }
 ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+UNREADABLE = "unreadable folder"
 EXPECTED = (TEMPLATES / "layouts.txt").read_text("utf-8").rstrip()
 Parts = tuple[str, ...]  # of a path
 Place = Callable[[Parts], tuple[str, str | None] | None]  # folders -> label and split, or None outside every class
@@ -48,21 +48,25 @@ def find(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise ManifestError(f"{root} is {'no folder' if root.exists() else 'missing'}; {EXPECTED}")
-    files, folders, rejected = _walk(root)
-    if rejected and rejected[0]["path"] == ".":
-        raise ManifestError(f"{root}: {rejected[0]['reason']}")
-    if not files and not folders:
+    stamps, folders, refused = _walk(root, ASIDE)
+    folders = [parts for parts in folders if printable("/".join(parts)) == "/".join(parts)]
+    if "." in refused:
+        raise ManifestError(f"{root}: {refused['.']}")
+    if not stamps and not folders:
         raise ManifestError(f"{root} is empty; {EXPECTED}")
     layout, place = _recognise(root, folders)
     placed = []
-    for path in sorted(files):
+    for path in sorted(stamps):
         *parts, name = path.split("/")
-        if position := place(tuple(parts)):
+        if printable(path) != path:
+            refused[path] = "name is not valid UTF-8"
+        elif position := place(tuple(parts)):
             placed.append((path, *position))
         elif parts or not name.lower().startswith(ASIDE):
-            rejected.append({"path": path, "reason": "outside every class folder"})
+            refused[path] = "outside every class folder"
     labels = {position[0] for position in map(place, folders) if position}
-    return Listing(layout, placed, sorted(labels), rejected, files)
+    rejected = [{"path": printable(path), "reason": reason} for path, reason in refused.items()]
+    return Listing(layout, placed, sorted(labels), rejected, stamps)
 
 
 def printable(name: str) -> str:
@@ -73,14 +77,17 @@ def printable(name: str) -> str:
 def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> list[str]:
     """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
 
-    A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
+    Folders are entered as by a scan; what it would reject is given too, if it has an image's name or is a folder that
+    cannot be listed. A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
     """
     files: list[str] = []
     for path in paths:
         matches, reason = [path], "no file matches"
         if os.path.isdir(path):
-            below, reason = sorted(_files_below(path)), "no images below"
-            matches = [name for name in below if name.lower().endswith(tuple(suffixes))]
+            stamps, _, refused = _walk(Path(path))
+            below = [name for name in [*stamps, *refused] if name.lower().endswith(tuple(suffixes))]
+            closed = [name for name, why in refused.items() if why.startswith(UNREADABLE)]
+            matches, reason = sorted(os.path.join(path, name) for name in {*below, *closed}), "no images below"
         elif glob.has_magic(path) and not os.path.lexists(path):
             names = sorted(glob.glob(path, recursive=True))
             matches = find_images((name for name in names if not (os.path.isdir(name) and "**" in path)), suffixes)
@@ -90,53 +97,41 @@ def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> lis
     return files
 
 
-def _files_below(folder: str) -> Iterator[str]:
-    """All files below a folder, broken links too; links are followed, unless they lead back up."""
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if not os.path.isdir(path):
-            yield path
-        elif not Path(folder).resolve().is_relative_to(Path(path).resolve()):
-            yield from _files_below(path)
+def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], list[Parts], dict[str, str]]:
+    """Every file below root, with its size and time (ns), every folder, and by path why others were not entered.
 
+    Folders at the top whose names start as `aside` says are passed over.
+    """
+    files, folders, refused = {}, [], {}
 
-def _walk(root: Path) -> tuple[dict[str, tuple[int, int]], list[Parts], list[dict[str, str]]]:
-    """List every file, with its stamp, and every folder below root; what cannot be entered becomes a row."""
-    files, folders, rejected = {}, [], []
+    def closed(error: OSError) -> None:
+        refused[os.path.relpath(error.filename, root)] = f"{UNREADABLE}: {error.strerror}"
 
-    def reject(parts: Parts, reason: str) -> None:
-        rejected.append({"path": printable("/".join(parts)) or ".", "reason": reason})
-
-    stack: list[tuple[Parts, Path, list[os.stat_result]]] = [((), root, [root.stat()])]
-    while stack:
-        parts, folder, above = stack.pop()
-        try:
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            reject(parts, f"unreadable folder: {error.strerror}")
-            continue
-        for entry in entries:
-            here = (*parts, entry.name)
+    for folder, names, rest in os.walk(root, followlinks=True, onerror=closed):
+        parts = Path(folder).relative_to(root).parts
+        for name in rest:
+            path = os.path.join(folder, name)
             try:
-                info = entry.stat()
+                info = os.stat(path)
+                files["/".join((*parts, name))] = info.st_size, info.st_mtime_ns
             except OSError as error:
-                reject(here, f"{'broken link' if entry.is_symlink() else 'cannot be read'}: {error.strerror}")
-                continue
-            if printable(entry.name) != entry.name:
-                reject(here, "name is not valid UTF-8")
-            elif not stat.S_ISDIR(info.st_mode):
-                files["/".join(here)] = info.st_size, info.st_mtime_ns
-            elif any(os.path.samestat(info, folder) for folder in above):
-                reject(here, "link back to a folder above it")
-            elif entry.name.startswith(".") or entry.name == "__MACOSX":
-                reject(here, "hidden folder, not entered")
-            elif Path(entry.name).suffix.lower() in SUFFIXES:
-                reject(here, "a folder with an image's name, not entered")
-            elif parts or not entry.name.lower().startswith(ASIDE):
-                folders.append(here)
-                stack.append((here, Path(entry.path), [*above, info]))
-    return files, folders, rejected
+                what = "broken link" if os.path.islink(path) else "cannot be read"
+                refused["/".join((*parts, name))] = f"{what}: {error.strerror}"
+        for name in list(names):
+            reason = None
+            if Path(folder).resolve().is_relative_to(Path(folder, name).resolve()):
+                reason = "link back to a folder above it"
+            elif name.startswith(".") or name == "__MACOSX":
+                reason = "hidden folder, not entered"
+            elif Path(name).suffix.lower() in SUFFIXES:
+                reason = "a folder with an image's name, not entered"
+            if reason:
+                refused["/".join((*parts, name))] = reason
+            if reason or (not parts and name.lower().startswith(aside)):
+                names.remove(name)
+            else:
+                folders.append((*parts, name))
+    return files, folders, refused
 
 
 def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:

@@ -47,6 +47,26 @@ def test_patterns_folders_and_files_stand_beside_each_other(call):
         find_images(["in/*.tiff"])
 
 
+def test_a_folder_is_entered_as_by_a_scan_and_what_cannot_be_read_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = os.fsdecode(b"\xe9")
+    for name in (".git/x.png", "folder.png/x.png", "closed/x.png", f"{odd}/x.png", ".y.png", "z.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"")
+    os.symlink("..", tmp_path / "in" / "up")
+    os.symlink("gone", tmp_path / "in" / "broken.png")
+    original = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    expected = [".y.png", "broken.png", "closed", "folder.png", f"{odd}/x.png"]
+    assert find_images(["in"]) == [f"in/{name}" for name in expected]
+
+
 def test_the_exit_code_says_whether_a_file_was_refused(call):
     assert call("in/a.png").exit_code == 0
     result = call("--json", "in")

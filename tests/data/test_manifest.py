@@ -104,7 +104,7 @@ def test_unreadable_folder_is_a_row(data, monkeypatch):
 
     def scandir(path):
         if Path(path).name == "locked":
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
         return original(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
