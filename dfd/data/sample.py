@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +45,9 @@ class Photo(NamedTuple):
     @property
     def path(self) -> Path:
         package, *inner = self.folder.split("/")
-        spec = find_spec(package)
-        path = spec and spec.origin and Path(spec.origin).parent.joinpath(*inner, self.file)
-        if not path or not path.is_file():
-            raise FileNotFoundError(f"{self.folder}/{self.file} is missing; reinstall the package {package}")
+        path = Path(str(files(package))).joinpath(*inner, self.file)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; reinstall the package {package}")
         return path
 
 
@@ -58,29 +57,26 @@ PHOTOS = tuple(Photo(*row) for row in pd.read_csv(io.TEMPLATES / "photos.csv").i
 def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = True) -> Path:
     """Write the built-in data set, or what of it is missing, and give the folder back.
 
-    A complete folder of the same recipe (seed, weights, photos) is left alone, a partial one completed, an older one
-    replaced; one with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError.
-    The seed is of the choice of tiles and of StyleGAN2's noise.
+    A complete folder of the same recipe (seed, weights, photos) is left alone, a partial or older one made anew; one
+    with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError. The seed is of
+    the choice of tiles and of StyleGAN2's noise.
     """
-    folder, recipe = Path(folder), _recipe(seed)
+    folder, done = Path(folder), {"recipe": _recipe(seed), "complete": True}
     state = io.read_json(folder / MARKER)
-    if state.get("recipe") != recipe:
-        if not state and folder.exists() and any(folder.iterdir()):
-            raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")
-        for label in LABELS:
-            shutil.rmtree(folder / label, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"recipe": recipe, "complete": False}
-        io.write_json(folder / MARKER, state)
+    if state == done:
+        return folder
+    if not state and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")
     groups = {photo.name: tiles(photo, seed) for photo in PHOTOS}
+    folder.mkdir(parents=True, exist_ok=True)
+    io.write_json(folder / MARKER, done | {"complete": False})
+    for label in LABELS:
+        shutil.rmtree(folder / label, ignore_errors=True)
+    _write(folder, groups, seed, progress)
     rows = [(f"{label}/{name}", group) for label in LABELS for group, cut in groups.items() for name in cut]
-    missing = {group for path, group in rows if not (folder / path).is_file()}
-    if missing:
-        _write(folder, groups, missing, seed, progress)
-    if missing or not state["complete"]:
-        io.write_text(folder / "groups.csv", pd.DataFrame(rows, columns=["path", "group"]).to_csv(index=False))
-        io.write_text(folder / "LICENCES.md", io.template("licences.md.j2").render(photos=PHOTOS))
-        io.write_json(folder / MARKER, {"recipe": recipe, "complete": True})
+    io.write_text(folder / "groups.csv", pd.DataFrame(rows, columns=["path", "group"]).to_csv(index=False))
+    io.write_text(folder / "LICENCES.md", io.template("licences.md.j2").render(photos=PHOTOS))
+    io.write_json(folder / MARKER, done)
     return folder
 
 
@@ -108,22 +104,20 @@ def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def _write(folder: Path, groups: dict, missing: set, seed: int, progress: bool) -> None:
-    """Write the photo tiles of the missing groups and their reconstructions, grey ones of grey photos."""
+def _write(folder: Path, groups: dict, seed: int, progress: bool) -> None:
+    """Write the photo tiles of the groups and their reconstructions, grey ones of grey photos."""
     models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES}
-    number = 0  # of the group's first tile, from which its noise follows
-    for group, cut in bar(groups.items(), desc="sample", unit="photo", disable=not progress):
-        if group in missing:
-            grey = next(iter(cut.values())).ndim == 2
-            stack = np.stack([np.stack([tile] * 3, axis=-1) if grey else tile for tile in cut.values()])
-            images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
-            _save(folder / REAL, cut, stack)
-            for name, model in models.items():
-                rebuilt = model(images, seed=seed + number)
-                if grey:  # colour must not tell them apart
-                    rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-                _save(folder / name, cut, (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy())
-        number += len(cut)
+    for cut in bar(groups.values(), desc="sample", unit="photo", disable=not progress):
+        grey = next(iter(cut.values())).ndim == 2
+        stack = np.stack([np.stack([tile] * 3, axis=-1) if grey else tile for tile in cut.values()])
+        images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
+        _save(folder / REAL, cut, stack)
+        for name, model in models.items():
+            rebuilt = model(images, seed=seed)
+            if grey:  # colour must not tell them apart
+                rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+            _save(folder / name, cut, (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        seed += len(cut)  # the noise of each tile follows from its number
 
 
 def _save(folder: Path, names: dict, stack: np.ndarray) -> None:

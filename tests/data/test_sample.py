@@ -1,7 +1,6 @@
 """Built-in data: enough photos, the same content in every class, deterministic, resumable, careful with other files."""
 
 import json
-import time
 
 import numpy as np
 import pandas as pd
@@ -76,23 +75,12 @@ def test_two_builds_are_equal_and_another_seed_is_not(few, built, tmp_path):
     assert contents(sample.build(tmp_path / "other", seed=1, progress=False)) != contents(built)
 
 
-def test_a_lost_file_comes_back_and_the_others_are_left_alone(built):
-    before = contents(built)
-    lost, kept = sorted((built / "StyleGAN2").glob("clock*"))[1], sorted((built / "ProGAN").glob("chelsea*"))[0]
-    written = kept.stat().st_mtime_ns
-    lost.unlink()
-    time.sleep(0.01)
-    sample.build(built, progress=False)
-    assert contents(built) == before
-    assert kept.stat().st_mtime_ns == written
-
-
 def test_a_complete_folder_needs_no_model(built, monkeypatch):
     monkeypatch.setattr(simulators, "load", lambda name: pytest.fail("rebuilt a complete folder"))
     sample.build(built, progress=False)
 
 
-def test_a_killed_build_goes_on_and_an_old_recipe_is_replaced(few, built):
+def test_a_killed_build_and_an_old_recipe_are_made_anew(few, built):
     before = contents(built)
     (built / "groups.csv").unlink()
     (built / sample.MARKER).write_text(json.dumps(json.loads(before[sample.MARKER]) | {"complete": False}))
