@@ -25,6 +25,7 @@ from dfd.core.io import template
 MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: the label of its JUMBF box)
 TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificates that may vouch for a signer
 MIME = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "TIFF", "GIF")} | {"MPO": "image/jpeg"}
+GENERATED = {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"}  # terms of the IPTC
 MAX_TEXT = 200  # characters of a text that comes from a file
 MAX_TAGS = 60  # tags of a file that are listed
 SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
@@ -60,9 +61,7 @@ class Credentials:
     state: str  # none, verified, not verified or not checked
     reason: str  # one sentence: what was checked, or what failed
     signer: str | None = None  # as the certificate names itself
-    made_with: str | None = None  # the software that wrote the claim
-    says: tuple[str, ...] = ()  # what the claim says was done, in order
-    signed_at: str | None = None
+    says_generated: bool = False  # whether an action of the claim says that a model or an algorithm made it
 
 
 NO_CREDENTIALS = Credentials("none", "The file carries no content credentials. Most do not, so that says nothing.")
@@ -168,25 +167,12 @@ def read_credentials(data: bytes, format: str | None, trust: str | Path | None =
     failures = results.get("activeManifest", {}).get("failure", [])
     failures = [failure for failure in failures if failure.get("code") != "signingCredential.untrusted"]
     reason = plain(sentence("credentials", state, failures, bool(trust)), 3 * MAX_TEXT)
-    claims: dict[str, Any] = {}
+    signer, says_generated = None, False
     with contextlib.suppress(Exception):  # a signed manifest may hold any JSON
-        claims = _claims(manifest)
-    return Credentials("verified" if state == "Trusted" else "not verified", reason, **claims)
-
-
-def _claims(manifest: dict) -> dict[str, Any]:
-    """Signer, software, actions and time of a manifest, as it says; raises nearly anything where it is malformed."""
-    signature = manifest.get("signature_info") or {}
-    signer = dict.fromkeys(plain(signature.get(key) or "") for key in ("common_name", "issuer"))
-    tools = manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator") or ""}]
-    software = [plain(f"{tool.get('name', '')} {tool.get('version', '')}") for tool in tools[:3]]
-    says = []
-    for assertion in manifest.get("assertions") or []:
-        if str(assertion.get("label", "")).startswith("c2pa.actions"):
-            says += [plain(sentence("action", action)) for action in assertion["data"].get("actions", [])]
-    return {
-        "signer": ", ".join(filter(None, signer)) or None,
-        "made_with": ", ".join(filter(None, software)) or None,
-        "says": tuple(says[:20]),
-        "signed_at": plain(signature.get("time") or "") or None,
-    }
+        signature = manifest.get("signature_info") or {}
+        names = dict.fromkeys(plain(signature.get(key) or "") for key in ("common_name", "issuer"))
+        signer = ", ".join(filter(None, names)) or None
+        assertions = [row for row in manifest["assertions"] if str(row.get("label", "")).startswith("c2pa.actions")]
+        actions = [action for assertion in assertions for action in assertion["data"].get("actions", [])]
+        says_generated = any(str(row.get("digitalSourceType")).split("/")[-1] in GENERATED for row in actions)
+    return Credentials("verified" if state == "Trusted" else "not verified", reason, signer, says_generated)
