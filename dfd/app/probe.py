@@ -25,7 +25,6 @@ from dfd.core.runs import HEADLESS
 from dfd.inference.detector import Detector
 
 MAX_ITEMS = 50  # images that are kept; the oldest go first
-PLACEHOLDER = "an image or a folder on this machine, then Enter"
 ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SLOTS = {  # of Jobs, the most urgent first -> what is said where it fails
     "live": "degrading", "evidence": "drawing evidence", "examine": "examining", "curve": "the curve", "save": "saving",
@@ -117,10 +116,8 @@ class Probe:
         self.jobs = Jobs(list(SLOTS), self._ended)
         self.on = on = SimpleNamespace(**{name: widgets.HTML() for name in TEXTS})
         on.upload = widgets.FileUpload(description="Choose images", accept=ACCEPTED, multiple=True)
-        on.path = widgets.Text(description="Path", placeholder=PLACEHOLDER, continuous_update=False)
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
-        on.path.observe(lambda change: self._path_given(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
         for name, options in BUTTONS.items():
             setattr(on, name, widgets.Button(**options))
@@ -137,7 +134,7 @@ class Probe:
             take.on_click(lambda button, item=item: self.add([replace(item)]))
             takes.append([widgets.HTML(page.fragment("thumb", load_rgb(item.source), item.name)), take])
         heading = widgets.HTML("<h3>Does the answer stand?</h3>")
-        parts = [_row(on.upload, on.path), _row(*takes, kind="examples"), on.status, on.list]
+        parts = [on.upload, _row(*takes, kind="examples"), on.status, on.list]
         parts += [_row(on.cancel, on.save, on.empty), on.answer, heading]
         parts += [_row([*self.sliders.values(), on.reset, on.said], on.preview, kind="top")]
         parts += [on.curve, on.evidence, on.metadata]
@@ -248,19 +245,6 @@ class Probe:
         if files := self.on.upload.value:
             self.on.upload.value = ()
             self.add([Item(plain(file["name"]) or "image", bytes(file["content"])) for file in files])
-
-    def _path_given(self) -> None:
-        text, self.on.path.value = self.on.path.value.strip().strip("\"'"), ""
-        if not text:
-            return
-        try:
-            path = config.resolve(text)
-            files = sorted(filter(Path.is_file, path.iterdir()))[:MAX_ITEMS] if path.is_dir() else [path]
-            if not files:
-                raise ValueError("the folder holds no file")
-            self.add([Item(plain(file.name), file) for file in files])
-        except (OSError, ValueError, RuntimeError) as error:
-            self._put("status", "failed", f"{plain(text)} cannot be read: {plain(error)}")
 
     def _moved(self) -> None:
         if self.shown and self.shown.stability:

@@ -83,19 +83,6 @@ def test_a_refused_file_says_why_beside_the_others_answers(app):
     assert "<img" in app.on.curve.value
 
 
-def test_a_path_names_a_file_or_a_folder(app, tmp_path):
-    folder = tmp_path / "some"
-    folder.mkdir()
-    app.on.path.value = str(folder)
-    assert "holds no file" in app.on.status.value
-    noise(64, 64).save(folder / "a.png")
-    noise(64, 64, 1).save(folder / "b.png")
-    app.on.path.value = f'"{folder}"'
-    assert "Examined 2 images" in done(app) and app.on.path.value == ""
-    app.on.path.value = str(folder / "none.png")
-    assert "none.png: cannot be read" in done(app)
-
-
 def test_a_slider_degrades_the_image_and_the_latest_position_wins(app):
     upload(app, ("photo.png", file(noise(130, 100))))
     done(app)
