@@ -61,13 +61,12 @@ class Bare(Timed):
             else:
                 yield step, {"view1": pixels[0], "view2": pixels[1], "carrier": pixels[2], "source": targets}
 
-    def step(self, name: str, loss: torch.Tensor) -> None:
-        loss.backward(inputs=self.learners[name].parameters)
+    def step(self, name: str, losses: torch.Tensor | dict[str, torch.Tensor]) -> None:
+        if isinstance(losses, dict):
+            losses = sum(getattr(self.cfg, f"{part}_weight", 1.0) * loss for part, loss in losses.items())
+        losses.backward(inputs=self.learners[name].parameters)
         for parameter in self.learners[name].parameters:
             parameter.grad = None
-
-    def step_on(self, name: str, losses: dict[str, torch.Tensor]) -> None:
-        self.step(name, sum(getattr(self.cfg, f"{part}_weight", 1.0) * loss for part, loss in losses.items()))
 
 
 def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "quick", **settings) -> float:

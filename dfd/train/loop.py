@@ -1,7 +1,7 @@
 """What both stages' trainings share: processes, loaders, steps, validation, and when to save and to stop.
 
-Several processes (`accelerate launch`, or `dfd.train.fit` on several GPUs) follow DistributedDataParallel: each takes
-its part of every batch, gradients are averaged, and a batch norm sees its own process's part alone.
+Several processes (`accelerate launch`) each take their part of every batch: gradients are averaged, and a batch norm
+sees its own part alone.
 """
 
 from __future__ import annotations
@@ -161,30 +161,29 @@ class Trainer:
                 shown.set_postfix(loss=f"{np.mean(self.losses['train'][-20:]):.3f}", refresh=False)
                 shown.update()
 
-    def step(self, name: str, loss: Tensor) -> None:
-        """Backpropagate a loss of this process's images into one network only, clip its gradient, update it."""
-        learner, value = self.learners[name], loss.detach().clone()
+    def step(self, name: str, losses: Tensor | dict[str, Tensor]) -> None:
+        """Backpropagate a loss of this process's images into one network only, clip its gradient, update it.
+
+        Of several losses, by name, the sum with the config's weights; each enters the history before its weight.
+        """
+        learner, parts = self.learners[name], losses if isinstance(losses, dict) else {}
+        weighted = [getattr(self.cfg, f"{part}_weight", 1.0) * value for part, value in parts.items()]
+        loss: Any = sum(weighted) if parts else losses
+        values = torch.stack([value.detach().float() for value in (loss, *parts.values())])
         learner.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss, inputs=learner.parameters)
         gradients = [parameter.grad for parameter in learner.parameters if parameter.grad is not None]
-        average_over_processes(self.accelerator, [value, *gradients])
-        if not torch.isfinite(value):
-            raise ValueError(f"{self.stage}: the loss of {name} became {value.item()}; lower lr_gc and run again")
+        average_over_processes(self.accelerator, [values, *gradients])
+        numbers = values.tolist()
+        if not math.isfinite(numbers[0]):
+            raise ValueError(f"{self.stage}: the loss of {name} became {numbers[0]}; lower lr_gc and run again")
         nn.utils.clip_grad_norm_(learner.parameters, 1.0)
         learner.optimizer.step()
         learner.schedule.step()
-        self.losses[learner.loss_name].append(value.item())
+        for part, value in zip((learner.loss_name, *parts), numbers, strict=True):
+            self.losses[part].append(value)
         if learner.loss_name == "train":
             self.averaged.update_parameters(self.model)
-
-    def step_on(self, name: str, losses: dict[str, Tensor]) -> None:
-        """Step on the sum of losses with the config's weights; each enters the history before its weight."""
-        total: Any = sum(getattr(self.cfg, f"{part}_weight", 1.0) * loss for part, loss in losses.items())
-        self.step(name, total)
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        average_over_processes(self.accelerator, [values])
-        for part, value in zip(losses, values.tolist(), strict=True):
-            self.losses[part].append(value)
 
     @torch.inference_mode()
     def validate(self, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -61,27 +60,16 @@ def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:
 
 
 def build_loader(data: Any, draws: Any, cfg: config.Training, device: torch.device) -> DataLoader:
-    """Batches of a data set's draws, (index, seed) each, by loader processes that stay from epoch to epoch.
-
-    Below 0, `cfg.workers` asks for this process's share of the machine's cores, at most MAX_WORKERS.
-    """
-    share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Batches of a data set's draws, (index, seed) each, by loader processes that stay from epoch to epoch."""
+    share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the machine's cores, for this process
     workers = cfg.workers if cfg.workers >= 0 else min(MAX_WORKERS, max(1, share))
-    return DataLoader(
-        Seeded(data),
-        cfg.batch_size,
-        sampler=draws,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        worker_init_fn=partial(_start_worker, share_cores=device.type == "cpu"),
-        generator=torch.Generator(),  # else it would draw from torch's own
-    )
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _ignore_signals}
+    generator = torch.Generator()  # else it would draw from torch's own
+    pins = device.type == "cuda"
+    return DataLoader(Seeded(data), cfg.batch_size, sampler=draws, pin_memory=pins, generator=generator, **options)
 
 
-def _start_worker(number: int, share_cores: bool) -> None:
-    """Leave signals to the training, and give way to it where it computes on the same cores."""
-    for signal_number in runs.SIGNALS:
-        signal.signal(signal_number, signal.SIG_IGN)
-    if share_cores and hasattr(os, "nice"):
-        os.nice(3)
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the training."""
+    for number in runs.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ holds its content to that of x; C is to be evaded. All learn in turns (Goodfello
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,48 +23,61 @@ from dfd.models.networks import PatchDiscriminator, UNetRes, VGGPerceptual
 from dfd.train.loop import OnEpoch, Trainer
 
 
-class Launderer(nn.Module):
-    """G, D and V of stage 1, with the losses of G and D; the config's parameters say how large they are."""
+class Adversary(nn.Module):
+    """D and V of either stage, with the losses of changed images; a weight of 0 in the config leaves one out."""
 
-    def __init__(self, cfg: config.Stage1):
+    def __init__(self, cfg: config.Stage1 | config.Stage2, width: int, bound: float):
         super().__init__()
-        width, bound = cfg.launderer_width, cfg.launderer_bound
-        self.generator = UNetRes(width, bound, from_high_pass=False)
-        self.discriminator = PatchDiscriminator(width=4 * width, gain=1 / bound)
+        self.discriminator: Any = PatchDiscriminator(width=width, gain=1 / bound) if cfg.adversarial_weight else None
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
 
+    def discriminator_loss(self, photos: Tensor, changed: Tensor) -> Tensor:
+        """What D minimises: photos are photos, changed images are not; no gradient reaches G."""
+        on_photos, on_changed = (self.discriminator(images).float() for images in (photos, changed.detach()))
+        return hinge_discriminator_loss(on_photos, on_changed)
+
+    def generator_losses(self, changed: Tensor, before: Tensor) -> dict[str, Tensor]:
+        """What G minimises for the look of images, both (B, 3, S, S) in [0, 1]: adversarial (D), perceptual (V)."""
+        losses = {}
+        if self.discriminator is not None:
+            losses["adversarial"] = hinge_generator_loss(self.discriminator(changed).float())
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(changed, before)
+        return losses
+
+
+def clipped(images: Tensor) -> Tensor:
+    """Images clipped to [0, 1], with the gradient of doing nothing."""
+    return images + (images.clamp(0, 1) - images).detach()
+
+
+class Launderer(Adversary):
+    """G of stage 1, which changes fakes, and its adversaries."""
+
+    def __init__(self, cfg: config.Stage1):
+        generator = UNetRes(cfg.launderer_width, cfg.launderer_bound, from_high_pass=False)
+        super().__init__(cfg, 4 * cfg.launderer_width, cfg.launderer_bound)
+        self.generator = generator
+
     def forward(self, fakes: Tensor) -> Tensor:
-        """Laundered fakes x + G(x): (B, 3, H, W) in [0, 1] for the same; the gradient passes the clipping."""
-        laundered = fakes + self.generator(fakes).float()
-        return laundered + (laundered.clamp(0, 1) - laundered).detach()
+        """Laundered fakes x + G(x): (B, 3, H, W) in [0, 1] for the same."""
+        return clipped(fakes + self.generator(fakes).float())
 
-    def discriminator_loss(self, photos: Tensor, fakes: Tensor) -> Tensor:
-        """What D minimises: photos are photos, laundered fakes are not; no gradient reaches G."""
-        with torch.no_grad():
-            laundered = self(fakes)
-        return hinge_discriminator_loss(self.discriminator(photos).float(), self.discriminator(laundered).float())
-
-    def generator_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
-        """What G minimises on fakes (B, 3, H, W) in [0, 1], by name: adversarial (D), evasion (C), perceptual (V)."""
+    def laundering_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
+        """What G minimises on fakes (B, 3, H, W) in [0, 1], by name: those for the look, and evasion (C)."""
         laundered, is_training = self(fakes), detector.training
         detector.eval()  # batch statistics of laundered fakes alone must not enter its averages
         logits = detector(laundered).float()
         detector.train(is_training)
-        losses = {
-            "adversarial": hinge_generator_loss(self.discriminator(laundered).float()),
-            "evasion": real_fake_loss(logits, torch.zeros_like(logits)),
-        }
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(laundered, fakes)
-        return losses
+        return self.generator_losses(laundered, fakes) | {"evasion": real_fake_loss(logits, torch.zeros_like(logits))}
 
 
 def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train the real/fake detector on a manifest with its root in attrs; the best epoch is `best_real_fake_model.pt`.
 
-    Returns the history, as `on_epoch` is given it after every epoch: one row each; the score, the mean of both
-    validation AUCs, chose the best. A split without photos or fakes is a ValueError. SIGINT and SIGTERM end it after
-    the step, as Interrupted, with a state from which the same call goes on.
+    Returns the history, a row an epoch, as `on_epoch` is given it after each; the score, the mean of both validation
+    AUCs, chose the best. A split without photos or fakes is a ValueError. SIGINT and SIGTERM end it after the step, as
+    Interrupted, with a state from which the same call goes on.
     """
     splits = {split: table[table["split"] == split] for split in ("train", "val", "test")}
     for split, rows in splits.items():
@@ -84,7 +98,8 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
     if cfg.adversarial:
         launderer = Launderer(cfg).to(trainer.device)
         trainer.add("launderer", launderer.generator, cfg.lr_gc, every=cfg.adversarial_every)
-        trainer.add("discriminator", launderer.discriminator, cfg.lr_d)
+        if launderer.discriminator:
+            trainer.add("discriminator", launderer.discriminator, cfg.lr_d)
     detection = partial(real_fake_loss, smoothing=cfg.label_smoothing)
 
     with trainer.running():
@@ -94,14 +109,17 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
                 laundered = fakes[:0]
                 if launderer and len(photos) and len(fakes):
                     # 1. critic: photos against laundered fakes
-                    with trainer.autocast():
-                        loss = launderer.discriminator_loss(photos, fakes)
-                    trainer.step("discriminator", loss)
+                    if launderer.discriminator:
+                        with trainer.autocast():
+                            with torch.no_grad():
+                                changed = launderer(fakes)
+                            loss = launderer.discriminator_loss(photos, changed)
+                        trainer.step("discriminator", loss)
                     if step % cfg.adversarial_every == 0:
                         # 2. launderer: pass for photos before critic and detector, keep the content
                         with trainer.autocast():
-                            losses = launderer.generator_losses(fakes, detector)
-                        trainer.step_on("launderer", losses)
+                            losses = launderer.laundering_losses(fakes, detector)
+                        trainer.step("launderer", losses)
                         with torch.no_grad(), trainer.autocast():
                             laundered = equalise(launderer(fakes).clamp(0, 1), trainer.quality)
                 # 3. detector: photos, fakes and laundered fakes

@@ -14,66 +14,36 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from dfd import config
 from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equalise
 from dfd.degrade.registry import RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
-from dfd.losses import consistency_loss, hinge_discriminator_loss, hinge_generator_loss, source_loss
-from dfd.models.networks import PatchDiscriminator, VGGPerceptual
+from dfd.losses import consistency_loss, source_loss
 from dfd.train.loop import OnEpoch, Trainer
+from dfd.train.stage1 import Adversary, clipped
 
 
-class Disentangler(nn.Module):
-    """D and V of stage 2, with the losses of the fingerprinted carrier; a weight of 0 in the config leaves one out."""
-
-    def __init__(self, cfg: config.Stage2):
-        super().__init__()
-        gain = 1 / cfg.residual_bound
-        self.discriminator: Any = PatchDiscriminator(width=32, gain=gain) if cfg.adversarial_weight else None
-        self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
-        self.quality = cfg.equalise_quality if cfg.equalise else None
-
-    def discriminator_loss(self, carriers: Tensor, carried: Tensor) -> Tensor:
-        """What D minimises: carriers are photos, fingerprinted carriers are not; no gradient reaches G."""
-        on_photos, on_carried = (self.discriminator(images).float() for images in (carriers, carried.detach()))
-        return hinge_discriminator_loss(on_photos, on_carried)
-
-    def generator_losses(self, carriers: Tensor, carried: Tensor) -> dict[str, Tensor]:
-        """What G minimises for the look of c + r on c, both (B, 3, S, S) in [0, 1]: adversarial, perceptual."""
-        losses = {}
-        if self.discriminator is not None:
-            losses["adversarial"] = hinge_generator_loss(self.discriminator(carried).float())
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(carried, carriers)
-        return losses
-
-    def equalised(self, carried: Tensor) -> Tensor:
-        """Fingerprinted carriers behind the JPEG of every crop, with the gradient of the identity, arXiv:1308.3432."""
-        return carried + (equalise(carried.detach().clamp(0, 1), self.quality) - carried).detach()
-
-
-def fingerprinted(carriers: Tensor, residual: Tensor) -> Tensor:
-    """Carriers with a fingerprint put on, c + r: (B, 3, H, W) in [0, 1]; the gradient passes the clipping."""
-    carried = carriers + residual
-    return carried + (carried.clamp(0, 1) - carried).detach()
+def equalised(images: Tensor, cfg: config.Training) -> Tensor:
+    """Images in [0, 1] behind the JPEG of every crop, with the gradient of the identity, arXiv:1308.3432."""
+    return images + (equalise(images.detach(), cfg.equalise_quality if cfg.equalise else None) - images).detach()
 
 
 def attribution_losses(
-    model: Any, residual: Tensor, source: Tensor, cfg: config.Stage2, disentangler=None, carriers=None, carried=None
+    model: Any, residual: Tensor, source: Tensor, cfg: config.Stage2, adversary=None, carriers=None, carried: Any = None
 ) -> dict[str, Tensor]:
     """What the model, G and C, minimises: each loss by name, before its weight, and none whose weight is 0.
 
-    `residual` (2B, 3, S, S) is that of the first views, then of the second; `source` (B,) are class indices; carriers
-    and `carried` are those of `Disentangler.generator_losses`, which are left out without a disentangler.
+    `residual` (2B, 3, S, S) is that of the first views, then of the second; `source` (B,) are class indices; `carried`
+    are the carriers with a fingerprint put on, both (B, 3, S, S) in [0, 1], and left out without an adversary.
     """
     losses, views = {}, [residual]
-    if disentangler is not None:
-        losses = disentangler.generator_losses(carriers, carried)
+    if adversary is not None:
+        losses = adversary.generator_losses(carried, carriers)
         if cfg.carried_weight:
-            views.append(model.generator(disentangler.equalised(carried)).float())
+            views.append(model.generator(equalised(carried, cfg)).float())
     logits = model.name(torch.cat(views)).float().split(len(source))  # one batch, or batch norm would tell them apart
     losses["source"] = source_loss(torch.cat(logits[:2]), source.repeat(2), cfg.label_smoothing)
     if len(logits) > 2:
@@ -115,9 +85,9 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
 
     model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
-    disentangler: Any = Disentangler(cfg).to(trainer.device) if carries else None
-    if disentangler and disentangler.discriminator:
-        trainer.add("discriminator", disentangler.discriminator, cfg.lr_d, every=every)
+    adversary = Adversary(cfg, 32, cfg.residual_bound).to(trainer.device) if carries else None
+    if adversary and adversary.discriminator:
+        trainer.add("discriminator", adversary.discriminator, cfg.lr_d, every=every)
 
     with trainer.running():
         for _ in trainer.epochs():
@@ -125,19 +95,19 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
                 source, put_on = batch["source"], {}
                 with trainer.autocast():
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
-                if disentangler and step % every == 0:
+                if adversary and step % every == 0:
                     carriers = batch["carrier"]
-                    carried = fingerprinted(carriers, residual[: len(source)])
-                    put_on = {"disentangler": disentangler, "carriers": carriers, "carried": carried}
-                    if disentangler.discriminator:
+                    carried = clipped(carriers + residual[: len(source)])
+                    put_on = {"adversary": adversary, "carriers": carriers, "carried": carried}
+                    if adversary.discriminator:
                         # 1. critic: photos against fingerprinted photos
                         with trainer.autocast():
-                            loss = disentangler.discriminator_loss(carriers, carried)
+                            loss = adversary.discriminator_loss(carriers, carried)
                         trainer.step("discriminator", loss)
                 # 2. extractor and classifier: name the source, from carriers too
                 with trainer.autocast():
                     losses = attribution_losses(model, residual, source, cfg, **put_on)
-                trainer.step_on("model", losses)
+                trainer.step("model", losses)
             # 3. validate, keep the best, save the state
             logits, source = trainer.validate("val")
             loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(source)).item()

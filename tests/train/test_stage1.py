@@ -36,7 +36,7 @@ def test_each_loss_reaches_the_launderer(loss, adversary, batches):
     if loss == "perceptual":  # at no change at all the distance is at its minimum, where the gradient is zero
         with torch.no_grad():
             adversary.generator.head.bias.fill_(0.1)
-    adversary.generator_losses(batches[1], classifier)[loss].backward()
+    adversary.laundering_losses(batches[1], classifier)[loss].backward()
     assert reached(adversary.generator)
     assert not reached(adversary.perceptual)
     assert reached(adversary.discriminator) == (loss == "adversarial")  # Trainer.step leaves these where they are
@@ -44,7 +44,8 @@ def test_each_loss_reaches_the_launderer(loss, adversary, batches):
 
 
 def test_the_discriminators_loss_reaches_the_discriminator_alone(adversary, batches):
-    adversary.discriminator_loss(*batches).backward()
+    photos, fakes = batches
+    adversary.discriminator_loss(photos, adversary(fakes)).backward()
     assert reached(adversary.discriminator) and not reached(adversary.generator)
 
 
@@ -60,7 +61,7 @@ def test_the_change_is_bounded_and_starts_small(adversary, batches):
 def test_evasion_trains_the_detector_to_be_fooled_as_it_predicts(adversary, batches):
     classifier = RealFakeClassifier("test_resnet.r160_in1k").train()
     before = {name: value.clone() for name, value in classifier.named_buffers()}
-    loss = adversary.generator_losses(batches[1], classifier)["evasion"]
+    loss = adversary.laundering_losses(batches[1], classifier)["evasion"]
     with torch.no_grad():
         expected = nn.functional.softplus(classifier.eval()(adversary(batches[1]))).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -69,7 +70,7 @@ def test_evasion_trains_the_detector_to_be_fooled_as_it_predicts(adversary, batc
 
 def test_without_a_perceptual_part_there_is_none(batches):
     adversary = small(perceptual_weight=0.0)
-    assert set(adversary.generator_losses(batches[1], RealFakeClassifier("test_resnet.r160_in1k"))) == {
+    assert set(adversary.laundering_losses(batches[1], RealFakeClassifier("test_resnet.r160_in1k"))) == {
         "adversarial",
         "evasion",
     }
@@ -98,10 +99,11 @@ def test_the_launderer_learns_to_pass_for_a_photo():
             return adversary.discriminator(images).mean().item()
 
     for _ in range(80):
-        step(discriminator, adversary.discriminator_loss(*drawn()))
+        photos, fakes = drawn()
+        step(discriminator, adversary.discriminator_loss(photos, adversary(fakes)))
     photos, fakes = drawn()
     seen_through = opinion(fakes)
     assert opinion(photos) > seen_through + 1
     for _ in range(60):
-        step(launderer, adversary.generator_losses(drawn()[1], harmless)["adversarial"])
+        step(launderer, adversary.laundering_losses(drawn()[1], harmless)["adversarial"])
     assert opinion(adversary(fakes)) > (opinion(photos) + seen_through) / 2

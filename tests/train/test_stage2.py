@@ -8,7 +8,8 @@ from dfd import config
 from dfd.degrade.operators import jpeg
 from dfd.losses import consistency_loss, source_loss
 from dfd.models.networks import Attribution
-from dfd.train.stage2 import Disentangler, attribution_losses, fingerprinted
+from dfd.train.stage1 import Adversary, clipped
+from dfd.train.stage2 import attribution_losses, equalised
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def small(**changes):
 
 
 @pytest.fixture
-def disentangler():
+def adversary():
     torch.manual_seed(1)
-    return Disentangler(small())
+    return Adversary(small(), 32, 0.1)
 
 
 @pytest.fixture
@@ -38,76 +39,76 @@ def reached(module):
     return any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
 
 
-def losses(model, disentangler, batch, **changes):
+def losses(model, adversary, batch, **changes):
     residual, put_on = model.generator(torch.cat([batch["view1"], batch["view2"]])), {}
-    if disentangler is not None:
-        carried = fingerprinted(batch["carrier"], residual[:4])
-        put_on = {"disentangler": disentangler, "carriers": batch["carrier"], "carried": carried}
+    if adversary is not None:
+        carried = clipped(batch["carrier"] + residual[:4])
+        put_on = {"adversary": adversary, "carriers": batch["carrier"], "carried": carried}
     return attribution_losses(model, residual, batch["source"], small(**changes), **put_on)
 
 
-def test_every_weight_of_the_config_has_its_loss(model, disentangler, batch):
-    assert set(losses(model, disentangler, batch)) == {"source", "carried", "adversarial", "perceptual", "consistency"}
+def test_every_weight_of_the_config_has_its_loss(model, adversary, batch):
+    assert set(losses(model, adversary, batch)) == {"source", "carried", "adversarial", "perceptual", "consistency"}
     assert set(losses(model, None, batch)) == {"source", "consistency"}
 
 
 @pytest.mark.parametrize("name", ["source", "carried", "adversarial", "perceptual", "consistency"])
-def test_each_loss_gives_the_extractor_a_gradient(name, model, disentangler, batch):
-    losses(model, disentangler, batch)[name].backward()
+def test_each_loss_gives_the_extractor_a_gradient(name, model, adversary, batch):
+    losses(model, adversary, batch)[name].backward()
     assert reached(model.generator)
     assert reached(model.classifier) == (name in ("source", "carried", "consistency"))
-    assert reached(disentangler.discriminator) == (name == "adversarial")  # Trainer.step leaves it where it is
-    assert not reached(disentangler.perceptual)
+    assert reached(adversary.discriminator) == (name == "adversarial")  # Trainer.step leaves it where it is
+    assert not reached(adversary.perceptual)
 
 
 def test_a_weight_of_zero_leaves_its_loss_out(model, batch):
-    blind = Disentangler(small(adversarial_weight=0.0, perceptual_weight=0.0))
+    blind = Adversary(small(adversarial_weight=0.0, perceptual_weight=0.0), 32, 0.1)
     assert set(losses(model, blind, batch, carried_weight=0.0, consistency_weight=0.0)) == {"source"}
 
 
-def test_one_backward_walks_the_whole_graph_once(model, disentangler, batch):
-    found = losses(model, disentangler, batch)
+def test_one_backward_walks_the_whole_graph_once(model, adversary, batch):
+    found = losses(model, adversary, batch)
     total = sum(found.values())
     total.backward()
     with pytest.raises(RuntimeError, match="second time"):
         total.backward()
 
 
-def test_the_discriminator_learns_that_carriers_are_photos(disentangler):
+def test_the_discriminator_learns_that_carriers_are_photos(adversary):
     torch.manual_seed(3)
     carriers = torch.rand(8, 3, 32, 32)
     carried = (carriers + 0.2 * torch.tensor([1.0, -1.0]).repeat(16)).clamp(0, 1)
-    optimizer = torch.optim.Adam(disentangler.discriminator.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(adversary.discriminator.parameters(), 1e-2)
     for _ in range(40):
         optimizer.zero_grad()
-        disentangler.discriminator_loss(carriers, carried).backward()
+        adversary.discriminator_loss(carriers, carried).backward()
         optimizer.step()
     with torch.no_grad():
-        assert disentangler.discriminator(carriers).mean() > disentangler.discriminator(carried).mean() + 0.5
+        assert adversary.discriminator(carriers).mean() > adversary.discriminator(carried).mean() + 0.5
 
 
-def test_the_discriminators_loss_leaves_the_extractor_alone(model, disentangler, batch):
-    carried = fingerprinted(batch["carrier"], model.generator(batch["view1"]))
-    disentangler.discriminator_loss(batch["carrier"], carried).backward()
-    assert reached(disentangler.discriminator) and not reached(model.generator)
+def test_the_discriminators_loss_leaves_the_extractor_alone(model, adversary, batch):
+    carried = clipped(batch["carrier"] + model.generator(batch["view1"]))
+    adversary.discriminator_loss(batch["carrier"], carried).backward()
+    assert reached(adversary.discriminator) and not reached(model.generator)
 
 
-def test_the_extractor_is_asked_to_look_like_a_photo(model, disentangler, batch):
+def test_the_extractor_is_asked_to_look_like_a_photo(model, adversary, batch):
     """One step against the adversarial loss must raise D's opinion of the fingerprinted carriers."""
-    disentangler.eval()  # spectral norm would go on iterating
+    adversary.eval()  # spectral norm would go on iterating
     batch["carrier"] = 0.3 + 0.4 * batch["carrier"]  # nothing to clip
-    before = disentangler.discriminator(fingerprinted(batch["carrier"], model.generator(batch["view1"]))).mean()
-    losses(model, disentangler, batch)["adversarial"].backward()
+    before = adversary.discriminator(clipped(batch["carrier"] + model.generator(batch["view1"]))).mean()
+    losses(model, adversary, batch)["adversarial"].backward()
     with torch.no_grad():
         for p in model.generator.parameters():
             p -= 0.05 * p.grad if p.grad is not None else 0
-    after = disentangler.discriminator(fingerprinted(batch["carrier"], model.generator(batch["view1"]))).mean()
+    after = adversary.discriminator(clipped(batch["carrier"] + model.generator(batch["view1"]))).mean()
     assert after > before
 
 
 def test_a_fingerprinted_carrier_is_the_clipped_sum_with_an_open_gradient():
     carriers, residual = torch.full((1, 3, 8, 8), 0.95), torch.full((1, 3, 8, 8), 0.1, requires_grad=True)
-    put = fingerprinted(carriers, residual)
+    put = clipped(carriers + residual)
     assert put.max().item() == pytest.approx(1.0)
     put.sum().backward()
     assert residual.grad.min() == 1
@@ -115,7 +116,7 @@ def test_a_fingerprinted_carrier_is_the_clipped_sum_with_an_open_gradient():
 
 def test_the_codec_is_passed_with_the_gradient_of_doing_nothing():
     images = torch.rand(1, 3, 16, 16, requires_grad=True)
-    passed = Disentangler(small(adversarial_weight=0.0, perceptual_weight=0.0, equalise_quality=70)).equalised(images)
+    passed = equalised(images, small(equalise_quality=70))
     assert torch.allclose(passed, jpeg(images.detach(), 70), atol=1e-6)
     (passed * torch.arange(16.0)).sum().backward()
     assert torch.equal(images.grad, torch.arange(16.0).expand(1, 3, 16, 16))
@@ -130,18 +131,18 @@ def test_consistency_is_the_jensen_shannon_divergence():
     assert consistency_loss(first, first).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_carried_is_the_cross_entropy_of_the_fingerprints_source(model, disentangler, batch):
+def test_carried_is_the_cross_entropy_of_the_fingerprints_source(model, adversary, batch):
     model.eval()
-    found = losses(model, disentangler, batch)
+    found = losses(model, adversary, batch)
     residual = model.generator(batch["view1"])
     seen = jpeg((batch["carrier"] + residual.detach()).clamp(0, 1), 90)
     expected = source_loss(model(seen), batch["source"], config.Stage2().label_smoothing)
     assert found["carried"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_views_and_fingerprinted_carriers_share_one_batch_of_the_classifier(model, disentangler, batch):
+def test_views_and_fingerprinted_carriers_share_one_batch_of_the_classifier(model, adversary, batch):
     """Apart, batch normalisation would tell them apart in training, and not when the model is used."""
     sizes = []
     model.classifier.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    losses(model, disentangler, batch)
+    losses(model, adversary, batch)
     assert sizes == [12]
