@@ -111,14 +111,14 @@ def _damaged(folder: Path) -> dict[str, str | None]:
 def _no_images(folder: Path) -> dict[str, str | None]:
     files = {
         "empty.jpg": (b"", "empty"),
-        "text.jpg": (b"this was a photo once", "plain text"),
+        "text.jpg": (b"this was a photo once", "not an image"),
         "notes.txt": (b"remember the milk", "not an image"),
         "page.jpg": (b"\n<!DOCTYPE html><html><body>403</body></html>", "HTML"),
         "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         "drawing.png": (b'<?xml version="1.0"?><svg/>', "SVG"),
         "paper.pdf": (b"%PDF-1.7\n%\xe2\xe3", "PDF"),
-        "video.gif": (b"\0\0\0\x20ftypisom" + bytes(100), "not an image: a video"),
-        "phone.jpg": (b"\0\0\0\x20ftypheic" + bytes(100), "HEIF or AVIF"),
+        "video.gif": (b"\0\0\0\x20ftypisom" + bytes(100), "a video"),
+        "phone.jpg": (b"\0\0\0\x20ftypheic" + bytes(100), "HEIF, AVIF"),
         "archive.zip": (b"PK\x03\x04" + bytes(30), "ZIP"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "LFS"),
         ".DS_Store": (b"\0\0\0\1Bud1" + bytes(50), "not an image"),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import warnings
 from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
@@ -25,16 +23,12 @@ FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below wh
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
 STARTS = {  # of a file that is no image -> what it is
-    b"%pdf": "a PDF document",
-    b"<!doctype html": "an HTML page",
-    b"<html": "an HTML page",
-    b"<svg": "an SVG drawing",
-    b"<?xml": "XML or an SVG drawing",
-    b"pk\x03\x04": "a ZIP archive",
-    b"\x1a\x45\xdf\xa3": "a Matroska or WebM video",
+    b"%PDF": "a PDF document",
+    b"<": "an HTML page or SVG drawing",
+    b"PK\x03\x04": "a ZIP archive",
     b"version https://git-lfs": "a Git LFS pointer; fetch the real file",
 }
-Source: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "Tensor"]  # noqa: UP007
+Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
 
 
@@ -45,8 +39,8 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame or page counts; alpha is composited over white; 16 bits keep the high byte. Colour profiles are not
-    applied: they would resample the very values that are examined.
+    The first frame counts; alpha is composited over white; 16 bits keep the high byte; colour profiles, which would
+    change the very values that are examined, are not applied.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:
@@ -67,27 +61,26 @@ def as_rgb(source: Source) -> Image.Image:
     if isinstance(source, Image.Image):
         with warnings.catch_warnings(action="ignore"):
             return _to_rgb(_decode(source))
-    pixels: Any = source
+    pixels = source
     if hasattr(pixels, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
-        if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
-            raise ValueError(f"a tensor is float (3, H, W) in [0, 1]; got {pixels.dtype} {tuple(pixels.shape)}")
-        pixels = pixels.detach().float().cpu()
-        if not (pixels.numel() and pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
-            raise ValueError("a tensor's values lie in [0, 1], not normalised, and there is at least one")
-        pixels = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+        is_rgb = pixels.is_floating_point() and pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.numel()
+        if not (is_rgb and pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
+            text = "a tensor is float (3, H, W), its values lie in [0, 1], not normalised"
+            raise ValueError(f"{text}; got {pixels.dtype} {tuple(pixels.shape)}")
+        pixels = (pixels.detach().float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     if not isinstance(pixels, np.ndarray):
         raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}")
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {pixels.dtype} {pixels.shape}")
-    _check_size(pixels.shape[1::-1])
+    _check_size(*pixels.shape[1::-1])
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
     """Decode a file completely and describe it, or raise ImageError, with the reason but without the name.
 
-    Width and height are upright, the format is that of the content, the SHA-256 the file's; jpeg_quality and
-    subsampling are None but for a JPEG. Pillow's warnings are left to the caller, for threads share them.
+    Width and height are upright, the format is that of the content, the SHA-256 the file's. Pillow's warnings are left
+    to the caller, for threads share them.
     """
     with open_file(path) as file:
         image = _decode(file)
@@ -141,35 +134,24 @@ def subsampling(image: Image.Image) -> str | None:
 
 def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
     """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
-    if isinstance(path, bytes):
-        checked_bytes(len(path))
-        return BytesIO(path)
     try:
-        status = Path(path).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("a folder, not an image file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file (pipe, socket or device)")
-        checked_bytes(status.st_size)
-        return open(path, "rb")
+        if not isinstance(path, bytes) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError("not a regular file (folder, pipe, socket or device)")
+        size = len(path) if isinstance(path, bytes) else os.stat(path).st_size
+        if size > MAX_BYTES:
+            raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
+        return BytesIO(path) if isinstance(path, bytes) else open(path, "rb")
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
-def checked_bytes(count: int) -> None:
-    """Refuse a file of this many bytes if it is above the limit."""
-    if count > MAX_BYTES:
-        raise ImageError(f"oversized: {count / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    """Refuse an image of this (width, height) if it is above or below the limits."""
-    width, height = size
+def _check_size(width: int, height: int) -> None:
+    """Refuse an image that is above or below the limits."""
     if width * height > MAX_PIXELS:
         raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
-    if min(size) < MIN_SIDE:
+    if min(width, height) < MIN_SIDE:
         raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
 
 
@@ -178,7 +160,7 @@ def _decode(source: Any) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
-        _check_size(image.size)
+        _check_size(*image.size)
         image.load()
         return image
     except ImageError:
@@ -216,15 +198,10 @@ def _what_it_is(file: Any) -> str:
         return "empty file (0 bytes)"
     if start.startswith(MAGIC) or start[8:12] == b"WEBP":
         return "damaged or truncated header, or an unsupported variety"
-    for magic, name in STARTS.items():
-        if start.lstrip().lower().startswith(magic):
-            return f"not an image: {name}"
-    if start[4:8] == b"ftyp":
-        is_still = start[8:12] in (b"heic", b"heix", b"mif1", b"avif")
-        return "not an image of a supported format: HEIF or AVIF" if is_still else "not an image: a video"
-    if b"\0" not in start and start.isascii():
-        return "not an image: plain text"
-    return f"not an image of a supported format ({', '.join(FORMATS)})"
+    kinds = [kind for magic, kind in STARTS.items() if start.lstrip().startswith(magic)]
+    kinds += ["HEIF, AVIF or a video"] if start[4:8] == b"ftyp" else []
+    what = f"not an image: {kinds[0]}" if kinds else "not an image"
+    return f"{what}; supported are {', '.join(FORMATS)}"
 
 
 def one_line(error: Exception) -> str:

@@ -10,22 +10,17 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import jinja2
-
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PART = ".part"  # what a file's name ends in while it is being written
+GONE = "The folder is gone; bring it back and run the same command again"
 NO_SPACE = "disk full; free some space and run again, what is done is kept"
 CLOSED = "The folder cannot be written; make it writable or choose another, and run the command again"
-GONE = "The folder is gone; bring it back and run the same command again"
-REMEDIES = {  # the last of the first row: larger than the limit for a file
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), NO_SPACE),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), CLOSED),
-}
+REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), NO_SPACE)  # the last: above the limit for a file
+REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), CLOSED)
 
 
 @contextlib.contextmanager
@@ -57,19 +52,12 @@ def explained(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, remedy, str(path)) if remedy and is_of_path else error
 
 
-def remove_drafts(folder: Path) -> None:
-    """Remove what killed runs left half-written in a folder; for the only one that writes there."""
-    for draft in folder.glob(f"*{PART}"):
-        draft.unlink()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty when there is none."""
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as JSON; see write_text."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -81,9 +69,9 @@ def write_text(path: Path, text: str) -> Path:
 
 
 @cache
-def template(name: str) -> jinja2.Template:
+def template(name: str) -> Any:
     """One of the package's Jinja templates; what is filled into those for HTML is escaped."""
-    import jinja2
+    import jinja2  # here: most of what writes files fills no template
 
     loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
     options = {"trim_blocks": True, "undefined": jinja2.StrictUndefined}
@@ -91,10 +79,9 @@ def template(name: str) -> jinja2.Template:
 
 
 def digest(*values: Any) -> str:
-    """Name values by their content, in 16 hexadecimal digits: the same in every process and on every machine.
+    """Name what JSON knows, bytes, paths, arrays, tensors and dictionaries of them by their content, in 16 hex digits.
 
-    They are what JSON knows, bytes, paths, arrays, tensors on any device, and dictionaries of them, such as a state
-    dict; the order of keys does not count, and lists are as tuples.
+    The same on every machine; the order of keys does not count, and lists are as tuples.
     """
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
 

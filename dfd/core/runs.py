@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from dfd.core.io import digest, explained, remove_drafts, write_text
+from dfd.core.io import PART, digest, explained, write_text
 
 PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.data.provenance
 HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
@@ -36,10 +37,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, text: str = "Interrupted.", number: int = signal.SIGINT):
         super().__init__(text)
         self.code = 128 + number
-
-    def _render_traceback_(self) -> list[str]:
-        """What Jupyter shows in place of a traceback."""
-        return [str(self)]
 
 
 class InUse(RuntimeError):
@@ -58,8 +55,8 @@ def deferred(
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
-    The first is answered by telling `say` and calling `pass_on`, which may refuse, where nothing can finish: then it
-    ends at once, as it does after `grace` seconds, if any. Processes forked within ignore signals.
+    The first tells `say` and calls `pass_on`, which may refuse, where nothing can finish: then it ends at once, as it
+    does after `grace` seconds, if any. Processes forked within ignore signals.
     """
     stop, owner, is_main = Stop(), os.getpid(), threading.current_thread() is threading.main_thread()
     timer = threading.Timer(grace, _thread.interrupt_main)
@@ -94,16 +91,14 @@ def terminable() -> contextlib.AbstractContextManager[Stop]:
 def run_lock(folder: str | Path) -> Iterator[None]:
     """Work in a run folder that nobody else writes to meanwhile, made where it is missing; InUse names who does.
 
-    The system's lock goes with the process, however it ends. A kernel of `run` works under the lock of its run, the
-    other processes of a training under that of the first, and a folder inside a held one under that one.
+    The system's lock goes with the process. A kernel of `run` works under the lock of its run, the other processes of
+    a training under that of the first, and a folder inside a held one under that one.
     """
     folder = Path(folder).resolve()
     is_covered = HEADLESS in os.environ or os.environ.get("RANK", "0") != "0"
     if is_covered or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
-    from filelock import FileLock, Timeout
-
     holder = folder / HOLDER
     with contextlib.ExitStack() as stack:
         try:
@@ -116,12 +111,13 @@ def run_lock(folder: str | Path) -> Iterator[None]:
             if error.errno != errno.ENOSYS:
                 raise explained(error, folder / LOCK) from error
             print(f"The file system of {folder} has no locks: see to it that no other run works there.")
-        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {since} ({shlex.join(sys.argv)})")
+        who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        write_text(holder, f"{who} ({shlex.join(sys.argv)})")
         stack.callback(holder.unlink, missing_ok=True)
         _held.add(folder)
         stack.callback(_held.discard, folder)
-        remove_drafts(folder)
+        for draft in folder.glob(f"*{PART}"):  # what a killed run left half-written
+            draft.unlink()
         yield
 
 
@@ -157,7 +153,6 @@ def cores() -> int:
 
 def keep_freed() -> None:
     """Let glibc keep freed blocks up to 1 GiB: new pages, zeroed, are 6 to 8 % of a training step on two cores."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for option, size in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        if mallopt:
-            mallopt(option, size)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -133,7 +133,7 @@ def test_first_frame_counts(save):
 
 def test_error_names_file_and_reason(save):
     path = save("photo.jpg", b"<html>404</html>")
-    with pytest.raises(images.ImageError, match=r"photo\.jpg: not an image: an HTML page"):
+    with pytest.raises(images.ImageError, match=r"photo\.jpg: not an image: an HTML page or SVG drawing"):
         images.load_rgb(path)
     with pytest.raises(images.ImageError, match=r"missing\.jpg: cannot be read: No such file"):
         images.load_rgb(path.with_name("missing.jpg"))

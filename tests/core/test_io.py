@@ -17,7 +17,7 @@ import torch
 from score_tables import stage1_table
 
 from dfd.analysis import fingerprint
-from dfd.core import io
+from dfd.core import io, runs
 from dfd.data import manifest
 from dfd.evaluate import scores
 from dfd.inference import stage
@@ -110,7 +110,9 @@ def test_what_a_killed_run_left_is_overwritten_or_swept(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / (name + io.PART)).write_text("left by a run that was killed, and longer")
     io.write_text(tmp_path / "a.txt", "x")
-    io.remove_drafts(tmp_path)
+    with runs.run_lock(tmp_path):
+        pass
+    (tmp_path / runs.LOCK).unlink(missing_ok=True)
     assert contents(tmp_path) == {"a.txt": b"x"}
 
 
