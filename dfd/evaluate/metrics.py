@@ -140,24 +140,13 @@ def average_precision(weights: np.ndarray, positive: np.ndarray, score: np.ndarr
         return (ups * precision).sum(1) / ups.sum(1)
 
 
-def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr: Any) -> np.ndarray:
-    """Share of positives found when at most `fpr`, () or (K,), of the negatives are: (R,) or (K, R)."""
-    ups, downs = (np.pad(np.cumsum(part, axis=1), ((0, 0), (1, 0))) for part in _ranked(weights, positive, score))
-    with np.errstate(invalid="ignore"):
-        true, false = ups / ups[:, -1:], downs / downs[:, -1:]
-    places = [np.searchsorted(row, fpr, side="right") - 1 for row in false]
-    both = (ups[:, -1] > 0) & (downs[:, -1] > 0)
-    return np.where(both, np.stack([row[place] for row, place in zip(true, places, strict=True)], axis=-1), np.nan)
-
-
-def precision_at_recall(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Precision (K, R) at the highest cut that finds the share `recall`, (K,), of the positives."""
+def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr: float) -> np.ndarray:
+    """Share of positives found when at most `fpr` of the negatives are (R,); NaN where a draw holds one class alone."""
     ups, downs = (np.cumsum(part, axis=1) for part in _ranked(weights, positive, score))
     with np.errstate(invalid="ignore"):
-        precision, found = ups / (ups + downs), ups / ups[:, -1:]
-    places = [np.minimum(np.searchsorted(row, recall - 1e-12), len(row) - 1) for row in found]
-    both = (ups[:, -1] > 0) & (downs[:, -1] > 0)
-    return np.where(both, np.stack([row[place] for row, place in zip(precision, places, strict=True)], -1), np.nan)
+        true, false = ups / ups[:, -1:], downs / downs[:, -1:]
+    found = np.where(false <= fpr, true, 0.0).max(1)
+    return np.where((ups[:, -1] > 0) & (downs[:, -1] > 0), found, np.nan)
 
 
 def calibration_error(weights: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -23,9 +23,6 @@ from dfd.inference import decide
 from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, true_class
 from dfd.inference.stage import Scored, Stage, update_checkpoint
 
-FPR_GRID = np.geomspace(1e-4, 1, 161)  # where a ROC curve's band is taken
-RECALL_GRID = np.linspace(0.01, 1, 100)  # where a precision-recall curve's band is taken
-
 
 def score(
     stage: Stage,
@@ -132,25 +129,6 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
         logits[:, 1] -= logit(threshold)
     distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     return pd.DataFrame({"wrong": called != true_class(scores), "confidence": confidence, "distance": distance})
-
-
-def roc(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Stage 1's ROC curve with its pointwise 95 % band: columns fpr, tpr, low, high; NaN where undefined."""
-    return _curve(scores, metrics.tpr_at_fpr, ("fpr", "tpr"), FPR_GRID, seed)
-
-
-def precision_recall(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Stage 1's precision-recall curve with its pointwise 95 % band: columns recall, precision, low, high.
-
-    The mean of the precision column is the average precision, but for the grid's step; NaN where undefined.
-    """
-    return _curve(scores, metrics.precision_at_recall, ("recall", "precision"), RECALL_GRID, seed)
-
-
-def _curve(scores: pd.DataFrame, height, names: tuple[str, str], grid: np.ndarray, seed: int) -> pd.DataFrame:
-    is_fake, score_of = true_class(scores).eq("fake").to_numpy(), scores["logit_fake"].to_numpy()
-    band = metrics.bootstrap(scores["group"], lambda weights: height(weights, is_fake, score_of, grid), seed)
-    return pd.DataFrame(dict(zip((*names, "low", "high"), (grid, *band), strict=True)))
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +18,7 @@ from sklearn import metrics as skm
 
 from dfd.config import REAL
 from dfd.evaluate.metrics import BINS, calibration_error, clean
-from dfd.evaluate.scores import FPR_GRID, precision_recall, reliability, roc
+from dfd.evaluate.scores import reliability
 from dfd.inference.decide import class_names, closed_set, confidences, true_class
 
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
@@ -97,45 +97,41 @@ def live_history() -> Callable[[pd.DataFrame], None]:
 
 
 def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """ROC curve of stage 1 for each generator against all photos, with 95 % bands, from rows of a score table."""
+    """ROC curve of stage 1 for each generator against all photos, from rows of a score table."""
     ax = ax or new_axes()
-    _plot_curves(ax, scores, roc, "post", ("AUC", skm.roc_auc_score))
-    photos = scores["label"].eq(REAL).sum()
-    ax.set(xscale="log", xlim=(max(0.5 / photos, FPR_GRID[0]), 1), ylim=(0, 1.02))
+    for name, colour, is_fake, logits in _against_photos(scores):
+        fpr, tpr, _ = skm.roc_curve(is_fake, logits)
+        ax.step(fpr, tpr, where="post", color=colour, label=f"{name}, AUC {skm.auc(fpr, tpr):.3f}")
+    ax.set(xscale="log", xlim=(0.5 / scores["label"].eq(REAL).sum(), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.legend(fontsize=9)
     return ax
 
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Precision against recall of stage 1 for each generator against all photos; dotted: all called fake."""
-    ax, is_photo = ax or new_axes(), scores["label"] == REAL
-    fakes = scores["label"][~is_photo].value_counts()
-    chances = fakes / (fakes + is_photo.sum())
-    ax.hlines(chances.unique(), 0, 1, colors="0.5", linestyles=":", label="all called fake")
-    _plot_curves(ax, scores, precision_recall, "pre", ("AP", skm.average_precision_score))
+    ax = ax or new_axes()
+    for name, colour, is_fake, logits in _against_photos(scores):
+        precision, recall, _ = skm.precision_recall_curve(is_fake, logits)
+        label = f"{name}, AP {skm.average_precision_score(is_fake, logits):.3f}"
+        ax.step(recall, precision, where="post", color=colour, label=label)
+        ax.axhline(is_fake.mean(), color=colour, ls=":")
     ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(fontsize=9)
     return ax
 
 
-def _plot_curves(
-    ax: Axes, scores: pd.DataFrame, curve: Callable, step: Literal["pre", "post"], area: tuple[str, Callable]
-) -> None:
-    """A step curve for each generator against all photos, and its band where there is one."""
+def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, Any, pd.Series, pd.Series]]:
+    """Each generator's name and colour, and of it and all photos: whether fake, and the logit."""
     names = sorted(set(scores["label"]) - {REAL})
     if not names or not scores["label"].eq(REAL).any():
         labels = ", ".join(names) or f"{REAL} alone"
         raise ValueError(f"a curve needs photos and fakes, got rows of {labels}; give all rows of a split")
     for name, colour in zip(names, sns.color_palette(PALETTE, len(names)), strict=True):
         pair = scores[scores["label"].isin([name, REAL])]
-        (_, x), (_, y), (_, low), (_, high) = curve(pair).items()
-        label = f"{name}, {area[0]} {area[1](pair['label'] != REAL, pair['logit_fake']):.3f}"
-        ax.step(x, y, where=step, color=colour, label=label)
-        banded = low.notna().any()
-        if banded:
-            ax.fill_between(x, low, high, step=step, color=colour, alpha=0.15, lw=0)
-    ax.legend(fontsize=9, title="shaded: 95 % interval" if banded else None, title_fontsize=9)
+        yield name, colour, pair["label"] == name, pair["logit_fake"]
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:

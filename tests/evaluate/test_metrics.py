@@ -89,45 +89,6 @@ def test_accuracy_of_a_generator_weighs_photos_and_its_fakes_alike(noisy):
     assert found["fake_accuracy"]["value"] == pytest.approx(fakes.mean())
 
 
-def test_roc_is_the_share_found_at_each_rate(noisy):
-    curve = scores.roc(noisy)
-    photos = np.sort(noisy.loc[noisy["label"] == "RealPhotos", "logit_fake"])[::-1]
-    fakes = noisy.loc[noisy["label"] != "RealPhotos", "logit_fake"].to_numpy()
-    for fpr, tpr in curve[["fpr", "tpr"]].to_numpy()[::20]:
-        allowed = int(np.floor(fpr * 100 + 1e-9))
-        cut = photos[allowed] if allowed < 100 else -np.inf
-        assert tpr == pytest.approx((fakes > cut).mean())
-
-
-def test_precision_recall_encloses_the_average_precision(noisy):
-    curve = scores.precision_recall(noisy)
-    expected = skm.average_precision_score(noisy["label"] != "RealPhotos", noisy["logit_fake"])
-    assert curve["precision"].mean() == pytest.approx(expected, abs=0.005)
-    for recall, precision in curve[["recall", "precision"]].to_numpy()[::11]:
-        fake = (noisy["label"] != "RealPhotos").to_numpy()
-        cut = np.sort(noisy["logit_fake"][fake])[::-1][int(np.ceil(recall * 200 - 1e-9)) - 1]
-        assert precision == pytest.approx(fake[noisy["logit_fake"] >= cut].mean())
-
-
-@pytest.mark.parametrize(("curve", "height"), [(scores.roc, "tpr"), (scores.precision_recall, "precision")])
-def test_bands_hold_the_curve_and_shrink_with_more_groups(curve, height):
-    few, many = curve(noisy_table(300)), curve(noisy_table(2700))
-    for found in (few, many):
-        assert (found["low"] <= found[height] + 1e-12).mean() > 0.98
-        assert (found[height] <= found["high"] + 1e-12).mean() > 0.98
-    width = [(found["high"] - found["low"]).mean() for found in (few, many)]
-    assert 0 < 2 * width[1] < width[0]  # nine times the groups: about a third
-
-
-@pytest.mark.parametrize(("curve", "height"), [(scores.roc, "tpr"), (scores.precision_recall, "precision")])
-def test_no_curve_of_one_class_and_no_band_of_one_group(curve, height, noisy):
-    photos = noisy[noisy["label"] == "RealPhotos"]
-    assert curve(photos)[[height, "low", "high"]].isna().all(axis=None)
-    together = curve(noisy.assign(group="one"))
-    assert together[height].tolist() == curve(noisy)[height].tolist()
-    assert together[["low", "high"]].isna().all(axis=None)
-
-
 def stage2_table():
     labels = ["A", "A", "A", "B", "B", "C"]
     logits = np.array([[3, 0, 0], [0, 2, 0], [1, 0, 0], [0, 1, 0], [0, 4, 0], [2, 0, 1]], float)
