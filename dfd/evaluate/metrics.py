@@ -31,10 +31,9 @@ Interval = dict[str, float | None]  # value, low, high; None where undefined
 def bootstrap(
     groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined or lopsided.
+    """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined or lopsided:
 
-    It is lopsided where nearly all draws lie on one side of the value, as those of a calibration error do: BCa's
-    interval then shrinks to that end.
+    where nearly all draws lie on one side of the value, as those of a calibration error do, it shrinks to that end.
 
     `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN
     where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there is one
@@ -151,13 +150,9 @@ def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr
 
 def calibration_error(weights: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Expected calibration error (R,): mean gap between confidence and accuracy over BINS bins; arXiv:1706.04599."""
-    in_bin = confidence_bin(confidence)[:, None] == np.arange(BINS)
+    bins = np.minimum((np.asarray(confidence) * BINS).astype(int), BINS - 1)
+    in_bin = bins[:, None] == np.arange(BINS)
     return np.abs(weights @ (in_bin * (right - confidence)[:, None])).sum(1) / weights.sum(1)
-
-
-def confidence_bin(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each confidence in [0, 1]: (N,) numbers."""
-    return np.minimum((np.asarray(confidence) * BINS).astype(int), BINS - 1)
 
 
 @dataclass(frozen=True)
@@ -218,9 +213,7 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def evaluate(
-    scores: pd.DataFrame, temperature: float, seed: int = 0, only: Sequence[str] | None = None
-) -> dict[str, Interval]:
+def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0, only: Sequence[str] = ()) -> dict[str, Interval]:
     """A stage's metrics with their intervals over all rows: its STAGE_METRICS, or `only` these of METRICS."""
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
     return bootstrap_all(scores["group"], {name: METRICS[name].of(table) for name in names}, seed)

@@ -25,30 +25,24 @@ from dfd.inference.stage import Scored, Stage, update_checkpoint
 
 
 def score(
-    stage: Stage,
-    table: pd.DataFrame,
-    degradation: str = "none",
-    level: float = 0.0,
-    crops: int | None = None,
-    mode: str | None = None,
+    stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0, crops: int | None = None
 ) -> pd.DataFrame:
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
-    `crops` and `mode` are as in `Stage.stream`; where images were too large for all the crops that the mode asks for, a
+    `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
     line is printed. Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as
     the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
-    root = Path(table.attrs["root"])
     what = "clean" if degradation == "none" else f"{degradation} {level:g}"
 
     def read(path: str) -> Image.Image | Tensor:
-        image = load_rgb(root / path)
+        image = load_rgb(Path(table.attrs["root"]) / path)
         return image if degradation == "none" else compose(to_tensor(image), [(degradation, level, {})])
 
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
-    answers = list(stage.stream(map(read, paths), crops, mode))
+    answers = list(stage.stream(map(read, paths), crops))
     if short := [answer.needed for answer in answers if answer.crops < answer.needed]:
         print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {max(short)}")
     known = table[["path", "label", "split", "group"]].reset_index(drop=True)
@@ -131,20 +125,12 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     return pd.DataFrame({"wrong": called != true_class(scores), "confidence": confidence, "distance": distance})
 
 
-def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Columns confidence and accuracy (means) and images of each bin of confidence that holds an image, in order."""
-    rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, float), "images": 1})
-    bins = rows.groupby(metrics.confidence_bin(confidence))
-    return bins.agg({"confidence": "mean", "accuracy": "mean", "images": "sum"}).reset_index(drop=True)
-
-
 def jpeg_table(scores: pd.DataFrame, temperature: float, seed: int = 0) -> pd.DataFrame:
     """One row per JPEG quality (none: the image as it is), with images, and each metric beside its _low and _high."""
     rows = []
     for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
-        quality = np.nan if degradation == "none" else level
-        values = metrics.flatten(metrics.evaluate(part, temperature, seed))
-        rows.append({"quality": quality, "images": len(part), **values})
+        row = {"quality": np.nan if degradation == "none" else level, "images": len(part)}
+        rows.append(row | metrics.flatten(metrics.evaluate(part, temperature, seed)))
     return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"images"}, float))
 
 
@@ -165,21 +151,16 @@ def at_operating_points(
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("point")
 
 
-def coverage_table(scores: pd.DataFrame, quantile: float, temperature: float, seed: int = 0) -> pd.DataFrame:
+def coverage(scores: pd.DataFrame, quantile: float, temperature: float, seed: int = 0) -> dict[str, metrics.Interval]:
     """What the sets of names of `fit_conformal`'s quantile hold, on rows of known generators of another split.
 
-    One row per degradation and level, in the table's order: images; coverage, the share whose set holds the true name;
-    names, the mean size of a set; single, the share of sets with one name; each beside its _low and _high.
+    coverage, the share whose set holds the true name; names, the mean size of a set; single, the share with one name.
     """
-    classes, rows = class_names(scores), []
-    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
-        sets = decide.prediction_sets(probabilities(part, temperature), quantile)
-        held, sizes = sets[np.arange(len(part)), part["label"].map(classes.index)], sets.sum(1)
-        columns = {"coverage": held, "names": sizes, "single": sizes == 1}
-        means = {name: partial(metrics.share, right=column) for name, column in columns.items()}
-        values = metrics.flatten(metrics.bootstrap_all(part["group"], means, seed))
-        rows.append({"degradation": degradation, "level": level, "images": len(part), **values})
-    return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"degradation", "images"}, float))
+    sets = decide.prediction_sets(probabilities(scores, temperature), quantile)
+    held, sizes = sets[np.arange(len(scores)), scores["label"].map(class_names(scores).index)], sets.sum(1)
+    columns = {"coverage": held, "names": sizes, "single": sizes == 1}
+    means = {name: partial(metrics.share, right=column) for name, column in columns.items()}
+    return metrics.bootstrap_all(scores["group"], means, seed)
 
 
 def as_table(values: dict) -> pd.DataFrame:

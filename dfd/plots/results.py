@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from sklearn import metrics as skm
+from sklearn.calibration import calibration_curve
 
 from dfd.config import REAL
 from dfd.evaluate.metrics import BINS, calibration_error, clean
-from dfd.evaluate.scores import reliability
 from dfd.inference.decide import class_names, closed_set, confidences, true_class
 
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
@@ -142,10 +142,10 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     below = ax.inset_axes((0, 0, 1, 0.2), sharex=ax)
     for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
         confidence, right = confidences(scores, divisor)
-        bins = reliability(confidence, right)
+        accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
         (error,) = calibration_error(np.ones((1, len(right))), confidence, right)
         label = f"{title} (T = {divisor:.2f}), ECE {error:.3f}"
-        ax.plot(bins["confidence"], bins["accuracy"], marker=marker, ms=5, color=colour, label=label)
+        ax.plot(mean, accuracy, marker=marker, ms=5, color=colour, label=label)
         below.hist(confidence, np.linspace(0, 1, BINS + 1).tolist(), histtype="step", color=colour, lw=1.5)
     bottom = min(np.asarray(line.get_ydata(), dtype=float).min() for line in ax.lines)
     ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
@@ -184,14 +184,6 @@ def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[st
             ax.set_title(title, fontsize=7)
         row[0].set_ylabel(name, fontsize=9)
     return figure
-
-
-def plot_gallery(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
-    """Captioned pictures (H, W, 3) in [0, 1] one after another, row by row, each row named by its numbers."""
-    starts = range(0, len(pictures), columns)
-    rows = {f"{i + 1} to {min(i + columns, len(pictures))}": slice(i, i + columns) for i in starts}
-    shown = {name: list(pictures[row]) for name, row in rows.items()}
-    return plot_examples(shown, {name: list(captions[row]) for name, row in rows.items()})
 
 
 def plot_spectra(spectra: dict[str, np.ndarray]) -> Figure:

@@ -32,24 +32,6 @@ def test_calibration_error_of_a_known_case():
     assert calibration_error(confidence, correct) == pytest.approx(0.5 * 0.1 + 0.5 * 0.0)
 
 
-def test_reliability_of_a_known_case():
-    confidence = np.r_[np.full(50, 0.9), np.full(30, 0.6), np.full(20, 1.0)]
-    correct = np.r_[np.ones(40), np.zeros(10), np.ones(15), np.zeros(15), np.ones(20)].astype(bool)
-    found = scores.reliability(confidence, correct)
-    assert found["confidence"].tolist() == pytest.approx([0.6, 0.9, 1.0])
-    assert found["accuracy"].tolist() == pytest.approx([0.5, 0.8, 1.0])
-    assert found["images"].tolist() == [30, 50, 20]
-
-
-def test_reliability_rows_make_up_the_calibration_error(noisy):
-    confidence, right = decide.confidences(noisy, 0.7)
-    rows = scores.reliability(confidence, right)
-    gaps = (rows["accuracy"] - rows["confidence"]).abs()
-    assert len(rows) == 8  # the likelier of two classes has at least 0.5
-    expected = np.average(gaps, weights=rows["images"])
-    assert calibration_error(confidence, right) == pytest.approx(expected)
-
-
 def test_confidence_is_of_the_likeliest_class():
     rows = stage1_table([-np.log(3), np.log(9), np.log(9)], ["RealPhotos", "RealPhotos", "ProGAN"])
     confidence, right = decide.confidences(rows, 1.0)
