@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dfd.evaluate.metrics import METRICS, bootstrap, judged
 from dfd.inference.decide import true_class
@@ -23,6 +21,7 @@ COMPARED = {  # those of METRICS that need no temperature
     "stage1": ("auc", "accuracy_at_threshold", "real_accuracy", "fake_accuracy", "tpr_at_fpr_5"),
     "stage2": ("accuracy", "balanced_accuracy", "macro_f1"),
 }
+Tables = dict[str, pd.DataFrame]  # stage -> scores
 
 
 class CompareError(ValueError):
@@ -33,17 +32,11 @@ class CompareError(ValueError):
 class Paired:
     """One stage of two runs on the images they share."""
 
-    stage: str
     images: int
     groups: int
     unshared: dict[str, int]  # test images that were left out: why -> how many
     metrics: pd.DataFrame  # by metric: base, other, difference (other minus base), low, high
     changed: pd.DataFrame  # path, label, base, other, change: the images whose verdict differs
-
-    @property
-    def changes(self) -> dict[str, int]:
-        """How many verdicts changed in which way: mended, broken, or wrong in both."""
-        return {str(change): int(count) for change, count in self.changed["change"].value_counts().items()}
 
 
 @dataclass(frozen=True)
@@ -69,34 +62,29 @@ def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
     return [_compare(base, other, (names[0], name), seed) for other, name in zip(others, names[1:], strict=True)]
 
 
-def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+def read_tables(folder: Path) -> Tables:
     """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None)."""
     if not folder.is_dir():
         raise CompareError(f"no folder {folder}")
     files = {stage: folder / f"scores_{stage}.parquet" for stage in STAGES}
-    if not any(path.exists() for path in files.values()):
-        names = " and ".join(path.name for path in files.values())
-        raise CompareError(
-            f"{folder} is no finished run: it has no score table ({names}), as `python -m dfd run` writes"
-        )
+    files = {stage: path for stage, path in files.items() if path.exists()}
+    if not files:
+        raise CompareError(f"{folder} is no finished run: it has no scores_stage1.parquet, which `dfd run` writes")
     tables, hashes = {}, pd.Series(dtype=object)
     try:
         if (folder / "manifest.parquet").exists():
             hashes = pd.read_parquet(folder / "manifest.parquet", columns=["path", "sha256"]).set_index("path").sha256
         for stage, path in files.items():
-            if path.exists():
-                scores = pd.read_parquet(path, filters=[("split", "==", "test"), ("degradation", "==", "none")])
-                if scores["path"].duplicated().any():
-                    raise ValueError(f"{path.name} names an image twice")
-                tables[stage] = scores.set_index("path").assign(sha256=scores["path"].map(hashes).to_numpy(object))
+            scores = pd.read_parquet(path, filters=[("split", "==", "test"), ("degradation", "==", "none")])
+            if scores["path"].duplicated().any():
+                raise ValueError(f"{path.name} names an image twice")
+            tables[stage] = scores.set_index("path").assign(sha256=scores["path"].map(hashes).to_numpy(object))
     except (ValueError, KeyError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise CompareError(f"the tables of {folder} cannot be read: {str(error).splitlines()[0]}") from error
     return tables
 
 
-def _compare(
-    base: dict[str, pd.DataFrame], other: dict[str, pd.DataFrame], names: tuple[str, str], seed: int
-) -> Comparison:
+def _compare(base: Tables, other: Tables, names: tuple[str, str], seed: int) -> Comparison:
     stages, missing = {}, {}
     for stage in STAGES:
         if without := [name for name, run in zip(names, (base, other), strict=True) if stage not in run]:
@@ -107,20 +95,17 @@ def _compare(
             missing[stage] = "no test image in common"
             continue
         metrics, changed = differences(first, second, stage, seed), changed_verdicts(first, second)
-        stages[stage] = Paired(stage, len(first), first["group"].nunique(), unshared, metrics, changed)
+        stages[stage] = Paired(len(first), first["group"].nunique(), unshared, metrics, changed)
     if not stages:
         why = "; ".join(f"{STAGES[stage]}: {text}" for stage, text in missing.items())
         raise CompareError(f"{names[0]} and {names[1]} cannot be compared. {why}")
     return Comparison(*names, stages, missing)
 
 
-def share(
-    base: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """The images that two runs tested: the same path, the same label, the same bytes (where both have a manifest).
 
-    Gives both tables on these images, in one order and with one group column (images that either run ties together are
-    one group); and how many images were left out, by reason.
+    Gives both tables on these, in one order and in the groups of the run that has fewer; and why how many are left out.
     """
     both = base.index.intersection(other.index, sort=False)
     first, second = base.loc[both], other.loc[both]
@@ -132,12 +117,8 @@ def share(
         "of the same name, but with other content or another label": int((~same).sum()),
     }
     first, second = first[same], second[same]
-    if len(first):
-        left, right = (pd.factorize(table["group"])[0] for table in (first, second))
-        ends, count = (left, right + left.max() + 1), left.max() + right.max() + 2
-        links = coo_array((np.ones(len(left)), ends), shape=(count, count))
-        group = connected_components(links, directed=False)[1][left]
-        first, second = first.assign(group=group), second.assign(group=group)
+    group = min(first["group"].to_numpy(), second["group"].to_numpy(), key=lambda groups: len(set(groups)))
+    first, second = first.assign(group=group), second.assign(group=group)
     return first, second, {why: count for why, count in unshared.items() if count}
 
 
@@ -149,12 +130,12 @@ def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int =
     """
     runs = [[METRICS[name].of(judged(table)) for name in COMPARED[stage]] for table in (base, other)]
 
-    def values(weights: np.ndarray) -> np.ndarray:  # (2, K, R)
-        return np.array([[statistic(weights) for statistic in run] for run in runs], dtype=float)
+    def values(weights: np.ndarray) -> np.ndarray:  # (3 K, R)
+        first, second = (np.array([statistic(weights) for statistic in run], dtype=float) for run in runs)
+        return np.concatenate([first, second, second - first])
 
-    difference, low, high = bootstrap(base["group"], lambda weights: np.subtract(*values(weights)[::-1]), seed)
-    of_base, of_other = values(np.ones((1, len(base))))[..., 0]
-    columns = {"base": of_base, "other": of_other, "difference": difference, "low": low, "high": high}
+    value, low, high = (numbers.reshape(3, -1) for numbers in bootstrap(base["group"], values, seed))
+    columns = dict(zip(("base", "other", "difference"), value, strict=True)) | {"low": low[2], "high": high[2]}
     return pd.DataFrame(columns, index=pd.Index(COMPARED[stage], name="metric"))
 
 
