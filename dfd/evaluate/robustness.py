@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from dfd.evaluate.scores import answer_columns, with_predictions
 from dfd.inference.detector import score_files
 from dfd.inference.stage import Scored, Stage
 
-HELD = 1 << 30  # bytes of decoded images that are held; those beyond are decoded for each condition
+HELD = 1 << 30  # bytes of decoded images that are held, the last ones
 CELLS = "cells"  # folder of the finished cells, in the run folder
 ALL = "all"  # the label of metrics over all images
 ACCURACY = {"stage1": "balanced_accuracy_at_threshold", "stage2": "balanced_accuracy"}  # chance: one over the classes
@@ -61,20 +61,18 @@ def sweep(
         for name, stage in stages.items()
         for i, condition in enumerate(conditions)
     }
-    todo = {}
-    for (name, i), path in cells.items():
-        if not path.exists():
-            todo.setdefault(i, []).append(name)
+    todo = {i: [name for name in stages if not cells[name, i].exists()] for i in range(len(conditions))}
+    todo = {i: names for i, names in todo.items() if names}
     kept = len(conditions) - len(todo)
     print(f"{len(table)} images: {kept} of {len(conditions)} conditions kept, {len(todo)} to score")
-    read = _reader(table)
-    for i in bar(sorted(todo), desc="conditions", unit="condition"):
-        answers = _score(table, conditions[i], {name: stages[name] for name in todo[i]}, read, crops, seed)
-        for name, of_images in answers.items():
-            _write(of_images, stages[name], cells[name, i])
-    for path in folder.glob("*.parquet"):
-        name, digest_of_weights, _ = path.name.split("-")
-        if digest_of_weights != weights.get(name, digest_of_weights):
+    largest = int((3 * table["width"] * table["height"]).max())
+    load = lru_cache(HELD // largest)(lambda path: load_rgb(Path(table.attrs["root"]) / path))
+    for i in bar(todo, desc="conditions", unit="condition"):
+        read = partial(_degraded, load=load, condition=conditions[i], seed=seed)
+        for name, answers in _score({name: stages[name] for name in todo[i]}, table, read, crops).items():
+            _write(answers, stages[name], cells[name, i])
+    for name, own in weights.items():
+        for path in set(folder.glob(f"{name}-*")) - set(folder.glob(f"{name}-{own}-*")):
             path.unlink()  # another model's
     swept = {}
     for name, stage in stages.items():
@@ -87,49 +85,28 @@ def sweep(
     return swept
 
 
+def _degraded(path: str, load: Callable[[str], Image.Image], condition: Condition, seed: int) -> Image.Image | Tensor:
+    if not condition.chain:
+        return load(path)
+    random = torch.Generator().manual_seed(zlib.crc32(f"{seed} {path} {condition.name}".encode()))
+    extra = {"noise": {"generator": random}}
+    chain = [(name, level, {**options, **extra.get(name, {})}) for name, level, options in condition.chain]
+    return compose(to_tensor(load(path)), chain)
+
+
 def _score(
-    table: pd.DataFrame,
-    condition: Condition,
-    stages: dict[str, Stage],
-    read: Callable[[str], Image.Image],
-    crops: int | None,
-    seed: int,
+    stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor], crops: int | None
 ) -> dict[str, list[tuple[str, Scored]]]:
-    """What each stage says of the images under one condition: (path, Scored) of each."""
-
-    def degraded(path: str) -> Image.Image | Tensor:
-        if not condition.chain:
-            return read(path)
-        random = torch.Generator().manual_seed(zlib.crc32(f"{seed} {path} {condition.name}".encode()))
-        extra = {"noise": {"generator": random}}
-        chain = [(name, level, {**options, **extra.get(name, {})}) for name, level, options in condition.chain]
-        return compose(to_tensor(read(path)), chain)
-
+    """What each stage says of the images that it is asked about: (path, Scored) of each."""
     answers: dict[str, list[tuple[str, Scored]]] = {name: [] for name in stages}
-    for asked, paths in (
-        (list(stages), table.loc[table["is_fake"], "path"]),
-        ([name for name in stages if name == "stage1"], table.loc[~table["is_fake"], "path"]),
-    ):
-        for path, scored in score_files([stages[name] for name in asked], paths, degraded, crops) if asked else []:
+    for is_fake, part in table.groupby("is_fake"):
+        asked = [name for name in stages if is_fake or name == "stage1"]
+        for path, scored in score_files([stages[name] for name in asked], part["path"], read, crops) if asked else []:
             if isinstance(scored, Exception):
                 raise scored
             for name, answer in zip(asked, scored, strict=True):
                 answers[name].append((path, answer))
     return answers
-
-
-def _reader(table: pd.DataFrame) -> Callable[[str], Image.Image]:
-    """Reads a manifest's images, and holds the first of them, as many as HELD allows."""
-    fits = set(table.loc[(3 * table["width"] * table["height"]).cumsum() <= HELD, "path"])
-    held: dict[str, Image.Image] = {}
-
-    def read(path: str) -> Image.Image:
-        image = held.get(path) or load_rgb(Path(table.attrs["root"]) / path)
-        if path in fits:
-            held[path] = image
-        return image
-
-    return read
 
 
 def _write(answers: list[tuple[str, Scored]], stage: Stage, path: Path) -> None:
@@ -141,9 +118,8 @@ def _write(answers: list[tuple[str, Scored]], stage: Stage, path: Path) -> None:
 
 def _weights_digest(stage: Stage) -> str:
     """A digest of all that decides a stage's logits and ood_score."""
-    bank = None if stage.feature_bank is None else stage.feature_bank.features
-    made_of = (stage.stage, stage.classes, stage.crop_size, stage.equalise_quality, stage.model.state_dict(), bank)
-    return digest(*made_of)
+    bank = getattr(stage.feature_bank, "features", None)
+    return digest(stage.stage, stage.classes, stage.crop_size, stage.equalise_quality, stage.model.state_dict(), bank)
 
 
 def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | None, seed: int) -> str:
@@ -186,15 +162,12 @@ def by_condition(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield name, part
 
 
-def wide(measured: pd.DataFrame, stage: str, metrics: Sequence[str]) -> pd.DataFrame:
-    """Some metrics over all images: a row per condition, each metric beside its _low and _high."""
-    rows = measured[(measured["stage"] == stage) & (measured["label"] == ALL)].set_index("condition")
-    columns = {
-        f"{metric}{suffix}": rows.loc[rows["metric"] == metric, value]
-        for metric in metrics if metric in set(rows["metric"])
-        for value, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
-    }  # fmt: skip
-    return pd.DataFrame(columns).reindex(rows.index.unique()).rename_axis("condition")
+def wide(measured: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """A stage's metrics over all images: a row per condition, each metric beside its _low and _high."""
+    rows = measured[(measured["stage"] == stage) & (measured["label"] == ALL)]
+    table = rows.pivot(index="condition", columns="metric", values=["value", "low", "high"])
+    table.columns = [metric if end == "value" else f"{metric}_{end}" for end, metric in table.columns]
+    return table.reindex(rows["condition"].unique()).rename_axis("condition")
 
 
 def recalls(measured: pd.DataFrame, stage: str) -> pd.DataFrame:

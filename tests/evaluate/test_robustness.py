@@ -88,8 +88,8 @@ def test_conditions_of_other_images_are_refused(swept):
 
 
 def test_wide_and_recalls_keep_the_order_of_the_grid(found):
-    table = robustness.wide(found, "stage1", ["auc", "ece"])
-    assert list(table.columns) == ["auc", "auc_low", "auc_high", "ece", "ece_low", "ece_high"]
+    table = robustness.wide(found, "stage1")
+    assert {"auc", "auc_low", "auc_high", "ece", "ece_low", "ece_high"} <= set(table)
     assert table.loc["jpeg 90", "auc_high"] == at(found, "stage1", "jpeg 90", "auc")["high"]
     heat = robustness.recalls(found, "stage1")
     assert list(heat.index) == ["RealPhotos", "BigGAN", "ProGAN"] and list(heat.columns) == list(table.index)

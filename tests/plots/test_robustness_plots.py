@@ -32,7 +32,7 @@ def found():
 
 def test_conditions_stand_under_each_other_with_their_intervals(found):
     metric = robustness.ACCURACY["stage1"]
-    table = robustness.wide(found, "stage1", [metric])
+    table = robustness.wide(found, "stage1")
     ax = plots.plot_conditions(table, {metric: "words"}, "share")
     assert [label.get_text() for label in ax.get_yticklabels()] == list(table.index) and ax.yaxis_inverted()
     assert ax.lines[0].get_xdata().tolist() == table[metric].tolist()
