@@ -5,17 +5,17 @@ May import analysis and what lies beneath it; nothing beneath knows this room.
 
 # ruff: noqa: I001
 from dfd.plots.results import (
-    PALETTE, live_history, plot_ablation, plot_cm, plot_confusions, plot_examples, plot_gallery, plot_history,
-    plot_pr, plot_reliability, plot_roc, plot_spectra, plot_split,
+    PALETTE, live_history, plot_ablation, plot_cm, plot_confusions, plot_examples, plot_history, plot_pr,
+    plot_reliability, plot_roc, plot_spectra, plot_split,
 )  # fmt: skip
 from dfd.plots.analysis import (
     captions, plot_conditions, plot_correlations, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints,
-    plot_levels, plot_probe, plot_recalls, plot_slices,
+    plot_levels, plot_probe, plot_recalls,
 )  # fmt: skip
 
 __all__ = [
     "PALETTE", "captions", "live_history", "plot_ablation", "plot_cm", "plot_conditions", "plot_confusions",
     "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_examples", "plot_fingerprints",
-    "plot_gallery", "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability",
-    "plot_roc", "plot_slices", "plot_spectra", "plot_split",
+    "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability", "plot_roc",
+    "plot_spectra", "plot_split",
 ]  # fmt: skip

@@ -24,9 +24,6 @@ from dfd.inference.decide import true_class
 from dfd.plots import results
 from dfd.plots.results import MARKERS, PALETTE, draw_intervals, name_rows, new_axes, new_grid, show
 
-SHAPES = ("o", "X", "s", "^", "D", "P", "v", "*", "<", ">")  # marker of each source; the last is for the others
-OTHER = "other"
-
 
 def captions(rows: pd.DataFrame) -> list[str]:
     """Truth and verdict of each row of a score table, and the confidence that `certainty` gave it."""
@@ -72,35 +69,14 @@ def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
             draw_intervals(ax, y, rows, "error", color=colour, marker=MARKERS[k], ms=5, label=stage)
             ax.axvline(errors[stage].attrs["average"], color=colour, ls=":", lw=1.2, label=f"{stage}, all images")
         name_rows(ax, [word if len(word) < 26 else word[:24] + "…" for word in bins], 8)
-        _share_axis(ax)
+        ax.set(xlim=(-0.03, 1.03), xlabel="images wrong")
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.set_title(f"{name}: {slices.NUMBERS[name]}" if name in slices.NUMBERS else name, fontsize=9)
     for ax in axes.flat[len(names) :]:
         ax.remove()
     if names:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(errors))
     return figure
-
-
-def plot_slices(found: pd.DataFrame, title: str = "", limit: int = 12) -> Axes:
-    """The first slices of `slices.find` beside the average, those that lie within another one left out."""
-    rows = found[found["within"] == ""].head(limit)
-    ax, y = new_axes(9, 0.42 * len(rows) + 1.6), np.arange(len(rows))
-    ax.hlines(y, rows["average"], rows["error"], color=PALETTE[1], lw=2, alpha=0.6)
-    ax.plot(rows["error"], y, "o", color=PALETTE[1], label="in the slice")
-    ax.axvline(found["average"].iloc[0], color="0.4", ls="--", label="all images")
-    for height, row in zip(y, rows.itertuples(), strict=True):
-        text = f"{row.errors} of {row.images} wrong, {row.groups} groups"
-        ax.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    name_rows(ax, rows["slice"], 10)
-    _share_axis(ax)
-    ax.set_title(title)
-    ax.figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return ax
-
-
-def _share_axis(ax: Axes) -> None:
-    ax.set(xlim=(-0.03, 1.03), xlabel="images wrong")
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
 
 
 def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
@@ -130,14 +106,12 @@ def plot_correlations(means: pd.DataFrame) -> Axes:
 
 def plot_embedding(points: pd.DataFrame) -> Axes:
     """The embedding of `fingerprint.embed`: colour by generator, shape by source, the rarest of many sources as one."""
-    ax, counts = new_axes(8.6, 5.2), points["source"].value_counts()
-    own = counts.index if len(counts) <= len(SHAPES) else counts.index[: len(SHAPES) - 1]
-    source = points["source"].where(points["source"].isin(own), OTHER)
-    labels = sorted(points["label"].unique())
+    ax, labels = new_axes(8.6, 5.2), sorted(points["label"].unique())
+    common = points["source"].value_counts().index[:10]
+    source = points["source"].where(points["source"].isin(common), "other")
     sns.scatterplot(
         points.assign(generator=points["label"], source=source), x="x", y="y", hue="generator", hue_order=labels,
-        style="source", style_order=[name for name in (*own, OTHER) if name in set(source)],
-        markers=dict(zip(own, SHAPES, strict=False)) | {OTHER: SHAPES[-1]},
+        style="source", style_order=[*common, *({*source} - {*common})],
         palette=sns.color_palette(PALETTE, len(labels)), s=34, alpha=0.75, ax=ax,
     )  # fmt: skip
     sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)

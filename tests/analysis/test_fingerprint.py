@@ -332,8 +332,8 @@ def test_plot_of_correlations_writes_them(found):
     assert ax.figure.axes[1].get_ylabel() == "mean correlation"
 
 
-@pytest.mark.parametrize(("sources", "shapes"), [(1, 1), (10, 10), (14, 10)])
-def test_plot_of_embedding_has_a_colour_per_generator_and_at_most_ten_shapes(sources, shapes):
+@pytest.mark.parametrize(("sources", "shapes"), [(1, 1), (10, 10), (14, 11)])
+def test_plot_of_embedding_has_a_colour_per_generator_and_a_shape_for_ten_sources(sources, shapes):
     count = 20 * sources
     source = [f"s{i % sources:02}" for i in range(count)] + ["s00"]
     points = pd.DataFrame({"x": 0.0, "y": np.arange(count + 1), "label": "A", "source": source})

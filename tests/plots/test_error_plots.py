@@ -52,15 +52,6 @@ def test_errors_stand_in_their_bins_beside_the_average():
     assert ax.collections[0].get_segments()[0][:, 0].tolist() == [0.2, 0.8]
 
 
-def test_slices_within_others_are_not_drawn():
-    row = {"images": 20, "groups": 9, "errors": 10, "error": 0.5, "average": 0.1, "z": 5.0, "p": 0.001}
-    found = pd.DataFrame([row | {"slice": name, "within": w} for name, w in (("a", ""), ("b", "a"), ("c", ""))])
-    ax = plots.plot_slices(found, "stage 1")
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "c"]
-    assert ax.lines[0].get_xdata().tolist() == [0.5, 0.5] and ax.lines[1].get_xdata()[0] == 0.1
-    assert written(ax) == ["10 of 20 wrong, 9 groups"] * 2 and ax.get_title() == "stage 1"
-
-
 def test_captions_say_truth_verdict_and_how_probable_it_was():
     rows = stage1_table([-2.0, -2.0], ["RealPhotos", "ProGAN"])
     rows = rows.join(scores.certainty(rows, 1.0))
@@ -125,10 +116,3 @@ def test_grad_cam_of_real_networks_differs_between_classes(name):
     assert all(one.max() == pytest.approx(1) and one.min() >= 0 for one in maps)
     assert not np.allclose(*maps, atol=0.1)
     assert all(parameter.grad is None for parameter in stage.model.parameters())
-
-
-def test_a_gallery_comes_in_rows(table):
-    pictures = [explain.thumbnail(table, path) for path in table["path"].head(5)]
-    axes = [ax for ax in plots.plot_gallery(pictures, list("abcde"), columns=3).axes if ax.images]
-    assert [ax.get_title() for ax in axes] == list("abcde")
-    assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["1 to 3", "4 to 5"]
