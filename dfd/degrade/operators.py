@@ -78,10 +78,11 @@ def resample(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
     return rescale(rescale(images, factor, kernel), 1 / factor, kernel)
 
 
-def noise(images: Tensor, sigma: float) -> Tensor:
+def noise(images: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
     """Add white Gaussian noise, whose sigma of 0.02 is about five grey levels of 255, and clip to [0, 1]."""
     images = as_float(images)
-    return (images + sigma * torch.randn(images.shape, dtype=images.dtype).to(images.device)).clamp(0, 1)
+    drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+    return (images + sigma * drawn).clamp(0, 1)
 
 
 def gamma(images: Tensor, exponent: float) -> Tensor:
