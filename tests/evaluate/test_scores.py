@@ -33,8 +33,6 @@ def test_a_number_of_crops_is_passed_on_and_the_lack_of_crops_is_printed_once(ta
     assert scores.score(stage, table)["crops"].tolist() == [1, 5, 5]
     assert capsys.readouterr().out == ""
     stage.crop_mode = "grid"
-    assert scores.score(stage, table)["crops"].tolist() == [1, 20, 50]
-    assert capsys.readouterr().out == ""
     assert scores.score(stage, table, crops=12)["crops"].tolist() == [1, 12, 12]
     assert capsys.readouterr().out == "stage1 clean: 2 of 3 images needed more crops, up to 50\n"
     scores.score(stage, table, "blur", 1.0, 12)
