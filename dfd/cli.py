@@ -188,20 +188,19 @@ def compare(out: str | None, runs: tuple[str, ...]) -> None:
 @command
 @click.option("--out", help="Folder of the sweep, with a run folder for each.  [default: reports/ and the grid's name]")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: half of the cores]")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Runs the grid may ask for.")
 @click.option("--dry-run", is_flag=True, help="List the runs and start none.")
 @click.argument("grid", metavar="GRID.yaml")
-def sweep(grid: str, out: str | None, jobs: int | None, limit: int, dry_run: bool) -> None:
+def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
     """Run the notebooks over a grid of parameters and compare."""
     from dfd.reports import sweep as sweeping
 
-    asked = sweeping.read(grid, limit)
+    asked = sweeping.read(grid)
     folder = out or str(Path("reports") / asked.name)
     if not dry_run:
         click.echo(f"Open {shown(sweeping.run(asked, folder, jobs, say=click.echo))}")
         return
     for name, entry in sweeping.entries_of(asked, folder).items():
-        click.echo(f"{entry['status']:9} {name}\n          {shlex.join(['python', *entry['command'][1:]])}")
+        click.echo(f"{name}\n    {shlex.join(['python', *entry['command'][1:]])}")
 
 
 @command
