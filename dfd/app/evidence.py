@@ -1,18 +1,22 @@
-"""What an examination holds, and the pictures beside a verdict: crops on a map, residual, spectrum, Grad-CAM.
+"""What an examination holds, and the pictures beside a verdict: crops on a map, residual, Grad-CAM, curve.
 
-The pictures show what the networks looked at. None of them proves anything by itself.
+The first three show what the networks looked at, and none of them proves anything by itself. The curve shows under
+which degradations the answer stands.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -20,13 +24,17 @@ from torchvision.transforms.functional import to_pil_image
 from dfd.analysis import explain
 from dfd.analysis.fingerprint import SPECTRA
 from dfd.app.metadata import Metadata, sentence
+from dfd.core.images import Source, as_rgb
 from dfd.data.crops import cut, equalise, plan
+from dfd.degrade import DEGRADATIONS, compose, to_tensor
 from dfd.inference.detector import Detector, Verdict
 
 MAP_SIDE = 768  # pixels; the longer side of the map of crops
 TILE_SIDE = 256  # pixels; small pictures are enlarged by whole factors to about this
+SIDE = 1024  # pixels; of a larger image the middle is degraded, so that the curve comes soon
 MAX_CAMS = 5  # crops that Grad-CAM is drawn for
 REAL_COLOUR, FAKE_COLOUR = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all
+AXES = [DEGRADATIONS[name] for name in ("rescale", "blur", "jpeg")]
 
 
 @dataclass(frozen=True)
@@ -60,18 +68,13 @@ class Examination:
     crops: tuple[Crop, ...] = ()  # of stage 1
     metadata: Metadata = field(default_factory=Metadata)
     image: Image.Image | None = None  # RGB, upright
-    pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw`
+    pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw` and `trace`
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # operator -> rows of `under_degradation`
 
     @property
     def headline(self) -> str:
         """The answer in a few words."""
         return sentence("headline", self.verdict)
-
-    def asdict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without image and pictures."""
-        text = {"headline": self.headline, "sentences": list(self.sentences), "threshold": self.threshold}
-        crops = [asdict(crop) for crop in self.crops]
-        return {"name": self.name, **asdict(self.verdict), **text, "by_crop": crops, "facts": asdict(self.metadata)}
 
 
 def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
@@ -81,10 +84,9 @@ def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     """
     assert examination.image is not None, "an examination without its image has no evidence"
     for kind in kinds or KINDS:
-        title, function = KINDS[kind]
         if kind not in examination.pictures:
-            caption, tiles = function(detector, examination.image, examination.crops)
-            examination.pictures[kind] = Picture(title, caption, tiles)
+            caption, tiles = KINDS[kind](detector, examination.image, examination.crops)
+            examination.pictures[kind] = Picture(TITLES[kind], caption, tiles)
 
 
 Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
@@ -116,24 +118,23 @@ def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
 
 
 def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
-    """Stage 2's residual of the centre crop, beside the crop."""
-    crop, residual = _centre(detector, image)
+    """Stage 2's residual of the centre crop and its spectrum, beside the generators' mean ones that the run has."""
+    stage = detector.stage2
+    corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
+    crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
+    with torch.inference_mode():
+        residual = explain.residuals(stage, crop)
     stretched = torch.from_numpy(explain.stretch(residual[0].numpy()))
-    return sentence("caption_residual"), [("middle of the image", _tile(crop[0])), ("its residual", _tile(stretched))]
-
-
-def _spectrum(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
-    """The spectrum of the residual, beside the mean ones of the generators where the run folder has them."""
-    own, tiles = explain.spectrum(_centre(detector, image)[1]), []
-    spectra = {"this image": own}
+    tiles = [("middle of the image", _tile(crop[0])), ("its residual", _tile(stretched))]
+    spectra = {"its spectrum": explain.spectrum(residual)}
     if detector.run and (detector.run / SPECTRA).exists():
         with np.load(detector.run / SPECTRA, allow_pickle=False) as file:
-            stored = {name: file[name] for name in detector.stage2.classes if name in file}
-        spectra |= {name: values for name, values in stored.items() if values.shape == own.shape}
+            stored = {name: file[name] for name in stage.classes if name in file}
+        spectra |= {name: values for name, values in stored.items() if values.shape == spectra["its spectrum"].shape}
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
         tiles.append((name, _tile(_coloured(np.clip((values - low) / max(high - low, 1e-9), 0, 1), "viridis"))))
-    return sentence("caption_spectrum", len(spectra) > 1), tiles
+    return sentence("caption_residual", len(spectra) > 1), tiles
 
 
 def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
@@ -147,21 +148,13 @@ def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> D
     return sentence("caption_gradcam"), tiles
 
 
-KINDS = {
-    "crops": ("Scores by place", _crop_map),
-    "residual": ("Residual", _residual),
-    "spectrum": ("Spectrum", _spectrum),
-    "gradcam": ("Grad-CAM", _gradcam),
+KINDS = {"crops": _crop_map, "residual": _residual, "gradcam": _gradcam}
+TITLES = {
+    "crops": "Scores by place",
+    "residual": "Residual and spectrum",
+    "gradcam": "Grad-CAM",
+    "curve": "Does the answer stand?",
 }
-
-
-def _centre(detector: Detector, image: Image.Image) -> tuple[Tensor, Tensor]:
-    """The centre crop as stage 2 takes it, (1, 3, S, S) in [0, 1], and its residual."""
-    stage = detector.stage2
-    corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
-    crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
-    with torch.inference_mode():
-        return crop, explain.residuals(stage, crop)
 
 
 def _coloured(values: np.ndarray, colours: str) -> Tensor:
@@ -173,3 +166,68 @@ def _tile(pixels: Tensor) -> Image.Image:
     """(3, S, S) in [0, 1] as a picture, enlarged by a whole factor."""
     image = to_pil_image((pixels.clamp(0, 1) * 255).round().byte())
     return ImageOps.scale(image, max(1, math.ceil(TILE_SIDE / image.width)), Image.Resampling.NEAREST)
+
+
+def under_degradation(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> pd.DataFrame:
+    """The curve of the score under one degradation: level, p_fake, is_fake, source, and p_<generator> for each.
+
+    The source is as in `examine`; of a large image the middle of SIDE pixels is used. Operators are none and those of
+    dfd.degrade.DEGRADATIONS; an unknown one, or a level that it refuses, is a ValueError.
+    """
+    image = _middle(as_rgb(source))
+    return pd.DataFrame([_degraded(detector, image, operator, level) for level in levels])
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    width, height = (min(SIDE, length) for length in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _degraded(detector: Detector, image: Image.Image, operator: str, level: float) -> dict[str, Any]:
+    """A row of `under_degradation`; the degraded pixels are not rounded to 8 bits."""
+    pixels = image if operator == "none" else compose(to_tensor(image), [(operator, level, {})])
+    verdict = detector.judge(None, *detector.scored(pixels, None, None))
+    row = {"level": level, "p_fake": verdict.p_fake, "is_fake": verdict.is_fake, "source": verdict.source}
+    return row | {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
+
+
+def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
+    """Compute the curves level by level, telling whether a degradation is done, and so the picture `curve` new.
+
+    What is known is kept, so a caller may stop between two levels and go on later.
+    """
+    assert examination.image is not None, "an examination without its image has no curves"
+    image, curves = _middle(examination.image), examination.curves
+    curves["none"] = curves.get("none") or [_degraded(detector, image, "none", 0)]
+    yield False
+    for axis in AXES:
+        rows = curves.setdefault(axis.name, [])
+        for level in axis.curve[len(rows) :]:
+            rows.append(_degraded(detector, image, axis.name, level))
+            if is_done := len(rows) == len(axis.curve):
+                examination.pictures["curve"] = _curve(examination, image.size != examination.image.size)
+            yield is_done
+
+
+def _curve(examination: Examination, is_cut: bool) -> Picture:
+    """Score by level, one panel for each degradation; drawn without pyplot, so on any thread."""
+    curves, threshold = examination.curves, examination.threshold
+    figure = Figure((9.9, 2.7), 100, layout="constrained")
+    for axis, ax in zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True):
+        points = [(axis.neutral, curves["none"][0]["p_fake"])]
+        points += [(row["level"], row["p_fake"]) for row in curves.get(axis.name, [])]
+        levels, scores = np.array(sorted(points)).T
+        ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
+        ax.scatter(levels, scores, c=np.where(scores[:, None] >= threshold, FAKE_COLOUR, REAL_COLOUR), s=28, zorder=2)
+        ax.axhline(threshold, color="0.3", lw=1, ls="--")
+        ax.set(ylim=(-0.05, 1.05), xlabel=axis.axis)
+        if axis.name == "jpeg":  # the best quality stands on the left, as no degradation does elsewhere
+            ax.invert_xaxis()
+            ax.set(xlabel=f"{axis.axis} (100: none)")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set(ylabel="score")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    tiles = [("", Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))]
+    return Picture(TITLES["curve"], sentence("caption_curve", AXES, curves, is_cut), tiles)

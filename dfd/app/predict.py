@@ -16,9 +16,8 @@ import click
 from tqdm import tqdm
 
 from dfd.app.evidence import Examination, draw
-from dfd.app.examine import examine_or_refuse
+from dfd.app.examine import examine_or_refuse, page
 from dfd.app.metadata import sentence
-from dfd.app.page import page
 from dfd.core import runs
 from dfd.core.io import write_text
 from dfd.inference.detector import Detector, Verdict

@@ -1,93 +1,55 @@
-"""The image probe: widgets around an examination, in JupyterLab and Voilà; still HTML where no widget can run."""
+"""The image probe: widgets around examinations, in JupyterLab and Voilà; still HTML where no widget can run."""
 
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 from IPython.display import HTML
 
 from dfd import config
-from dfd.app import page
-from dfd.app.evidence import KINDS, draw
-from dfd.app.examine import Stability, examine_or_refuse
+from dfd.app.evidence import KINDS, TITLES, Examination, draw, trace
+from dfd.app.examine import examine_or_refuse, fragment, page
 from dfd.app.metadata import plain, sentence
-from dfd.app.page import Item
 from dfd.core.images import load_rgb
+from dfd.core.io import TEMPLATES, write_text
 from dfd.core.runs import HEADLESS
+from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 
 MAX_ITEMS = 50  # images that are kept; the oldest go first
 ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
-SLOTS = {  # of Jobs, the most urgent first -> what is said where it fails
-    "live": "degrading", "evidence": "drawing evidence", "examine": "examining", "curve": "the curve", "save": "saving",
-}  # fmt: skip
 BUTTONS = {  # method of the probe -> its button
     "cancel": {"description": "Stop", "tooltip": "Drop the work that goes on", "icon": "stop"},
-    "save": {"description": "Save report", "tooltip": "Write a page and JSON of all images", "icon": "save"},
+    "save": {"description": "Save report", "tooltip": "Write a page of all images", "icon": "save"},
     "empty": {"description": "Clear", "tooltip": "Forget all images", "icon": "trash"},
-    "reset": {"description": "Sliders to rest", "tooltip": "Set every slider to no degradation", "icon": "undo"},
 }
-TEXTS = ("status", "answer", "said", "preview", "curve", "evidence", "metadata")  # widgets that show HTML
+SHEETS = [(TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("examination", "probe")]
+STYLE = "<style>.dfd-probe {{\n{}\n}}\n{}</style>".format(*SHEETS)  # both for what has the class dfd-probe only
 
 
-class Jobs:
-    """Runs one job per slot on one thread, the first slot of the order first, a step at a time.
+@dataclass(eq=False)
+class Item:
+    """One image that somebody gave the probe, and what is known of it so far."""
 
-    A job is a generator: between two steps a job of an earlier slot gets its turn, and a job that was replaced or
-    cancelled is not resumed. So a job that yields between computing and showing never shows what is out of date.
-    `ended` gets the slot of a job that ends by itself, and its error if it raised one.
-    """
+    name: str  # printable, not escaped
+    source: Path | bytes = field(repr=False)
+    examination: Examination | None = None
 
-    def __init__(self, order: Sequence[str], ended: Callable[[str, Exception | None], None]):
-        self.order, self.ended = order, ended
-        self.jobs: dict[str, Iterator[None]] = {}
-        self.changed, self.is_running = threading.Condition(), False
-
-    def start(self, slot: str, job: Iterator[None]) -> None:
-        """Run a job; one that its slot still holds is dropped."""
-        with self.changed:
-            self.jobs[slot] = job
-            if not self.is_running:
-                self.is_running = True
-                threading.Thread(target=self._run, daemon=True, name="dfd jobs").start()
-
-    def cancel(self, *slots: str) -> list[str]:
-        """Drop the jobs of these slots, of all where none is named, and tell which had one; a step that runs ends."""
-        with self.changed:
-            return [slot for slot in slots or self.order if self.jobs.pop(slot, None)]
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until nothing is left to do; tell whether that came before the timeout, in seconds."""
-        with self.changed:
-            return self.changed.wait_for(lambda: not self.is_running, timeout)
-
-    def _run(self) -> None:
-        while True:
-            with self.changed:
-                if not self.jobs:
-                    self.is_running = False
-                    return self.changed.notify_all()
-                slot = min(self.jobs, key=self.order.index)
-                job = self.jobs[slot]
-            error = None
-            try:
-                if next(job, "ended") is None:
-                    continue
-            except Exception as raised:  # a job's failure is told, and the thread goes on
-                error = raised
-            with self.changed:
-                if is_current := self.jobs.get(slot) is job:
-                    del self.jobs[slot]
-            if is_current:
-                self.ended(slot, error)
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is an answer, and no refusal."""
+        return self.examination is not None and self.examination.image is not None
 
 
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
@@ -95,26 +57,57 @@ def probe(cfg: config.Probe) -> widgets.Widget | HTML:
     detector = Detector.load(cfg.out)
     detector = detector.at_fpr(cfg.fpr) if cfg.fpr else detector
     if cfg.static or HEADLESS in os.environ:
-        return HTML(page.still(detector, page.examples(cfg)))
-    return Probe(detector, page.examples(cfg), Path(cfg.out).resolve() / "probe").view
+        return HTML(still(detector, examples(cfg)))
+    return Probe(detector, examples(cfg), Path(cfg.out).resolve() / "probe").view
 
 
-def _row(*children: widgets.Widget | list[widgets.Widget], kind: str = "middle") -> widgets.Widget:
-    """Widgets beside each other, those of a list one below the other; kind is a class of probe.css."""
-    row = widgets.HBox([widgets.VBox(child) if isinstance(child, list) else child for child in children])
-    return row.add_class("dfd-row").add_class(kind)
+def examples(cfg: config.Probe) -> list[Item]:
+    """Test images, evenly drawn from those sorted by class, photos first; else installed photos."""
+    names = []
+    with suppress(FileNotFoundError, layouts.ManifestError):
+        table = manifest.load(cfg.out, cfg.data)
+        rows = table[table["split"] == "test"].sort_values(["is_fake", "label", "path"])
+        places = (np.arange(cfg.examples) + 0.5) / max(1, cfg.examples) * len(rows)
+        names = rows["path"].iloc[places.astype(int)].tolist() if len(rows) else []
+    items = [Item(name, Path(cfg.data) / name) for name in names if (Path(cfg.data) / name).is_file()]
+    return items or [Item(photo.file, photo.path) for photo in sample.PHOTOS[: cfg.examples]]
+
+
+def still(detector: Detector, items: Iterable[Item]) -> str:
+    """The probe without widgets: the items examined, with all pictures and curves."""
+    articles = []
+    for item in items:
+        examination = examine_or_refuse(detector, item.source, item.name)
+        if examination.image:
+            draw(detector, examination)
+            deque(trace(detector, examination), maxlen=0)
+        articles.append(fragment("article", examination))
+    return f'{STYLE}<div class="dfd-probe static">{"".join(articles)}</div>'
+
+
+def _row(*children: widgets.Widget, kind: str = "middle") -> widgets.Widget:
+    """Widgets beside each other; kind is a class of probe.css."""
+    return widgets.HBox(children).add_class("dfd-row").add_class(kind)
 
 
 class Probe:
-    """The widgets and what they do. Slow work runs in `jobs`, a step at a time; the rest answers at once."""
+    """The widgets and what they do. Slow work is done on a thread, a step at a time; the rest answers at once.
+
+    There is one list of work, `_steps`: what is missing, the most urgent first. Each wish begins it anew, and the work
+    before ends with the step that it is at, whose result is kept.
+    """
 
     def __init__(self, detector: Detector, examples: list[Item], folder: Path):
         self.detector, self.folder = detector, folder
         self.items: list[Item] = []
         self.shown: Item | None = None
+        self.is_told = True  # by the status, that all were examined
+        self.is_wanted = False  # the report
         self.is_filling = False  # what the probe itself selects in the list is no wish
-        self.jobs = Jobs(list(SLOTS), self._ended)
-        self.on = on = SimpleNamespace(**{name: widgets.HTML() for name in TEXTS})
+        self.thread, self.turn, self.work = ThreadPoolExecutor(1, "dfd probe"), 0, None
+        self.on = on = SimpleNamespace(
+            **{name: widgets.HTML() for name in ("status", "answer", "evidence", "metadata")}
+        )
         on.upload = widgets.FileUpload(description="Choose images", accept=ACCEPTED, multiple=True)
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
@@ -122,160 +115,150 @@ class Probe:
         for name, options in BUTTONS.items():
             setattr(on, name, widgets.Button(**options))
             getattr(on, name).on_click(lambda button, name=name: getattr(self, name)())
-        self.sliders = {}
-        for axis in Stability.axes:
-            steps = [("none" if step == axis.neutral else f"{step:g}", step) for step in axis.steps]
-            slider = widgets.SelectionSlider(options=steps, value=axis.neutral, description=axis.label)
-            slider.observe(lambda change: self._moved(), "value")
-            self.sliders[axis.name] = slider
-        takes: list[list[widgets.Widget]] = []
+        takes: list[widgets.Widget] = []
         for number, item in enumerate(examples, 1):
             take = widgets.Button(description=f"Example {number}", tooltip=f"Examine {item.name}")
             take.on_click(lambda button, item=item: self.add([replace(item)]))
-            takes.append([widgets.HTML(page.fragment("thumb", load_rgb(item.source), item.name)), take])
-        heading = widgets.HTML("<h3>Does the answer stand?</h3>")
-        parts = [on.upload, _row(*takes, kind="examples"), on.status, on.list]
-        parts += [_row(on.cancel, on.save, on.empty), on.answer, heading]
-        parts += [_row([*self.sliders.values(), on.reset, on.said], on.preview, kind="top")]
-        parts += [on.curve, on.evidence, on.metadata]
-        self.view = widgets.VBox([widgets.HTML(page.style()), *parts]).add_class("dfd-probe")
+            takes.append(widgets.VBox([widgets.HTML(fragment("thumb", load_rgb(item.source), item.name)), take]))
+        parts = [widgets.HTML(STYLE), on.upload, _row(*takes, kind="examples"), on.status, on.list]
+        parts += [_row(on.cancel, on.save, on.empty), on.answer, on.evidence, on.metadata]
+        self.view = widgets.VBox(parts).add_class("dfd-probe")
         self.empty()
 
     def add(self, items: list[Item]) -> None:
-        """Take images in and examine them; the first is shown as soon as its verdict is there."""
+        """Take images in, examine them, and show the first."""
         if items:
             self.items = (self.items + items)[-MAX_ITEMS:]
-            self._fill_list(self.on.list.value)
-            self._start("examine", self._examine(items[0]))
+            self.is_told = False
+            self.show(items[0])
 
     def show(self, item: Item | None) -> None:
-        """Show an examined image; its evidence and its curve are drawn in the background."""
+        """Show an image; its examination, its evidence and its curve are made in the background."""
         self.shown = item
-        self.jobs.cancel("live", "evidence", "curve")
-        examination = item and item.examination
-        self._put("answer", examination, sentence("limits"))
-        self._put("metadata", examination and examination.metadata)
-        self._put("preview", None, "The degraded image appears here.")
-        self._put("said", "")
-        if item and examination and examination.image:
-            item.stability = item.stability or Stability(examination.image, self.detector.threshold)
-            self._start("evidence", self._draw_evidence(item))
-            self._start("curve", self._compute_curve(item.stability))
-        self._show_evidence()
-        self._put("curve", item and item.stability)
-        self.reset()
-        self._enable_buttons()
+        self._fill_list()
+        self._show_examination()
+        self._begin()
 
     def cancel(self) -> None:
         """Drop all work that goes on; what is done stays."""
-        if slots := self.jobs.cancel():
-            self._put("status", "stopped", sentence("stopped", slots, self.items))
-            self._show_evidence(is_waiting=False)
-        self._enable_buttons()
+        self.turn += 1
+        self.is_wanted = False
+        self._put("status", "stopped", sentence("stopped", self.items))
+        self._enable_buttons(is_busy=False)
 
     def empty(self) -> None:
         """Forget all images and begin anew."""
-        self.jobs.cancel()
-        self.items = []
-        self._fill_list(None)
+        self.items, self.is_told, self.is_wanted = [], True, False
         self.show(None)
         self._put("status", "", sentence("empty"))
 
     def save(self) -> None:
-        """Save what was examined as a page and as JSON."""
-        self._start("save", self._save())
+        """Save what was examined as a page; no name of an uploaded file is a part of its path."""
+        self.is_wanted = True
+        self._begin()
 
-    def reset(self) -> None:
-        """Set every slider to no degradation."""
-        for axis in Stability.axes:
-            self.sliders[axis.name].value = axis.neutral
-        self._moved()  # also where none of them did
+    def _begin(self) -> None:
+        self.turn += 1
+        self._enable_buttons(is_busy=True)
+        self.thread.submit(self._run, self.turn)
 
-    def _examine(self, first: Item) -> Iterator[None]:
-        began, todo = time.monotonic(), [item for item in self.items if item.examination is None]
-        for number, item in enumerate(todo, 1):
-            self._put("status", "working", f"Examining {number} of {len(todo)}: {item.name} …")
-            yield
-            examination = examine_or_refuse(self.detector, item.source, item.name, errors=Exception)
-            yield
-            item.examination = examination
-            if number == 1 or item is first:
-                self.show(item)
-            self._fill_list(self.shown)
-        kind = "done" if all(item.is_judged for item in todo) else "failed"
-        self._put("status", kind, sentence("examined", todo, time.monotonic() - began))
+    def _run(self, turn: int) -> None:
+        for _ in self._steps():
+            if turn != self.turn:
+                return
+        self._enable_buttons(is_busy=False)
 
-    def _draw_evidence(self, item: Item) -> Iterator[None]:
-        assert item.examination is not None
-        for kind in KINDS:
+    def _steps(self) -> Iterator[None]:
+        """All that is missing; a yield stands before whatever only the latest work may show."""
+        parts = {
+            "drawing evidence": self._draw, "examining": self._examine, "the curve": self._trace, "saving": self._save,
+        }  # fmt: skip
+        for what, part in parts.items():
             yield
-            draw(self.detector, item.examination, kind)
-            yield
-            if item is self.shown:
+            try:
+                yield from part()
+            except Exception as error:  # told, and the other parts are done
+                self.is_wanted = False
+                text = f"Failed at {what}: {type(error).__name__}: {plain(error, 400)}"
+                yield
+                self._put("status", "failed", text)
+        yield
+
+    def _draw(self) -> Iterator[None]:
+        if examination := self._judged():
+            for kind in KINDS:
+                draw(self.detector, examination, kind)
+                yield
                 self._show_evidence()
 
-    def _compute_curve(self, stability: Stability) -> Iterator[None]:
-        for is_done in stability.compute(self.detector):
+    def _examine(self) -> Iterator[None]:
+        todo = [item for item in self.items if item.examination is None]
+        for number, item in enumerate(sorted(todo, key=lambda item: item is not self.shown), 1):
+            self._put("status", "working", f"Examining {number} of {len(todo)}: {item.name} …")
             yield
-            if is_done:
-                self._put("curve", stability)
+            item.examination = examine_or_refuse(self.detector, item.source, item.name, errors=Exception)
+            yield
+            self._fill_list()
+            if item is self.shown:
+                self._show_examination()
+                yield from self._draw()
+        if not self.is_told:
+            kind = "done" if all(item.is_judged for item in self.items) else "failed"
+            self._put("status", kind, sentence("examined", self.items))
+            self.is_told = True
 
-    def _judge_degraded(self, stability: Stability) -> Iterator[None]:
-        levels = {operator: slider.value for operator, slider in self.sliders.items()}
-        self._put("said", "Scoring …")
-        yield
-        text, image = stability.move(self.detector, levels)
-        yield
-        self._put("said", text)
-        self._put("preview", image, text)
-        self._put("curve", stability)
+    def _trace(self) -> Iterator[None]:
+        if examination := self._judged():
+            for is_done in trace(self.detector, examination):
+                yield
+                if is_done:
+                    self._show_evidence()
 
     def _save(self) -> Iterator[None]:
-        for number, item in enumerate(self.items, 1):
-            if item.is_judged:
-                self._put("status", "working", f"Drawing evidence, {number} of {len(self.items)}: {item.name} …")
-                yield from self._draw_evidence(item)
+        if not self.is_wanted:
+            return
+        examinations = [item.examination for item in self.items if item.examination]
+        for number, examination in enumerate(examinations, 1):
+            self._put("status", "working", f"Drawing evidence, {number} of {len(examinations)}: {examination.name} …")
+            yield
+            if examination.image:
+                draw(self.detector, examination)
         self._put("status", "working", "Writing the report …")
         yield
-        paths = page.save(self.folder, self.detector, self.items)
+        path = self.folder / f"probe-{datetime.now(UTC):%Y%m%d-%H%M%S}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, page(examinations, "Probe: real or generated?", self.detector.run))
+        self.is_wanted = False
         yield
-        self._put("status", "done", "", self.folder, paths)
+        self._put("status", "done", "Saved", path)
 
     def _uploaded(self) -> None:
         if files := self.on.upload.value:
             self.on.upload.value = ()
             self.add([Item(plain(file["name"]) or "image", bytes(file["content"])) for file in files])
 
-    def _moved(self) -> None:
-        if self.shown and self.shown.stability:
-            self._start("live", self._judge_degraded(self.shown.stability))
-
-    def _start(self, slot: str, job: Iterator[None]) -> None:
-        self.jobs.start(slot, job)
-        self._enable_buttons()
-
-    def _ended(self, slot: str, error: Exception | None) -> None:
-        if error:
-            self._put("status", "failed", f"Failed at {SLOTS[slot]}: {type(error).__name__}: {plain(error, 400)}")
-        self._enable_buttons()
-
     def _put(self, name: str, *values: Any) -> None:
-        getattr(self.on, name).value = page.fragment(name, *values)
+        getattr(self.on, name).value = fragment(name, *values)
 
-    def _show_evidence(self, is_waiting: bool = True) -> None:
-        examination = self.shown and self.shown.is_judged and self.shown.examination
-        missing = [title for kind, (title, _) in KINDS.items() if examination and kind not in examination.pictures]
-        self._put("evidence", examination, missing if is_waiting else ())
+    def _show_examination(self) -> None:
+        examination = self.shown and self.shown.examination
+        self._put("answer", examination, sentence("limits"))
+        self._put("metadata", examination and examination.metadata)
+        self._show_evidence()
 
-    def _fill_list(self, chosen: Item | None) -> None:
+    def _show_evidence(self) -> None:
+        self._put("evidence", self._judged(), TITLES)
+
+    def _judged(self) -> Examination | None:
+        return self.shown.examination if self.shown and self.shown.is_judged else None
+
+    def _fill_list(self) -> None:
         self.is_filling = True
         self.on.list.options = [(sentence("line", number, item), item) for number, item in enumerate(self.items, 1)]
-        self.on.list.value = chosen if chosen in self.items else None
+        self.on.list.value = self.shown if self.shown in self.items else None
         self.is_filling = False
 
-    def _enable_buttons(self) -> None:
-        self.on.cancel.disabled = not self.jobs.jobs
+    def _enable_buttons(self, is_busy: bool) -> None:
+        self.on.cancel.disabled = not is_busy
         self.on.save.disabled = not any(item.examination for item in self.items)
         self.on.empty.disabled = not self.items
-        for control in (*self.sliders.values(), self.on.reset):
-            control.disabled = not (self.shown and self.shown.stability)

@@ -161,23 +161,21 @@ class Degradation:
     text: str  # a caption's template, of the level and the operator's options
     options: Mapping[str, tuple] = field(default_factory=dict)  # of the grammar: words to choose from, or a range
     codec: bool = False  # ends in a file
-    label: str = ""  # of the probe's slider
     curve: tuple[float, ...] = ()  # levels of the probe's curve
-    steps: tuple[float, ...] = ()  # of its slider, the neutral level among them
 
 
 _CHROMA, _KERNEL = {"subsampling": SUBSAMPLING}, {"kernel": KERNELS}
 _TABLE = (
     Degradation("jpeg", jpeg, (1, 100), 100, "JPEG quality (Pillow)", "JPEG {level:.0f} {subsampling}", _CHROMA,
-                codec=True, label="JPEG", curve=(95, 85, 75, 65, 50, 30), steps=(100, *range(95, 9, -1))),
+                codec=True, curve=(95, 85, 75, 65, 50, 30)),
     Degradation("double_jpeg", double_jpeg, (1, 100), 100, "quality of the second JPEG",
                 "JPEG {first:.0f}, shift {shift}, JPEG {level:.0f} {subsampling}",
                 _CHROMA | {"first": (1, 100), "shift": (0, 15)}, codec=True),
     Degradation("webp", webp, (1, 100), 100, "WebP quality (Pillow)", "WebP {level:.0f}", codec=True),
     Degradation("blur", gaussian_blur, (0.05, 50), 0, "sigma of the blur, pixels", "blur {level:.2f} px",
-                label="Blur", curve=(0.5, 1, 1.5, 2, 3), steps=tuple(tenths / 10 for tenths in range(31))),
+                curve=(0.5, 1, 1.5, 2, 3)),
     Degradation("rescale", rescale, (0.05, 8), 1, "new side / old side", "rescale {level:.2f} {kernel}", _KERNEL,
-                label="Rescale", curve=(0.5, 0.75, 1.25, 1.5, 2), steps=tuple(part / 20 for part in range(5, 41))),
+                curve=(0.5, 0.75, 1.25, 1.5, 2)),
     Degradation("resample", resample, (0.05, 1), 1, "smaller side / old side",
                 "resample {level:.2f} {kernel}", _KERNEL),
     Degradation("noise", noise, (0.0001, 1), 0, "sigma of the noise, share of white", "noise {level:.3f}"),

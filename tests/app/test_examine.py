@@ -1,6 +1,6 @@
 """The examination of one image: its words follow from the checkpoints' numbers, its pictures from its crops."""
 
-import json
+import io
 
 import numpy as np
 import pytest
@@ -41,8 +41,7 @@ def test_an_examination_holds_what_predict_says(run, image):
         len(odds) == 5 and examination.crops[0].top == (100 - 32) // 2 and examination.crops[0].left == (130 - 32) // 2
     )
     assert 1 / (1 + np.exp(-np.mean(odds))) == pytest.approx(examination.verdict.p_fake, abs=1e-3)
-    plain = json.loads(json.dumps(examination.asdict()))
-    assert plain["by_crop"][0]["size"] == 32 and plain["facts"]["bytes"] == path.stat().st_size
+    assert examination.crops[0].size == 32 and examination.metadata.bytes == path.stat().st_size
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "pil", "array", "tensor"])
@@ -139,28 +138,48 @@ def test_crops_that_disagree_are_counted(run, image):
     assert "no second view" in " ".join(examine.examine(detector, image, crops=1).sentences)
 
 
-def test_the_curve_starts_at_the_answer_and_moves(run, image):
+def test_the_curve_of_one_degradation_moves_with_its_level(run, image):
     detector = Detector.load(run)
-    curve = examine.under_degradation(detector, image, "jpeg", [95, 40, 5])
+    curve = evidence.under_degradation(detector, image, "jpeg", [95, 40, 5])
     assert list(curve.columns[:4]) == ["level", "p_fake", "is_fake", "source"] and list(curve.level) == [95, 40, 5]
     assert curve.p_fake.nunique() == 3
-    (same,) = examine.degraded(detector, image, "none", [0])
-    assert same["p_fake"] == detector(image).p_fake
+    image.save(buffer := io.BytesIO(), "JPEG", quality=40, subsampling="4:2:0")
+    assert curve.p_fake[1] == pytest.approx(detector(buffer.getvalue()).p_fake, abs=1e-3)
+    assert evidence.under_degradation(detector, image, "none", [0]).p_fake[0] == detector(image).p_fake
     large = noise(1224, 1124)
-    (middle,) = examine.degraded(detector, large, "none", [0])
-    assert middle["p_fake"] == detector(large.crop((100, 50, 1124, 1074))).p_fake
+    middle = detector(large.crop((100, 50, 1124, 1074)))
+    assert evidence.under_degradation(detector, large, "none", [0]).p_fake[0] == middle.p_fake
     with pytest.raises(ValueError, match="unknown"):
-        next(examine.degraded(detector, image, "melt", [1]))
+        evidence.under_degradation(detector, image, "melt", [1])
+
+
+def test_the_curves_start_at_the_answer_and_go_on_where_they_were_left(run, image):
+    detector = Detector.load(run)
+    examination = examine.examine(detector, image)
+    steps = evidence.trace(detector, examination)
+    assert [next(steps) for _ in range(3)] == [False] * 3 and "curve" not in examination.pictures
+    first = examination.curves["rescale"][0]
+    assert sum(evidence.trace(detector, examination)) == 3  # once for each degradation
+    levels = {name: [row["level"] for row in rows] for name, rows in examination.curves.items()}
+    assert levels == {"none": [0], **{axis.name: list(axis.curve) for axis in evidence.AXES}}
+    assert examination.curves["none"][0]["p_fake"] == examination.verdict.p_fake
+    assert examination.curves["rescale"][0] is first
+    caption = examination.pictures["curve"].caption
+    assert "JPEG quality (Pillow): " in caption and "middle" not in caption
+    for row in examination.curves["jpeg"]:
+        row["is_fake"] = examination.verdict.is_fake ^ (row["level"] == 50)
+    assert "JPEG quality (Pillow): changes at 50." in evidence._curve(examination, False).caption
 
 
 def test_evidence_is_drawn_kind_by_kind(run, image):
     detector = Detector.load(run)
     examination = examine.examine(detector, image)
     evidence.draw(detector, examination, "residual")
-    assert [picture.title for picture in examination.pictures.values()] == ["Residual"]
+    assert [picture.title for picture in examination.pictures.values()] == ["Residual and spectrum"]
     evidence.draw(detector, examination)
-    assert list(examination.pictures) == ["residual", "crops", "spectrum", "gradcam"]
-    assert [label for label, _ in examination.pictures["spectrum"].tiles] == ["this image"]
+    assert list(examination.pictures) == ["residual", "crops", "gradcam"]
+    labels = ["middle of the image", "its residual", "its spectrum"]
+    assert [label for label, _ in examination.pictures["residual"].tiles] == labels
     assert len(examination.pictures["gradcam"].tiles) == 5
     for picture in examination.pictures.values():
         assert picture.caption and all(tile.mode == "RGB" for _, tile in picture.tiles)
@@ -181,8 +200,9 @@ def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image)
     fingerprint.save_spectra(prints, run)
     detector = Detector.load(run)
     examination = examine.examine(detector, image)
-    evidence.draw(detector, examination, "spectrum")
-    assert [label for label, _ in examination.pictures["spectrum"].tiles] == ["this image", "BigGAN", "ProGAN"]
+    evidence.draw(detector, examination, "residual")
+    labels = ["its spectrum", "BigGAN", "ProGAN"]
+    assert [label for label, _ in examination.pictures["residual"].tiles[2:]] == labels
 
 
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):

@@ -10,8 +10,8 @@ from bad_files import encoded
 from networks import content, noise
 from PIL import Image, PngImagePlugin
 
-from dfd.app import evidence, page
-from dfd.app.examine import examine, examine_or_refuse
+from dfd.app import evidence
+from dfd.app.examine import examine, examine_or_refuse, page
 from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
@@ -40,7 +40,7 @@ def written(tmp_path_factory):
     evidence.draw(detector, made[0])
     made += [examine_or_refuse(detector, text, text) for text in HOSTILE]
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(page.page(made, title=HOSTILE[0], model=HOSTILE[1]), "utf-8")
+    path.write_text(page(made, title=HOSTILE[0], model=HOSTILE[1]), "utf-8")
     return path
 
 
@@ -65,7 +65,7 @@ def test_a_page_says_what_the_answer_rests_on():
     detector = Detector(*(Stage(content(stage)) for stage in CHECKPOINTS))
     examination = examine(detector, encoded(noise(130, 100), "JPEG", quality=80), "photo.jpg")
     evidence.draw(detector, examination)
-    text = html.unescape(page.page([examination, examine_or_refuse(detector, b"", "bad.png")], model="reports/mine"))
+    text = html.unescape(page([examination, examine_or_refuse(detector, b"", "bad.png")], model="reports/mine"))
     for sentence in (
         *examination.sentences,
         examination.headline,
@@ -75,7 +75,7 @@ def test_a_page_says_what_the_answer_rests_on():
         assert sentence in text
     assert all(picture.caption in text for picture in examination.pictures.values())
     assert "nearest to libjpeg's 80, chroma 4:2:0" in text and "JPEG quantisation, luminance" in text
-    assert text.count("<article") == 2 and text.count("data:image/png") == 1 + 2 + 1 + 5
+    assert text.count("<article") == 2 and text.count("data:image/png") == 1 + 3 + 5
 
 
 def test_a_page_holds_one_image_at_a_time():
@@ -92,7 +92,7 @@ def test_a_page_holds_one_image_at_a_time():
             del examination
             assert sum(image() is not None for image in alive) <= 1
 
-    page.page(one_by_one())
+    page(one_by_one())
 
 
 @pytest.mark.slow

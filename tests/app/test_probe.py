@@ -1,21 +1,17 @@
 """The probe without a browser: widgets are set as a browser would set them, and jobs run on their thread."""
 
 import io
-import json
 import threading
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 from bad_files import png_header
 from networks import content, noise
-from PIL import Image
 
 from dfd import config
-from dfd.app import page, probe
-from dfd.app.evidence import KINDS
-from dfd.app.examine import Stability
-from dfd.app.probe import SLOTS, Jobs, Probe
+from dfd.app import probe
+from dfd.app.evidence import TITLES
+from dfd.app.probe import Probe
 from dfd.config import CHECKPOINTS
 from dfd.data import manifest, sample
 from dfd.inference.detector import Detector
@@ -29,7 +25,8 @@ def app(run):
     app = Probe(Detector.load(run), [], run / "probe")
     yield app
     app.cancel()
-    assert app.jobs.wait(60)
+    done(app)
+    app.thread.shutdown()
 
 
 def file(image, format="PNG"):
@@ -46,7 +43,7 @@ def upload(app, *files):
 
 
 def done(app):
-    assert app.jobs.wait(120)
+    app.thread.submit(int).result(120)  # after all that was begun
     return app.on.status.value
 
 
@@ -60,7 +57,7 @@ def test_an_upload_gets_the_same_verdict_as_predict_in_words(app):
     called = f"Called generated, by {verdict.source}" if verdict.is_fake else "Called a photograph"
     assert f">{called}</p>" in app.on.answer.value
     assert app.on.list.label == f"1. photo.png: {called} ({verdict.p_fake:.2f})"
-    assert app.on.evidence.value.count("<section ") == len(KINDS)
+    assert app.on.evidence.value.count("<section ") == len(TITLES) and "not drawn yet" not in app.on.evidence.value
     assert "130 × 100" in app.on.metadata.value and app.on.upload.value == ()
     assert not app.on.save.disabled and app.on.cancel.disabled
 
@@ -80,25 +77,41 @@ def test_a_refused_file_says_why_beside_the_others_answers(app):
     assert not any("<img src=x" in text for text in written) and "&lt;img src=x onerror=" in app.on.answer.value
     app.on.list.index = 2
     assert 'class="headline' in app.on.answer.value and done(app)
-    assert "<img" in app.on.curve.value
+    assert app.on.evidence.value.count("<section ") == len(TITLES) and "not drawn yet" not in app.on.evidence.value
 
 
-def test_a_slider_degrades_the_image_and_the_latest_position_wins(app):
-    upload(app, ("photo.png", file(noise(130, 100))))
+def test_the_image_that_is_looked_at_comes_first_and_nothing_is_done_twice(app, monkeypatch):
+    begun, go, seen = threading.Event(), threading.Event(), []
+    examine = probe.examine_or_refuse
+
+    def slowly(detector, source, name, **options):
+        seen.append(name)
+        begun.set()
+        assert go.wait(30)
+        return examine(detector, source, name, **options)
+
+    monkeypatch.setattr("dfd.app.probe.examine_or_refuse", slowly)
+    upload(app, *((f"{number}.png", file(noise(64, 64, number))) for number in range(3)))
+    assert begun.wait(30)
+    app.on.list.index = 2
+    assert app.shown is app.items[2] and "The answer appears here" in app.on.answer.value
+    go.set()
+    assert "Examined 3 images" in done(app) and seen == ["0.png", "2.png", "1.png"]
+    assert "<h2>2.png</h2>" in app.on.answer.value and app.on.list.label.startswith("3. 2.png: Called")
+    assert "curve" in app.items[2].examination.pictures and not app.items[0].examination.pictures
+
+
+def test_the_curve_grows_degradation_by_degradation(app, monkeypatch):
+    shown = []
+
+    def show():
+        examination = app.shown and app.shown.examination
+        shown.append(set(examination.pictures) if examination else None)
+
+    monkeypatch.setattr(app, "_show_evidence", show)
+    upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
-    before = app.on.curve.value, app.on.preview.value
-    for quality in (90.0, 60.0, 30.0):
-        app.sliders["jpeg"].value = quality
-    done(app)
-    assert app.on.said.value.count("After JPEG 30: score") == 1
-    levels, verdict = app.shown.stability.now
-    assert levels == {"jpeg": 30.0, "blur": 0.0, "rescale": 1.0}
-    noise(130, 100).save(buffer := io.BytesIO(), "JPEG", quality=30, subsampling="4:2:0")
-    assert verdict.p_fake == pytest.approx(app.detector(buffer.getvalue()).p_fake, abs=1e-3)
-    assert app.on.curve.value != before[0] and app.on.preview.value != before[1]
-    app.on.reset.click()
-    done(app)
-    assert "Sliders at rest" in app.on.said.value and app.sliders["jpeg"].value == 100
+    assert shown[-4:] == [set(TITLES) - {"curve"}] + 3 * [set(TITLES)]
 
 
 def test_stop_drops_what_waits_and_keeps_what_is_done(app, monkeypatch):
@@ -123,50 +136,36 @@ def test_stop_drops_what_waits_and_keeps_what_is_done(app, monkeypatch):
     assert "No image yet" in app.on.status.value and app.items == [] and app.on.list.options == ()
 
 
-def test_saving_writes_a_page_and_json_of_all_images(app):
+def test_saving_writes_a_page_of_all_images(app):
     upload(app, ("../../evil.png", file(noise(130, 100))), (HOSTILE, file(noise(64, 64, 2))), ("bad.png", b"no image"))
     done(app)
     app.on.save.click()
     assert "Saved" in done(app)
-    page, data = (next(app.folder.glob(f"probe-*.{suffix}")) for suffix in ("html", "json"))
-    assert len(list(app.folder.iterdir())) == 2  # upload names make no path
-    text, found = page.read_text(), json.loads(data.read_text())
+    (path,) = app.folder.iterdir()  # upload names make no path
+    text = path.read_text()
+    assert path.name.startswith("probe-") and path.suffix == ".html" and str(app.detector.run) in text
     assert text.count("<article") == 3 and "<script" not in text and "<img src=x" not in text
-    assert text.count("<h4>Spectrum</h4>") == 2 and text.count("<h4>Does the answer stand?</h4>") == 1
-    assert [image["p_fake"] is None for image in found["images"]] == [False, False, True]
-    curve = found["images"][0]["under_degradation"]["curve"]
-    assert [row["level"] for row in curve["jpeg"]] == [95, 85, 75, 65, 50, 30]
-    assert app.on.status.value.count("download=") == 2 and "data:text/html;base64," in app.on.status.value
+    assert text.count("spectrum</h4>") == 2 and text.count("<h4>Does the answer stand?</h4>") == 1
+    assert app.on.status.value.count("download=") == 1 and "data:text/html;base64," in app.on.status.value
 
 
 def test_a_failure_in_the_background_is_told(app, monkeypatch):
-    monkeypatch.setattr("dfd.app.page.write_text", lambda *given: (_ for _ in ()).throw(OSError("disk <full>")))
+    monkeypatch.setattr("dfd.app.probe.write_text", lambda *given: (_ for _ in ()).throw(OSError("disk <full>")))
     upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
     app.on.save.click()
     assert "Failed at saving: OSError: disk &lt;full&gt;" in done(app) and app.on.cancel.disabled
 
 
-def test_large_images_are_degraded_in_the_middle():
-    image = Image.fromarray(np.arange(1200 * 1500 * 3, dtype=np.uint8).reshape(1200, 1500, 3))
-    stability = Stability(image, 0.5)
-    assert stability.is_cut and stability.image.size == (1024, 1024)
-    assert stability.image.getpixel((0, 0)) == image.getpixel((238, 88))
-    assert not Stability(image.crop((0, 0, 60, 50)), 0.5).is_cut
-
-
-def test_what_the_sliders_offer_begins_with_no_degradation():
-    for axis in Stability.axes:
-        assert axis.neutral in axis.steps and set(axis.curve) <= set(axis.steps)
-
-
 def test_the_gallery_holds_test_images_of_every_class_or_installed_photos(tiny_data, tmp_path):
     cfg = config.Probe(data=str(tiny_data), out=str(tmp_path / "run"), examples=4)
-    assert [item.source for item in page.examples(cfg)] == [photo.path for photo in sample.PHOTOS[:4]]
+    assert [item.source for item in probe.examples(cfg)] == [photo.path for photo in sample.PHOTOS[:4]]
     table = manifest.scan(tiny_data, out=tmp_path / "run")
     test = set(table.loc[table["split"] == "test", "path"])
-    names = [item.name for item in page.examples(cfg)]
-    assert set(names) <= test and [name.split("/")[0] for name in names[:3]] == ["RealPhotos", "BigGAN", "ProGAN"]
+    names = [item.name for item in probe.examples(cfg)]
+    labels = [name.split("/")[0] for name in names]
+    assert set(names) <= test and labels[0] == "RealPhotos" and set(labels) == {"RealPhotos", "BigGAN", "ProGAN"}
+    assert len(set(names)) == 4 and probe.examples(cfg.model_copy(update={"examples": 0})) == []
 
 
 @pytest.mark.parametrize("how", ["parameter", "headless"])
@@ -185,33 +184,8 @@ def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
     assert "held against 0.750" in probe.probe(cfg).data
 
 
-def test_jobs_run_in_order_a_step_at_a_time_and_never_resume_what_was_replaced():
-    seen, errors, begun, gate = [], [], threading.Event(), threading.Event()
-    jobs = Jobs(("first", "second"), lambda slot, error: errors.append((slot, error and str(error))))
-
-    def steps(name, count, wait=False):
-        for number in range(count):
-            if wait and number == 0:
-                begun.set()
-                gate.wait(30)
-            seen.append(f"{name}{number}")
-            yield
-        if name == "bad":
-            raise ValueError("broken")
-
-    jobs.start("second", steps("slow", 3, wait=True))
-    assert begun.wait(30)
-    jobs.start("second", steps("new", 2))
-    jobs.start("first", steps("bad", 1))
-    gate.set()
-    assert jobs.wait(30)
-    assert [name for name in seen if name != "slow0"] == ["bad0", "new0", "new1"]
-    assert errors == [("first", "broken"), ("second", None)] and not jobs.jobs
-
-
-def test_titles_of_evidence_that_is_awaited_are_those_it_gets(app):
-    upload(app, ("photo.png", file(noise(64, 64))))
-    done(app)
-    titles = {kind: picture.title for kind, picture in app.shown.examination.pictures.items()}
-    assert titles == {kind: title for kind, (title, _) in KINDS.items()}
-    assert list(SLOTS)[0] == "live" and "being drawn" in page.fragment("evidence", app.shown.examination, ["Spectrum"])
+def test_a_part_that_fails_leaves_the_others_to_be_done(app, monkeypatch):
+    monkeypatch.setattr("dfd.app.probe.draw", lambda *given: (_ for _ in ()).throw(MemoryError("<big>")))
+    upload(app, ("photo.png", file(noise(64, 64))), ("other.png", file(noise(64, 64, 1))))
+    assert "MemoryError: &lt;big&gt;" in done(app)
+    assert "curve" in app.shown.examination.pictures and app.on.cancel.disabled
