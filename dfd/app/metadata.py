@@ -1,4 +1,4 @@
-"""What an image file says of itself: size, format, JPEG tables, EXIF, and content credentials (C2PA).
+"""What an image file says of itself: size, format, JPEG quality, EXIF, and content credentials (C2PA).
 
 The networks see none of it: a page shows the two apart. Of credentials only what is embedded in the file is read, and
 nothing is asked of a network: no remote manifests, no revocation lists.
@@ -30,7 +30,6 @@ MAX_TEXT = 200  # characters of a text that comes from a file
 MAX_TAGS = 60  # tags of a file that are listed
 SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
 SUB_TABLES = {ExifTags.IFD.Exif: ExifTags.TAGS, ExifTags.IFD.GPSInfo: ExifTags.GPSTAGS}
-JPEG_TABLES = {0: "luminance", 1: "chrominance"}
 
 
 def lines(macro: str, *values: Any) -> tuple[str, ...]:
@@ -58,7 +57,7 @@ def plain(value: Any, longest: int = MAX_TEXT) -> str:
 class Credentials:
     """What the credentials of one file say, and how far that can be relied on."""
 
-    state: str  # none, verified, not verified or not checked
+    state: str  # none, verified or not verified
     reason: str  # one sentence: what was checked, or what failed
     signer: str | None = None  # as the certificate names itself
     says_generated: bool = False  # whether an action of the claim says that a model or an algorithm made it
@@ -80,7 +79,6 @@ class Metadata:
     sha256: str | None = None
     frames: int | None = None  # of an animation or of pages; the first one is judged
     jpeg_quality: int | None = None  # nearest quality of libjpeg
-    jpeg_tables: dict[str, list[int]] = field(default_factory=dict)  # 64 entries each, row by row
     subsampling: str | None = None
     exif: dict[str, str] = field(default_factory=dict)
     text: dict[str, str] = field(default_factory=dict)  # comments, and texts that PNG keeps
@@ -113,10 +111,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
     values["text"] = _tidy(texts, {})
     try:
         if isinstance(image, JpegImageFile):  # MPO too
-            tables = image.quantization.items()
-            named = {JPEG_TABLES.get(key, f"table {key}"): list(map(int, table)) for key, table in tables}
-            values |= {"format": "JPEG", "jpeg_tables": named, "jpeg_quality": jpeg_quality(image)}
-            values["subsampling"] = subsampling(image)
+            values |= {"format": "JPEG", "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image)}
         values["frames"] = int(getattr(image, "n_frames", 1))
         exif = image.getexif()
         values["exif"] = _tidy({tag: value for tag, value in exif.items() if tag not in SUB_TABLES}, ExifTags.TAGS)
@@ -140,20 +135,18 @@ def _tidy(entries: Mapping[Any, Any], names: Mapping[int, str]) -> dict[str, str
     return tidy
 
 
-def read_credentials(data: bytes, format: str | None, trust: str | Path | None = None) -> Credentials:
+def read_credentials(data: bytes, format: str | None) -> Credentials:
     """Read the credentials in a file of Pillow's format, and verify signature, signer and content.
 
-    `trust` is a PEM file with the certificates that may vouch for a signer; none takes $DFD_C2PA_TRUST. Without one
-    no file can be verified: anybody can sign, under any name. A trust file that cannot be read is an OSError.
+    $DFD_C2PA_TRUST names a PEM file with the certificates that may vouch for a signer. Without one no file can be
+    verified: anybody can sign, under any name. A trust file that cannot be read is an OSError.
     """
     if MARK not in data or format not in MIME:
         return NO_CREDENTIALS
-    try:
-        import c2pa
-    except ImportError:
-        return Credentials("not checked", "The file seems to carry credentials; `pip install c2pa-python` reads them.")
+    import c2pa  # takes a while
+
     settings: dict[str, Any] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}}
-    if trust := trust or os.environ.get(TRUST):
+    if trust := os.environ.get(TRUST):
         settings["trust"] = {"trust_anchors": Path(trust).read_text("utf-8")}
     try:
         context = c2pa.Context.from_dict(settings)

@@ -58,11 +58,13 @@ def signed(tmp_path_factory):
     return out.getvalue(), trust
 
 
-def test_a_signature_that_nobody_vouches_for_is_not_verified(signed):
+def test_a_signature_that_nobody_vouches_for_is_not_verified(signed, monkeypatch):
     data, trust = signed
+    monkeypatch.delenv(metadata.TRUST, raising=False)
     found = metadata.read_credentials(data, "JPEG")
     assert found.state == "not verified" and metadata.TRUST in found.reason and "unchanged" in found.reason
-    assert metadata.read_credentials(data, "JPEG", trust).state == "verified"
+    monkeypatch.setenv(metadata.TRUST, str(trust))
+    assert metadata.read_credentials(data, "JPEG").state == "verified"
 
 
 def test_the_trust_list_can_stand_in_the_environment(signed, monkeypatch):
@@ -74,30 +76,24 @@ def test_the_trust_list_can_stand_in_the_environment(signed, monkeypatch):
     assert found.says_generated
 
 
-def test_a_file_that_was_changed_after_signing_is_told(signed):
+def test_a_file_that_was_changed_after_signing_is_told(signed, monkeypatch):
     data, trust = signed
     changed = data[:-30] + bytes([data[-30] ^ 255]) + data[-29:]
-    found = metadata.read_credentials(changed, "JPEG", trust)
+    monkeypatch.setenv(metadata.TRUST, str(trust))
+    found = metadata.read_credentials(changed, "JPEG")
     assert found.state == "not verified" and "changed after it was signed" in found.reason
 
 
-def test_damaged_credentials_are_no_error(signed):
+def test_damaged_credentials_are_no_error(signed, monkeypatch):
     data, trust = signed
+    monkeypatch.setenv(metadata.TRUST, str(trust))
     start = data.index(metadata.MARK)
     for offset in range(0, 4000, 97):
         broken = data[: start + offset] + b"\xff" * 8 + data[start + offset + 8 :]
-        assert metadata.read_credentials(broken, "JPEG", trust).state in ("none", "not verified")
+        assert metadata.read_credentials(broken, "JPEG").state in ("none", "not verified")
 
 
 def test_most_files_have_none_and_that_says_nothing():
     plain = encoded(picture(3), "JPEG")
     assert metadata.read_credentials(plain, "JPEG") == metadata.NO_CREDENTIALS
     assert metadata.read_credentials(plain + b"c2pa", "JPEG") == metadata.NO_CREDENTIALS
-
-
-def test_without_the_library_nothing_is_claimed(signed, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "c2pa", None)
-    found = metadata.read_credentials(signed[0], "JPEG")
-    assert found.state == "not checked" and "pip install c2pa-python" in found.reason
