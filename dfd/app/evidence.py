@@ -7,24 +7,21 @@ which degradations the answer stands.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from dfd.analysis import explain
 from dfd.analysis.fingerprint import SPECTRA
 from dfd.app.metadata import Metadata, sentence
-from dfd.core.images import Source, as_rgb
 from dfd.data.crops import cut, equalise, plan
 from dfd.degrade import DEGRADATIONS, compose, to_tensor
 from dfd.inference.detector import Detector, Verdict
@@ -64,12 +61,11 @@ class Examination:
     verdict: Verdict
     threshold: float | None = None  # that p_fake was held against
     sentences: tuple[str, ...] = ()  # the answer, how it came about, and what it is worth
-    notes: tuple[str, ...] = ()  # what was left out, for a log; the sentences say it too
     crops: tuple[Crop, ...] = ()  # of stage 1
     metadata: Metadata = field(default_factory=Metadata)
     image: Image.Image | None = None  # RGB, upright
     pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw` and `trace`
-    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # operator -> rows of `under_degradation`
+    curves: dict[str, dict[float, Verdict]] = field(default_factory=dict)  # operator -> level -> answer, by `trace`
 
     @property
     def headline(self) -> str:
@@ -94,26 +90,20 @@ Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 
 def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
     """Stage 1's windows on the image, coloured by what each scores alone; where they overlap, by their mean."""
-    longest = max(image.size)
-    scale = MAP_SIDE / longest if longest > MAP_SIDE else max(1, TILE_SIDE * 2 // longest)
-    width, height = (max(1, round(side * scale)) for side in image.size)
+    scale = MAP_SIDE / max(image.size)
+    pixels = image.resize([max(1, round(length * scale)) for length in image.size])
     side = max(1, round(crops[0].size * scale))
     corners = [(round(crop.top * scale), round(crop.left * scale)) for crop in crops]
-    total, count = np.zeros((height, width, 1)), np.zeros((height, width, 1))
+    total, count = np.zeros((2, pixels.height, pixels.width, 1))
     for crop, (top, left) in zip(crops, corners, strict=True):
         total[top : top + side, left : left + side] += crop.p_fake
         count[top : top + side, left : left + side] += 1
-    pixels = image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * total / np.maximum(count, 1)
     weight = 0.45 * (count > 0)
     tinted = Image.fromarray(((1 - weight) * np.asarray(pixels) + weight * 255 * colours).round().astype(np.uint8))
-    pen, letter = ImageDraw.Draw(tinted), max(11, round(max(width, height) / 20))
-    font = ImageFont.load_default(letter)
-    for crop, (top, left) in zip(crops, corners, strict=True):
-        right, bottom = (max(0, min(edge + side, end) - 1) for edge, end in ((left, width), (top, height)))
-        pen.rectangle((min(left, right), min(top, bottom), right, bottom), outline="white")
-        if side >= 3 * letter:  # in the corner: in the middle stand the edges of others
-            pen.text((left + 6, top + 4), f"{crop.p_fake:.2f}", "white", font, stroke_width=2, stroke_fill="black")
+    pen = ImageDraw.Draw(tinted)
+    for top, left in corners:
+        pen.rectangle((left, top, left + side - 1, top + side - 1), outline="white")
     return sentence("caption_crops", crops[0].size), [("", tinted)]
 
 
@@ -149,12 +139,8 @@ def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> D
 
 
 KINDS = {"crops": _crop_map, "residual": _residual, "gradcam": _gradcam}
-TITLES = {
-    "crops": "Scores by place",
-    "residual": "Residual and spectrum",
-    "gradcam": "Grad-CAM",
-    "curve": "Does the answer stand?",
-}
+TITLES = {"crops": "Scores by place", "residual": "Residual and spectrum", "gradcam": "Grad-CAM"}
+TITLES["curve"] = "Does the answer stand?"  # by `trace`
 
 
 def _coloured(values: np.ndarray, colours: str) -> Tensor:
@@ -168,46 +154,26 @@ def _tile(pixels: Tensor) -> Image.Image:
     return ImageOps.scale(image, max(1, math.ceil(TILE_SIDE / image.width)), Image.Resampling.NEAREST)
 
 
-def under_degradation(detector: Detector, source: Source, operator: str, levels: Iterable[float]) -> pd.DataFrame:
-    """The curve of the score under one degradation: level, p_fake, is_fake, source, and p_<generator> for each.
-
-    The source is as in `examine`; of a large image the middle of SIDE pixels is used. Operators are none and those of
-    dfd.degrade.DEGRADATIONS; an unknown one, or a level that it refuses, is a ValueError.
-    """
-    image = _middle(as_rgb(source))
-    return pd.DataFrame([_degraded(detector, image, operator, level) for level in levels])
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    width, height = (min(SIDE, length) for length in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _degraded(detector: Detector, image: Image.Image, operator: str, level: float) -> dict[str, Any]:
-    """A row of `under_degradation`; the degraded pixels are not rounded to 8 bits."""
-    pixels = image if operator == "none" else compose(to_tensor(image), [(operator, level, {})])
-    verdict = detector.judge(None, *detector.scored(pixels, None, None))
-    row = {"level": level, "p_fake": verdict.p_fake, "is_fake": verdict.is_fake, "source": verdict.source}
-    return row | {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
-
-
 def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
     """Compute the curves level by level, telling whether a degradation is done, and so the picture `curve` new.
 
+    They are of the image, or of its middle of SIDE pixels each way, as it is (none) and under each degradation of AXES.
     What is known is kept, so a caller may stop between two levels and go on later.
     """
     assert examination.image is not None, "an examination without its image has no curves"
-    image, curves = _middle(examination.image), examination.curves
-    curves["none"] = curves.get("none") or [_degraded(detector, image, "none", 0)]
-    yield False
-    for axis in AXES:
-        rows = curves.setdefault(axis.name, [])
-        for level in axis.curve[len(rows) :]:
-            rows.append(_degraded(detector, image, axis.name, level))
-            if is_done := len(rows) == len(axis.curve):
-                examination.pictures["curve"] = _curve(examination, image.size != examination.image.size)
-            yield is_done
+    image, curves = examination.image, examination.curves
+    width, height = (min(SIDE, length) for length in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    middle = image.crop((left, top, left + width, top + height))
+    pixels = to_tensor(middle)
+    for name, level in [("none", 0.0), *((axis.name, level) for axis in AXES for level in axis.curve)]:
+        if level in curves.setdefault(name, {}):
+            continue
+        degraded = middle if name == "none" else compose(pixels, [(name, level, {})])  # not rounded to 8 bits
+        curves[name][level] = detector.judge(None, *detector.scored(degraded, None, None))
+        if is_done := name != "none" and len(curves[name]) == len(DEGRADATIONS[name].curve):
+            examination.pictures["curve"] = _curve(examination, middle.size != image.size)
+        yield is_done
 
 
 def _curve(examination: Examination, is_cut: bool) -> Picture:
@@ -215,16 +181,14 @@ def _curve(examination: Examination, is_cut: bool) -> Picture:
     curves, threshold = examination.curves, examination.threshold
     figure = Figure((9.9, 2.7), 100, layout="constrained")
     for axis, ax in zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True):
-        points = [(axis.neutral, curves["none"][0]["p_fake"])]
-        points += [(row["level"], row["p_fake"]) for row in curves.get(axis.name, [])]
-        levels, scores = np.array(sorted(points)).T
+        verdicts = {axis.neutral: curves["none"][0], **curves.get(axis.name, {})}
+        levels, scores = np.array(sorted((level, verdict.p_fake) for level, verdict in verdicts.items())).T
         ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
         ax.scatter(levels, scores, c=np.where(scores[:, None] >= threshold, FAKE_COLOUR, REAL_COLOUR), s=28, zorder=2)
         ax.axhline(threshold, color="0.3", lw=1, ls="--")
         ax.set(ylim=(-0.05, 1.05), xlabel=axis.axis)
         if axis.name == "jpeg":  # the best quality stands on the left, as no degradation does elsewhere
             ax.invert_xaxis()
-            ax.set(xlabel=f"{axis.axis} (100: none)")
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set(ylabel="score")
     canvas = FigureCanvasAgg(figure)

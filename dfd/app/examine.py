@@ -42,8 +42,7 @@ def examine(
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
     name = plain(name or (Path(path).name if path else "image"))
     text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed)
-    notes = lines("note", first.crops, first.needed) if first.crops < first.needed else ()
-    return Examination(name, verdict, detector.threshold, text, notes, tuple(windows), metadata, image)
+    return Examination(name, verdict, detector.threshold, text, tuple(windows), metadata, image)
 
 
 def examine_or_refuse(
@@ -53,8 +52,7 @@ def examine_or_refuse(
     try:
         return examine(detector, source, name, *how)
     except errors as error:
-        file = "the given bytes" if isinstance(source, bytes) else source
-        reason = str(error).removeprefix(f"{file}: ")
+        reason = str(error).removeprefix(f"{'the given bytes' if isinstance(source, bytes) else source}: ")
         if not isinstance(error, ImageError):
             reason = f"it could not be examined: {type(error).__name__}: {error}"
         return Examination(plain(name), Verdict(name, error=plain(reason, 400)))
@@ -71,16 +69,10 @@ def page(
     for number, examination in enumerate(examinations, 1):
         rows.append(fragment("overview_row", examination, number))
         articles.append(fragment("article", examination, number))
-    return template("examination.html.j2").render(
-        rows=rows,
-        articles=articles,
-        title=title,
-        model=None if model is None else plain(model),
-        limits=sentence("limits"),
-        style="".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination")),
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-    )
+    style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination"))
+    written, model = datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), None if model is None else plain(model)
+    facts = {"title": title, "model": model, "limits": sentence("limits"), "version": __version__, "written": written}
+    return template("examination.html.j2").render(rows=rows, articles=articles, style=style, **facts)
 
 
 def fragment(macro: str, *values: Any) -> Markup:

@@ -29,11 +29,6 @@ from dfd.inference.detector import Detector
 
 MAX_ITEMS = 50  # images that are kept; the oldest go first
 ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
-BUTTONS = {  # method of the probe -> its button
-    "cancel": {"description": "Stop", "tooltip": "Drop the work that goes on", "icon": "stop"},
-    "save": {"description": "Save report", "tooltip": "Write a page of all images", "icon": "save"},
-    "empty": {"description": "Clear", "tooltip": "Forget all images", "icon": "trash"},
-}
 SHEETS = [(TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("examination", "probe")]
 STYLE = "<style>.dfd-probe {{\n{}\n}}\n{}</style>".format(*SHEETS)  # both for what has the class dfd-probe only
 
@@ -67,8 +62,8 @@ def examples(cfg: config.Probe) -> list[Item]:
     with suppress(FileNotFoundError, layouts.ManifestError):
         table = manifest.load(cfg.out, cfg.data)
         rows = table[table["split"] == "test"].sort_values(["is_fake", "label", "path"])
-        places = (np.arange(cfg.examples) + 0.5) / max(1, cfg.examples) * len(rows)
-        names = rows["path"].iloc[places.astype(int)].tolist() if len(rows) else []
+        places = np.linspace(0, len(rows), cfg.examples, endpoint=False).astype(int)
+        names = rows["path"].iloc[places].tolist() if len(rows) else []
     items = [Item(name, Path(cfg.data) / name) for name in names if (Path(cfg.data) / name).is_file()]
     return items or [Item(photo.file, photo.path) for photo in sample.PHOTOS[: cfg.examples]]
 
@@ -85,11 +80,6 @@ def still(detector: Detector, items: Iterable[Item]) -> str:
     return f'{STYLE}<div class="dfd-probe static">{"".join(articles)}</div>'
 
 
-def _row(*children: widgets.Widget, kind: str = "middle") -> widgets.Widget:
-    """Widgets beside each other; kind is a class of probe.css."""
-    return widgets.HBox(children).add_class("dfd-row").add_class(kind)
-
-
 class Probe:
     """The widgets and what they do. Slow work is done on a thread, a step at a time; the rest answers at once.
 
@@ -104,33 +94,35 @@ class Probe:
         self.is_told = True  # by the status, that all were examined
         self.is_wanted = False  # the report
         self.is_filling = False  # what the probe itself selects in the list is no wish
-        self.thread, self.turn, self.work = ThreadPoolExecutor(1, "dfd probe"), 0, None
-        self.on = on = SimpleNamespace(
-            **{name: widgets.HTML() for name in ("status", "answer", "evidence", "metadata")}
-        )
+        self.thread, self.turn = ThreadPoolExecutor(1, "dfd probe"), 0
+        self.on = on = SimpleNamespace()
+        on.status, on.answer, on.evidence, on.metadata = (widgets.HTML() for _ in range(4))
         on.upload = widgets.FileUpload(description="Choose images", accept=ACCEPTED, multiple=True)
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
-        for name, options in BUTTONS.items():
-            setattr(on, name, widgets.Button(**options))
-            getattr(on, name).on_click(lambda button, name=name: getattr(self, name)())
+        on.cancel = widgets.Button(description="Stop", tooltip="Drop the work that goes on", icon="stop")
+        on.save = widgets.Button(description="Save report", tooltip="Write a page of all images", icon="save")
+        on.cancel.on_click(lambda button: self.cancel())
+        on.save.on_click(lambda button: self.save())
         takes: list[widgets.Widget] = []
         for number, item in enumerate(examples, 1):
             take = widgets.Button(description=f"Example {number}", tooltip=f"Examine {item.name}")
             take.on_click(lambda button, item=item: self.add([replace(item)]))
             takes.append(widgets.VBox([widgets.HTML(fragment("thumb", load_rgb(item.source), item.name)), take]))
-        parts = [widgets.HTML(STYLE), on.upload, _row(*takes, kind="examples"), on.status, on.list]
-        parts += [_row(on.cancel, on.save, on.empty), on.answer, on.evidence, on.metadata]
-        self.view = widgets.VBox(parts).add_class("dfd-probe")
-        self.empty()
+        gallery = widgets.HBox(takes).add_class("dfd-row").add_class("examples")
+        buttons = widgets.HBox([on.cancel, on.save]).add_class("dfd-row")
+        parts = [on.upload, gallery, on.status, on.list, buttons, on.answer, on.evidence, on.metadata]
+        self.view = widgets.VBox([widgets.HTML(STYLE), *parts]).add_class("dfd-probe")
+        self.show(None)
+        self._put("status", "", "No image yet. Choose files, or take an example.")
 
     def add(self, items: list[Item]) -> None:
         """Take images in, examine them, and show the first."""
         if items:
             self.items = (self.items + items)[-MAX_ITEMS:]
             self.is_told = False
-            self.show(items[0])
+            self.show(items[-MAX_ITEMS:][0])
 
     def show(self, item: Item | None) -> None:
         """Show an image; its examination, its evidence and its curve are made in the background."""
@@ -145,12 +137,6 @@ class Probe:
         self.is_wanted = False
         self._put("status", "stopped", sentence("stopped", self.items))
         self._enable_buttons(is_busy=False)
-
-    def empty(self) -> None:
-        """Forget all images and begin anew."""
-        self.items, self.is_told, self.is_wanted = [], True, False
-        self.show(None)
-        self._put("status", "", sentence("empty"))
 
     def save(self) -> None:
         """Save what was examined as a page; no name of an uploaded file is a part of its path."""
@@ -171,18 +157,20 @@ class Probe:
     def _steps(self) -> Iterator[None]:
         """All that is missing; a yield stands before whatever only the latest work may show."""
         parts = {
-            "drawing evidence": self._draw, "examining": self._examine, "the curve": self._trace, "saving": self._save,
+            "examining": self._examine([self.shown] if self.shown else []), "drawing evidence": self._draw(),
+            "examining the others": self._examine(self.items), "the curve": self._trace(), "saving": self._save(),
         }  # fmt: skip
+        failed = []
         for what, part in parts.items():
             yield
             try:
-                yield from part()
-            except Exception as error:  # told, and the other parts are done
+                yield from part
+            except Exception as error:  # told in the end, and the other parts are done
                 self.is_wanted = False
-                text = f"Failed at {what}: {type(error).__name__}: {plain(error, 400)}"
-                yield
-                self._put("status", "failed", text)
+                failed.append(f"Failed at {what}: {type(error).__name__}: {plain(error, 400)}")
         yield
+        if failed:
+            self._put("status", "failed", "; ".join(failed))
 
     def _draw(self) -> Iterator[None]:
         if examination := self._judged():
@@ -191,18 +179,16 @@ class Probe:
                 yield
                 self._show_evidence()
 
-    def _examine(self) -> Iterator[None]:
-        todo = [item for item in self.items if item.examination is None]
-        for number, item in enumerate(sorted(todo, key=lambda item: item is not self.shown), 1):
-            self._put("status", "working", f"Examining {number} of {len(todo)}: {item.name} …")
+    def _examine(self, items: list[Item]) -> Iterator[None]:
+        for item in [item for item in items if item.examination is None]:
+            self._put("status", "working", f"Examining {item.name} …")
             yield
             item.examination = examine_or_refuse(self.detector, item.source, item.name, errors=Exception)
             yield
             self._fill_list()
             if item is self.shown:
                 self._show_examination()
-                yield from self._draw()
-        if not self.is_told:
+        if not self.is_told and all(item.examination for item in self.items):
             kind = "done" if all(item.is_judged for item in self.items) else "failed"
             self._put("status", kind, sentence("examined", self.items))
             self.is_told = True
@@ -218,18 +204,16 @@ class Probe:
         if not self.is_wanted:
             return
         examinations = [item.examination for item in self.items if item.examination]
-        for number, examination in enumerate(examinations, 1):
-            self._put("status", "working", f"Drawing evidence, {number} of {len(examinations)}: {examination.name} …")
+        self._put("status", "working", "Drawing what is missing, and writing the report …")
+        for examination in examinations:
             yield
             if examination.image:
                 draw(self.detector, examination)
-        self._put("status", "working", "Writing the report …")
         yield
         path = self.folder / f"probe-{datetime.now(UTC):%Y%m%d-%H%M%S}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page(examinations, "Probe: real or generated?", self.detector.run))
         self.is_wanted = False
-        yield
         self._put("status", "done", "Saved", path)
 
     def _uploaded(self) -> None:
@@ -261,4 +245,3 @@ class Probe:
     def _enable_buttons(self, is_busy: bool) -> None:
         self.on.cancel.disabled = not is_busy
         self.on.save.disabled = not any(item.examination for item in self.items)
-        self.on.empty.disabled = not self.items

@@ -1,6 +1,7 @@
 """The examination of one image: its words follow from the checkpoints' numbers, its pictures from its crops."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,37 +139,34 @@ def test_crops_that_disagree_are_counted(run, image):
     assert "no second view" in " ".join(examine.examine(detector, image, crops=1).sentences)
 
 
-def test_the_curve_of_one_degradation_moves_with_its_level(run, image):
-    detector = Detector.load(run)
-    curve = evidence.under_degradation(detector, image, "jpeg", [95, 40, 5])
-    assert list(curve.columns[:4]) == ["level", "p_fake", "is_fake", "source"] and list(curve.level) == [95, 40, 5]
-    assert curve.p_fake.nunique() == 3
-    image.save(buffer := io.BytesIO(), "JPEG", quality=40, subsampling="4:2:0")
-    assert curve.p_fake[1] == pytest.approx(detector(buffer.getvalue()).p_fake, abs=1e-3)
-    assert evidence.under_degradation(detector, image, "none", [0]).p_fake[0] == detector(image).p_fake
-    large = noise(1224, 1124)
-    middle = detector(large.crop((100, 50, 1124, 1074)))
-    assert evidence.under_degradation(detector, large, "none", [0]).p_fake[0] == middle.p_fake
-    with pytest.raises(ValueError, match="unknown"):
-        evidence.under_degradation(detector, image, "melt", [1])
-
-
 def test_the_curves_start_at_the_answer_and_go_on_where_they_were_left(run, image):
     detector = Detector.load(run)
     examination = examine.examine(detector, image)
     steps = evidence.trace(detector, examination)
     assert [next(steps) for _ in range(3)] == [False] * 3 and "curve" not in examination.pictures
-    first = examination.curves["rescale"][0]
+    first = examination.curves["rescale"][0.5]
     assert sum(evidence.trace(detector, examination)) == 3  # once for each degradation
-    levels = {name: [row["level"] for row in rows] for name, rows in examination.curves.items()}
-    assert levels == {"none": [0], **{axis.name: list(axis.curve) for axis in evidence.AXES}}
-    assert examination.curves["none"][0]["p_fake"] == examination.verdict.p_fake
-    assert examination.curves["rescale"][0] is first
+    curves = examination.curves
+    levels = {name: tuple(verdicts) for name, verdicts in curves.items()}
+    assert levels == {"none": (0,), **{axis.name: axis.curve for axis in evidence.AXES}}
+    assert curves["none"][0].p_fake == examination.verdict.p_fake and curves["rescale"][0.5] is first
+    image.save(buffer := io.BytesIO(), "JPEG", quality=30, subsampling="4:2:0")
+    assert curves["jpeg"][30].p_fake == pytest.approx(detector(buffer.getvalue()).p_fake, abs=1e-3)
+    assert curves["jpeg"][30].p_fake != curves["jpeg"][95].p_fake
     caption = examination.pictures["curve"].caption
     assert "JPEG quality (Pillow): " in caption and "middle" not in caption
-    for row in examination.curves["jpeg"]:
-        row["is_fake"] = examination.verdict.is_fake ^ (row["level"] == 50)
+    for level, verdict in curves["jpeg"].items():
+        curves["jpeg"][level] = replace(verdict, is_fake=examination.verdict.is_fake ^ (level == 50))
     assert "JPEG quality (Pillow): changes at 50." in evidence._curve(examination, False).caption
+
+
+def test_of_a_large_image_the_middle_is_degraded(run):
+    detector, large = Detector.load(run), noise(1224, 1124)
+    examination = examine.examine(detector, large)
+    next(evidence.trace(detector, examination))
+    middle = detector(large.crop((100, 50, 1124, 1074)))
+    assert examination.curves["none"][0].p_fake == middle.p_fake
+    assert "Judged on the middle" in evidence._curve(examination, True).caption
 
 
 def test_evidence_is_drawn_kind_by_kind(run, image):

@@ -132,8 +132,6 @@ def test_stop_drops_what_waits_and_keeps_what_is_done(app, monkeypatch):
     assert "status stopped" in done(app) and "2 of 4 images wait" in app.on.status.value
     assert [item.examination is None for item in app.items] == [False, False, True, True]
     assert app.on.cancel.disabled
-    app.on.empty.click()
-    assert "No image yet" in app.on.status.value and app.items == [] and app.on.list.options == ()
 
 
 def test_saving_writes_a_page_of_all_images(app):
