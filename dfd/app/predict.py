@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +112,7 @@ def run(
         stop = stack.enter_context(runs.deferred("stopping after this image; once more ends at once", tell=say))
         try:
             if report:
-                examinations = _examined(detector, todo, crops, crop_mode, say)
+                examinations = _examined(detector, todo, crops, crop_mode)
                 write_text(Path(report), page(answers(examinations), model=shown))
             else:
                 verdicts = detector.predict(todo, crops, crop_mode, report=lambda line: say(printable(line)))
@@ -128,9 +128,7 @@ def run(
     return 1 if failed else 0
 
 
-def _examined(
-    detector: Detector, paths: Iterable[str], crops: int | None, mode: str | None, say: Callable[[str], None]
-) -> Iterator[Examination]:
+def _examined(detector: Detector, paths: Iterable[str], crops: int | None, mode: str | None) -> Iterator[Examination]:
     """What a page shows of each file, of the first MAX_PICTURED with pictures."""
     for number, path in enumerate(paths):
         try:
@@ -139,8 +137,6 @@ def _examined(
                 draw(detector, examination)
         except runs.Interrupted:  # a second signal: the page holds what there is
             return
-        for note in examination.notes:
-            say(printable(f"{path}: {note}"))
         yield examination if number < MAX_PICTURED else replace(examination, image=None)
 
 
