@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from fractions import Fraction
@@ -19,9 +20,8 @@ BLOCK = 512  # hashes that are looked up at a time: were all alike, 100,000 woul
 def components(table: pd.DataFrame) -> np.ndarray:
     """Number the groups, (N,): images linked by sha256, phash (hexadecimal or null) or, where there is one, `tied`.
 
-    Near means at most NEAR of the 256 bits of a 16 x 16 perceptual hash. Of 3,946 images (faces, ImageNet, three GANs)
-    all 191 pairs up to 60 bits lie in one class; from 61 on, aligned faces of different people start to match.
-    Recompression at quality 30, halving, blur and noise at 27 dB change at most 38 bits.
+    Near means at most NEAR of the 256 bits of a 16 x 16 perceptual hash. Recompression at quality 30, halving, blur
+    and noise at 27 dB change at most 38 bits; from 61 on, aligned faces of different people start to match.
     """
     sources, targets, size = [], [], len(table)
     for column in (name for name in ("sha256", "tied", "phash") if name in table):
@@ -39,41 +39,33 @@ def separate(table: pd.DataFrame) -> tuple[pd.Series, dict[int, str]]:
     """Name the groups of the images so that none holds two splits; what would bridge two is left out, with a reason.
 
     The table has the columns of `components`, path, and two that hold splits or None: `given`, by the folders, and
-    `fixed`, not to be changed. Of a group with several fixed splits, images without one go first: with them gone, the
-    rest usually falls apart. If it does not, test outranks val and val outranks train. A new image in a given train
-    folder that looks like a given test image is left out too, rather than moved.
+    `fixed`, not to be changed. In a group with several, images without one go first: with them gone, the rest usually
+    falls apart. If it does not, test outranks val and val outranks train.
     """
     dropped: dict[int, str] = {}
-
-    def drop(split: pd.Series, stays: str) -> None:
-        first = table.path[split.index[split == stays][0]]
-        reason = f"near-duplicate of {stays} image {first} (same group)"
-        dropped.update(dict.fromkeys(split.index[split != stays], reason))
-
     number = pd.Series(components(table), index=table.index)
-    for _, group in table[table.fixed.groupby(number).transform("nunique") > 1].groupby(number):
-        sides = group.fixed.dropna()
-        both = " and ".join(f"{sides[row]} image {table.path[row]}" for row in sides.drop_duplicates().index[:2])
-        dropped |= dict.fromkeys(group.index.difference(sides.index), f"near-duplicate of both {both}")
-        parts = pd.Series(components(table.loc[sides.index]), index=sides.index)
-        for _, part in sides.groupby(parts):
-            drop(part, max(part, key=SPLITS.index))
-        number[sides.index] = parts + number.max() + 1
-    rest = table.drop(list(dropped)).assign(number=number)
-    sides = rest.fixed.groupby(rest.number).transform("first")
-    stray = rest.given.notna() & rest.fixed.isna() & sides.isin(set(table.given.dropna()) - {"train"})
-    for _, group in rest[stray.groupby(rest.number).transform("any")].groupby("number"):
-        drop(group.fixed.fillna("train"), sides[group.index[0]])
-    rest = rest.drop(list(dropped), errors="ignore")
-    return "g" + rest.sha256.groupby(rest.number).transform("min").str[:16], dropped
+    for column in ("given", "fixed"):
+        rest = table.drop(list(dropped))
+        for _, rows in rest[rest[column].groupby(number).transform("nunique") > 1].groupby(number):
+            sides = rows[column].dropna()
+            both = " and ".join(f"{sides[row]} image {table.path[row]}" for row in sides.drop_duplicates().index[:2])
+            dropped |= dict.fromkeys(rows.index.difference(sides.index), f"near-duplicate of both {both}")
+            number[sides.index] = components(rows.loc[sides.index]) + number.max() + 1
+            for _, part in sides.groupby(number):
+                stays = max(part, key=SPLITS.index)
+                first = table.path[part.index[part == stays][0]]
+                reason = f"near-duplicate of {stays} image {first} (same group)"
+                dropped |= dict.fromkeys(part.index[part != stays], reason)
+    rest = table.drop(list(dropped))
+    return "g" + rest.sha256.groupby(number).transform("min").str[:16], dropped
 
 
 def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
     """Draw a split, "train", "val" or "test", for the groups that have none, stratified by label.
 
     The table has the columns label, group, and `given` and `fixed` as in `separate`; a split that is given is never
-    drawn. The draw aims at the fractions of the whole table, so that what was added earlier is made up for. Afterwards,
-    a class of at least three groups that is missing from a split gets one moved there, unless all its groups are fixed.
+    drawn. The draw aims at the fractions of the whole table. A class of at least three groups that is then missing
+    from a split gets its smallest movable one there.
     """
     split = table.fixed.groupby(table.group).transform("first")
     fractions = {"test": test_fraction, "val": val_fraction}
@@ -83,8 +75,16 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
         if len(rows):
             share = (fractions[name] * len(table) - (split == name).sum()) / len(rows)
             split[_draw(rows, min(max(share, 0), 1), seed)] = name
+    split, wanted, sizes = split.fillna("train"), [*missing, "train"], table.group.value_counts()
     movable = set(table.group) - set(table.group[table.fixed.notna()])
-    return _fill_gaps(table, split.fillna("train"), [*missing, "train"], movable)
+    for (_, rows), name in itertools.product(table.groupby("label"), wanted):
+        sides = split[rows.index].groupby(rows.group).first()
+        counts = sides.map(sides.value_counts())
+        spare = sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]
+        if len(sides) > 2 and len(spare) and name not in set(sides):
+            smallest = min(spare, key=lambda group: (-counts[group], sizes[group], group))
+            split[table.group == smallest] = name
+    return split
 
 
 def gaps(table: pd.DataFrame) -> list[str]:
@@ -94,10 +94,7 @@ def gaps(table: pd.DataFrame) -> list[str]:
 
 
 def _near(hashes: Sequence[str]) -> np.ndarray:
-    """The first hash of each one's group, (N,), where those at most NEAR bits apart are linked.
-
-    Each block is compared with all that follow; what ties a group is kept, not its pairs, of which copies have many.
-    """
+    """The first hash of each one's group, (N,), where those at most NEAR bits apart are linked, block by block."""
     first = np.arange(len(hashes))
     if len(hashes) == 0:
         return first
@@ -131,19 +128,3 @@ def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
     with warnings.catch_warnings(action="ignore"):  # classes smaller than the number of folds; `gaps` reports them
         parts = [part for _, part in splitter.split(table, table.label, table.group)]
     return table.index[np.concatenate(parts[: folds.numerator])]
-
-
-def _fill_gaps(table: pd.DataFrame, split: pd.Series, wanted: list[str], movable: set[str]) -> pd.Series:
-    """Move the smallest movable group to each split that lacks a class of at least three groups."""
-    sizes = table.group.value_counts()
-    for _, rows in table.groupby("label"):
-        for name in wanted:
-            sides = split[rows.index].groupby(rows.group).first()
-            if len(sides) < 3 or (sides == name).any():
-                continue
-            counts = sides.map(sides.value_counts())
-            spare = sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]
-            if len(spare):
-                chosen = min(spare, key=lambda group: (-counts[group], sizes[group], group))
-                split = split.mask(table.group == chosen, name)
-    return split
