@@ -1,7 +1,6 @@
 """The built-in data set: tiles of photos that scikit-image, scikit-learn and matplotlib install, and simulated fakes.
 
-Every tile is rebuilt by each simulator, so a class differs from the next in its traces and not in its content. All are
-PNG of one size with the same names; `groups.csv` says which photo a tile or a fake comes from. Nothing is downloaded.
+Every tile is rebuilt by each simulator, so classes differ in their traces and not in content, size, format or names.
 """
 
 from __future__ import annotations
@@ -45,21 +44,18 @@ class Photo(NamedTuple):
     @property
     def path(self) -> Path:
         package, *inner = self.folder.split("/")
-        path = Path(str(files(package))).joinpath(*inner, self.file)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; reinstall the package {package}")
-        return path
+        return Path(str(files(package)), *inner, self.file)
 
 
 PHOTOS = tuple(Photo(*row) for row in pd.read_csv(io.TEMPLATES / "photos.csv").itertuples(index=False))
 
 
+@torch.inference_mode()
 def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = True) -> Path:
-    """Write the built-in data set, or what of it is missing, and give the folder back.
+    """Write the built-in data set and give the folder back; the seed is of the choice of tiles and StyleGAN2's noise.
 
     A complete folder of the same recipe (seed, weights, photos) is left alone, a partial or older one made anew; one
-    with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError. The seed is of
-    the choice of tiles and of StyleGAN2's noise.
+    with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError.
     """
     folder, done = Path(folder), {"recipe": _recipe(seed), "complete": True}
     state = io.read_json(folder / MARKER)
@@ -72,7 +68,21 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
     io.write_json(folder / MARKER, done | {"complete": False})
     for label in LABELS:
         shutil.rmtree(folder / label, ignore_errors=True)
-    _write(folder, groups, seed, progress)
+        (folder / label).mkdir()
+    models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES}
+    for cut in bar(groups.values(), desc="sample", unit="photo", disable=not progress):
+        stack = np.stack(list(cut.values()))
+        images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
+        pictures = {REAL: stack}
+        for name, model in models.items():
+            rebuilt = model(images, seed=seed)
+            if (stack == stack[..., :1]).all():  # colour must not tell fakes of grey photos apart
+                rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+            pictures[name] = (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        for label, batch in pictures.items():
+            for name, pixels in zip(cut, batch, strict=True):
+                Image.fromarray(pixels).save(folder / label / name)
+        seed += len(cut)  # the noise of each tile follows from its number
     rows = [(f"{label}/{name}", group) for label in LABELS for group, cut in groups.items() for name in cut]
     io.write_text(folder / "groups.csv", pd.DataFrame(rows, columns=["path", "group"]).to_csv(index=False))
     io.write_text(folder / "LICENCES.md", io.template("licences.md.j2").render(photos=PHOTOS))
@@ -88,10 +98,10 @@ def is_sample(folder: str | Path) -> bool:
 def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
     """Cut a photo in tiles that show something; where there are more than MOST, the seed chooses.
 
-    By file name <photo>_<left>_<top>.png: (TILE, TILE, 3) uint8 RGB, or (TILE, TILE) of a grey photo.
+    By file name, <photo>_<left>_<top>.png: (TILE, TILE, 3) uint8 RGB.
     """
     with Image.open(photo.path) as image:
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
     sides = np.array(pixels.shape[:2])
     starts = [range(0, side - TILE + 1, TILE) for side in sides]
     if (sides // TILE).prod() < FEWEST:  # spread evenly, with one more where it fits
@@ -101,31 +111,6 @@ def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
     names = list(cut)
     chosen = np.random.default_rng([seed, PHOTOS.index(photo)]).permutation(len(names))[:MOST]
     return {names[i]: cut[names[i]] for i in sorted(chosen)}
-
-
-@torch.inference_mode()
-def _write(folder: Path, groups: dict, seed: int, progress: bool) -> None:
-    """Write the photo tiles of the groups and their reconstructions, grey ones of grey photos."""
-    models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES}
-    for cut in bar(groups.values(), desc="sample", unit="photo", disable=not progress):
-        grey = next(iter(cut.values())).ndim == 2
-        stack = np.stack([np.stack([tile] * 3, axis=-1) if grey else tile for tile in cut.values()])
-        images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
-        _save(folder / REAL, cut, stack)
-        for name, model in models.items():
-            rebuilt = model(images, seed=seed)
-            if grey:  # colour must not tell them apart
-                rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-            _save(folder / name, cut, (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy())
-        seed += len(cut)  # the noise of each tile follows from its number
-
-
-def _save(folder: Path, names: dict, stack: np.ndarray) -> None:
-    """Write (N, TILE, TILE, 3) uint8 pictures as PNG, each whole or not at all."""
-    folder.mkdir(exist_ok=True)
-    for name, pixels in zip(names, stack, strict=True):
-        with io.atomic_write(folder / name, sync=False) as draft:
-            Image.fromarray(pixels).save(draft, format="PNG")
 
 
 def _recipe(seed: int) -> str:

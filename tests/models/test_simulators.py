@@ -18,8 +18,7 @@ def photos():
     """Two tiles of every photo of the demo, none of which the simulators were trained on: (36, 3, 128, 128)."""
     stack = []
     for photo in sample.PHOTOS:
-        for tile in list(sample.tiles(photo, seed=0).values())[:2]:
-            stack.append(np.stack([tile] * 3, axis=-1) if tile.ndim == 2 else tile)
+        stack += list(sample.tiles(photo, seed=0).values())[:2]
     return torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2).float() / 255
 
 
