@@ -27,7 +27,6 @@ from dfd.degrade.operators import as_float, jpeg, to_tensor
 MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
 MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
 Corner = tuple[int, int]  # (top, left) of a window, pixels
-Quality = int | None  # of the last JPEG, 1 to 100; none leaves crops as they are
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:
@@ -45,23 +44,20 @@ def random_crop(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def equalise(crops: Tensor, quality: Quality) -> Tensor:
-    """Give crops of every class the same last codec, one JPEG round trip; none: as they are.
-
-    Without it a network learns "JPEG = real" (Grommelt et al. 2024, arXiv:2403.17608).
-    """
+def equalise(crops: Tensor, quality: int | None) -> Tensor:
+    """Give crops one JPEG, unless none, as the last codec of every class (Grommelt et al. 2024, arXiv:2403.17608)."""
     return crops if quality is None else jpeg(crops, quality)
 
 
 class RealFakeDataset(Dataset):
     """Stage 1: (crop, is_fake), one random view of an image of the table: cut, degraded, cut, equalised.
 
-    The crop is (3, S, S) in [0, 1], RGB, S = `crop_size`; is_fake is 0.0 or 1.0. `root` is that of the table's paths;
-    `degrade` takes and gives (B, 3, H, W) in [0, 1], or uint8. Draws come from torch's global generator: seed it, or
-    wrap the set in `Seeded`, to repeat them. A file that cannot be read is an ImageError, an empty table a ValueError.
+    The crop is (3, S, S) in [0, 1], RGB, S = `crop_size`; is_fake is 0.0 or 1.0. `degrade` takes and gives
+    (B, 3, H, W) in [0, 1], or uint8. Draws come from torch's global generator; `Seeded` repeats them. A file that
+    cannot be read is an ImageError, an empty table a ValueError.
     """
 
-    def __init__(self, table, root, crop_size=128, degrade: Callable | None = None, equalise_quality: Quality = 90):
+    def __init__(self, table, root, crop_size=128, degrade: Callable | None = None, equalise_quality: int | None = 90):
         if table.empty:
             raise ValueError("the table has no image for this data set")
         self.paths = [Path(root) / path for path in table["path"]]
@@ -90,20 +86,16 @@ class RealFakeDataset(Dataset):
 class GFDTwoViewDataset(RealFakeDataset):
     """Stage 2: two independently degraded views, cut from one window of a fake, and its source.
 
-    After GFD-Net, arXiv:2106.08749. Items are dicts: `view1`, `view2` (3, S, S) in [0, 1], RGB; `source`, the index
-    of the generator in `classes`, the order of the logits; and `carrier` (3, S, S), a real photo's crop, where
-    `carriers` draws them. Photos and labels beyond classes are a ValueError.
+    After GFD-Net, arXiv:2106.08749. Items are dicts: `view1`, `view2` (3, S, S) in [0, 1], RGB; `source`, an index of
+    `classes`; and `carrier` (3, S, S), where `carriers` draws them. Photos and labels beyond classes are a ValueError.
     """
 
-    def __init__(
-        self, table, root, classes, crop_size=128, degrade=None, equalise_quality: Quality = 90, carriers=None
-    ):
+    def __init__(self, table, root, classes, crop_size=128, degrade=None, equalise_quality=90, carriers=None):
         super().__init__(table, root, crop_size, degrade, equalise_quality)
         strangers = sorted(set(table["label"]) - set(classes))
         if strangers or not table["is_fake"].all():
             raise ValueError(f"stage 2 takes fakes of {list(classes)} only; the table also has {strangers or 'photos'}")
-        self.source = [list(classes).index(label) for label in table["label"]]
-        self.carriers = carriers
+        self.source, self.carriers = [list(classes).index(label) for label in table["label"]], carriers
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         window = self.window(index)
@@ -112,12 +104,9 @@ class GFDTwoViewDataset(RealFakeDataset):
 
 
 class CarrierBuilder(RealFakeDataset):
-    """Draws real photos of one split of the manifest, and never of another, as carriers, cut and degraded like fakes.
+    """Draws real photos of one split, never of another, as carriers; a split without photos is a ValueError."""
 
-    A split without photos is a ValueError.
-    """
-
-    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality: Quality = 90):
+    def __init__(self, table, root, split="train", crop_size=128, degrade=None, equalise_quality: int | None = 90):
         photos = table[~table["is_fake"] & (table["split"] == split)]
         if photos.empty:
             raise ValueError(f"no real photo in split {split!r} to carry a fingerprint")
@@ -134,9 +123,6 @@ class Seeded(Dataset):
     def __init__(self, data: RealFakeDataset):
         self.data = data
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def __getitem__(self, draw: tuple[int, int]):
         index, seed = draw
         with torch.random.fork_rng(devices=[]):
@@ -152,9 +138,8 @@ def seeds(count: int, *key: int) -> list[int]:
 class EpochSampler(Sampler):
     """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
-    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike within the fakes;
-    draws are with replacement and fill whole batches. Of `every` batches one has indices as they are, those of the
-    others count on from the table's length.
+    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike; draws are with
+    replacement and fill whole batches. All but each `every`-th batch have indices that count on from len(table).
     """
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
@@ -186,19 +171,17 @@ class Plan(NamedTuple):
 def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> Plan:
     """Choose at most `crops` square windows of an image, pixels; a side below size is padded when they are cut.
 
-    Mode five is the centre, then the four corners, then ever finer grids; grid has rows and columns that cover every
-    pixel, spread evenly over the image when they may not; random hangs on the image's height and width alone. Never
-    more than MAX_CROPS. No pixels, crops below 1 and unknown modes are a ValueError.
+    Five is the centre, the corners, then ever finer grids; grid covers every pixel, or is spread evenly when it may
+    not; random hangs on height and width alone. No pixels, crops below 1 and unknown modes are a ValueError.
     """
     if min(height, width, crops) < 1 or mode not in CROP_MODES:
-        wanted = f"crops must be at least 1, and their mode one of {', '.join(CROP_MODES)}"
-        raise ValueError(f"{wanted}; got {crops} crops, mode {mode!r}, of {width} x {height} pixels")
+        got = f"{crops} crops, mode {mode!r}, of {width} x {height} pixels"
+        raise ValueError(f"crops must be at least 1, and their mode one of {', '.join(CROP_MODES)}; got {got}")
     down, right = max(height - size, 0), max(width - size, 0)  # the last window's top and left
     limit = min(crops, MAX_CROPS)
     if mode == "grid":
         rows, columns = math.ceil(height / size), math.ceil(width / size)
-        needed = rows * columns
-        if needed > limit:  # as many of each in the same proportions
+        if (needed := rows * columns) > limit:  # as many of each in the same proportions
             rows = min(max(math.isqrt(limit * rows // columns), 1), limit)
             columns = min(columns, limit // rows)
         return Plan(_grid(down, right, rows, columns), needed)
@@ -212,10 +195,7 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
 
 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
-    """Cut one (1, 3, size, size) window in [0, 1], reflect-padded at the bottom and right where the image is smaller.
-
-    Of a PIL image only the window's pixels become float; a tensor is (1, 3, H, W) in [0, 1], RGB.
-    """
+    """Cut one (1, 3, size, size) window in [0, 1], reflect-padded, of a PIL image or (1, 3, H, W) in [0, 1], RGB."""
     top, left = corner
     if not isinstance(image, Image.Image):
         return pad_to(image[..., top : top + size, left : left + size], size)

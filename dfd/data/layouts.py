@@ -52,8 +52,6 @@ def find(root: Path) -> Listing:
     folders = [parts for parts in folders if printable("/".join(parts)) == "/".join(parts)]
     if "." in refused:
         raise ManifestError(f"{root}: {refused['.']}")
-    if not stamps and not folders:
-        raise ManifestError(f"{root} is empty; {EXPECTED}")
     layout, place = _recognise(root, folders)
     placed = []
     for path in sorted(stamps):
@@ -75,10 +73,9 @@ def printable(name: str) -> str:
 
 
 def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> list[str]:
-    """The files as given; of a folder all images below it, by name; of a pattern all that it matches.
+    """The files as given; of a folder, entered as by a scan, all images below it; of a pattern all that it matches.
 
-    Folders are entered as by a scan; what it would reject is given too, if it has an image's name or is a folder that
-    cannot be listed. A folder without an image, or a pattern that matches nothing, is a FileNotFoundError.
+    So that it is named, what a scan would reject is given too. What gives no image is a FileNotFoundError.
     """
     files: list[str] = []
     for path in paths:
@@ -98,10 +95,7 @@ def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> lis
 
 
 def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], list[Parts], dict[str, str]]:
-    """Every file below root, with its size and time (ns), every folder, and by path why others were not entered.
-
-    Folders at the top whose names start as `aside` says are passed over.
-    """
+    """Every file with its size and time (ns), every folder but those `aside` at the top, and why some are refused."""
     files, folders, refused = {}, [], {}
 
     def closed(error: OSError) -> None:
@@ -147,7 +141,7 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     by_class = any(parts[0].lower() == REAL.lower() for parts in inner)
     layout = BY_CLASS if by_class else next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
     if layout is None:
-        seen = ", ".join(sorted(tops)) or "files without folders"
+        seen = ", ".join(sorted(tops)) or "no folders"
         raise ManifestError(f"{root} has no known layout (no {REAL}); {EXPECTED}\nfound: {seen}")
     real, fake = MARKERS.get(layout, (REAL, ""))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 import sqlite3
@@ -25,7 +24,7 @@ from dfd.data.layouts import Listing, ManifestError
 
 COLUMNS = "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
 COLUMNS += ["subsampling", "bytes", "phash"]  # for the format audit and the grouping
-UNSAVED = 100  # images, which a killed scan loses at most
+BATCH = 100  # images, which a stopped scan loses at most
 
 
 def scan(
@@ -36,21 +35,17 @@ def scan(
     test_fraction: float = 0.2,
     group_by: str = "",
     hold_out: Sequence[str] = (),
-    workers: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """List, check, group and split the images of a folder, which is only ever read; manifest and CSVs go to `out`.
 
-    Files that have not changed since the last scan (size and time) are not decoded again; images keep the split that
-    an earlier scan with the same seed and fractions (of all images) drew for them. A file groups.csv (columns path,
-    group) in the folder ties images together. Splits that the folder has are kept, and only missing ones are drawn.
+    Unchanged files are not decoded again, and images keep the split that an earlier scan with the same seed and
+    fractions drew. The folder's groups.csv (path, group) ties images together; splits that it has are kept.
 
-    One row per image that passed, sorted by path, columns COLUMNS: path relative to the folder; is_fake bool; width and
-    height in pixels, upright; jpeg_quality 1 to 100 or NaN. `attrs`: root, layout, rejected (path, reason). With
-    `group_by`, a column of provenance.csv, also source, and those named by `hold_out` make the test split.
-
-    No usable folder, a class without a readable image or a provenance table that does not fit is a ManifestError, a
-    run at work in out an InUse, a full disk or a broken cache an OSError. `workers` threads decode; None: all cores.
+    One row per image that passed, sorted by path, columns COLUMNS: width and height in pixels, upright; jpeg_quality 1
+    to 100 or NaN. `attrs`: root, layout, rejected (path, reason). With `group_by`, a column of provenance.csv, also
+    source, and those named by `hold_out` make the test split.
+    What does not fit in the folder is a ManifestError, a run at work in out an InUse, a broken cache an OSError.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
     if out is not None and Path(os.path.realpath(out := Path(out).expanduser())).is_relative_to(root):
@@ -66,9 +61,12 @@ def scan(
     if group_by:
         draw += f", group by {group_by}, hold out {sorted(hold_out)}"
     with closing(ScanCache(root)) as cache:
-        table = pd.DataFrame(_describe(root, listing, cache, workers, progress))
+        table = pd.DataFrame(_describe(root, listing, cache, progress))
         _need_every_class(listing, table)
-        _tie(root, table)
+        if (ties := root / "groups.csv").exists():
+            table["tied"] = table.path.map(provenance.sidecar(ties, "path", "group"))
+            if table.tied.isna().all():
+                print("groups.csv names none of the images; its paths must be relative to the data folder")
         if origins is not None:
             provenance.give(table, origins, hold_out)
         table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
@@ -77,7 +75,10 @@ def scan(
         cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
     rejected = sorted(listing.rejected, key=lambda row: row["path"])
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
-    _report(table)
+    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
+    doubles = (table.groupby("sha256").label.nunique() > 1).sum()
+    facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
+    print(io.template("scan.txt.j2").render(table=table, counts=table.label.value_counts(), **facts))
     if out is not None:
         with runs.run_lock(out):
             write(table, out)
@@ -109,10 +110,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Count each class, real photos first; imbalance is the largest class's number of images over this one's."""
     classes = table.groupby("label")
     counts = pd.crosstab(table.label, table.split).reindex(columns=list(splits.SPLITS), fill_value=0)
-    sizes = classes[["width", "height"]].median()
     result = pd.DataFrame({"images": classes.size(), "groups": classes.group.nunique(), **counts})
     result["formats"] = classes.format.agg(lambda part: ", ".join(f"{k} {n}" for k, n in part.value_counts().items()))
-    result["median size"] = [f"{width:.0f} x {height:.0f}" for width, height in sizes.to_numpy()]
+    result["median size"] = [f"{rows.width.median():.0f} x {rows.height.median():.0f}" for _, rows in classes]
     result["imbalance"] = (result.images.max() / result.images).round(2)
     return result.loc[sorted(result.index, key=lambda label: (label != REAL, label))]
 
@@ -122,7 +122,7 @@ def digest(table: pd.DataFrame) -> str:
     return io.digest(table[["path", "label", "split", "sha256"]].sort_values("path").to_json(orient="values"))
 
 
-def _describe(root: Path, listing: Listing, cache: ScanCache, workers: int | None, progress: bool) -> list[dict]:
+def _describe(root: Path, listing: Listing, cache: ScanCache, progress: bool) -> list[dict]:
     """Describe each good file, from the cache or by decoding; bad ones go to listing.rejected."""
 
     def inspect(path: str) -> dict[str, Any]:
@@ -134,50 +134,29 @@ def _describe(root: Path, listing: Listing, cache: ScanCache, workers: int | Non
     keys = {path: f"file {__version__} {listing.stamps[path]} {path}" for path, *_ in listing.files}
     known = {path: json.loads(cache.entries[key]) for path, key in keys.items() if key in cache.entries}
     new = [path for path in keys if path not in known]
-    fresh: dict[str, str] = {}  # not yet on disk
-    pool = ThreadPoolExecutor(workers or os.cpu_count())  # threads: Pillow decodes outside Python's lock
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about odd metadata; what matters is raised
-            described = zip(new, pool.map(inspect, new), strict=True)
-            for path, info in runs.bar(described, total=len(new), desc="images", disable=not (progress and new)):
-                known[path] = info
-                if not info.get("passing"):
-                    fresh[keys[path]] = json.dumps(info)
-                if len(fresh) == UNSAVED:
-                    cache.store(fresh)
-                    fresh.clear()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        cache.store(fresh)
-    bad = [{"path": path, "reason": known[path]["error"]} for path in keys if "error" in known[path]]
-    listing.rejected += bad
+    bar = runs.bar(total=len(new), desc="images", disable=not (progress and new))
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(runs.cores()) as pool, bar:
+        for start in range(0, len(new), BATCH):  # threads: Pillow decodes outside Python's lock
+            paths = new[start : start + BATCH]
+            batch = dict(zip(paths, pool.map(inspect, paths), strict=True))
+            cache.store({keys[path]: json.dumps(info) for path, info in batch.items() if not info.get("passing")})
+            known |= batch
+            bar.update(len(batch))
+    listing.rejected += [{"path": path, "reason": known[path]["error"]} for path in keys if "error" in known[path]]
     good = (row for row in listing.files if "error" not in known[row[0]])
     return [{"path": path, "label": label, "given": split, **known[path]} for path, label, split in good]
 
 
 def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
     """Stop where a class has nothing to offer, with the first reasons."""
-    if REAL not in listing.labels:
-        raise ManifestError(f"no {REAL}: the layout was read as {listing.layout}, but it holds no real images")
-    if len(listing.labels) < 2:
-        raise ManifestError(f"no generator: beside {REAL} there must be at least one folder of fakes")
+    if not {REAL} < set(listing.labels):
+        missing = "generator" if REAL in listing.labels else REAL
+        raise ManifestError(f"no {missing}: the layout was read as {listing.layout}, which has both")
     for label in (label for label in listing.labels if table.empty or label not in set(table.label)):
         paths = {path for path, of, _ in listing.files if of == label}
         rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
         reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"
         raise ManifestError(f"class {label} has no readable image{reasons}")
-
-
-def _tie(root: Path, table: pd.DataFrame) -> None:
-    """Add the column tied from groups.csv, where there is one."""
-    if (path := root / "groups.csv").exists():
-        try:
-            ties = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
-            table["tied"] = table.path.map(ties.set_index("path")["group"])
-        except (KeyError, ValueError, OSError) as error:
-            raise ManifestError(f"{path} must be a CSV file with the columns path and group ({error})") from error
-        if table.tied.isna().all():
-            print("groups.csv names none of the images; its paths must be relative to the data folder")
 
 
 def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float, test_fraction: float) -> pd.DataFrame:
@@ -197,20 +176,11 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     return table[columns].sort_values("path", ignore_index=True)
 
 
-def _report(table: pd.DataFrame) -> None:
-    """Say what was scanned, in a few plain lines."""
-    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in table.attrs["rejected"])
-    doubles = (table.groupby("sha256").label.nunique() > 1).sum()
-    facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
-    print(io.template("scan.txt.j2").render(table=table, counts=table.label.value_counts(), **facts))
-
-
 class ScanCache:
     """What earlier scans of a folder learnt, text by text, in an SQLite file in $DFD_CACHE or ~/.cache/dfd.
 
-    Keys hold all that a value depends on: path, size, time and the version of `dfd` for a file, the draw for a split.
-    Batches are whole, whoever is killed, and scans of one folder may run side by side. Deleting the file costs a full
-    scan, and the memory of which image was in which split. A file that cannot be used is an OSError.
+    Keys hold all that a value depends on; what is stored together is whole, whoever is killed; scans may run side by
+    side. Deleting the file costs a full scan and the memory of splits. One that cannot be used is an OSError.
     """
 
     def __init__(self, root: Path):
@@ -232,7 +202,5 @@ class ScanCache:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error):
-                raise OSError(errno.ENOSPC, io.NO_SPACE, str(self.path)) from error
-            remedy = "delete the file, or set DFD_CACHE to another folder"
+            remedy = "free some space, delete the file, or set DFD_CACHE to another folder"
             raise OSError(f"the cache {self.path} cannot be used ({error}); {remedy}") from error

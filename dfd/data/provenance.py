@@ -13,45 +13,39 @@ from dfd.data.layouts import ManifestError
 
 
 def read(root: Path, column: str) -> pd.Series:
-    """Read one column of provenance.csv, in the data folder or above it: values by path, empty ones left out.
-
-    The table also has a column file or path, relative to the data folder. What does not fit is a ManifestError.
-    """
+    """Read one column of provenance.csv, in the data folder or above it, by file; see `sidecar`."""
     path = next((folder / PROVENANCE for folder in (root, root.parent) if (folder / PROVENANCE).exists()), None)
     if path is None:
         raise ManifestError(
-            f"group_by {column} needs {PROVENANCE} in {root} or {root.parent}: a table with the columns file "
-            f"(relative to the data folder) and {column}; write one, or leave group_by empty"
+            f"group_by {column} needs {PROVENANCE} in {root} or {root.parent}: a table of file and {column}"
         )
+    return sidecar(path, "file", column).rename_axis(str(path))
+
+
+def sidecar(path: Path, key: str, column: str) -> pd.Series:
+    """One column of a CSV file by another, empty values left out; a table that does not fit is a ManifestError."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise ManifestError(f"{path} must be a CSV file with the columns file and {column} ({error})") from error
-    key = next((name for name in ("file", "path") if name in table), None)
-    if key is None or column not in table:
-        what = f"no column {column}" if key else "neither a column file nor a column path"
-        raise ManifestError(f"{path} has {what}; its columns are {', '.join(map(str, table))}")
-    values = table[[key, column]].drop_duplicates().set_index(key)[column]
-    twice = values.index[values.index.duplicated()]
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)[[key, column]].drop_duplicates()
+    except (KeyError, ValueError, OSError) as error:
+        raise ManifestError(f"{path} must be a CSV file with the columns {key} and {column} ({error})") from error
+    twice = table[key][table[key].duplicated()]
     if len(twice):
-        raise ManifestError(f"{path} gives {twice[0]} more than one {column}; keep one row for each file")
-    return values[values != ""].rename_axis(str(path))
+        raise ManifestError(f"{path} gives {twice.iloc[0]} more than one {column}; keep one row for each file")
+    values = table.set_index(key)[column]
+    return values[values != ""]
 
 
 def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> None:
     """Add the column source, from what `read` gave, and to `given` which images must be test because of it, or not.
 
     "test" for the images of the sources `hold_out`; "train" (not in test) for the others of their labels; None for
-    labels of which nothing is held out: their test images are drawn by group. Images without a source, splits that the
-    folders give, unknown sources and a label that keeps none to train on are a ManifestError.
+    labels of which nothing is held out. What does not fit is a ManifestError.
     """
     table["source"] = table.path.map(values)
     lost = table.path[table.source.isna()]
     if len(lost):
-        raise ManifestError(
-            f"{values.index.name} has no {values.name} for {len(lost)} of {len(table)} images, the first is "
-            f"{lost.iloc[0]}; add a row for each, with its path relative to the data folder"
-        )
+        text = f"has no {values.name} for {len(lost)} of {len(table)} images, the first is {lost.iloc[0]}"
+        raise ManifestError(f"{values.index.name} {text}; add a row for each, its path relative to the data folder")
     if table.given.notna().any():
         raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
     known = sorted(table.source.unique())
@@ -70,10 +64,9 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
 
 
 def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
-    """Draw the splits that `give` leaves open, as `splits.assign` does; validation images come from training sources.
+    """Draw the splits that `give` leaves open, as `splits.assign` does.
 
-    Groups without an image from `give` are drawn as always. Of the rest what is not held out is divided into train
-    and val, in the proportion that the fractions ask for.
+    Groups with an image from `give` that are not held out become train and val, in the fractions' proportion.
     """
     bound = table.group.isin(table.group[table.given.notna()])
     in_test = table.group.isin(table.group[table.given == "test"])

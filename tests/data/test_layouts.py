@@ -71,7 +71,7 @@ def test_files_beside_the_class_folders(data):
 @pytest.mark.parametrize(
     ("folders", "text"),
     [
-        ([], "is empty"),
+        ([], "found: no folders"),
         (["cats", "dogs"], r"no known layout (?s:.*)RealPhotos/ and one folder per generator(?s:.*)found: cats, dogs"),
         (["RealPhotos"], "no generator"),
         (["progan/1_fake", "stylegan/1_fake"], "no known layout"),

@@ -61,7 +61,7 @@ def test_every_kind_of_file_is_accepted_or_listed(data, tmp_path, capsys):
     fill(data / "ProGAN")
     fill(data / "RealPhotos")
     expected = make(data / "RealPhotos" / "mixed")
-    table = scan(data, tmp_path / "out", workers=2)
+    table = scan(data, tmp_path / "out")
     inside = [path.removeprefix("RealPhotos/mixed/") for path in table.path if "/mixed/" in path]
     listed = {path.removeprefix("RealPhotos/mixed/"): reason for path, reason in reasons(table).items()}
     assert set(inside) == {name for name, reason in expected.items() if reason is GOOD}

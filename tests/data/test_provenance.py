@@ -171,9 +171,9 @@ def test_added_images_move_no_old_one(data):
 # Tables that do not fit
 
 
-def test_table_in_the_data_folder_comes_first_and_may_name_paths(data):
+def test_table_in_the_data_folder_comes_first(data):
     rows = [(path, "inside" if "/1" in path else "too") for path, _ in rows_of(data.parent)]
-    write(data, rows, ("path", "camera"))
+    write(data, rows, ("file", "camera"))
     table = scan(data, group_by="camera", hold_out=["inside"])
     assert dict(zip(table.path, table.source, strict=True)) == dict(rows)
     assert reasons(table) == {}
@@ -185,7 +185,7 @@ def test_table_in_the_data_folder_comes_first_and_may_name_paths(data):
         (
             lambda rows: rows,
             {"group_by": "camera"},
-            "provenance.csv has no column camera; its columns are file, source",
+            "must be a CSV file with the columns file and camera (\"['camera']",
         ),
         (lambda rows: rows, {"hold_out": ["phones"]}, "hold_out needs group_by"),
         (
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_named(data, tmp_path, change, options, text):
 def test_missing_or_unreadable_table_is_named(data, tmp_path):
     table = tmp_path / "provenance.csv"
     for content, text in (
-        ("name,source\nProGAN/0.png,x\n", "neither a column file nor a column path; its columns are name, source"),
+        ("name,source\nProGAN/0.png,x\n", "must be a CSV file with the columns file and source"),
         ("", "must be a CSV file with the columns file and source"),
     ):
         table.write_text(content)
