@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "notebooks").exists() else PACKAGE.parent  # a wheel carries its notebooks inside
@@ -81,14 +81,6 @@ class Eda(Shared):
     group_by: str = ""  # column of provenance.csv, whole values of which make the test split; empty: off
     hold_out: Texts = ()  # the values that make the test split; group_by needs them
     examples: int = 6  # pictures per class in the example grid
-
-    @model_validator(mode="after")
-    def _splits(self) -> Eda:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction must leave room to train")
-        if self.hold_out and not self.group_by:
-            raise ValueError("hold_out needs group_by, the column its names come from")
-        return self
 
 
 class Training(Shared):

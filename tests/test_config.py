@@ -30,8 +30,6 @@ def test_every_notebook_has_the_shared_parameters(cls):
         (config.Stage1, {"representation": "hsv"}, "'rgb' or 'highpass'"),
         (config.Stage1, {"equalise_quality": 100}, "less than or equal to 95"),
         (config.Stage2, {"residual_bound": 0.0}, "residual_bound"),
-        (config.Eda, {"val_fraction": 0.6, "test_fraction": 0.5}, "room to train"),
-        (config.Eda, {"hold_out": ["a"]}, "hold_out needs group_by"),
         (config.Eda, {"group_by": "source", "hold_out": [1]}, "hold_out.0 must be a valid string, got 1"),
         (config.Robustness, {"conditions": [95]}, "conditions.0 must be a valid string, got 95"),
         (config.Stage2, {"coverage": 70}, "coverage must be less than 1"),
