@@ -1,8 +1,4 @@
-"""What an examination holds, and the pictures beside a verdict: crops on a map, residual, Grad-CAM, curve.
-
-The first three show what the networks looked at, and none of them proves anything by itself. The curve shows under
-which degradations the answer stands.
-"""
+"""What an examination holds, and the pictures beside a verdict: crops on a map, residual, Grad-CAM, curve."""
 
 from __future__ import annotations
 
@@ -67,17 +63,9 @@ class Examination:
     pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw` and `trace`
     curves: dict[str, dict[float, Verdict]] = field(default_factory=dict)  # operator -> level -> answer, by `trace`
 
-    @property
-    def headline(self) -> str:
-        """The answer in a few words."""
-        return sentence("headline", self.verdict)
-
 
 def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
-    """Draw these KINDS of evidence, or all, into the pictures of an examination by this detector.
-
-    What is there already stays; an examination of an image that was refused has none.
-    """
+    """Draw those KINDS of evidence, or all, that an examination by this detector lacks; it has its image."""
     assert examination.image is not None, "an examination without its image has no evidence"
     for kind in kinds or KINDS:
         if kind not in examination.pictures:

@@ -101,9 +101,7 @@ class Probe:
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
-        on.cancel = widgets.Button(description="Stop", tooltip="Drop the work that goes on", icon="stop")
         on.save = widgets.Button(description="Save report", tooltip="Write a page of all images", icon="save")
-        on.cancel.on_click(lambda button: self.cancel())
         on.save.on_click(lambda button: self.save())
         takes: list[widgets.Widget] = []
         for number, item in enumerate(examples, 1):
@@ -111,8 +109,7 @@ class Probe:
             take.on_click(lambda button, item=item: self.add([replace(item)]))
             takes.append(widgets.VBox([widgets.HTML(fragment("thumb", load_rgb(item.source), item.name)), take]))
         gallery = widgets.HBox(takes).add_class("dfd-row").add_class("examples")
-        buttons = widgets.HBox([on.cancel, on.save]).add_class("dfd-row")
-        parts = [on.upload, gallery, on.status, on.list, buttons, on.answer, on.evidence, on.metadata]
+        parts = [on.upload, gallery, on.status, on.list, on.save, on.answer, on.evidence, on.metadata]
         self.view = widgets.VBox([widgets.HTML(STYLE), *parts]).add_class("dfd-probe")
         self.show(None)
         self._put("status", "", "No image yet. Choose files, or take an example.")
@@ -131,13 +128,6 @@ class Probe:
         self._show_examination()
         self._begin()
 
-    def cancel(self) -> None:
-        """Drop all work that goes on; what is done stays."""
-        self.turn += 1
-        self.is_wanted = False
-        self._put("status", "stopped", sentence("stopped", self.items))
-        self._enable_buttons(is_busy=False)
-
     def save(self) -> None:
         """Save what was examined as a page; no name of an uploaded file is a part of its path."""
         self.is_wanted = True
@@ -145,14 +135,12 @@ class Probe:
 
     def _begin(self) -> None:
         self.turn += 1
-        self._enable_buttons(is_busy=True)
         self.thread.submit(self._run, self.turn)
 
     def _run(self, turn: int) -> None:
         for _ in self._steps():
             if turn != self.turn:
                 return
-        self._enable_buttons(is_busy=False)
 
     def _steps(self) -> Iterator[None]:
         """All that is missing; a yield stands before whatever only the latest work may show."""
@@ -241,7 +229,4 @@ class Probe:
         self.on.list.options = [(sentence("line", number, item), item) for number, item in enumerate(self.items, 1)]
         self.on.list.value = self.shown if self.shown in self.items else None
         self.is_filling = False
-
-    def _enable_buttons(self, is_busy: bool) -> None:
-        self.on.cancel.disabled = not is_busy
         self.on.save.disabled = not any(item.examination for item in self.items)

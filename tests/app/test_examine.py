@@ -12,6 +12,7 @@ from PIL import Image
 
 from dfd.analysis import fingerprint
 from dfd.app import evidence, examine
+from dfd.app.metadata import sentence
 from dfd.config import CHECKPOINTS
 from dfd.core import images as images_module
 from dfd.inference.decide import fit_threshold
@@ -123,9 +124,9 @@ def test_words_for_unknown_generators_and_candidates(run, image):
     width = detector.stage2.model.classifier.backbone.num_features
     update_checkpoint(stage2, feature_bank=torch.rand(12, width), ood_threshold=-1.0)
     examination = examine.examine(Detector.load(run), image)
-    assert examination.headline == "Called generated, by an unknown generator" and "No training image" in " ".join(
-        examination.sentences
-    )
+    assert sentence(
+        "headline", examination.verdict
+    ) == "Called generated, by an unknown generator" and "No training image" in " ".join(examination.sentences)
 
 
 def test_crops_that_disagree_are_counted(run, image):

@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from dfd.app import evidence
 from dfd.app.examine import examine, examine_or_refuse, page
+from dfd.app.metadata import sentence
 from dfd.config import CHECKPOINTS
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
@@ -66,13 +67,13 @@ def test_a_page_says_what_the_answer_rests_on():
     examination = examine(detector, encoded(noise(130, 100), "JPEG", quality=80), "photo.jpg")
     evidence.draw(detector, examination)
     text = html.unescape(page([examination, examine_or_refuse(detector, b"", "bad.png")], model="reports/mine"))
-    for sentence in (
+    for told in (
         *examination.sentences,
-        examination.headline,
+        sentence("headline", examination.verdict),
         "No answer: empty file (0 bytes)",
         examination.metadata.sha256,
     ):
-        assert sentence in text
+        assert told in text
     assert all(picture.caption in text for picture in examination.pictures.values())
     assert "nearest to libjpeg's 80, chroma 4:2:0" in text
     assert text.count("<article") == 2 and text.count("data:image/png") == 1 + 3 + 5
