@@ -219,7 +219,8 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     parameters = runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
     cfg: Any = config.NOTEBOOKS[stem](**parameters)
     with run_lock(cfg.out):
-        table = training.from_main_process(lambda: manifest_of(cfg))
+        with training.main_process_first():
+            table = manifest_of(cfg)
         training.fit(table, cfg)
         if cfg.ablate:
             click.echo(ablation.run(table, cfg).round(3).to_string())

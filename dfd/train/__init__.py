@@ -11,11 +11,11 @@ import pandas as pd
 
 from dfd import config
 from dfd.train.loop import OnEpoch
-from dfd.train.processes import from_main_process, is_main_process
+from dfd.train.processes import is_main_process, main_process_first
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
 
-__all__ = ["fit", "fit_stage1", "fit_stage2", "from_main_process", "is_main_process"]
+__all__ = ["fit", "fit_stage1", "fit_stage2", "is_main_process", "main_process_first"]
 
 
 def fit(table: pd.DataFrame, cfg: config.Training, on_epoch: OnEpoch = None) -> pd.DataFrame:

@@ -28,11 +28,7 @@ MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES":
 
 
 class Checkpoint:
-    """The best epoch of a training, a checkpoint of `dfd.inference`, and the state to resume from; both whole files.
-
-    One file in place of accelerate's `save_state`: it is renamed when all of it is written, and holds plain values.
-    `key` names data, parameters and version; a file with another key is not used.
-    """
+    """The best epoch of a training, and the state to resume from: whole files, not used if of another `key`."""
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
         self.stage, self.cfg, self.classes, self.manifest_hash = stage, cfg, classes, manifest.digest(table)

@@ -48,20 +48,11 @@ class Learner:
         rise = LinearLR(self.optimizer, 0.01, total_iters=warmup)
         fall = CosineAnnealingLR(self.optimizer, max(1, steps - warmup), eta_min=0.01 * lr)
         self.schedule = SequentialLR(self.optimizer, [rise, fall], [warmup])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "schedule")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
+        self.parts = {"network": network, "optimizer": self.optimizer, "schedule": self.schedule}
 
 
 class Trainer:
-    """One training: its devices, loaders, networks and history, and the files that it leaves in the run folder.
-
-    `table` is the manifest with its root in attrs; `on_epoch` is given the history after each epoch.
-    """
+    """One training on a manifest with its root in attrs; `on_epoch` is given the history after each epoch."""
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: Any, classes: list[str], on_epoch: OnEpoch = None):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
@@ -269,7 +260,8 @@ class Trainer:
         self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
         if self.is_main:
             state = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
-            state |= {"networks": {name: learner.state_dict() for name, learner in self.learners.items()}}
+            for name, learner in self.learners.items():
+                state[name] = {key: part.state_dict() for key, part in learner.parts.items()}
             state |= {"averaged": self.averaged.state_dict(), "key": self.checkpoint.key}
             save_checkpoint(state, self.checkpoint.state_path)
 
@@ -281,7 +273,8 @@ class Trainer:
                 broadcast_module(self.accelerator, learner.network)
             return
         for name, learner in self.learners.items():
-            learner.load_state_dict(state["networks"][name])
+            for key, part in learner.parts.items():
+                part.load_state_dict(state[name][key])
         self.averaged.load_state_dict(state["averaged"])
         for name in PROGRESS:
             setattr(self, name, state[name])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,7 +20,6 @@ from dfd.data.crops import Seeded
 
 TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
 MAX_WORKERS = 8  # loader processes, where none are asked for
-Value = TypeVar("Value")
 
 
 def is_main_process() -> bool:
@@ -28,13 +27,9 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def from_main_process(function: Callable[[], Value]) -> Value:
-    """What a function gives in the first process of a training, in all of them; the others wait."""
-    if "WORLD_SIZE" not in os.environ:
-        return function()
-    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    values: list[Any] = [function() if is_main_process() else None]
-    return broadcast_object_list(values)[0]
+def main_process_first() -> AbstractContextManager[None]:
+    """Let the first process of a training go through a block before the others do."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
 
 
 def any_process(accelerator: Accelerator, *flags: Any) -> list[bool]:
