@@ -8,10 +8,7 @@ unknown.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from dfd.config import CHECKPOINTS
 from dfd.core.io import read_json, write_text
 from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
-from dfd.data.splits import SPLITS
 from dfd.reports import html
 
 SUBJECTS = dict(zip(html.CARDS, [*CHECKPOINTS.values(), "manifest.parquet"], strict=True))  # what each card is about
@@ -73,8 +69,6 @@ def model_card(out: Path, stage: str) -> str:
         parameters=sum(tensor.numel() for tensor in content["weights"].values()),
         sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         table=table,
-        counts=manifest.summary(table)[["images", "groups", *SPLITS, "formats"]] if table is not None else None,
-        sources=_sources(table),
         measured=measured,
         by_generator=pd.DataFrame(measured.get("test", {}).get("by_generator", {})).map(lambda row: cell(**row)).T,
         stale=bool(every) and not measured,
@@ -87,8 +81,6 @@ def data_sheet(out: Path) -> str:
     table, rejected = manifest.load(out), out / "rejected.csv"
     sizes = table.groupby("label")[["width", "height", "jpeg_quality"]].agg(["min", "median", "max"])
     sizes.columns = [" ".join(names) for names in sizes.columns]
-    splits = table.groupby("split").agg(images=("path", "size"), fakes=("is_fake", "sum"), groups=("group", "nunique"))
-    splits.insert(1, "photos", splits["images"] - splits["fakes"])
     none = pd.DataFrame({"path": [], "reason": []}, dtype=str)
     beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
     return _fill(
@@ -99,38 +91,18 @@ def data_sheet(out: Path) -> str:
         digest=manifest.digest(table),
         table=table,
         summary=manifest.summary(table),
-        splits=splits.reindex(list(SPLITS), fill_value=0),
-        sources=_sources(table),
+        sources=provenance.sources(table).reset_index() if "source" in table else None,
         sizes=sizes,
         rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False) if rejected.exists() else none,
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
     )
 
 
-def _sources(table: pd.DataFrame | None) -> pd.DataFrame | None:
-    return provenance.sources(table).reset_index() if table is not None and "source" in table else None
-
-
 def _fill(template: str, out: Path, stem: str, **values: Any) -> str:
-    """Fill in a template with its own values, those of the run folder, and how the notebook `stem` is run again."""
+    """Fill in a template with its own values and those of the run folder."""
     files = {name: read_json(out / f"{name}.json") for name in ("config", "metrics", "environment")}
-    own = {"command": command(files["config"], stem), "stem": stem, "md": markdown, "grid": grid, "cell": cell}
+    own = {"stem": stem, "md": markdown, "grid": grid, "cell": cell}
     return re.sub(r"\n{3,}", "\n\n", html.fill(template, **files, **own, **values)).strip() + "\n"
-
-
-def command(record: Mapping[str, Any], stem: str) -> str:
-    """The command that runs the notebooks up to this one again with the recorded parameters; empty without a record."""
-    if not {"data", "out", "profile"} <= set(record):
-        return ""
-    words = ["python", "-m", "dfd", "run"]
-    for name in ("data", "out", "profile"):
-        words += [f"--{name}", record[name]]
-    stems = [name for name in sorted({"00_eda", stem}) if name in record.get("notebooks", {})]
-    for name in stems:
-        parameters = html.changed(name, record["notebooks"][name]["parameters"], record["profile"])
-        for key, value in parameters.items():
-            words += ["-p", f"{name[:2]}.{key}", json.dumps(value) if isinstance(value, list) else str(value)]
-    return shlex.join([*words, *(name[:2] for name in stems)])
 
 
 def cell(value: float | None, low: float | None, high: float | None) -> str:

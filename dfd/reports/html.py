@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +90,13 @@ def export(notebook: Path, error: dict | None = None) -> Path:
         "style": style(),
         "title": title_and_question(nb)[0] or notebook.stem,
         "error": error,
-        "box": box(notebook, warnings(notebook.parent), error),
+        "box": box(notebook, error),
     }
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dfd": page}
     return write_text(notebook.with_suffix(".html"), exporter.from_notebook_node(nb, resources)[0])
 
 
-def box(notebook: Path, warnings: Sequence[str], error: dict | None = None) -> str:
+def box(notebook: Path, error: dict | None = None) -> str:
     """The box at the top of an executed notebook's page, as HTML, from the files of its run folder."""
     out, stem, nb = notebook.parent, notebook.stem, nbformat.read(notebook, as_version=4)
     record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
@@ -108,7 +107,7 @@ def box(notebook: Path, warnings: Sequence[str], error: dict | None = None) -> s
         "summary.html.j2",
         stem=stem,
         error=error,
-        warnings=warnings,
+        warnings=warnings(out),
         record=record,
         parameters=parameters,
         changed=changed(stem, parameters),
@@ -119,10 +118,9 @@ def box(notebook: Path, warnings: Sequence[str], error: dict | None = None) -> s
     )
 
 
-def changed(stem: str, parameters: dict[str, Any], profile: str = "") -> dict[str, Any]:
-    """The parameters that are not a notebook's defaults, or not those of a profile, but for the folders."""
-    given = config.profile(profile, stem) if profile else {}
-    usual = config.NOTEBOOKS.get(stem, config.Shared)(**given).model_dump(mode="json", exclude={"data", "out"})
+def changed(stem: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are not a notebook's defaults, but for the folders."""
+    usual = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"})
     return {name: parameters[name] for name in usual if name in parameters and parameters[name] != usual[name]}
 
 

@@ -55,12 +55,10 @@ class Kernel(AsyncKernelManager):
     kernels which start at once could share. `process` is the kernel that was started last, which may have ended.
     """
 
-    transport = "tcp" if sys.platform == "win32" else "ipc"
+    transport = "ipc"
     process: ClassVar[subprocess.Popen | None] = None
 
     def _ip_default(self) -> str:
-        if self.transport != "ipc":
-            return super()._ip_default()
         folder = tempfile.mkdtemp(prefix="dfd-kernel-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return f"{folder}/socket"
@@ -129,7 +127,7 @@ def run(
             for path in every:
                 entry = done.get(path.stem, {})
                 inputs = configs.get(path.stem, config.Shared)(**given[path.stem]).model_dump(mode="json")
-                code = digest(cells_of(path))
+                code = digest([cell.source for cell in nbformat.read(path, as_version=4).cells])
                 key = digest(__version__, code, inputs, state)
                 same = entry.get("status") == "finished" and entry.get("key") == key and (target / path.name).exists()
                 if path in chosen and same and entry["ended"] >= newest and not fresh:
@@ -167,6 +165,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
     papermill_io.register(str(result), AtomicFiles())
     print(f"{path.stem}  started at {datetime.now():%H:%M:%S}")
+    over_the_bar: Any = SimpleNamespace(write=lambda text: tqdm.write(text, end=""), flush=lambda: None)
     # papermill would say that a parameter is not in the parameters cell: that holds those which people change
     logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown"))
     try:
@@ -179,9 +178,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
             kernel_manager_class=f"{__name__}.Kernel",
             shutdown_kernel="immediate",  # all it had to say has been written
             progress_bar=sys.stderr.isatty(),
-            stdout_file=SimpleNamespace(
-                write=lambda text: tqdm.write(text, end=""), flush=lambda: None
-            ),  # over the bar
+            stdout_file=over_the_bar,
             on_cell_start=start,
             start_timeout=START,
         )
@@ -248,11 +245,6 @@ def plan(
         except ValueError as error:
             raise config.ConfigError(f"conditions: {error}") from None
     return given
-
-
-def cells_of(notebook: Path) -> list[str]:
-    """What a notebook's cells say."""
-    return [cell.source for cell in nbformat.read(notebook, as_version=4).cells]
 
 
 def finish(out: Path, record: dict, made_with: dict) -> None:

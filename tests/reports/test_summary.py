@@ -25,7 +25,7 @@ def box(tmp_path):
 
     def make(stem, **options):
         nbformat.write(nb, tmp_path / f"{stem}.ipynb")
-        return re.sub(r"\s*\n\s*", "", html.box(tmp_path / f"{stem}.ipynb", [], **options))
+        return re.sub(r"\s*\n\s*", "", html.box(tmp_path / f"{stem}.ipynb", **options))
 
     return make
 
