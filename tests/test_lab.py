@@ -131,7 +131,7 @@ def use(page, place):
 
     page.goto(f"file://{written}")
     assert page.locator("article").count() == 2 and page.locator("article img").count() >= 8
-    assert page.locator(".headline").text_content() and "not an image of a supported format" in page.content()
+    assert page.locator(".headline").text_content() and "an HTML page or SVG drawing" in page.content()
     assert page.evaluate("window.hurt") is None
     for path in (place / "probe").iterdir():
         path.unlink()

@@ -71,7 +71,7 @@ def test_a_refused_file_says_why_beside_the_others_answers(app):
     )
     status = done(app)
     assert "status failed" in status and "Examined 3 images" in status and "2 refused" in status
-    assert "not an image of a supported format" in status and "oversized: " in status
+    assert "an HTML page or SVG drawing" in status and "oversized: " in status
     assert [item.examination.verdict.error is None for item in app.items] == [False, False, True]
     written = [app.on.status.value, app.on.answer.value, app.on.metadata.value]
     assert not any("<img src=x" in text for text in written) and "&lt;img src=x onerror=" in app.on.answer.value
