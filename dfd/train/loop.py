@@ -153,10 +153,7 @@ class Trainer:
                 shown.update()
 
     def step(self, name: str, losses: Tensor | dict[str, Tensor]) -> None:
-        """Backpropagate a loss of this process's images into one network only, clip its gradient, update it.
-
-        Of several losses, by name, the sum with the config's weights; each enters the history before its weight.
-        """
+        """Backpropagate a loss, or losses by name with the config's weights, into one network only, and update it."""
         learner, parts = self.learners[name], losses if isinstance(losses, dict) else {}
         weighted = [getattr(self.cfg, f"{part}_weight", 1.0) * value for part, value in parts.items()]
         loss: Any = sum(weighted) if parts else losses
