@@ -1,8 +1,7 @@
 """Model cards and a data sheet, written from what the run folder holds.
 
-A card for each checkpoint after Mitchell et al. 2019, arXiv:1810.03993; a data sheet for the manifest after Gebru et
-al. 2021, arXiv:1803.09010. Their numbers are read or computed from the run's files; what these do not say is called
-unknown.
+After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.09010. What the files do not say is
+called unknown.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ SUBJECTS = dict(zip(html.CARDS, [*CHECKPOINTS.values(), "manifest.parquet"], str
 
 
 def write(out: Path) -> dict[str, str]:
-    """Write the cards of the checkpoints that are there, and the sheet of the manifest; never raises.
+    """Write the cards of the checkpoints and the sheet of the manifest; gives name -> why of those that failed.
 
-    A card whose checkpoint or manifest is missing or cannot be read is removed, for it would be another run's. Gives
-    the name of each file that could not be written, though what it is about is there -> why.
+    One whose checkpoint or manifest is missing or cannot be read is removed, for it would be another run's.
     """
     failed = {}
     for name, subject in SUBJECTS.items():
@@ -79,8 +77,6 @@ def model_card(out: Path, stage: str) -> str:
 def data_sheet(out: Path) -> str:
     """The data sheet of the run's manifest, as Markdown."""
     table, rejected = manifest.load(out), out / "rejected.csv"
-    sizes = table.groupby("label")[["width", "height", "jpeg_quality"]].agg(["min", "median", "max"])
-    sizes.columns = [" ".join(names) for names in sizes.columns]
     none = pd.DataFrame({"path": [], "reason": []}, dtype=str)
     beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
     return _fill(
@@ -92,7 +88,6 @@ def data_sheet(out: Path) -> str:
         table=table,
         summary=manifest.summary(table),
         sources=provenance.sources(table).reset_index() if "source" in table else None,
-        sizes=sizes,
         rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False) if rejected.exists() else none,
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
     )

@@ -101,6 +101,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
     out, stem, nb = notebook.parent, notebook.stem, nbformat.read(notebook, as_version=4)
     record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
     parameters = record.get("notebooks", {}).get(stem, {}).get("parameters", {})
+    usual = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"})
     told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     not_shown = [re.sub("</?p>", "", markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
     return fill(
@@ -110,18 +111,12 @@ def box(notebook: Path, error: dict | None = None) -> str:
         warnings=warnings(out),
         record=record,
         parameters=parameters,
-        changed=changed(stem, parameters),
+        changed={name: parameters[name] for name in usual if parameters.get(name, usual[name]) != usual[name]},
         timing=nb.metadata.get("papermill", {}),
         metrics=read_json(out / "metrics.json"),
         table=pd.read_parquet(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
         not_shown=not_shown[-1:],
     )
-
-
-def changed(stem: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that are not a notebook's defaults, but for the folders."""
-    usual = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"})
-    return {name: parameters[name] for name in usual if name in parameters and parameters[name] != usual[name]}
 
 
 def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:

@@ -49,14 +49,10 @@ class RunError(RuntimeError):
 
 
 class Kernel(AsyncKernelManager):
-    """Starts `sys.executable`, whatever the installed kernel specs called "python3" point to.
-
-    Its sockets lie in a folder of its own: no port that other users of the machine could read, and no name that two
-    kernels which start at once could share. `process` is the kernel that was started last, which may have ended.
-    """
+    """Starts `sys.executable`, whatever "python3" points to, with sockets in a folder that no one else can read."""
 
     transport = "ipc"
-    process: ClassVar[subprocess.Popen | None] = None
+    process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
 
     def _ip_default(self) -> str:
         folder = tempfile.mkdtemp(prefix="dfd-kernel-")
@@ -148,11 +144,7 @@ def run(
 
 
 def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Stop) -> None:
-    """Run one notebook into `out` and fill in its entry of the record: status, seconds, ended, error.
-
-    A RunError says which cell failed, or that the kernel died or did not start; Interrupted, that a signal asked to
-    end, and that the cell that ran had its chance to save.
-    """
+    """Run one notebook into `out`, and fill in its entry of the record; a RunError says which cell failed and why."""
     number = 0  # of the cell that runs
 
     def start(cell: dict, cell_index: int) -> None:

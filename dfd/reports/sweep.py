@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import click
 import pandas as pd
@@ -24,15 +24,14 @@ from dfd import config
 from dfd.core import runs
 from dfd.core.io import digest, read_json, write_text
 from dfd.core.runs import cores, elapsed
-from dfd.evaluate.metrics import METRICS, STAGE_METRICS
+from dfd.evaluate.metrics import STAGE_METRICS
 from dfd.reports import html, runner
 
 LOG = "sweep.log"  # of a run, in its folder
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 90.0  # seconds that a run has to save and end
-METRIC_NAMES = [f"{stage}.{name}" for stage, names in STAGE_METRICS.items() for name in names]
-Metric = Annotated[str, pydantic.Field(pattern=f"^({'|'.join(METRIC_NAMES)})$")]
+METRICS = {"stage1.auc": "Stage 1: AUC", "stage2.accuracy": "Stage 2: Accuracy"}  # that runs are ranked by, in words
 Words = Sequence[str]
 Settings = dict[str, str]  # parameters as words for `run -p`
 
@@ -47,7 +46,6 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
     parameters: dict[str, Any] = {}  # a list is tried value by value, each with each
     seeds: list[int] = []  # of the training; the splits stay
     runs: list[dict[str, Any]] = []  # what each run, or each product of lists, sets beside `parameters`
-    sort_by: list[Metric] = ["stage1.auc", "stage2.accuracy"]  # on validation
 
     def settings(self) -> dict[str, Settings]:
         """What each run sets, by its name, which is its folder's and does not depend on the order in the file."""
@@ -197,9 +195,9 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         rows.append({"run": name, "status": entry["status"], "seconds": entry.get("seconds")} | settings | numbers)
     table = pd.json_normalize(rows, sep="_").rename(columns=lambda name: name.removesuffix("_value"))
     names = list(dict.fromkeys(name for settings in differing for name in settings))
-    metrics = [metric for metric in sweep.sort_by if column(metric) in table]
+    metrics = {metric: title for metric, title in METRICS.items() if column(metric) in table}
     if metrics:
-        table = rank(table, column(metrics[0]), metrics[0])
+        table = table.sort_values(column(next(iter(metrics))), ascending=False, kind="stable")
     write_text(out / "sweep.csv", table.to_csv(index=False))
     settings = [name for name in names if name != "seed"]
     return html.render(
@@ -210,9 +208,9 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         settings=settings,
         runs=table.astype(object).where(table.notna(), None).to_dict("records"),
         entries=entries,
-        metrics={metric: title(metric) for metric in metrics},
-        best={metric: rank(table, column(metric), metric).iloc[0] for metric in metrics},
-        seeds={title(metric): over_seeds(table, settings, metric) for metric in metrics if "seed" in names},
+        metrics=metrics,
+        best={metric: table.sort_values(column(metric), ascending=False, kind="stable").iloc[0] for metric in metrics},
+        seeds={title: over_seeds(table, settings, key) for key, title in metrics.items() if "seed" in names},
         column=column,
     )
 
@@ -222,18 +220,8 @@ def column(metric: str, split: str = "val") -> str:
     return metric.replace(".", f"_{split}_")
 
 
-def title(metric: str) -> str:
-    """A metric such as stage1.auc in words."""
-    return f"Stage {metric[5]}: {html.metric_name(metric[7:])}"
-
-
-def rank(table: pd.DataFrame, by: str, metric: str) -> pd.DataFrame:
-    """A table's rows, the best first, those without a value last."""
-    rising = not METRICS[metric.partition(".")[2]].higher_is_better
-    return table.sort_values(by, ascending=rising, kind="stable", na_position="last")
-
-
 def over_seeds(table: pd.DataFrame, settings: list[str], metric: str) -> pd.DataFrame:
     """Mean, least and most on validation over the seeds of each combination of settings, the best mean first."""
     groups = table.fillna(dict.fromkeys(settings, "")).groupby(settings or (lambda row: ""), sort=False)
-    return rank(groups[column(metric)].agg(["count", "mean", "min", "max"]), "mean", metric)
+    spread = groups[column(metric)].agg(["count", "mean", "min", "max"])
+    return spread.sort_values("mean", ascending=False, kind="stable")
