@@ -27,10 +27,9 @@ COLUMNS = ("path", "is_fake", "p_fake", "source", "candidates", "crops", "crop_s
 
 
 class Journal:
-    """A CSV file that grows by one whole line for each image, and that a later run can go on with.
+    """A CSV file that grows by one whole line for each image.
 
-    One that exists is a FileExistsError unless `resume` is set, and a ValueError where it is no such file, or was
-    written by other networks or at another threshold.
+    One that exists is a FileExistsError unless `resume`, and a ValueError if not written by these networks like this.
     """
 
     def __init__(self, path: Path, resume: bool, detector: Detector):

@@ -1,8 +1,4 @@
-"""What both stages' trainings share: processes, loaders, steps, validation, and when to save and to stop.
-
-Several processes (`accelerate launch`) each take their part of every batch: gradients are averaged, and a batch norm
-sees its own part alone.
-"""
+"""What both stages' trainings share. Each process has a part of every batch, and batch norms see that part alone."""
 
 from __future__ import annotations
 
@@ -56,10 +52,10 @@ class Trainer:
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: Any, classes: list[str], on_epoch: OnEpoch = None):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
-        self.root, self.tracking = Path(table.attrs["root"]), Tracking(stage, cfg)
-        self.checkpoint = Checkpoint(stage, table, cfg, classes)
+        self.checkpoint, self.tracking = Checkpoint(stage, table, cfg, classes), Tracking(stage, cfg)
         self.quality = cfg.equalise_quality if cfg.equalise else None
-        self.crops: Any = {"root": self.root, "crop_size": cfg.crop_size, "equalise_quality": self.quality}
+        self.crops: Any = {"root": Path(table.attrs["root"]), "crop_size": cfg.crop_size}
+        self.crops["equalise_quality"] = self.quality
         has_gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=not has_gpu,
@@ -228,12 +224,10 @@ class Trainer:
         except (ImageError, OSError) as error:
             traceback.clear_frames(error.__traceback__)
             self._save_state()
-            if not self.root.is_dir():
-                text = f"{self.stage}: the data folder {self.root} is gone; bring it back and run the same again. "
-                raise FileNotFoundError(f"{text}What is trained is kept in {self.checkpoint.state_path}") from error
-            if isinstance(error, ImageError):  # a loader process adds its traceback to the text
-                raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
-            raise
+            if not isinstance(error, ImageError):
+                raise
+            reason = str(error).rpartition("ImageError: ")[2].strip()  # a loader process adds its traceback
+            raise ImageError(f"{reason}; what is trained is kept in {self.checkpoint.state_path}") from error
 
     def _pause(self) -> None:
         """Between two steps: save the state where it is due, and stop where a signal asked any process to."""

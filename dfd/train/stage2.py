@@ -34,10 +34,10 @@ def equalised(images: Tensor, cfg: config.Training) -> Tensor:
 def attribution_losses(
     model: Any, residual: Tensor, source: Tensor, cfg: config.Stage2, adversary=None, carriers=None, carried: Any = None
 ) -> dict[str, Tensor]:
-    """What the model, G and C, minimises: each loss by name, before its weight, and none whose weight is 0.
+    """What G and C minimise: each loss by name, before its weight, and none whose weight is 0.
 
-    `residual` (2B, 3, S, S) is that of the first views, then of the second; `source` (B,) are class indices; `carried`
-    are the carriers with a fingerprint put on, both (B, 3, S, S) in [0, 1], and left out without an adversary.
+    `residual` (2B, 3, S, S) is of the first views, then of the second; `source` (B,) are classes; `carriers`, and
+    `carried` with fingerprints, (B, 3, S, S) in [0, 1], go with an adversary.
     """
     losses, views = {}, [residual]
     if adversary is not None:
@@ -56,10 +56,9 @@ def attribution_losses(
 def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train residual extractor and classifier to name the generator; the best epoch is `best_gfd2_model.pt`.
 
-    On every `carried_every`-th batch the residuals are put on photos of the train split, and a discriminator takes a
-    step first. The baseline extractors have no residual to carry: they learn from sources and consistency alone.
-    History, `on_epoch` and signals are those of `fit_stage1`; the score is the balanced accuracy. Fewer than two
-    generators, one that a split lacks, and no photo to carry fingerprints are a ValueError.
+    Residuals are put on photos in every `carried_every`-th batch, but for baseline extractors, that have none; history,
+    `on_epoch` and signals are those of `fit_stage1`; the score is the balanced accuracy. Fewer than two generators, one
+    that a split lacks, and no photo to carry fingerprints are a ValueError.
     """
     fakes = table[table["is_fake"]]
     classes = sorted(fakes["label"].unique())
