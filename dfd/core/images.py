@@ -23,9 +23,7 @@ FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below wh
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
 STARTS = {  # of a file that is no image -> what it is
-    b"%PDF": "a PDF document",
     b"<": "an HTML page or SVG drawing",
-    b"PK\x03\x04": "a ZIP archive",
     b"version https://git-lfs": "a Git LFS pointer; fetch the real file",
 }
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
@@ -39,8 +37,7 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame counts; alpha is composited over white; 16 bits keep the high byte; colour profiles, which would
-    change the very values that are examined, are not applied.
+    The first frame counts; alpha lies over white; 16 bits keep the high byte; colour profiles are not applied.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:
@@ -53,8 +50,7 @@ def load_rgb(path: str | Path | bytes) -> Image.Image:
 def as_rgb(source: Source) -> Image.Image:
     """Make an upright RGB image of what `load_rgb` takes, a PIL image, an array or a tensor; raises ImageError.
 
-    Arrays are uint8 (H, W, 3) or (H, W), tensors float (3, H, W) in [0, 1], rounded to 8 bits; RGB, not normalised.
-    Another shape, type or range is a ValueError, and something else a TypeError.
+    Arrays are uint8 (H, W, 3) or (H, W), tensors float (3, H, W) in [0, 1]; others are a ValueError or a TypeError.
     """
     if isinstance(source, str | Path | bytes):
         return load_rgb(source)
@@ -77,11 +73,7 @@ def as_rgb(source: Source) -> Image.Image:
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Decode a file completely and describe it, or raise ImageError, with the reason but without the name.
-
-    Width and height are upright, the format is that of the content, the SHA-256 the file's. Pillow's warnings are left
-    to the caller, for threads share them.
-    """
+    """Decode a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
     with open_file(path) as file:
         image = _decode(file)
         rgb = _to_rgb(image)
@@ -148,7 +140,6 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
 
 
 def _check_size(width: int, height: int) -> None:
-    """Refuse an image that is above or below the limits."""
     if width * height > MAX_PIXELS:
         raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
     if min(width, height) < MIN_SIDE:
@@ -191,7 +182,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _what_it_is(file: Any) -> str:
-    """Say what a file is that no image reader knows."""
     file.seek(0)
     start = file.read(512)
     if not start:

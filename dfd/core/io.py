@@ -79,15 +79,11 @@ def template(name: str) -> Any:
 
 
 def digest(*values: Any) -> str:
-    """Name what JSON knows, bytes, paths, arrays, tensors and dictionaries of them by their content, in 16 hex digits.
-
-    The same on every machine; the order of keys does not count, and lists are as tuples.
-    """
+    """Name JSON's values, bytes, paths, arrays and tensors by content, in 16 hex digits, whatever the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a value that JSON does not know."""
     if hasattr(value, "detach"):  # a tensor, of types also that numpy lacks
         return str(value.dtype), value.detach().cpu().double().numpy()
     if isinstance(value, np.ndarray | np.generic):

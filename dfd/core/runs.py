@@ -55,8 +55,7 @@ def deferred(
 ) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
-    The first tells `say` and calls `pass_on`, which may refuse, where nothing can finish: then it ends at once, as it
-    does after `grace` seconds, if any. Processes forked within ignore signals.
+    The first tells `say` and calls `pass_on`, which may refuse: then it ends at once, as after `grace` seconds, if any.
     """
     stop, owner, is_main = Stop(), os.getpid(), threading.current_thread() is threading.main_thread()
     timer = threading.Timer(grace, _thread.interrupt_main)
