@@ -100,15 +100,14 @@ def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **gi
 
 @command
 @click.option("--out", help="Also write manifest.parquet, manifest.csv and rejected.csv there.")
-@click.option("--group-by", metavar="COLUMN", help="Split by this column of provenance.csv: test holds whole sources.")
+@click.option("--group-by", default="", metavar="COLUMN", help="Column of provenance.csv; test holds whole sources.")
 @click.option("--hold-out", multiple=True, metavar="NAME", help="A source for test; may be repeated.")
 @click.argument("folder")
-def scan(folder: str, out: str | None, group_by: str | None, hold_out: tuple[str, ...]) -> None:
+def scan(folder: str, out: str | None, group_by: str, hold_out: tuple[str, ...]) -> None:
     """Check a folder of images: classes, bad files, duplicates, splits."""
     from dfd.data import manifest, provenance
 
-    split = {"group_by": group_by, "hold_out": hold_out} if group_by or hold_out else {}
-    table = manifest.scan(folder, out, **split)
+    table = manifest.scan(folder, out, group_by=group_by, hold_out=hold_out)
     click.echo(manifest.summary(table).to_string())
     if group_by:
         click.echo(provenance.sources(table).to_string())

@@ -10,10 +10,7 @@ from torch import Tensor
 
 
 def real_fake_loss(logits: Tensor, is_fake: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy of (B,) logits with label smoothing s (Szegedy et al. 2016, arXiv:1512.00567).
-
-    The targets are s/2 and 1 - s/2 for an is_fake of 0.0 and 1.0.
-    """
+    """Cross-entropy of (B,) logits with targets s/2 and 1 - s/2 for smoothing s (arXiv:1512.00567, Szegedy 2016)."""
     return F.binary_cross_entropy_with_logits(logits, is_fake * (1 - smoothing) + smoothing / 2)
 
 
