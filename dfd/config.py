@@ -223,7 +223,6 @@ def unknown_parameter(name: str, known: Iterable[str]) -> str:
 
 
 def _one_line(error: Mapping[str, Any], known: Iterable[str]) -> str:
-    """One of pydantic's errors in a line."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return unknown_parameter(name, known)
