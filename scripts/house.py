@@ -20,8 +20,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = 10_150  # of Python in dfd, blank lines and docstrings too; the rebuild aims at 8,500: lower it with each cut
-FILES = 65  # the aim is 62
+LINES = 8_500  # of Python in dfd, blank lines and docstrings too
+FILES = 62
 LINES_A_FILE = 300
 AT_THE_ROOT = {"__init__.py", "__main__.py", "cli.py", "config.py", "losses.py"}
 
