@@ -125,9 +125,8 @@ def opened(browser, run):
 def test_a_page_asks_for_nothing_and_describes_its_images(opened, stem):
     found = opened(stem)
     assert found["asked"] == [] and found["said"] == []
-    assert len(found["alts"]) == (0 if stem == "index" else len(FIGURES))
-    begins = "Metrics against " if stem == SWEEP else "Results: "
-    assert all(text.startswith(begins) and len(text) > 25 for text in found["alts"])
+    assert len(found["alts"]) == (0 if stem in WHOLE else len(FIGURES))
+    assert all(text.startswith("Results: ") and len(text) > 25 for text in found["alts"])
     assert found["overflow"] <= 0 and found["lost"] == []
     assert found["contents"] == ([] if stem in WHOLE else ["contents beside"])
     assert found["links"] == (0 if stem in WHOLE else 4)

@@ -205,7 +205,11 @@ def test_sample_and_scan_pass_their_options_on(call, monkeypatch):
     assert call("sample", "--out", "s", "--seed", "4").output == "Wrote there\n"
     assert "ProGAN" in call("scan", "f", "--out", "o").output
     call("scan", "f", "--hold-out", "a", "--hold-out", "b")
-    assert given == [("s", 4), ("f", "o", {}), ("f", None, {"group_by": None, "hold_out": ("a", "b")})]
+    scans = [
+        (*folders, {"group_by": "", "hold_out": held})
+        for folders, held in ((("f", "o"), ()), (("f", None), ("a", "b")))
+    ]
+    assert given == [("s", 4), *scans]
 
 
 def test_run_takes_data_and_profile_from_the_run_folder(call, monkeypatch, tmp_path):

@@ -116,7 +116,7 @@ def use(page, place):
     page.locator(".dfd-probe section.curve img").wait_for()
 
     give(page, place / "wrong.png")
-    page.locator(".dfd-probe .status.failed", has_text="an SVG drawing").wait_for()
+    page.locator(".dfd-probe .status.failed", has_text="SVG drawing").wait_for()
     page.get_by_role("button", name="Save report").click()
     link = page.locator(".dfd-probe a.download").first
     link.wait_for()

@@ -123,6 +123,9 @@ class Seeded(Dataset):
     def __init__(self, data: RealFakeDataset):
         self.data = data
 
+    def __len__(self) -> int:  # accelerate drops what it repeats in the last batch of a set whose length it knows
+        return len(self.data)
+
     def __getitem__(self, draw: tuple[int, int]):
         index, seed = draw
         with torch.random.fork_rng(devices=[]):

@@ -119,6 +119,9 @@ def rows(folder):
     return table.set_index("path").sort_index()
 
 
+SVG = "not an image: an HTML page or SVG drawing; supported are JPEG, PNG, WEBP, BMP, TIFF, GIF"
+
+
 def errors(folder):
     return rows(folder).error.dropna().to_dict()
 
@@ -170,7 +173,7 @@ def test_shards_images_and_lists_on_s3_become_parquet_there(score, model, tmp_pa
     assert result.exit_code == 1 and "10 images in s3://bucket/scores; 3 were refused" in result.stderr, result.output
     table = rows("s3://bucket/scores")
     reasons = table.error.dropna().to_dict()
-    assert reasons.pop("s3://bucket/images/bad.png") == "not an image: an SVG drawing"
+    assert reasons.pop("s3://bucket/images/bad.png") == SVG
     assert reasons.pop("s3://bucket/listed/gone.png").startswith("cannot be read: ")
     assert reasons == {"s3://bucket/shards/broken.tar": "cannot be read after 0 images: unexpected end of data"}
     table.index = table.index.str.rpartition("/").get_level_values(2)
@@ -311,7 +314,7 @@ def test_a_refused_image_has_its_row(score, without_ray, tmp_path):
     without_ray.clear()
     assert "4 images in out, 4 of them before; 1 were refused" in score("in", "--out", "out").stderr
     assert without_ray == []
-    assert errors("out") == {"in/bad.png": "not an image: an SVG drawing"}
+    assert errors("out") == {"in/bad.png": SVG}
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -344,7 +347,7 @@ def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mod
     shard(tmp_path / name, members, mode)
     score(name, "--out", "out")
     assert rows("out").index.tolist() == [f"{name}/{member}" for member in ("a.png", "c.png", "d.png", "deep/b.JPG")]
-    assert errors("out") == {f"{name}/c.png": "not an image: an SVG drawing", f"{name}/d.png": "no bytes"}
+    assert errors("out") == {f"{name}/c.png": SVG, f"{name}/d.png": "no bytes"}
 
 
 def damaged_shards():
