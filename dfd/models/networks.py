@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import VGG16_Weights, vgg16
 
+from dfd.config import CLIP
 from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision
 
 LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15}  # places in torchvision's vgg16().features
@@ -31,7 +32,7 @@ class RealFakeClassifier(nn.Module):
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
         super().__init__()
-        self.sees_residual = {"rgb": False, "highpass": True}[representation]
+        self.sees_residual = {"rgb": False, "highpass": True}[representation] and backbone != CLIP
         self.backbone = build_backbone(backbone, 1, pretrained)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
@@ -115,20 +116,23 @@ def _block(inside: int, outside: int) -> nn.Sequential:
 class Attribution(nn.Module):
     """Stage 2 as one module: logits of C(normalize(G(x))).
 
-    The extractor G is a unet, or in a baseline without one the fixed highpass residual or the image itself, rgb.
+    The extractor G is a unet, or in a baseline without one the fixed highpass residual or the image itself, rgb. The
+    backbone clip sees the image; its G, the high-pass residual, is for pictures.
     """
 
     def __init__(
         self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained=False, extractor="unet"
     ):
         super().__init__()
+        self.sees_image = backbone == CLIP
+        extractor = "highpass" if self.sees_image else extractor
         baselines: dict[str, nn.Module] = {"highpass": HighPass(), "rgb": nn.Identity()}
         self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else baselines[extractor]
         self.classifier = EncoderClassifier(backbone, classes, pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) images in [0, 1]."""
-        return self.name(self.generator(images))
+        return self.classifier(images) if self.sees_image else self.name(self.generator(images))
 
     def name(self, residual: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) residuals of any scale."""

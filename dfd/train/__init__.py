@@ -10,15 +10,18 @@ from typing import Any
 import pandas as pd
 
 from dfd import config
+from dfd.train.heads import fit_head
 from dfd.train.loop import OnEpoch
 from dfd.train.processes import is_main_process, main_process_first
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
 
-__all__ = ["fit", "fit_stage1", "fit_stage2", "is_main_process", "main_process_first"]
+__all__ = ["fit", "fit_head", "fit_stage1", "fit_stage2", "is_main_process", "main_process_first"]
 
 
-def fit(table: pd.DataFrame, cfg: config.Training, on_epoch: OnEpoch = None) -> pd.DataFrame:
-    """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do."""
+def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
+    """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do, or `fit_head` on frozen features."""
+    if cfg.backbone == config.CLIP:
+        return fit_head(table, cfg, on_epoch)
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2
     return fit_stage(table, cfg, on_epoch)

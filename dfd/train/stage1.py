@@ -6,6 +6,7 @@ holds its content to that of x; C is to be evaded. All learn in turns (Goodfello
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from dfd import config
 from dfd.data.crops import EpochSampler, RealFakeDataset, equalise
-from dfd.degrade.registry import RandomDegrade
+from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.losses import hinge_discriminator_loss, hinge_generator_loss, real_fake_loss
 from dfd.models.networks import PatchDiscriminator, UNetRes, VGGPerceptual
 from dfd.train.loop import OnEpoch, Trainer
@@ -89,7 +90,9 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
 
     crops, degrade = partial(RealFakeDataset, **trainer.crops), RandomDegrade(smallest=cfg.crop_size)
     sampler = EpochSampler(splits["train"], cfg, binary=True)
-    trainer.load("train", crops(splits["train"], degrade=degrade if cfg.degrade else None), sampler)
+    trainer.load(
+        "train", crops(splits["train"], degrade=replace(degrade, p_clean=CLEAN) if cfg.degrade else None), sampler
+    )
     trainer.load("clean", crops(splits["val"]))
     trainer.load("degraded", crops(splits["val"], degrade=degrade))
 

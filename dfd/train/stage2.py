@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset
 
 from dfd import config
 from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equalise
-from dfd.degrade.registry import RandomDegrade
+from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
 from dfd.losses import consistency_loss, source_loss
 from dfd.train.loop import OnEpoch, Trainer
@@ -72,7 +72,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
     if trainer.is_finished():
         return pd.DataFrame(trainer.history)
 
-    degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
+    degrade = RandomDegrade(smallest=cfg.crop_size, p_clean=CLEAN) if cfg.degrade else None
     views = partial(GFDTwoViewDataset, splits["train"], classes=classes, degrade=degrade, **trainer.crops)
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
     data, every = views(), 1

@@ -1,0 +1,76 @@
+"""What judgements by heads that never saw an image's source say: numbers by draw, and rates by source.
+
+Scores of different draws are of different heads: ranks are taken within a draw and never across.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dfd.config import REAL
+from dfd.degrade import registry
+from dfd.evaluate.metrics import weighted_auc
+from dfd.inference.decide import answer, decide, logit_columns
+from dfd.inference.stage import Stage
+
+
+def load(out: str | Path, stage: Stage) -> pd.DataFrame:
+    """The judgements in a run folder that a stage was calibrated on; empty where there are none (`dfd.train.heads`)."""
+    return pd.read_parquet(Path(out) / f"hold_outs_{stage.stage}.parquet") if stage.is_held_out else pd.DataFrame()
+
+
+def by_draw(judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per draw and condition: the sources left out, and `auc` (stage 1) or `accuracy` (stage 2).
+
+    Sources weigh the same, whatever their number of images; accuracy is the mean over the generators.
+    """
+    rows = []
+    groups: Any = judged.groupby(["draw", "degradation", "level"], sort=False)
+    for (draw, degradation, level), part in groups:
+        sources = part.groupby("label")["source"].unique().map(", ".join).to_dict()
+        row = {"draw": draw, "condition": registry.name(degradation, level), **sources}
+        if "logit_fake" in part:
+            weights = 1 / part.groupby(["label", "source"])["path"].transform("size").to_numpy(float)
+            is_fake = part["label"].ne(REAL).to_numpy()
+            (row["auc"],) = weighted_auc(weights[None], is_fake, part["logit_fake"].to_numpy())
+        else:
+            row["accuracy"] = part["prediction"].eq(part["label"]).groupby(part["label"]).mean().mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summary(judged: pd.DataFrame) -> pd.DataFrame:
+    """Mean, deviation, worst and number of the draws, one row a condition; the mean of a draw's sources in between."""
+    draws = by_draw(judged)
+    metric = "auc" if "auc" in draws else "accuracy"
+    table = draws.groupby("condition", sort=False)[metric].agg(["mean", "std", "min", "size"])
+    return table.set_axis([metric, "deviation", "worst draw", "draws"], axis=1)
+
+
+def by_source(judged: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """Rates of each source under each condition by a stage's decisions, the worst first.
+
+    Of stage 1 the shares called fake, real and unsure, and `wrong`, called the opposite of what it is; of stage 2
+    wrong, named another generator.
+    """
+    decisions = decide(judged[logit_columns(judged)].to_numpy(float), stage)
+    rows = judged[["label", "source", "path"]].assign(
+        condition=[
+            registry.name(name, level) for name, level in zip(judged["degradation"], judged["level"], strict=True)
+        ]
+    )
+    columns = ["wrong"]
+    if stage.stage == "stage1":
+        rows["answer"] = [answer(p, stage) for p in decisions.probabilities[:, 1]]
+        rows["wrong"] = rows["answer"] == np.where(rows["label"] == REAL, "fake", "real")
+        rows = rows.assign(**{name: rows["answer"].eq(name) for name in ("fake", "real", "unsure")})
+        columns = ["wrong", "fake", "real", "unsure"]
+    else:
+        rows["wrong"] = decisions.probabilities.argmax(1) != rows["label"].map(list(stage.classes).index)
+    groups = rows.groupby(["label", "source", "condition"], sort=False)
+    table = groups[columns].mean().assign(images=groups["path"].nunique())
+    return table.sort_values("wrong", ascending=False).reset_index()

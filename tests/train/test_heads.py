@@ -1,0 +1,206 @@
+"""Linear heads on the feature bank: the discriminant, joint hold-outs, and a stage fitted, calibrated and shipped."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bad_files import picture
+from folders import scan
+from PIL import Image
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from dfd import config
+from dfd.config import CHECKPOINTS, SHIPPED, SUMS
+from dfd.core.runs import Interrupted
+from dfd.data.crops import Seeded
+from dfd.evaluate import holdouts, scores
+from dfd.inference import Detector, Stage
+from dfd.inference.stage import ship
+from dfd.models import clip
+from dfd.train import bank, fit, heads
+
+
+@pytest.fixture
+def features():
+    """Two classes of three sources each, 24 images of 3 views: source means scatter most in the first direction."""
+    rng = np.random.default_rng(0)
+    classes, sources = np.repeat([0, 1], 72), np.repeat(["a", "b", "c", "d", "e", "f"], 24)
+    shift = dict(zip("abcdef", rng.normal(size=(6, 5)) * [2, 0.3, 0.3, 0.3, 0.3], strict=True))
+    x = rng.normal(size=(144, 3, 5)) + np.stack([shift[source] for source in sources])[:, None]
+    return (x + classes[:, None, None] * [0, 2, 0, 0, 1]).astype(np.float16), classes, sources
+
+
+def test_the_discriminant_is_fishers_where_sources_weigh_alike(features):
+    x, classes, sources = features
+    weight, bias = heads.Discriminants(x, classes, sources, shrinkage=1e-6).fit()
+    flat = x.astype(float).reshape(-1, 5)
+    expected = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5]).fit(flat, classes.repeat(3))
+    difference = flat @ (weight[1] - weight[0]) + bias[1] - bias[0]
+    assert np.allclose(difference, expected.decision_function(flat), rtol=0.02, atol=0.02)
+
+
+def test_leaving_a_source_out_is_as_if_it_had_never_been_there(features):
+    x, classes, sources = features
+    weight, bias = heads.Discriminants(x, classes, sources, 1e-6).fit(without={"b", "f"})
+    rest = ~np.isin(sources, ["b", "f"])
+    fresh, fresh_bias = heads.Discriminants(x[rest], classes[rest], sources[rest], 1e-6).fit()
+    assert np.allclose(weight[1] - weight[0], fresh[1] - fresh[0], rtol=0.01, atol=0.01)
+    assert bias[1] - bias[0] == pytest.approx(fresh_bias[1] - fresh_bias[0], abs=0.02)
+    whole, _ = heads.Discriminants(x, classes, sources, 1e-6).fit()
+    assert np.abs(whole - weight).max() > 0.1
+
+
+def test_a_source_weighs_by_the_root_of_its_size(features):
+    x, classes, sources = features
+    often = np.r_[np.arange(144), np.repeat(np.flatnonzero(sources == "a"), 3)]  # source a four times as large
+    weight, bias = heads.Discriminants(x[often], classes[often], sources[often], 1e-6).fit()
+    flat, size = x.astype(float), {"a": 2.0}
+    mean = np.average([flat[sources == s].mean((0, 1)) for s in "abc"], axis=0, weights=[size.get(s, 1) for s in "abc"])
+    other = np.mean([flat[sources == s].mean((0, 1)) for s in "def"], axis=0)
+    middle = (mean + other) / 2  # where both classes are as likely
+    assert middle @ (weight[1] - weight[0]) + bias[1] - bias[0] == pytest.approx(0, abs=0.01)
+
+
+def test_hold_outs_leave_a_source_out_of_every_label():
+    labels = np.array(["RealPhotos"] * 3 + ["ProGAN"] * 3 + ["BigGAN"] * 2)
+    sources = np.array(["x", "y", "both", "both", "z", "w", "only", "only"])
+    draws = list(heads.joint_hold_outs(labels, sources, 40, seed=0))
+    assert len(draws) == len({tuple(draw.values()) for draw in draws}) == 9
+    assert {draw["RealPhotos"] for draw in draws[:3]} == {"x", "y", "both"}  # each in its turn
+    assert all(set(draw) == {"RealPhotos", "ProGAN"} for draw in draws)  # BigGAN has one source, which stays
+    assert not list(heads.joint_hold_outs(labels[2:], sources[2:], 40, seed=0))  # photos of one source
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A run folder with both heads, and its manifest: 4 sources a class, 3 images a source, on a small trunk."""
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    clip.shared_trunk.cache_clear()
+    data, rows = tmp_path / "data", []
+    for place, label in enumerate(("RealPhotos", "ProGAN", "BigGAN")):
+        (data / label).mkdir(parents=True)
+        for number in range(12):
+            name = f"{label}/{number}.png"
+            pixels = np.asarray(picture(100 * place + number, 72, 64)).astype(int)
+            pixels[:: place + 1] += 40 * (place > 0)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data / name)
+            rows.append({"file": name, "source": f"{label} {number % 4}"})
+    pd.DataFrame(rows).to_csv(data / "provenance.csv", index=False)
+    out, options = tmp_path / "run", {"backbone": "clip", "pretrained": False, "crop_size": 32, "hold_outs": 6}
+    options |= {"equalise": False, "workers": 0, "track": "none", "data": str(data), "out": str(out)}
+    out.mkdir()
+    table = scan(data, out)
+    cfgs = {"stage1": config.Stage1(**options), "stage2": config.Stage2(**options)}
+    for cfg in cfgs.values():
+        fit(table, cfg)
+    yield table, cfgs, out
+    clip.shared_trunk.cache_clear()
+
+
+def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_path, monkeypatch, capsys):
+    table, cfgs, out = trained
+    judged = holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))
+    assert set(judged["degradation"]) == {"none", "jpeg"} and set(judged["level"]) == {0, 95, 75, 50}
+    test = set(table["path"][table["split"] == "test"])
+    assert not test & set(judged["path"])
+    assert judged.groupby("draw")["source"].nunique().eq(3).all()
+    stage = Stage.load(out / CHECKPOINTS["stage1"])
+    assert stage.is_held_out and stage.band[0] <= stage.threshold <= stage.band[1]
+    before = stage.temperature
+    val = scores.score(stage, table[table["split"] == "val"])
+    scores.calibrate(stage, val, out)  # keeps what unseen sources chose
+    assert Stage.load(out / CHECKPOINTS["stage1"]).temperature == before
+    summary = holdouts.summary(judged)
+    assert list(summary.index) == ["as it is", "jpeg 95", "jpeg 75", "jpeg 50"] and (summary["draws"] == 6).all()
+    second = Stage.load(out / CHECKPOINTS["stage2"])
+    assert holdouts.by_source(holdouts.load(out, second), second)["wrong"].between(0, 1).all()
+
+    ship(out, tmp_path / "detector")
+    assert sum((tmp_path / "detector" / name).stat().st_size for name in SHIPPED.values()) < 10e6
+    image = tmp_path / "data" / table["path"].iloc[0]
+    shipped, run = Detector.load(tmp_path / "detector"), Detector.load(out)
+    assert shipped(image) == run(image) and shipped(image).verdict in ("fake", "real", "unsure")
+    path = tmp_path / "detector" / SHIPPED["stage1"]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"stage1.safetensors is not the file that {SUMS} names"):
+        Detector.load(tmp_path / "detector")
+    capsys.readouterr()
+    history = fit(table, cfgs["stage1"])
+    assert "already trained" in capsys.readouterr().out and len(history) == 1
+
+
+def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
+    table, cfgs, out = trained
+    whole = np.load(out / bank.FILE)
+    state = json.loads((out / "features.json").read_text())
+    assert state["done"] == len(table) and whole.shape[:2] == (36, len(bank.CONDITIONS) + 1)
+    backbone = clip.ClipBackbone(1, pretrained=False)
+    seen = []
+    monkeypatch.setattr(
+        backbone, "forward_features", lambda views: seen.append(len(views)) or torch.zeros(len(views), 1344)
+    )
+    bank.build(table, cfgs["stage1"], backbone)
+    assert not seen
+    (out / "features.json").write_text(json.dumps(state | {"done": 24}))
+    again = bank.build(table, cfgs["stage1"], backbone)
+    assert sum(seen) == 12 * whole.shape[1] and np.array_equal(again[:24], whole[:24]) and not again[24:].any()
+    assert "going on after 24 of 36" in capsys.readouterr().out
+    bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
+    assert sum(seen) == (12 + 36) * whole.shape[1]
+
+
+def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
+    table, cfgs, out = trained
+    (out / "features.json").unlink()
+    backbone = clip.ClipBackbone(1, pretrained=False)
+
+    def interrupted(views):
+        import signal
+
+        signal.raise_signal(signal.SIGTERM)
+        return torch.zeros(len(views), 1344)
+
+    monkeypatch.setattr(backbone, "forward_features", interrupted)
+    with pytest.raises(Interrupted, match="stopped after 8 of 36 images"):
+        bank.build(table, cfgs["stage1"], backbone)
+    assert json.loads((out / "features.json").read_text())["done"] == 8
+
+
+def test_a_small_image_and_a_large_one_give_views_alike(tmp_path):
+    """A photo and a tile cut from its middle: grids of the codec fall anywhere in both, and nothing is padded."""
+    cfg = config.Stage1(crop_size=32, equalise=False, data="x", out="y")
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8))
+    (tmp_path / "a").mkdir()
+    large.save(tmp_path / "a" / "large.png")
+    large.crop((32, 32, 64, 64)).save(tmp_path / "a" / "small.png")
+    table = pd.DataFrame({"path": ["a/large.png", "a/small.png"], "is_fake": [False, False]})
+    table.attrs["root"] = str(tmp_path)
+    views = Seeded(bank.Views(table, cfg))
+    quality_50 = [np.stack([views[place, seed][3].numpy() for seed in range(60)]) for place in (0, 1)]
+
+    def phases(crops):
+        """Where the strongest step between columns lies, modulo 8."""
+        steps = np.abs(np.diff(crops, axis=-1)).mean(axis=(1, 2))
+        return {int(np.argmax([row[k::8].mean() for k in range(8)])) for row in steps}
+
+    assert len(phases(quality_50[0])) >= 5 and len(phases(quality_50[1])) >= 5
+
+
+def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp_path):
+    table, cfgs, _ = trained
+    (tmp_path / "data" / "provenance.csv").unlink()
+    out = tmp_path / "other"
+    out.mkdir()
+    history = fit(table, cfgs["stage1"].model_copy(update={"out": str(out)}))
+    stage = Stage.load(out / CHECKPOINTS["stage1"])
+    assert not stage.is_held_out and stage.band is None and not list(out.glob("hold_outs*"))
+    assert holdouts.load(out, stage).empty
+    features, learns = np.load(out / bank.FILE), table["split"].eq("train").to_numpy()
+    fakes, labels = table["is_fake"].to_numpy(dtype=int), table["label"].to_numpy()
+    weight, _ = heads.Discriminants(features[learns], fakes[learns], labels[learns], 0.1).fit()
+    assert np.allclose(stage.model.backbone.head.weight.detach(), weight[1] - weight[0], atol=1e-4)
+    scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), out)
+    assert Stage.load(out / CHECKPOINTS["stage1"]).band and history["val_auc"].between(0, 1).all()
