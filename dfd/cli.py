@@ -228,9 +228,23 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
 
 
 def find_model(model: str | None) -> Path:
-    """The run folder to predict with: the one given, else the newest trained one below reports/."""
-    folders = [Path(model)] if model else config.resolve("reports").glob("*/")
+    """What to predict with: the folder given, else the newest trained run on real data, else the detector that ships.
+
+    A run on the built-in data learnt simulated fakes alone, so that it must be asked for.
+    """
+    from dfd.core.io import read_json
+    from dfd.data import sample as built_in
+
+    def is_own(run: Path) -> bool:
+        data = read_json(run / "config.json").get("data")
+        return not (data and built_in.is_sample(config.resolve(data)))
+
+    if model and (Path(model) / config.SUMS).exists():
+        return Path(model)
+    folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))
     trained = [folder for folder in folders if all((folder / name).exists() for name in config.CHECKPOINTS.values())]
+    if not trained and not model and (config.DETECTOR / config.SUMS).exists():
+        return config.DETECTOR
     if not trained:
         remedy = "`make demo` or `python -m dfd run --data FOLDER` makes one"
         raise FileNotFoundError(f"no trained model in {model or 'reports/'}: {remedy}")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -90,11 +91,29 @@ def test_a_misspelt_parameter_and_missing_data_end_the_real_command(call):
     assert result.exit_code == 2 and "no data folder nowhere" in result.output
 
 
-def test_predict_without_a_model_says_how_to_get_one(call, tmp_path):
+def test_predict_without_a_model_says_how_to_get_one(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "DETECTOR", tmp_path / "none")
     result = call("predict", "a.png")
     assert result.exit_code == 2 and result.output.count("\n") == 1
     assert "make demo" in result.output and "python -m dfd run" in result.output
     assert call("predict", "--model", str(tmp_path), "a.png").exit_code == 2
+
+
+def test_the_shipped_detector_answers_before_a_run_on_simulated_fakes(call, verdicts, tmp_path, monkeypatch):
+    from dfd.core import io
+
+    monkeypatch.setattr(config, "DETECTOR", tmp_path / "detector")
+    assert cli.find_model(None) == tmp_path / "reports" / "new"
+    (tmp_path / "sample").mkdir()
+    io.write_json(tmp_path / "sample" / "sample.json", {})
+    for run in ("new", "old"):
+        io.write_json(tmp_path / "reports" / run / "config.json", {"data": str(tmp_path / "sample")})
+    with pytest.raises(FileNotFoundError, match="no trained model"):
+        cli.find_model(None)
+    (tmp_path / "detector").mkdir()
+    (tmp_path / "detector" / config.SUMS).touch()
+    assert cli.find_model(None) == tmp_path / "detector" == cli.find_model(str(tmp_path / "detector"))
+    assert cli.find_model("reports/new") == Path("reports/new")
 
 
 @pytest.fixture
@@ -115,10 +134,10 @@ def verdicts(monkeypatch, tmp_path):
                 elif "f" in path.rsplit("/")[-1]:
                     both = {"ProGAN": 0.75, "BigGAN": 0.25}
                     source = "unknown" if "strange" in path else "ProGAN"
-                    yield inference.Verdict(path, True, 0.9876, source, both, ("ProGAN", "BigGAN"), 5, 0.1)
+                    yield inference.Verdict(path, True, "fake", 0.9876, source, both, ("ProGAN", "BigGAN"), 5, 0.1)
                 else:
                     sources = {"ProGAN": 0.6, "BigGAN": 0.4}
-                    yield inference.Verdict(path, False, 0.0123, "RealPhotos", sources, ("ProGAN",), 5, 0.1)
+                    yield inference.Verdict(path, False, "real", 0.0123, "RealPhotos", sources, ("ProGAN",), 5, 0.1)
 
     for age, name in enumerate(("new", "old")):
         folder = tmp_path / "reports" / name
@@ -161,6 +180,7 @@ def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path
     assert rows[1] == {
         "path": "in/deep/f.png",
         "is_fake": True,
+        "verdict": "fake",
         "p_fake": 0.9876,
         "source": "ProGAN",
         "p_source": {"ProGAN": 0.75, "BigGAN": 0.25},

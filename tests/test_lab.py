@@ -45,7 +45,7 @@ def place(tmp_path_factory):
         save_checkpoint(content(stage), place / name)
     notebook = nbformat.read(config.ROOT / "notebooks" / "05_probe.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    cell.source += f"\nout = {str(place)!r}\ndata = {str(place)!r}\nexamples = 2"
+    cell.source += f"\nout = {str(place)!r}\ndata = {str(place)!r}\nexamples = 2\nmodel = 'run'"
     nbformat.write(notebook, place / "probe.ipynb")
     noise(150, 120).save(place / "given.png")
     (place / "wrong.png").write_bytes(b"<svg onload='window.hurt = 1'/>")

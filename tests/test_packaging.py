@@ -147,7 +147,7 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_carries_notebooks_profiles_templates_and_simulators_and_nothing_else(wheel):
     inside = {name.removeprefix("dfd/") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dfd/")}
-    folders = {"notebooks": "*.ipynb", "configs": "*.yaml", "data/simulators": "*.safetensors"}
+    folders = {"notebooks": "*.ipynb", "configs": "*.yaml", "data/simulators": "*.safetensors", "data/detector": "*"}
     carried = [path for name, pattern in folders.items() for path in (config.ROOT / name).glob(pattern)]
     expected = {str(path.relative_to(config.ROOT)) for path in carried}
     package = config.ROOT / "dfd"

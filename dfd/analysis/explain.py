@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dfd.config import Training
 from dfd.core.images import load_rgb
 from dfd.data.crops import RealFakeDataset, equalise, plan
-from dfd.degrade.registry import RandomDegrade
+from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference.decide import closed_set
 from dfd.inference.stage import BATCH, Stage, center_crops
 from dfd.models.backbones import high_pass
@@ -73,7 +73,7 @@ def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
 def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures:
     """What stage 1 is trained on: one random, degraded, equalised crop of `columns` images of each label."""
     torch.manual_seed(cfg.seed)
-    degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
+    degrade = RandomDegrade(smallest=cfg.crop_size, p_clean=CLEAN) if cfg.degrade else None
     quality = cfg.equalise_quality if cfg.equalise else None
     pictures = {}
     for label, paths in _chosen(table, columns).items():

@@ -23,7 +23,7 @@ from dfd.core.io import write_text
 from dfd.inference.detector import Detector, Verdict
 
 MAX_PICTURED = 50  # images that a page shows pictures of; of the others it has the text only
-COLUMNS = ("path", "is_fake", "p_fake", "source", "candidates", "crops", "crop_std", "error")
+COLUMNS = ("path", "is_fake", "verdict", "p_fake", "source", "candidates", "crops", "crop_std", "error")
 
 
 class Journal:
@@ -145,8 +145,7 @@ def row(verdict: Verdict, width: int) -> str:
     name = name if len(name) <= width else "…" + name[1 - width :]
     if verdict.error:
         return f"{name:{width}}  {'error':7}  {'':7}  {printable(verdict.error)}"
-    call = "fake" if verdict.is_fake else "real"
-    return f"{name:{width}}  {call:7}  {verdict.p_fake:7.3f}  {sentence('source', verdict)}"
+    return f"{name:{width}}  {verdict.verdict:7}  {verdict.p_fake:7.3f}  {sentence('source', verdict)}"
 
 
 def printable(text: str) -> str:

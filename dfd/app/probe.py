@@ -48,10 +48,13 @@ class Item:
 
 
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
-    """The probe of a run folder's networks: widgets to look at, or still HTML where `run` executes the notebook."""
-    detector = Detector.load(cfg.out)
+    """The probe of a detector: widgets to look at, or still HTML where `run` executes the notebook."""
+    is_still = cfg.static or HEADLESS in os.environ
+    is_run = cfg.model == "run" or (cfg.model == "auto" and is_still)
+    detector = Detector.load(cfg.out) if is_run else Detector.load()
+    print(f"Answers come from {'the run in ' + cfg.out if is_run else 'the detector that ships, see data/detector'}.")
     detector = detector.at_fpr(cfg.fpr) if cfg.fpr else detector
-    if cfg.static or HEADLESS in os.environ:
+    if is_still:
         return HTML(still(detector, examples(cfg)))
     return Probe(detector, examples(cfg), Path(cfg.out).resolve() / "probe").view
 

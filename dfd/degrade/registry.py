@@ -22,6 +22,7 @@ from dfd.degrade.operators import DEGRADATIONS, Degradation, check, check_images
 
 Step = tuple[str, float, dict]
 AS_IT_IS = "as it is"  # the name of the images without degradation
+CLEAN = 0.5  # share of the training draws that are not degraded: with fewer, what is learnt is the degradation
 SPARE = 16  # pixels beyond the smallest side that are degraded too, so that codec grids and borders fall anywhere
 
 
@@ -132,6 +133,7 @@ class RandomDegrade:
     A random window is cut first, so large that the chain leaves that side and SPARE pixels.
     """
 
+    p_clean: float = 0.0  # left as it is
     p_history: float = 0.2  # an earlier JPEG
     p_crop: float = 0.1
     p_rescale: float = 0.2
@@ -166,6 +168,8 @@ class RandomDegrade:
     def draw(self) -> list[Step]:
         """One chain: (operator, level, options) in the order of application; empty for an untouched image."""
         chain = []
+        if self.p_clean and _uniform() < self.p_clean:
+            return chain
         if _uniform() < self.p_history:
             chain.append(("jpeg", _whole(60, 95), self._chroma()))
         if _uniform() < self.p_crop:

@@ -74,6 +74,8 @@ def calibrate(
     stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
 ) -> pd.DataFrame:
     """Fit a stage's decisions on clean validation rows, see `decide.fit`, store them in its checkpoint, decide anew."""
+    if stage.is_held_out:
+        return with_predictions(stage, scores)
     fitted = decide.fit(stage, metrics.clean(scores, "val"), coverage, accept)
     for name, value in fitted.items():
         setattr(stage, name, value)

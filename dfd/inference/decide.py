@@ -15,6 +15,7 @@ from dfd.config import REAL
 from dfd.inference.stage import Stage
 
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
+ERRORS = 0.05  # share of photos that are called fake, and of fakes that are called real; between them: unsure
 OPERATING_POINTS = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}  # name -> false positive rate on validation
 
 
@@ -42,6 +43,13 @@ def decide(
     if ood_score is not None and stage.ood_threshold is not None:
         prediction[np.asarray(ood_score, dtype=float) > stage.ood_threshold] = UNKNOWN
     return Decisions(prediction, p, prediction_sets(p, stage.conformal_quantile))
+
+
+def answer(p_fake: float, stage: Stage, threshold: float | None = None) -> str:
+    """Say fake, real or, within stage 1's band, unsure; `threshold` stands in for the band's upper end."""
+    low, high = stage.band or (stage.threshold, stage.threshold)
+    low, high = (low, high) if threshold in (None, stage.threshold) else (min(low, threshold), threshold)
+    return "fake" if p_fake >= high else "real" if p_fake < low else "unsure"
 
 
 def prediction_sets(probabilities: np.ndarray, quantile: float) -> np.ndarray:
@@ -91,9 +99,10 @@ def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, n
 def fit(stage: Stage, rows: pd.DataFrame, coverage: float = 0.9, accept: float = 0.95) -> dict[str, Any]:
     """Fit what a stage decides by on clean validation rows of its score table: attributes and entries of checkpoints.
 
-    temperature; of stage 1 threshold, operating_points, and validation, the p_fake of these photos and fakes, for
-    thresholds at other rates; of stage 2 coverage, the promise of its conformal sets, their conformal_quantile, and
-    ood_threshold, by which the share `accept` of these rows is not called unknown.
+    temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure, and
+    validation, the p_fake of these photos and fakes, for thresholds at other rates; of stage 2 coverage, the promise of
+    its conformal sets, their conformal_quantile, and ood_threshold, by which the share `accept` of these rows is not
+    called unknown.
     """
     temperature = fit_temperature(rows)
     p = probabilities(rows, temperature)
@@ -102,7 +111,9 @@ def fit(stage: Stage, rows: pd.DataFrame, coverage: float = 0.9, accept: float =
         photos, fakes = np.sort(p[is_photo, 1]), np.sort(p[~is_photo, 1])
         points = {name: fit_threshold(photos, fakes, fpr) for name, fpr in OPERATING_POINTS.items()}
         validation = {"photos": photos.tolist(), "fakes": fakes.tolist()}
-        fitted = {"threshold": points["balanced"], "operating_points": points, "validation": validation}
+        low, threshold = 1 - fit_threshold(1 - fakes, 1 - photos, ERRORS), points["balanced"]
+        band = [min(low, threshold), max(points["fpr_5"], threshold)]
+        fitted = {"threshold": threshold, "operating_points": points, "band": band, "validation": validation}
         return {"temperature": temperature, **fitted}
     true = rows["label"].map(list(stage.classes).index).to_numpy()
     quantile = fit_conformal(p, true, coverage, rows["group"].to_numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfd.config import CHECKPOINTS, REAL
+from dfd.config import CHECKPOINTS, DETECTOR, REAL, SHIPPED, SUMS
 from dfd.core import runs
 from dfd.core.images import ImageError, as_rgb, load_rgb
 from dfd.data.crops import MAX_CROPS
-from dfd.inference.decide import decide, fit_threshold
+from dfd.inference.decide import answer, decide, fit_threshold
 from dfd.inference.stage import BATCH, Prepared, Scored, Stage
 
 
@@ -28,6 +29,7 @@ class Verdict:
 
     path: str | None
     is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
+    verdict: str | None = None  # fake, real, or unsure where either would be wrong too often
     p_fake: float | None = None  # calibrated, in [0, 1]
     source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown
     p_source: dict[str, float] | None = None  # stage 2's view, given for photos too
@@ -44,7 +46,7 @@ class Verdict:
 class Detector:
     """Both stages of a run folder: is it real, and if not, who made it?
 
-    `Detector.load("reports/demo")("photo.jpg")` gives a Verdict.
+    `Detector.load()("photo.jpg")` gives a Verdict of the detector that ships, `Detector.load("reports/demo")` of a run.
     """
 
     def __init__(self, stage1: Stage, stage2: Stage, run: Path | None = None, threshold: float | None = None):
@@ -52,13 +54,23 @@ class Detector:
         self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
 
     @classmethod
-    def load(cls, run: str | Path, device: torch.device | None = None) -> Detector:
-        """Open both checkpoints of a run folder, with the errors of Stage.load."""
-        stages = {name: Stage.load(Path(run) / file, device) for name, file in CHECKPOINTS.items()}
-        for name, stage in stages.items():
+    def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Detector:
+        """Open both stages of a run folder, or of the detector that ships, with the errors of Stage.load.
+
+        A file of the latter that is not the one in SHA256SUMS is a ValueError.
+        """
+        run = Path(run)
+        files = files_of(run)
+        if SUMS in files:
+            for line in (run / SUMS).read_text("utf-8").splitlines():
+                digest, name = line.split()
+                if hashlib.sha256((run / name).read_bytes()).hexdigest() != digest:
+                    raise ValueError(f"{run / name} is not the file that {SUMS} names; restore it, or ship it anew")
+        stages = [Stage.load(run / file, device) for file in files[:2]]
+        for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
             if stage.stage != name:
-                raise ValueError(f"{Path(run) / CHECKPOINTS[name]} holds a {stage.stage}, where {name} belongs")
-        return cls(*stages.values(), run=Path(run))
+                raise ValueError(f"{run / file} holds a {stage.stage}, where {name} belongs")
+        return cls(*stages, run=run)
 
     def at_fpr(self, fpr: float) -> Detector:
         """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
@@ -116,11 +128,17 @@ class Detector:
         is_fake = bool(real_or_fake.prediction[0] == "fake")
         p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
         candidates = [name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept]
+        p_fake = float(real_or_fake.probabilities[0, 1])
         return Verdict(
-            path, is_fake, float(real_or_fake.probabilities[0, 1]),
+            path, is_fake, answer(p_fake, self.stage1, self.threshold), p_fake,
             str(generator.prediction[0]) if is_fake else REAL, p_source, tuple(candidates),
             first.crops, first.crop_std,
         )  # fmt: skip
+
+
+def files_of(run: Path) -> list[str]:
+    """The files of a detector, stage 1 first: the checkpoints of a run folder, or the shipped stages and their sums."""
+    return [*SHIPPED.values(), SUMS] if (run / SUMS).exists() else list(CHECKPOINTS.values())
 
 
 def score_files(

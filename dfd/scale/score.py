@@ -30,12 +30,11 @@ from pyarrow import dataset, parquet
 from ray.exceptions import RayError
 
 from dfd import __version__
-from dfd.config import CHECKPOINTS
 from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
 from dfd.core.io import atomic_write, digest
 from dfd.core.runs import bar, cores, run_lock, terminable
 from dfd.data.layouts import SUFFIXES, find_images, printable
-from dfd.inference.detector import Detector, Verdict
+from dfd.inference.detector import Detector, Verdict, files_of
 
 IMAGES, LISTS = tuple(SUFFIXES), (".txt", ".lst", ".list")
 SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -72,7 +71,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
     """
     detector = Detector.load(model, torch.device("cpu"))
     detector = detector if options.threshold_fpr is None else detector.at_fpr(options.threshold_fpr)
-    files = {name: (Path(model) / name).read_bytes() for name in CHECKPOINTS.values()}
+    files = {name: (Path(model) / name).read_bytes() for name in files_of(Path(model))}
     record = {"model": digest(files), "dfd": __version__, "threshold": detector.threshold}
     record |= {"crops": options.crops, "crop_mode": options.crop_mode}
     names: dict[str, None] = {}  # each once, in order
@@ -197,7 +196,7 @@ class Judge:
             self.detector = Detector.load(run, torch.device(device))
         self.detector.threshold = threshold
         shares = dict.fromkeys(self.detector.stage2.classes, 0.0)
-        every_type = {"path": "", "sha256": ""} | Verdict("", True, 0.0, "", shares, ("",), 0, 0.0, "").asdict()
+        every_type = {"path": "", "sha256": ""} | Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "").asdict()
         self.schema = pa.Table.from_pylist([every_type]).schema
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:

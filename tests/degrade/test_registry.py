@@ -292,3 +292,14 @@ def test_the_documented_table_is_the_registry():
         assert f", {row.range[0]:g} to {row.range[1]:g}" in level
         kernels = {"kernel"} & set(row.options) and "the same" not in options
         assert not kernels or set(re.findall("`([a-z]+)`", options)) == set(row.options["kernel"])
+
+
+def test_a_share_of_the_draws_is_left_clean_and_the_rest_is_drawn_as_ever():
+    torch.manual_seed(0)
+    half = registry.RandomDegrade(p_history=1, p_clean=0.5)
+    clean = sum(not half.draw() for _ in range(400))
+    assert 160 < clean < 240
+    torch.manual_seed(1)
+    plain = [registry.RandomDegrade().draw() for _ in range(20)]
+    torch.manual_seed(1)
+    assert plain == [registry.RandomDegrade(p_clean=0.0).draw() for _ in range(20)]

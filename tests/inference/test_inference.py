@@ -207,7 +207,18 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
     assert first.is_fake == (first.p_fake >= 0.5)
     for verdict in (second, third):
         assert verdict.error and verdict.p_fake is None and verdict.source is None
-    expected = {"path", "is_fake", "p_fake", "source", "p_source", "candidates", "crops", "crop_std", "error"}
+    expected = {
+        "path",
+        "is_fake",
+        "verdict",
+        "p_fake",
+        "source",
+        "p_source",
+        "candidates",
+        "crops",
+        "crop_std",
+        "error",
+    }
     assert set(json.loads(json.dumps(first.asdict()))) == expected
 
 
