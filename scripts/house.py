@@ -20,8 +20,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = 8_500  # of Python in dfd, blank lines and docstrings too
-FILES = 62
+LINES = 10_000  # of Python in dfd, blank lines and docstrings too; the rebuild left 8,500 in 62 files
+FILES = 72
 LINES_A_FILE = 300
 AT_THE_ROOT = {"__init__.py", "__main__.py", "cli.py", "config.py", "losses.py"}
 
