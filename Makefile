@@ -15,8 +15,9 @@ UPLOADS := {"websocket_max_message_size": 536870912}
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(ENV)  ## Make the built-in data, train both stages on it, write reports/demo/index.html
+demo: $(ENV)  ## Make the built-in data, judge some of it, train both stages on it, write reports/demo/index.html
 	$(PY) -m dfd sample --out data/sample
+	-$(PY) -m dfd predict --model data/detector 'data/sample/*/astronaut_128_0.png' 'data/sample/*/coffee_128_0.png'
 	$(PY) -m dfd run --data data/sample --out reports/demo --profile demo $(ARGS)
 
 report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
