@@ -23,7 +23,8 @@ LEVELS = {
     "crop": 0.8,
     "social": 70,
 }
-STEPS = [field.name for field in dataclasses.fields(registry.RandomDegrade) if field.name.startswith("p_")]
+NAMES = [field.name for field in dataclasses.fields(registry.RandomDegrade)]
+STEPS = [name for name in NAMES if name.startswith("p_") and name != "p_clean"]
 OFF = dict.fromkeys(STEPS, 0.0)
 
 
