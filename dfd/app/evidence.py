@@ -112,7 +112,7 @@ def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
         tiles.append((name, _tile(_coloured(np.clip((values - low) / max(high - low, 1e-9), 0, 1), "viridis"))))
-    return sentence("caption_residual", len(spectra) > 1), tiles
+    return sentence("caption_residual", len(spectra) > 1, detector.stage2.model.sees_image), tiles
 
 
 def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:

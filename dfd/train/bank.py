@@ -23,13 +23,12 @@ from dfd.core.runs import Interrupted, bar, deferred
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose
 from dfd.degrade.operators import as_float
-from dfd.degrade.registry import parse
+from dfd.degrade.registry import parse_all
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, WHEEL_SHA256
 from dfd.train.processes import build_loader
 
-AS_IT_IS = "as it is"
-CONDITIONS = (AS_IT_IS, "jpeg 95", "jpeg 75", "jpeg 50")  # the first views of each image
+CONDITIONS = parse_all(["jpeg 95", "jpeg 75", "jpeg 50"])  # the first views of each image, after it as it is
 PHASE = 8  # pixels a side of a JPEG block: where its grid starts is random
 IMAGES, CHUNK = 8, 64  # images that pass the backbone at once, and between two states on disk
 FILE = "features.npy"  # in the run folder, beside features.json
@@ -42,16 +41,15 @@ class Views(RealFakeDataset):
         degrade, quality = RandomDegrade(smallest=cfg.crop_size), cfg.equalise_quality if cfg.equalise else None
         super().__init__(table, table.attrs["root"], cfg.crop_size, degrade, quality)
         self.random = cfg.random_views
-        self.chains = [() if name == AS_IT_IS else parse(name).chain for name in CONDITIONS]
 
     def __getitem__(self, index: int) -> Tensor:
         image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
         views = []
-        for chain in self.chains:
+        for condition in CONDITIONS:
             top, left = (int(torch.randint(PHASE, ())) for _ in range(2))
             part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
             moved = TF.pad(part, [left, top, 0, 0], padding_mode="edge")  # so that the codec's grid starts there
-            crop = random_crop(compose(moved, chain)[..., top:, left:], self.crop_size)
+            crop = random_crop(compose(moved, condition.chain)[..., top:, left:], self.crop_size)
             views.append(as_float(equalise(crop, self.equalise_quality)))
         views += [self.view(self.window(index))[None] for _ in range(self.random)]
         return torch.cat(views)
@@ -65,7 +63,9 @@ def build(table: pd.DataFrame, cfg: Training, backbone: Any) -> np.ndarray:
     path = Path(cfg.out) / FILE
     shape = (len(table), len(CONDITIONS) + cfg.random_views, backbone.head.in_features)
     made_from = (cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape)
-    key = digest(__version__, WHEEL_SHA256, BLOCKS, CONDITIONS, made_from, *table["sha256"])
+    key = digest(
+        __version__, WHEEL_SHA256, BLOCKS, [condition.name for condition in CONDITIONS], made_from, *table["sha256"]
+    )
     state = read_json(path.with_suffix(".json"))
     done = state["done"] if state.get("key") == key and path.exists() else 0
     features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)

@@ -25,7 +25,7 @@ from dfd.core.runs import bar, run_lock
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
 from dfd.inference import Stage, build_model, decide, update_checkpoint
-from dfd.train.bank import AS_IT_IS, CONDITIONS, build
+from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
 
@@ -57,13 +57,13 @@ class Discriminants:
         """Weights (K, D) and biases (K,) on the features as they are; a class that has no source left is left out."""
         scatter, means = np.zeros_like(self.totals[0]), {}
         for number in range(len(self.totals)):
-            kept = [cell for cell in self.cells if cell[0] == number and cell[1] not in without]
+            cells = [cell for cell in self.cells if cell[0] == number]
+            kept = [cell for cell in cells if cell[1] not in without]
             if not kept:
                 continue
             within = self.totals[number].copy()
-            for cell in set(self.cells) - set(kept):
-                if cell[0] == number:
-                    within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
+            for cell in set(cells) - set(kept):
+                within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
             weights = np.array([len(self.cells[cell]) ** 0.5 for cell in kept], np.float32)
             of_sources = np.stack([self.means[cell] for cell in kept])
             means[number] = np.average(of_sources, axis=0, weights=weights)
@@ -191,10 +191,7 @@ def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: An
         logits = features[:, view].astype(np.float32) @ weight.T + bias
         logits = logits - logits[:, :1] if classes[0] == "real" else logits
         table = images[["path", "label", "source", "draw"]].assign(split="val", group=images["source"])
-        table["degradation"], _, level = condition.partition(" ")
-        table = (
-            table.assign(degradation="none", level=0.0) if condition == AS_IT_IS else table.assign(level=float(level))
-        )
+        table["degradation"], table["level"] = condition.degradation, condition.level
         table[[f"logit_{name}" for name in classes]] = logits
         table["prediction"] = np.array(classes)[logits.argmax(1)]
         tables.append(table.assign(crops=1, crop_std=0.0, ood_score=-logits.max(1)))

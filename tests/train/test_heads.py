@@ -115,7 +115,7 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     summary = holdouts.summary(judged)
     assert list(summary.index) == ["as it is", "jpeg 95", "jpeg 75", "jpeg 50"] and (summary["draws"] == 6).all()
     second = Stage.load(out / CHECKPOINTS["stage2"])
-    assert holdouts.by_source(holdouts.load(out, second), second)["wrong"].between(0, 1).all()
+    assert set(holdouts.by_source(holdouts.load(out, second), second)["label"]) == {"ProGAN", "BigGAN"}
 
     ship(out, tmp_path / "detector")
     assert sum((tmp_path / "detector" / name).stat().st_size for name in SHIPPED.values()) < 10e6
@@ -168,25 +168,23 @@ def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
     assert json.loads((out / "features.json").read_text())["done"] == 8
 
 
-def test_a_small_image_and_a_large_one_give_views_alike(tmp_path):
-    """A photo and a tile cut from its middle: grids of the codec fall anywhere in both, and nothing is padded."""
+def test_the_codecs_grid_lies_anywhere_in_small_and_large_images(tmp_path):
+    """A photo and a tile cut from its middle: steps between blocks of a smooth JPEG 50 begin at any column in both."""
     cfg = config.Stage1(crop_size=32, equalise=False, data="x", out="y")
-    rng = np.random.default_rng(0)
-    large = Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8))
+    ramp = np.linspace(0, 255, 96)
+    large = Image.fromarray(np.stack([np.tile(ramp, (96, 1))] * 3, -1).astype(np.uint8))
     (tmp_path / "a").mkdir()
     large.save(tmp_path / "a" / "large.png")
     large.crop((32, 32, 64, 64)).save(tmp_path / "a" / "small.png")
     table = pd.DataFrame({"path": ["a/large.png", "a/small.png"], "is_fake": [False, False]})
     table.attrs["root"] = str(tmp_path)
     views = Seeded(bank.Views(table, cfg))
-    quality_50 = [np.stack([views[place, seed][3].numpy() for seed in range(60)]) for place in (0, 1)]
-
-    def phases(crops):
-        """Where the strongest step between columns lies, modulo 8."""
-        steps = np.abs(np.diff(crops, axis=-1)).mean(axis=(1, 2))
-        return {int(np.argmax([row[k::8].mean() for k in range(8)])) for row in steps}
-
-    assert len(phases(quality_50[0])) >= 5 and len(phases(quality_50[1])) >= 5
+    for place in (0, 1):
+        phases = set()
+        for seed in range(60):
+            bends = np.abs(np.diff(views[place, seed][3].numpy().mean((0, 1)), n=2))  # none within a block
+            phases.add(int(np.argmax([bends[phase::8].mean() for phase in range(8)])))
+        assert len(phases) >= 4, place  # one, where the grid starts at the corner of the small one
 
 
 def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp_path):
@@ -203,4 +201,4 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
     weight, _ = heads.Discriminants(features[learns], fakes[learns], labels[learns], 0.1).fit()
     assert np.allclose(stage.model.backbone.head.weight.detach(), weight[1] - weight[0], atol=1e-4)
     scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), out)
-    assert Stage.load(out / CHECKPOINTS["stage1"]).band and history["val_auc"].between(0, 1).all()
+    assert Stage.load(out / CHECKPOINTS["stage1"]).band and len(history) == 1

@@ -1,0 +1,56 @@
+"""Numbers of joint hold-outs: weights of sources, ranks within a draw, rates by source."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfd.evaluate import holdouts
+from dfd.inference.decide import answer
+
+ROWS = [  # draw, label, source, logit of fake
+    (0, "RealPhotos", "a", -2.0), (0, "RealPhotos", "a", 1.0), (0, "RealPhotos", "b", 3.0),
+    (0, "ProGAN", "c", 2.0), (0, "ProGAN", "c", 4.0),
+    (1, "RealPhotos", "a", 5.0), (1, "ProGAN", "d", 6.0),
+]  # fmt: skip
+
+
+@pytest.fixture
+def judged():
+    table = pd.DataFrame(ROWS, columns=["draw", "label", "source", "logit_fake"])
+    table = table.assign(path=[f"{i}.png" for i in range(len(table))], logit_real=0.0, degradation="jpeg", level=75.0)
+    return table[["draw", "path", "label", "source", "degradation", "level", "logit_real", "logit_fake"]]
+
+
+def test_a_draw_ranks_its_own_scores_and_sources_weigh_alike(judged):
+    found = holdouts.by_draw(judged)
+    # photos a weigh 1/2 each, b 1: of the pairs with 2.0 half of the photos' weight lies below, with 4.0 all of it
+    assert found["auc"].tolist() == [pytest.approx((0.5 + 1.0) / 2), 1.0]
+    assert found["condition"].tolist() == ["jpeg 75"] * 2 and found["RealPhotos"].tolist() == ["a, b", "a"]
+    summary = holdouts.summary(judged).loc["jpeg 75"]
+    assert summary.tolist() == [pytest.approx(0.875), pytest.approx(np.std([0.75, 1.0], ddof=1)), 0.75, 2]
+
+
+def test_rates_by_source_are_those_of_the_three_answers(judged):
+    stage = SimpleNamespace(stage="stage1", temperature=1.0, threshold=0.5, band=[0.2, 0.9], classes=["real", "fake"])
+    found = holdouts.by_source(judged, stage).set_index("source")
+    # p of fake: -2 is 0.12, 1 is 0.73, 3 is 0.95, 5 and more above 0.99, 2 is 0.88
+    assert found.loc["a", ["real", "unsure", "fake"]].tolist() == [pytest.approx(1 / 3)] * 3
+    assert found["wrong"].to_dict() == {"b": 1.0, "a": pytest.approx(1 / 3), "c": 0.0, "d": 0.0}
+    assert found.loc["c", ["unsure", "fake"]].tolist() == [0.5, 0.5] and found.loc["a", "images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("p", "threshold", "expected"),
+    [(0.19, None, "real"), (0.2, None, "unsure"), (0.89, None, "unsure"), (0.9, None, "fake"),
+     (0.6, 0.55, "fake"), (0.15, 0.1, "fake"), (0.05, 0.1, "real"), (0.3, 0.95, "unsure")],
+)  # fmt: skip
+def test_the_band_is_unsure_and_another_threshold_stands_in_for_its_end(p, threshold, expected):
+    stage = SimpleNamespace(threshold=0.5, band=[0.2, 0.9])
+    assert answer(p, stage, threshold) == expected
+
+
+def test_without_a_band_there_are_two_answers():
+    stage = SimpleNamespace(threshold=0.5, band=None)
+    assert [answer(p, stage) for p in (0.49, 0.5)] == ["real", "fake"]
