@@ -20,12 +20,13 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "notebooks").exists() else PACKAGE.parent  # a wheel carries its notebooks inside
 REAL = "RealPhotos"  # the folder of the photographs, and their label
 CHECKPOINTS = {"stage1": "best_real_fake_model.pt", "stage2": "best_gfd2_model.pt"}  # in the run folder
-CLIP = "clip"  # the backbone that is not timm's name of one: see dfd.models.clip
+CLIPS = ("clip", "clip-tuned")  # backbones that are not timm's names: as OpenAI made it, and tuned for what ships
 CropMode = Literal["five", "grid", "random"]
 CROP_MODES = get_args(CropMode)
 DETECTOR = ROOT / "data" / "detector"  # the heads that ship: Detector.load() without a run folder
 SHIPPED = {"stage1": "stage1.safetensors", "stage2": "stage2.safetensors"}
-SUMS = "SHA256SUMS"  # of the shipped stages, beside them
+ADAPTER = DETECTOR / "adapter.safetensors"  # what clip-tuned adds to CLIP's matrices
+SUMS = "SHA256SUMS"  # of these files, beside them
 PROFILES = ("demo", "quick", "full", "clip")  # configs/*.yaml
 CONDITIONS = tuple((PACKAGE / "templates" / "conditions.txt").read_text("utf-8").splitlines())
 
@@ -119,7 +120,7 @@ class Training(Shared):
 class Stage1(Training):
     """Notebook 01: train the real/fake detector against a launderer of fakes."""
 
-    backbone: str = "resnet50"  # any timm name, or clip: a linear head on frozen CLIP features
+    backbone: str = "resnet50"  # any timm name, or clip, or clip-tuned: a linear head on its features
     representation: Literal["rgb", "highpass"] = "highpass"  # what the backbone sees
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer
@@ -134,7 +135,7 @@ class Stage1(Training):
 class Stage2(Training):
     """Notebook 02: train the residual extractor and the classifier that names the generator."""
 
-    backbone: str = "tf_efficientnet_lite0"  # any timm name, or clip, which needs no extractor
+    backbone: str = "tf_efficientnet_lite0"  # any timm name, or clip, clip-tuned, which need no extractor
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
     unet_width: int = Field(16, ge=4)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range

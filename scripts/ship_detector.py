@@ -1,6 +1,6 @@
-"""Make the detector that ships, in data/detector, from a run of profile clip: `ship_detector.py reports/ship`.
+"""Make the detector that ships, in data/detector, from what scripts/tune_clip.py left: `ship_detector.py RUN`.
 
-data/detector/README.md, which this writes, has the command that makes the run.
+data/detector/README.md, which this writes, has the commands that fill the folder.
 """
 
 from __future__ import annotations
@@ -8,35 +8,85 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file, save_file
+
 from dfd import config
-from dfd.core.io import template, write_text
+from dfd.config import REAL
+from dfd.core.io import atomic_write, template, write_text
 from dfd.data import manifest
 from dfd.evaluate import holdouts
+from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.detector import Detector
 from dfd.inference.stage import ship
-from dfd.models.clip import BLOCKS, WHEEL
+from dfd.models.clip import BLOCKS, SIDE, WHEEL
+from dfd.train.checkpoint import Checkpoint
+from dfd.train.heads import PER_SOURCE, history_of, judgements, sources_of
+
+STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}  # the notebooks that profiles are for
 
 
-def card(run: Path) -> str:
+def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str) -> pd.DataFrame:
+    """The score table of all draws, of what the tuned heads, or the `frozen` ones, said of what they never saw."""
+    by_path, tables = table.set_index("path", drop=False), []
+    for number, path in enumerate(sorted((run / "draws").glob("*.npz"))):
+        draw = np.load(path)
+        rows, logits = by_path.loc[draw["path"]].assign(draw=number), draw[answers]
+        if logits.shape[-1] == 1:  # one logit: that of fake above that of real
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+        kept = rows["is_fake"].to_numpy() | ("real" in classes)
+        tables.append(judgements(logits[kept], rows[kept], np.eye(len(classes)), np.zeros(len(classes)), classes))
+    return pd.concat(tables, ignore_index=True)
+
+
+def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
+    """Write the checkpoint of a stage, calibrated on the judgements, and the judgements beside it."""
+    model = config.Stage1 if stage == "stage1" else config.Stage2
+    cfg = model(**config.profile("clip", STEMS[stage]) | {"backbone": config.CLIPS[1], "out": str(run)})
+    classes = ["real", "fake"] if stage == "stage1" else sorted(set(table["label"]) - {REAL})
+    checkpoint = Checkpoint(stage, table, cfg, classes)
+    network = build_model(stage, checkpoint.settings, len(classes), cfg.pretrained)
+    backbone = (network if stage == "stage1" else network.classifier).backbone
+    backbone.head.load_state_dict({part: tuned[f"{stage}.{part}"] for part in ("weight", "bias")})
+    rows = judged(run, table, classes, stage)
+    checkpoint.save_best(network, [history_of(rows, rows, stage)])
+    rows.to_parquet(run / f"hold_outs_{stage}.parquet", index=False)
+    update_checkpoint(checkpoint.path, finished=True, is_held_out=True)
+    balanced = rows.groupby(["label", "source"]).sample(PER_SOURCE, replace=True, random_state=cfg.seed)
+    update_checkpoint(checkpoint.path, **decide.fit(Stage.load(checkpoint.path), balanced))
+
+
+def card(run: Path, table: pd.DataFrame) -> str:
     """The model card: what it is, its numbers by joint hold-outs, and its rates by source."""
-    detector, table = Detector.load(config.DETECTOR), manifest.load(run)
-    judged = {stage: holdouts.load(run, getattr(detector, stage)) for stage in config.SHIPPED}
-    sources = {stage: holdouts.by_source(rows, getattr(detector, stage)) for stage, rows in judged.items()}
+    detector = Detector.load(config.DETECTOR)
+    rows = {stage: holdouts.load(run, getattr(detector, stage)) for stage in config.SHIPPED}
+    classes = {"stage1": ["real", "fake"], "stage2": list(detector.stage2.classes)}
+    frozen = {stage: judged(run, table, classes[stage], stage.replace("stage", "frozen")) for stage in config.SHIPPED}
+    tables = {f"summary{stage[-1]}": holdouts.summary(rows[stage]).reset_index() for stage in rows}
+    tables |= {f"frozen{stage[-1]}": holdouts.summary(frozen[stage]).reset_index() for stage in rows}
+    tables |= {f"sources{stage[-1]}": holdouts.by_source(rows[stage], getattr(detector, stage)) for stage in rows}
     return template("detector_card.md.j2").render(
         blocks=BLOCKS,
+        side=SIDE,
         wheel=WHEEL,
         stage1=detector.stage1,
         stage2=detector.stage2,
         images=table["label"].value_counts().to_dict(),
-        sources=judged["stage1"]["source"].nunique(),
-        summary1=holdouts.summary(judged["stage1"]).reset_index(),
-        summary2=holdouts.summary(judged["stage2"]).reset_index(),
-        sources1=sources["stage1"],
-        sources2=sources["stage2"],
+        sources=table["source"].nunique(),
+        **tables,
     )
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    images = manifest.load(folder)
+    images = images.assign(source=sources_of(images))
+    weights = load_file(folder / "tuned.safetensors")
+    adapter = {name.removeprefix("vit."): values for name, values in weights.items() if name.startswith("vit.")}
+    with atomic_write(config.ADAPTER) as draft:
+        save_file({name.replace(".parametrizations.weight.0", ""): part for name, part in adapter.items()}, draft)
+    for name in config.SHIPPED:
+        make_stage(folder, name, images, weights)
     ship(folder, config.DETECTOR)
-    print(f"Wrote {write_text(config.DETECTOR / 'README.md', card(folder))}")
+    print(f"Wrote {write_text(config.DETECTOR / 'README.md', card(folder, images))}")

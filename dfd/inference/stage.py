@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfd.config import CHECKPOINTS, CLIP, SHIPPED, SUMS
+from dfd.config import CHECKPOINTS, CLIPS, SHIPPED, SUMS
 from dfd.core import runs
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write, write_text
@@ -38,7 +38,7 @@ BATCH = 64  # crops per forward pass
 
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
     """The network of a stage from the plain values that its config, or its checkpoint, holds."""
-    pretrained = pretrained or settings["backbone"] == CLIP and settings["pretrained"]  # a checkpoint leaves it out
+    pretrained = pretrained or settings["backbone"] in CLIPS and settings["pretrained"]  # a checkpoint leaves it out
     if stage == "stage1":
         return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
     extractor, size = settings.get("extractor", "unet"), (settings["unet_width"], settings["residual_bound"])
@@ -69,16 +69,17 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def ship(run: Path, folder: Path) -> None:
-    """Write the stages of a run folder as a detector that ships, with SHA256SUMS: heads on CLIP alone are small."""
+    """Write the stages of a run folder as a detector that ships, with SHA256SUMS of all files there."""
     folder.mkdir(parents=True, exist_ok=True)
-    sums = []
     for stage, name in SHIPPED.items():
         content = torch.load(run / CHECKPOINTS[stage], map_location="cpu", weights_only=True)
         weights = {key: tensor.contiguous() for key, tensor in content.pop("weights").items()}
         with atomic_write(folder / name) as draft:
             save_file(weights, draft, {"stage": json.dumps(content)})
-        sums.append(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n")
-    write_text(folder / SUMS, "".join(sums))
+    files = sorted(folder.glob("*.safetensors"))
+    write_text(
+        folder / SUMS, "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    )
 
 
 def _checked(content: Any) -> dict[str, Any]:
@@ -242,7 +243,7 @@ class Stage:
         mean = logits.mean(0)
         crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
         ood_score = None if self.feature_bank is None else float(np.mean([distance for _, distance in of_crops]))
-        if self.stage == "stage2" and self.settings["backbone"] == CLIP:
+        if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
             ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
         return Scored(mean, len(logits), crop_std, chosen.needed, logits, tuple(chosen.corners), ood_score)
 

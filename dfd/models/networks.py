@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import VGG16_Weights, vgg16
 
-from dfd.config import CLIP
+from dfd.config import CLIPS
 from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision
 
 LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15}  # places in torchvision's vgg16().features
@@ -32,7 +32,7 @@ class RealFakeClassifier(nn.Module):
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
         super().__init__()
-        self.sees_residual = {"rgb": False, "highpass": True}[representation] and backbone != CLIP
+        self.sees_residual = {"rgb": False, "highpass": True}[representation] and backbone not in CLIPS
         self.backbone = build_backbone(backbone, 1, pretrained)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
@@ -124,7 +124,7 @@ class Attribution(nn.Module):
         self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained=False, extractor="unet"
     ):
         super().__init__()
-        self.sees_image = backbone == CLIP
+        self.sees_image = backbone in CLIPS
         extractor = "highpass" if self.sees_image else extractor
         baselines: dict[str, nn.Module] = {"highpass": HighPass(), "rgb": nn.Identity()}
         self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else baselines[extractor]

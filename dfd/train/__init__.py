@@ -21,7 +21,7 @@ __all__ = ["fit", "fit_head", "fit_stage1", "fit_stage2", "is_main_process", "ma
 
 def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do, or `fit_head` on frozen features."""
-    if cfg.backbone == config.CLIP:
+    if cfg.backbone in config.CLIPS:
         with main_process_first():  # one computes the bank and the head, the others find them
             return fit_head(table, cfg, on_epoch)
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2

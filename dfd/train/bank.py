@@ -25,7 +25,7 @@ from dfd.degrade import RandomDegrade, compose
 from dfd.degrade.operators import as_float
 from dfd.degrade.registry import parse_all
 from dfd.inference.stage import uses_bfloat16
-from dfd.models.clip import BLOCKS, WHEEL_SHA256
+from dfd.models.clip import BLOCKS, SIDE, WHEEL_SHA256
 from dfd.train.processes import build_loader
 
 CONDITIONS = parse_all(["jpeg 95", "jpeg 75", "jpeg 50"])  # the first views of each image, after it as it is
@@ -55,16 +55,22 @@ class Views(RealFakeDataset):
         return torch.cat(views)
 
 
-def build(table: pd.DataFrame, cfg: Training, backbone: Any) -> np.ndarray:
+def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     """Features (N, V, D) float16 of the table's images, memory-mapped from the run folder; what is there is kept.
 
     A run that was stopped goes on where it was; other images or parameters start anew. Errors are those of the data.
     """
     path = Path(cfg.out) / FILE
     shape = (len(table), len(CONDITIONS) + cfg.random_views, backbone.head.in_features)
-    made_from = (cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape)
+    made_from = (cfg.backbone, cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape)
     key = digest(
-        __version__, WHEEL_SHA256, BLOCKS, [condition.name for condition in CONDITIONS], made_from, *table["sha256"]
+        __version__,
+        WHEEL_SHA256,
+        BLOCKS,
+        SIDE,
+        [condition.name for condition in CONDITIONS],
+        made_from,
+        *table["sha256"],
     )
     state = read_json(path.with_suffix(".json"))
     done = state["done"] if state.get("key") == key and path.exists() else 0

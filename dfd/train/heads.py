@@ -156,7 +156,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             if stage == "stage1":  # one logit: that of fake above that of real
                 weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
             backbone.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-            history = [{**_history(learnt, judged, stage), "seconds": time.monotonic() - began}]
+            history = [{**history_of(learnt, judged, stage), "seconds": time.monotonic() - began}]
             checkpoint.save_best(model, history)
             fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
             if draws:
@@ -198,7 +198,7 @@ def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: An
     return pd.concat(tables, ignore_index=True)
 
 
-def _history(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[str, float]:
+def history_of(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[str, float]:
     """The one row of a history: losses of images as they are, and the mean score over the draws, also as JPEG 75."""
     row, metric = {"epoch": 1, "lr": 0.0}, "auc" if stage == "stage1" else "balanced_accuracy"
     for name, rows in (("train_loss", learnt), ("val_loss", judged)):

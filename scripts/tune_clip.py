@@ -1,0 +1,217 @@
+"""Tune CLIP's trunk by low-rank adapters for the detector that ships: `tune_clip.py ../shared/data/GANAttributes OUT`.
+
+Once on all images, then for each joint hold-out, to judge what it leaves out: OUT gets tuned.safetensors and
+draws/*.npz, from which scripts/ship_detector.py makes the detector. A stopped run goes on. Meant for a GPU: a draw
+takes 14 s on an H100.
+
+Heads start as linear discriminants on the frozen tokens, scaled down, so that tuning keeps what CLIP knows (Kumar et
+al. 2022, arXiv:2202.10054); adapters are LoRA, Hu et al. 2021, arXiv:2106.09685. Images weigh by class, source and
+subject, a cluster of the last block's tokens, so that no subject tells the class.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as TF
+
+from dfd.config import REAL
+from dfd.core.images import load_rgb
+from dfd.core.io import atomic_write
+from dfd.core.runs import bar
+from dfd.data.crops import Seeded, random_crop, seeds
+from dfd.models.clip import BLOCKS, Lora, Trunk
+from dfd.train.bank import CONDITIONS, Views
+from dfd.train.heads import Discriminants, joint_hold_outs
+
+CROP, CLEAN, DEGRADED = 128, 7, 7  # pixels; training views of an image beside those of CONDITIONS
+DRAWS, STEPS, BATCH, RATE, HEAD_RATE, RANK = 40, 200, 160, 1e-4, 1e-4, 8
+SCALE, SMOOTHING = 0.1, 0.05  # of the discriminants' logits at the start; of the labels of stage 1
+SUBJECTS, LIMIT = 16, 5  # clusters, and the factor by which they change an image's weight at most
+SAME = {"jbhuang0604/SelfExSR BSD100": "BIDS/BSDS500"}  # BSD100's photos lie within BSDS500
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Pool(Views):
+    """The views of CONDITIONS, then clean and degraded ones for training: (V, 3, S, S) uint8."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
+        clean = [random_crop(image, self.crop_size) / 255 for _ in range(CLEAN)]
+        return (torch.cat([super().__getitem__(index), *clean]) * 255).round().byte()
+
+
+def views(table: pd.DataFrame, path: Path) -> Tensor:
+    """The pool of all images, (N, V, 3, S, S) uint8 on the device, built once."""
+    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, random_views=DEGRADED)
+    shape = (len(table), 1 + len(CONDITIONS[1:]) + DEGRADED + CLEAN, 3, CROP, CROP)
+    if not path.exists():
+        with atomic_write(path) as draft:
+            pool: Any = np.lib.format.open_memmap(draft, "w+", np.uint8, shape)
+            draws: Any = list(enumerate(seeds(len(table), 0, 2)))
+            loader = DataLoader(Seeded(Pool(table, settings)), 4, sampler=draws, num_workers=torch.get_num_threads())
+            for number, batch in enumerate(bar(loader, desc="views", unit="batch")):
+                pool[4 * number : 4 * number + len(batch)] = batch
+            pool.flush()
+    return torch.from_numpy(np.load(path)).to(DEVICE)
+
+
+def tokens(trunk: Trunk, crops: Tensor) -> Tensor:
+    """The tokens side by side, (B, blocks * D), of uint8 crops."""
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        return trunk.tokens(crops / 255).flatten(1)
+
+
+@torch.inference_mode()
+def features(trunk: Trunk, pool: Tensor, chosen: range) -> np.ndarray:
+    """Tokens (N, V, blocks * D), float16, of the chosen views."""
+    columns = [torch.cat([tokens(trunk, part[:, view]).half() for part in pool.split(512)]).cpu() for view in chosen]
+    return torch.stack(columns, 1).numpy()
+
+
+def weights(table: pd.DataFrame, subject: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """How often each image is drawn: half photos, generators alike, sources by the root of their size, then subjects.
+
+    Each subject comes as often among photos as among fakes, as far as LIMIT lets it.
+    """
+    is_fake, weight = table["is_fake"].to_numpy(), np.zeros(len(table))
+    cells = table[kept].groupby(["label", "source"])["label"].transform("size")
+    weight[kept] = cells**-0.5
+    for label in table["label"].unique():
+        weight[table["label"] == label] /= max(weight[table["label"] == label].sum(), 1e-12)
+    for _ in range(3):
+        for side in (is_fake, ~is_fake):
+            weight[side] /= 2 * weight[side].sum()
+        shares = np.array(
+            [[2 * weight[side & (subject == s)].sum() for s in range(SUBJECTS)] for side in (is_fake, ~is_fake)]
+        )
+        target = np.sqrt((shares + 0.002).prod(0))
+        factors = np.clip(target / target.sum() / np.maximum(shares, 1e-12), 1 / LIMIT, LIMIT)
+        weight *= np.where(is_fake, factors[0][subject], factors[1][subject])
+    return weight / weight.sum()
+
+
+def tune(
+    trunk: Trunk, pool: Tensor, table: pd.DataFrame, weight: np.ndarray, fitted: list, seed: int
+) -> list[nn.Linear]:
+    """Train the trunk's adapters, anew, and the two heads, which start as the `fitted` discriminants."""
+    torch.manual_seed(seed)
+    adapters = [module for module in trunk.modules() if isinstance(module, Lora)]
+    heads = []
+    for outputs, (matrix, bias) in zip((1, 3), fitted, strict=True):
+        head = nn.Linear(matrix.shape[1], outputs)
+        pair = (matrix[1:] - matrix[:1], bias[1:] - bias[:1]) if outputs == 1 else (matrix, bias)
+        head.load_state_dict(
+            dict(zip(("weight", "bias"), (SCALE * torch.from_numpy(part) for part in pair), strict=True))
+        )
+        heads.append(head.to(DEVICE))
+    for adapter in adapters:
+        adapter.reset()
+    groups = [{"params": [p for a in adapters for p in a.parameters()], "lr": RATE},
+              {"params": [p for head in heads for p in head.parameters()], "lr": HEAD_RATE}]  # fmt: skip
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
+
+    def rate(step: int) -> float:
+        return min(1, (step + 1) / (0.1 * STEPS)) * (1 + math.cos(math.pi * step / STEPS)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    is_fake = torch.tensor(table["is_fake"].to_numpy(), dtype=torch.float32, device=DEVICE)
+    generators = sorted(set(table["label"]) - {REAL})
+    names = torch.tensor([generators.index(label) if label != REAL else -1 for label in table["label"]], device=DEVICE)
+    rows = torch.multinomial(torch.tensor(weight, device=DEVICE).float(), STEPS * BATCH, True).view(STEPS, BATCH)
+    for row in rows:
+        crops = pool[row, torch.randint(pool.shape[1], row.shape, device=DEVICE)]
+        answers = tokens(trunk, crops.flip(-1) if torch.rand(()) < 0.5 else crops)
+        truth, name = is_fake[row], names[row]
+        smooth = truth * (1 - 2 * SMOOTHING) + SMOOTHING
+        loss = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth)
+        loss = loss + 0.5 * F.cross_entropy(heads[1](answers)[name >= 0], name[name >= 0])
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        optimiser.step()
+        schedule.step()
+    return heads
+
+
+def ahead(items: Iterator) -> Iterator:
+    """The items, each made while the one before is in use."""
+    with ThreadPoolExecutor(1) as worker:
+        future = worker.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = worker.submit(next, items, None)
+            yield item
+
+
+def main(data: Path, out: Path) -> None:
+    (out / "draws").mkdir(parents=True, exist_ok=True)
+    table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
+    table["source"], table["is_fake"] = table["source"].replace(SAME), table["label"] != REAL
+    table.attrs["root"] = str(data)
+    pool = views(table, out / "views.npy")
+    whole = Trunk((12,)).to(DEVICE)
+    subjects = features(whole, pool, range(1))[:, 0].astype(np.float32)
+    subject = KMeans(SUBJECTS, n_init=3, random_state=0).fit_predict(subjects - subjects.mean(0))
+    trunk = Trunk(BLOCKS).to(DEVICE)
+    frozen = features(trunk, pool, range(5))
+    is_fake, sources = table["is_fake"].to_numpy(), table["source"].to_numpy()
+    names = pd.Categorical(table["label"][is_fake]).codes
+    discriminants = [Discriminants(frozen, is_fake.astype(int), sources, 0.1),
+                     Discriminants(frozen[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
+    trunk.adapt(RANK)
+    trunk.to(DEVICE)
+    draws = list(joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0))
+    paths = [out / "tuned.safetensors", *(out / "draws" / f"{number:02}.npz" for number in range(len(draws)))]
+    waiting = [(path, draw) for path, draw in zip(paths, [{}, *draws], strict=True) if not path.exists()]
+
+    def discriminate(draw: dict[str, str]) -> list:
+        return [heads.fit(set(draw.values())) for heads in discriminants]
+
+    pairs = ((path, draw, discriminate(draw)) for path, draw in waiting)
+    for path, draw, fitted in bar(ahead(pairs), desc="tuning", unit="draw", total=len(waiting)):
+        held, number = np.isin(sources, list(draw.values())), draws.index(draw) if draw else len(draws)
+        heads = tune(trunk, pool, table, weights(table, subject, ~held), fitted, number)
+        if draw:
+            with parametrize.cached(), torch.inference_mode():
+                judged = (
+                    torch.from_numpy(features(trunk, pool[torch.from_numpy(held).to(DEVICE)], range(4)))
+                    .to(DEVICE)
+                    .float()
+                )
+                answers = {f"stage{n}": head(judged).cpu().numpy() for n, head in enumerate(heads, 1)}
+            for n, (matrix, bias) in enumerate(fitted, 1):
+                rows = frozen[held, :4].astype(np.float32)
+                answers[f"frozen{n}"] = rows @ matrix.T + bias
+            with atomic_write(path) as draft, draft.open("wb") as file:
+                np.savez(file, path=table["path"][held].to_numpy(str), **answers)
+        else:
+            adapter = {
+                name: p.detach().half().cpu()
+                for name, p in trunk.named_parameters()
+                if "parametrizations.weight.0" in name
+            }
+            linear = {
+                f"stage{n}.{name}": p.detach().cpu()
+                for n, head in enumerate(heads, 1)
+                for name, p in head.named_parameters()
+            }
+            save_file(adapter | linear, path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,87 @@
+"""The script that tunes CLIP's trunk, and the one that makes the detector of what it leaves."""
+
+import sys
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dfd import config
+from dfd.data import manifest
+from dfd.inference import Stage
+from dfd.models import clip
+
+sys.path.insert(0, str(config.ROOT / "scripts"))
+import ship_detector
+import tune_clip
+
+
+def test_subjects_come_as_often_among_photos_as_among_fakes():
+    labels = ["RealPhotos"] * 30 + ["ProGAN"] * 30
+    table = pd.DataFrame({"label": labels, "source": ["a"] * 10 + ["b"] * 20 + ["c"] * 30})
+    table["is_fake"] = table["label"] != "RealPhotos"
+    subject = np.r_[np.arange(30) % 3 == 0, np.arange(30) % 3 > 0].astype(int)  # a third of photos, two of fakes
+    kept = np.arange(60) != 7
+    weight = tune_clip.weights(table, subject, kept)
+    sides = [[weight[side & (subject == s)].sum() for s in (0, 1)] for side in (table["is_fake"], ~table["is_fake"])]
+    assert weight[7] == 0 and weight.sum() == pytest.approx(1)
+    assert np.allclose(sides[0], sides[1], atol=0.02) and np.sum(sides[0]) == pytest.approx(0.5, abs=0.02)
+    few = tune_clip.weights(table, np.zeros(60, int), np.arange(60) >= 0)
+    assert few[:10].sum() / few[10:30].sum() == pytest.approx(2**-0.5, abs=0.01)  # sources by the root of their size
+
+
+def test_items_are_made_ahead_and_errors_arrive():
+    assert list(tune_clip.ahead(iter(range(5)))) == list(range(5))
+    with pytest.raises(ZeroDivisionError):
+        list(tune_clip.ahead(1 / n for n in (1, 0)))
+
+
+@pytest.mark.slow
+def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    monkeypatch.setattr(tune_clip, "Trunk", partial(clip.Trunk, pretrained=False))
+    for name, value in {"DRAWS": 2, "STEPS": 2, "BATCH": 4, "SUBJECTS": 2, "CLEAN": 1, "DEGRADED": 1}.items():
+        monkeypatch.setattr(tune_clip, name, value)
+    data, out, rng = tmp_path / "images", tmp_path / "run", np.random.default_rng(0)
+    rows = []
+    for label in ("RealPhotos", "ProGAN", "BigGAN", "StyleGAN2"):
+        (data / label).mkdir(parents=True)
+        for number in range(4):
+            file = f"{label}/{number}.png"
+            Image.fromarray(rng.integers(0, 256, (128, 130, 3), dtype=np.uint8)).save(data / file)
+            rows.append({"file": file, "label": label, "source": f"{label} {number % 2}"})
+    pd.DataFrame(rows).to_csv(tmp_path / "provenance.csv", index=False)
+    tune_clip.main(data, out)
+    tuned, made = load_file(out / "tuned.safetensors"), (out / "tuned.safetensors").stat().st_mtime_ns
+    assert any(values.abs().max() > 0 for name, values in tuned.items() if name.endswith("up"))
+    (out / "draws" / "01.npz").unlink()
+    first = (out / "draws" / "00.npz").stat().st_mtime_ns
+    tune_clip.main(data, out)
+    assert (out / "draws" / "01.npz").exists()
+    assert (out / "draws" / "00.npz").stat().st_mtime_ns == first
+    assert (out / "tuned.safetensors").stat().st_mtime_ns == made
+
+    provenance = pd.DataFrame(rows).rename(columns={"file": "path"})
+    table = provenance.assign(is_fake=provenance["label"] != "RealPhotos", sha256=provenance["path"], split="train")
+    table.attrs["root"] = str(data)
+    monkeypatch.setattr(manifest, "digest", lambda _: "digest")
+    monkeypatch.setattr(clip, "weights_file", lambda: pytest.fail("weights were fetched"))
+    clip.shared_trunk.cache_clear()
+    monkeypatch.setattr(clip, "shared_trunk", lambda blocks, *_: clip.Trunk(blocks, pretrained=False))
+    for stage in config.SHIPPED:
+        ship_detector.make_stage(out, stage, table, tuned)
+        judged = pd.read_parquet(out / f"hold_outs_{stage}.parquet")
+        opened = Stage.load(out / config.CHECKPOINTS[stage])
+        assert opened.is_held_out and opened.settings["backbone"] == "clip-tuned"
+        head = opened.backbone.head
+        assert torch.equal(head.weight, tuned[f"{stage}.weight"])
+        draw = np.load(out / "draws" / "00.npz")
+        held = judged[(judged["draw"] == 0) & (judged["level"] == 75)].set_index("path")
+        paths = [path for path in draw["path"] if path in held.index]
+        assert len(paths) == (8 if stage == "stage1" else 6)
+        if stage == "stage1":
+            assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, 0], atol=1e-5)
