@@ -1,4 +1,4 @@
-"""CLIP's vision transformer, frozen: the class tokens of its middle blocks, and where its weights are from.
+"""CLIP's vision transformer: the class tokens of its middle blocks, where its weights are from, and its adapters.
 
 Middle blocks of CLIP tell photos from what no generator in training made, where its last one, which is about subjects,
 does not: RINE, Koutlis and Papadopoulos 2024, arXiv:2402.19091; Cozzolino et al. 2024, arXiv:2312.00195.
@@ -121,7 +121,7 @@ class Trunk(nn.Module):
 
 
 class ClipBackbone(nn.Module):
-    """A linear head on the frozen tokens, with the methods of timm's networks that `dfd` uses.
+    """A linear head on the tokens, with the methods of timm's networks that `dfd` uses.
 
     It takes (B, 3, H, W) images in [0, 1], RGB, not normalised.
     """
