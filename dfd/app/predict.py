@@ -23,7 +23,7 @@ from dfd.core.io import write_text
 from dfd.inference.detector import Detector, Verdict
 
 MAX_PICTURED = 50  # images that a page shows pictures of; of the others it has the text only
-COLUMNS = ("path", "is_fake", "verdict", "p_fake", "source", "candidates", "crops", "crop_std", "error")
+COLUMNS = ("path", "sha256", "is_fake", "verdict", "p_fake", "source", "candidates", "crops", "crop_std", "error")
 
 
 class Journal:

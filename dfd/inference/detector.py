@@ -37,6 +37,7 @@ class Verdict:
     crops: int | None = None
     crop_std: float | None = None  # spread of stage 1's logit over the crops
     error: str | None = None
+    sha256: str | None = None  # of the file, in hexadecimal
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -132,8 +133,15 @@ class Detector:
         return Verdict(
             path, is_fake, answer(p_fake, self.stage1, self.threshold), p_fake,
             str(generator.prediction[0]) if is_fake else REAL, p_source, tuple(candidates),
-            first.crops, first.crop_std,
+            first.crops, first.crop_std, sha256=_digest(path),
         )  # fmt: skip
+
+
+def _digest(path: str | None) -> str | None:
+    if path is None or not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_of(run: Path) -> list[str]:

@@ -196,7 +196,7 @@ class Judge:
             self.detector = Detector.load(run, torch.device(device))
         self.detector.threshold = threshold
         shares = dict.fromkeys(self.detector.stage2.classes, 0.0)
-        every_type = {"path": "", "sha256": ""} | Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "").asdict()
+        every_type = {"path": "", "sha256": ""} | Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "").asdict()
         self.schema = pa.Table.from_pylist([every_type]).schema
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:

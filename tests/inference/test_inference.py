@@ -1,5 +1,6 @@
 """Inference: crops without resizing, averaged logits, checkpoints, and one Verdict per path."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -209,6 +210,7 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
         assert verdict.error and verdict.p_fake is None and verdict.source is None
     expected = {
         "path",
+        "sha256",
         "is_fake",
         "verdict",
         "p_fake",
@@ -220,6 +222,7 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
         "error",
     }
     assert set(json.loads(json.dumps(first.asdict()))) == expected
+    assert first.sha256 == hashlib.sha256(Path(first.path).read_bytes()).hexdigest() and second.sha256 is None
 
 
 @pytest.mark.parametrize(
