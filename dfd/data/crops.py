@@ -24,7 +24,7 @@ from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
 from dfd.degrade.operators import as_float, jpeg, to_tensor
 
-MARGIN = 8  # pixels cut around a training crop before it is degraded, so that codec grids fall anywhere in the crop
+MARGIN = 8  # pixels, a side of a JPEG block: so much is cut around a training crop, and by less its grid is moved
 MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
 Corner = tuple[int, int]  # (top, left) of a window, pixels
 
@@ -63,6 +63,8 @@ class RealFakeDataset(Dataset):
         self.paths = [Path(root) / path for path in table["path"]]
         self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
         self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, equalise_quality
+        smallest = int(table[["width", "height"]].to_numpy().min()) if "width" in table else crop_size
+        self.side = min((2 * crop_size if degrade else crop_size) + MARGIN, max(smallest, crop_size))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,11 +78,15 @@ class RealFakeDataset(Dataset):
         return as_float(equalise(random_crop(window, self.crop_size), self.equalise_quality))[0]
 
     def window(self, index: int) -> Tensor:
-        """A (1, 3, H, W) uint8 cut of the image, mirrored or not, large enough for a rescaling to half the size."""
-        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
-        size = (2 * self.crop_size if self.degrade else self.crop_size) + MARGIN
-        window = random_crop(image, min(size, max(min(image.shape[-2:]), self.crop_size)))
-        return window.flip(-1) if torch.rand(()) < 0.5 else window
+        """A (1, 3, H, W) uint8 cut of the image, mirrored or not, large enough for a rescaling to half the size.
+
+        Where the smallest image of the table is smaller, all are cut as small, and the grid of an earlier codec starts
+        anywhere, by a border that is reflected: an image's size says nothing of its class.
+        """
+        window = random_crop(TF.pil_to_tensor(load_rgb(self.paths[index]))[None], self.side)
+        window = window.flip(-1) if torch.rand(()) < 0.5 else window
+        left, top = (int(torch.randint(MARGIN, ())) for _ in range(2))
+        return TF.pad(window, [left, top, 0, 0], padding_mode="reflect")
 
 
 class GFDTwoViewDataset(RealFakeDataset):

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 
 from dfd.config import CROP_MODES, Stage1
 from dfd.core.images import ImageError
@@ -319,3 +321,27 @@ def test_eight_bit_windows_give_what_float_ones_give(tmp_path, quality):
             as_bytes = data.view(window)
             torch.set_rng_state(state)
             assert torch.equal(as_bytes, data.view(window / 255)) and as_bytes.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("chain", "statistic"), [("none", "grid"), ("shrinking", "detail")])
+def test_a_photo_and_its_own_tile_cannot_be_told_apart(tmp_path, chain, statistic):
+    """A JPEG photo of 288 px and a lossless tile of 64 px of it, on its grid, where crops are as large as the tile."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(80):
+        photo = ndimage.gaussian_filter(rng.normal(size=(288, 288, 3)), (1, 1, 0))
+        photo = np.clip(128 + 120 * photo, 0, 255).astype(np.uint8)
+        Image.fromarray(photo).save(tmp_path / f"{number}.jpg", quality=40)
+        top, left = 8 * rng.integers(28, size=2)
+        tile = np.asarray(Image.open(tmp_path / f"{number}.jpg"))[top : top + 64, left : left + 64]
+        Image.fromarray(tile).save(tmp_path / f"{number}.png")
+        rows += [(f"{number}.jpg", False, 288, 288), (f"{number}.png", True, 64, 64)]
+    table = pd.DataFrame(rows, columns=["path", "is_fake", "width", "height"])
+    off = dict.fromkeys(("p_history", "p_crop", "p_blur", "p_gamma", "p_noise", "p_social", "p_codec"), 0.0)
+    degrade = None if chain == "none" else registry.RandomDegrade(**off, p_rescale=1.0, smallest=64)
+    data = crops.RealFakeDataset(table, tmp_path, 64, degrade, equalise_quality=None)
+    torch.manual_seed(0)
+    found = np.stack([data[index][0].mean(0).numpy() for index in range(len(table))])
+    steps = np.abs(np.diff(found, axis=2)).mean(1)  # (N, 63), by column
+    grid = steps[:, 7::8].mean(1) / steps.mean(1)  # how much of them stands where an aligned grid has its edges
+    value = grid if statistic == "grid" else steps.mean(1)
+    assert 0.4 < roc_auc_score(table["is_fake"], value) < 0.6
