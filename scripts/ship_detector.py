@@ -16,6 +16,7 @@ from dfd import config
 from dfd.config import REAL
 from dfd.core.io import atomic_write, template, write_text
 from dfd.data import manifest
+from dfd.degrade import registry
 from dfd.evaluate import holdouts
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.detector import Detector
@@ -27,15 +28,18 @@ from dfd.train.heads import PER_SOURCE, history_of, judgements, sources_of
 STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}  # the notebooks that profiles are for
 
 
-def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str) -> pd.DataFrame:
-    """The score table of all draws, of what the tuned heads, or the `frozen` ones, said of what they never saw."""
+def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str, photos: bool = False) -> pd.DataFrame:
+    """The score table of all draws, of what the tuned heads, or the `frozen` ones, said of what they never saw.
+
+    Of stage 2 it has the fakes, or the `photos`, which should get no name.
+    """
     by_path, tables = table.set_index("path", drop=False), []
     for number, path in enumerate(sorted((run / "draws").glob("*.npz"))):
         draw = np.load(path)
-        rows, logits = by_path.loc[draw["path"]].assign(draw=number), draw[answers]
+        rows, logits = by_path.loc[draw["path"]].assign(draw=number), draw[answers].mean(axis=2)
         if logits.shape[-1] == 1:  # one logit: that of fake above that of real
             logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
-        kept = rows["is_fake"].to_numpy() | ("real" in classes)
+        kept = (rows["is_fake"].to_numpy() != photos) | ("real" in classes)
         tables.append(judgements(logits[kept], rows[kept], np.eye(len(classes)), np.zeros(len(classes)), classes))
     return pd.concat(tables, ignore_index=True)
 
@@ -57,6 +61,19 @@ def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
     update_checkpoint(checkpoint.path, **decide.fit(Stage.load(checkpoint.path), balanced))
 
 
+def named(detector: Detector, rows: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:
+    """Of the photos of each condition, sources alike: the share called fake, and the share that gets a name besides."""
+    decisions = decide.decide(names[decide.logit_columns(names)], detector.stage2, names["ood_score"])
+    names = names.assign(named=decisions.prediction != decide.UNKNOWN)
+    photos = rows.merge(names[["draw", "path", "level", "named"]], on=["draw", "path", "level"])
+    p_fake = decide.probabilities(photos, detector.stage1.temperature)[:, 1]
+    photos["fake"] = [decide.answer(p, detector.stage1) == "fake" for p in p_fake]
+    photos = photos.assign(named=photos["fake"] & photos["named"])
+    photos["condition"] = [registry.name(*pair) for pair in zip(photos["degradation"], photos["level"], strict=True)]
+    of_sources = photos.groupby(["condition", "source"], sort=False)[["fake", "named"]].mean()
+    return of_sources.groupby("condition", sort=False).mean().reset_index()
+
+
 def card(run: Path, table: pd.DataFrame) -> str:
     """The model card: what it is, its numbers by joint hold-outs, and its rates by source."""
     detector = Detector.load(config.DETECTOR)
@@ -66,6 +83,7 @@ def card(run: Path, table: pd.DataFrame) -> str:
     tables = {f"summary{stage[-1]}": holdouts.summary(rows[stage]).reset_index() for stage in rows}
     tables |= {f"frozen{stage[-1]}": holdouts.summary(frozen[stage]).reset_index() for stage in rows}
     tables |= {f"sources{stage[-1]}": holdouts.by_source(rows[stage], getattr(detector, stage)) for stage in rows}
+    tables["named"] = named(detector, rows["stage1"], judged(run, table, classes["stage2"], "stage2", photos=True))
     return template("detector_card.md.j2").render(
         blocks=BLOCKS,
         side=SIDE,

@@ -35,13 +35,15 @@ from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import Seeded, random_crop, seeds
-from dfd.models.clip import BLOCKS, Lora, Trunk
+from dfd.models.clip import BLOCKS, SIDE, Lora, Trunk
 from dfd.train.bank import CONDITIONS, Views
 from dfd.train.heads import Discriminants, joint_hold_outs
 
 CROP, CLEAN, DEGRADED = 128, 7, 7  # pixels; training views of an image beside those of CONDITIONS
 DRAWS, STEPS, BATCH, RATE, HEAD_RATE, RANK = 40, 200, 160, 1e-4, 1e-4, 8
 SCALE, SMOOTHING = 0.1, 0.05  # of the discriminants' logits at the start; of the labels of stage 1
+JUDGED = 3  # crops of an image, a condition, that are judged
+ZOOM = 0.5  # the smallest part of a crop that a fake is named by: names hang on zoom more than real or fake does
 SUBJECTS, LIMIT = 16, 5  # clusters, and the factor by which they change an image's weight at most
 SAME = {"jbhuang0604/SelfExSR BSD100": "BIDS/BSDS500"}  # BSD100's photos lie within BSDS500
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,11 +57,14 @@ class Pool(Views):
         clean = [random_crop(image, self.crop_size) / 255 for _ in range(CLEAN)]
         return (torch.cat([super().__getitem__(index), *clean]) * 255).round().byte()
 
+    def crops(self, image: Tensor) -> Tensor:
+        return torch.cat([super(Pool, self).crops(image) for _ in range(JUDGED)])
+
 
 def views(table: pd.DataFrame, path: Path) -> Tensor:
     """The pool of all images, (N, V, 3, S, S) uint8 on the device, built once."""
     settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, random_views=DEGRADED)
-    shape = (len(table), 1 + len(CONDITIONS[1:]) + DEGRADED + CLEAN, 3, CROP, CROP)
+    shape = (len(table), JUDGED * len(CONDITIONS) + DEGRADED + CLEAN, 3, CROP, CROP)
     if not path.exists():
         with atomic_write(path) as draft:
             pool: Any = np.lib.format.open_memmap(draft, "w+", np.uint8, shape)
@@ -72,16 +77,25 @@ def views(table: pd.DataFrame, path: Path) -> Tensor:
 
 
 def tokens(trunk: Trunk, crops: Tensor) -> Tensor:
-    """The tokens side by side, (B, blocks * D), of uint8 crops."""
+    """The tokens side by side, (B, blocks * D), of crops in [0, 1]."""
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        return trunk.tokens(crops / 255).flatten(1)
+        return trunk.tokens(crops).flatten(1)
 
 
 @torch.inference_mode()
-def features(trunk: Trunk, pool: Tensor, chosen: range) -> np.ndarray:
-    """Tokens (N, V, blocks * D), float16, of the chosen views."""
-    columns = [torch.cat([tokens(trunk, part[:, view]).half() for part in pool.split(512)]).cpu() for view in chosen]
+def features(trunk: Trunk, pool: Tensor, views: range) -> np.ndarray:
+    """Tokens (N, V, blocks * D), float16, of these views."""
+    columns = [torch.cat([tokens(trunk, part[:, v] / 255).half() for part in pool.split(512)]).cpu() for v in views]
     return torch.stack(columns, 1).numpy()
+
+
+def zoom(crops: Tensor, which: Tensor) -> Tensor:
+    """Crops (B, 3, S, S) in [0, 1], RGB, enlarged to SIDE; of `which`, (B,), a random part of at least ZOOM."""
+    part = torch.where(which, ZOOM + (1 - ZOOM) * torch.rand(len(crops), device=crops.device), 1.0)
+    turned = torch.diag_embed(part[:, None].expand(-1, 2))
+    shift = (1 - part)[:, None] * (2 * torch.rand(len(crops), 2, device=crops.device) - 1)
+    grid = F.affine_grid(torch.cat([turned, shift[..., None]], -1), [len(crops), 3, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(crops, grid, "bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
 def weights(table: pd.DataFrame, subject: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -133,13 +147,18 @@ def tune(
     is_fake = torch.tensor(table["is_fake"].to_numpy(), dtype=torch.float32, device=DEVICE)
     generators = sorted(set(table["label"]) - {REAL})
     names = torch.tensor([generators.index(label) if label != REAL else -1 for label in table["label"]], device=DEVICE)
+    of_views = torch.ones(pool.shape[1], device=DEVICE)
+    of_views[: JUDGED * len(CONDITIONS)] /= JUDGED  # crops of a condition weigh as one view
     rows = torch.multinomial(torch.tensor(weight, device=DEVICE).float(), STEPS * BATCH, True).view(STEPS, BATCH)
     for row in rows:
-        crops = pool[row, torch.randint(pool.shape[1], row.shape, device=DEVICE)]
-        answers = tokens(trunk, crops.flip(-1) if torch.rand(()) < 0.5 else crops)
+        crops = pool[row, torch.multinomial(of_views, BATCH, True)] / 255
         truth, name = is_fake[row], names[row]
+        zoomed = (torch.rand(BATCH, device=DEVICE) < 0.5) & (truth > 0)  # half of the fakes: only named
+        answers = tokens(trunk, zoom(crops.flip(-1) if torch.rand(()) < 0.5 else crops, zoomed))
+        sides = [truth == 0, (truth > 0) & ~zoomed]
         smooth = truth * (1 - 2 * SMOOTHING) + SMOOTHING
-        loss = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth)
+        errors = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth, reduction="none")
+        loss = sum((errors * side).sum() / side.sum().clamp(min=1) for side in sides) / 2
         loss = loss + 0.5 * F.cross_entropy(heads[1](answers)[name >= 0], name[name >= 0])
         optimiser.zero_grad()
         loss.backward()
@@ -168,35 +187,35 @@ def main(data: Path, out: Path) -> None:
     subjects = features(whole, pool, range(1))[:, 0].astype(np.float32)
     subject = KMeans(SUBJECTS, n_init=3, random_state=0).fit_predict(subjects - subjects.mean(0))
     trunk = Trunk(BLOCKS).to(DEVICE)
-    frozen = features(trunk, pool, range(5))
+    views_judged = JUDGED * len(CONDITIONS)
+    frozen = features(trunk, pool, range(views_judged + 1))
+    learnt = frozen[:, [*range(0, views_judged, JUDGED), views_judged]]  # one of each condition, and a degraded one
     is_fake, sources = table["is_fake"].to_numpy(), table["source"].to_numpy()
     names = pd.Categorical(table["label"][is_fake]).codes
-    discriminants = [Discriminants(frozen, is_fake.astype(int), sources, 0.1),
-                     Discriminants(frozen[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
+    discriminants = [Discriminants(learnt, is_fake.astype(int), sources, 0.1),
+                     Discriminants(learnt[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
     trunk.adapt(RANK)
     trunk.to(DEVICE)
     draws = list(joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0))
     paths = [out / "tuned.safetensors", *(out / "draws" / f"{number:02}.npz" for number in range(len(draws)))]
     waiting = [(path, draw) for path, draw in zip(paths, [{}, *draws], strict=True) if not path.exists()]
 
-    def discriminate(draw: dict[str, str]) -> list:
-        return [heads.fit(set(draw.values())) for heads in discriminants]
+    def discriminate(draw: dict[str, str]) -> tuple[np.ndarray, list, dict[str, np.ndarray]]:
+        held, fitted = np.isin(sources, list(draw.values())), [heads.fit(set(draw.values())) for heads in discriminants]
+        rows = frozen[held, :views_judged].astype(np.float32)
+        answers = {f"frozen{n}": rows @ matrix.T + bias for n, (matrix, bias) in enumerate(fitted, 1)}
+        return held, fitted, answers
 
-    pairs = ((path, draw, discriminate(draw)) for path, draw in waiting)
-    for path, draw, fitted in bar(ahead(pairs), desc="tuning", unit="draw", total=len(waiting)):
-        held, number = np.isin(sources, list(draw.values())), draws.index(draw) if draw else len(draws)
+    prepared = ((path, draw, *discriminate(draw)) for path, draw in waiting)
+    for path, draw, held, fitted, answers in bar(ahead(prepared), desc="tuning", unit="draw", total=len(waiting)):
+        number = draws.index(draw) if draw else len(draws)
         heads = tune(trunk, pool, table, weights(table, subject, ~held), fitted, number)
         if draw:
             with parametrize.cached(), torch.inference_mode():
-                judged = (
-                    torch.from_numpy(features(trunk, pool[torch.from_numpy(held).to(DEVICE)], range(4)))
-                    .to(DEVICE)
-                    .float()
-                )
-                answers = {f"stage{n}": head(judged).cpu().numpy() for n, head in enumerate(heads, 1)}
-            for n, (matrix, bias) in enumerate(fitted, 1):
-                rows = frozen[held, :4].astype(np.float32)
-                answers[f"frozen{n}"] = rows @ matrix.T + bias
+                judged = features(trunk, pool[torch.from_numpy(held).to(DEVICE)], range(views_judged))
+                for n, head in enumerate(heads, 1):
+                    answers[f"stage{n}"] = head(torch.from_numpy(judged).to(DEVICE).float()).cpu().numpy()
+            answers = {name: part.reshape(len(part), len(CONDITIONS), JUDGED, -1) for name, part in answers.items()}
             with atomic_write(path) as draft, draft.open("wb") as file:
                 np.savez(file, path=table["path"][held].to_numpy(str), **answers)
         else:

@@ -49,10 +49,13 @@ class Views(RealFakeDataset):
             top, left = (int(torch.randint(PHASE, ())) for _ in range(2))
             part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
             moved = TF.pad(part, [left, top, 0, 0], padding_mode="edge")  # so that the codec's grid starts there
-            crop = random_crop(compose(moved, condition.chain)[..., top:, left:], self.crop_size)
-            views.append(as_float(equalise(crop, self.equalise_quality)))
+            views.append(self.crops(compose(moved, condition.chain)[..., top:, left:]))
         views += [self.view(self.window(index))[None] for _ in range(self.random)]
         return torch.cat(views)
+
+    def crops(self, image: Tensor) -> Tensor:
+        """The crops, (N, 3, S, S) in [0, 1], that stand for an image under a condition: one."""
+        return as_float(equalise(random_crop(image, self.crop_size), self.equalise_quality))
 
 
 def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:

@@ -84,4 +84,16 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch):
         paths = [path for path in draw["path"] if path in held.index]
         assert len(paths) == (8 if stage == "stage1" else 6)
         if stage == "stage1":
-            assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, 0], atol=1e-5)
+            assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, :, 0].mean(-1), atol=1e-5)
+
+
+def test_zoom_enlarges_and_shows_a_part_of_those_that_are_chosen():
+    crops = torch.rand(40, 3, 32, 32)
+    which = torch.arange(40) % 2 == 0
+    shown = tune_clip.zoom(crops, which)
+    whole = torch.nn.functional.interpolate(crops, (clip.SIDE, clip.SIDE), mode="bicubic").clamp(0, 1)
+    assert torch.allclose(shown[~which], whole[~which], atol=1e-4)
+    ramp = torch.linspace(0.2, 0.8, 32).expand(40, 3, 32, 32)
+    shown = tune_clip.zoom(ramp, which)
+    spans = shown.amax((1, 2, 3)) - shown.amin((1, 2, 3))
+    assert spans[~which].min() > 0.59 and 0.28 < spans[which].min() < 0.4 < spans[which].max() < 0.62
