@@ -147,13 +147,15 @@ def seeds(count: int, *key: int) -> list[int]:
 class EpochSampler(Sampler):
     """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
-    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike; draws are with
-    replacement and fill whole batches. All but each `every`-th batch have indices that count on from len(table).
+    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike, and where the table
+    has sources these by the root of their size within a label; draws are with replacement and fill whole batches. All but each `every`-th batch have indices that count on from len(table).
     """
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
         is_fake = table["is_fake"].to_numpy(dtype=bool)
-        weight = 1 / table.groupby("label")["label"].transform("size").to_numpy(dtype=float)
+        label, cell = table["label"], table.groupby([name for name in ("label", "source") if name in table])["label"]
+        root = cell.transform("size") ** -0.5
+        weight = (root / root.groupby(label).transform("sum")).to_numpy(dtype=float)
         self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
         self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]
         self.images, self.seed, self.every, self.epoch = len(table), cfg.seed, every, 0

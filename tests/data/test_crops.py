@@ -252,6 +252,16 @@ def test_sampler_weighs_classes_alike(folder, binary, expected):
     assert shares == pytest.approx(expected, abs=0.03)
 
 
+def test_sampler_weighs_sources_by_the_root_of_their_size(folder):
+    photos = [f"{number}.png" for number in range(100)]
+    table = pd.DataFrame({"path": photos + ["f"] * 10, "label": ["RealPhotos"] * 100 + ["ProGAN"] * 10})
+    table = table.assign(is_fake=table["label"] == "ProGAN", source=["large"] * 81 + ["small"] * 19 + ["fakes"] * 10)
+    drawn = [index for index, _ in crops.EpochSampler(table, Stage1(images_per_epoch=6000), binary=True)]
+    shares = table["source"].iloc[drawn].value_counts(normalize=True)
+    assert shares["large"] / shares["small"] == pytest.approx((81 / 19) ** 0.5, rel=0.1)
+    assert shares["fakes"] == 0.5
+
+
 def test_draws_take_turns_and_hang_on_seed_and_epoch_alone(folder):
     cfg = Stage1(images_per_epoch=807, batch_size=8)
     sampler = crops.EpochSampler(folder, cfg, binary=True)
