@@ -23,6 +23,7 @@ from dfd.core.io import read_json, write_json
 from dfd.inference.decide import closed_set, confidences, true_class
 
 RESAMPLES = 400  # bootstrap draws behind each interval
+FEWEST = 8  # groups behind an interval: of 3 its "95 %" hold the truth in 72 of 100 cases, of 5 in 89, of 9 in 94
 LARGEST_JACKKNIFE = 1000  # groups; with more, BCa's correction is small and leaving out each of them slow
 BINS = 15  # equal-width bins of confidence, behind the calibration error and the reliability diagram
 Interval = dict[str, float | None]  # value, low, high; None where undefined
@@ -36,13 +37,13 @@ def bootstrap(
     where nearly all draws lie on one side of the value, as those of a calibration error do, it shrinks to that end.
 
     `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN
-    where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there is one
-    group alone, or no draw is defined.
+    where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there are
+    too few groups, below FEWEST, or no draw is defined.
     """
     codes, names = pd.factorize(np.asarray(groups), sort=True)
     count = len(names)
     value = np.asarray(statistic(np.ones((1, len(codes)))), dtype=float)[..., 0]
-    if count < 2:
+    if count < FEWEST:
         return value, np.full(value.shape, np.nan), np.full(value.shape, np.nan)
 
     def of_groups(drawn: np.ndarray, axis: int = -1) -> np.ndarray:  # drawn: (..., M) numbers of groups

@@ -23,7 +23,7 @@ from dfd import config, plots
 from dfd.core.io import PART, TEMPLATES, read_json, write_text
 from dfd.core.runs import elapsed
 from dfd.evaluate.compare import STAGES
-from dfd.evaluate.metrics import METRICS
+from dfd.evaluate.metrics import FEWEST, METRICS
 
 CARDS = {  # see dfd.reports.cards
     "model_card_stage1.md": "Model card, stage 1",
@@ -45,7 +45,7 @@ def fill(template: str, **values: Any) -> str:
         undefined=jinja2.ChainableUndefined,
     )
     pages.filters |= {"decimal": decimal, "elapsed": elapsed, "metric": metric_name, "printable": printable}
-    pages.globals["STAGES"] = STAGES
+    pages.globals |= {"STAGES": STAGES, "fewest": FEWEST}
     return pages.get_template(template).render(**values)
 
 

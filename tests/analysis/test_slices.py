@@ -95,14 +95,14 @@ def test_nothing_to_find_gives_an_empty_table():
 
 
 def test_errors_by_property_count_images_groups_and_intervals():
-    rows = pd.DataFrame({"group": [0, 0, 1, 1, 2, 3, 4, 5], "wrong": [1, 1, 0, 0, 0, 0, 0, 0]}).astype({"wrong": bool})
-    measured = pd.DataFrame({"source": ["a"] * 4 + ["b"] * 4, "size": [1, 2, 3, 4, 5, 6, 7, 8]})
+    rows = pd.DataFrame({"group": [*np.arange(16) // 2, *range(8, 16)], "wrong": [True, True, False, False] * 4 + [False] * 8})
+    measured = pd.DataFrame({"source": ["a"] * 16 + ["b"] * 8, "size": range(1, 25)})
     found = slices.by_property(rows, slices.binned(measured, bins=2)).set_index(["property", "bin"])
     a = found.loc[("source", "a")]
-    assert (a["images"], a["groups"], a["errors"], a["error"]) == (4, 2, 2, 0.5)
-    assert (a["error_low"], a["error_high"]) == (0, 1)  # two groups: one all wrong, one all right
+    assert (a["images"], a["groups"], a["errors"], a["error"]) == (16, 8, 8, 0.5)
+    assert 0.1 < a["error_low"] < 0.4 < 0.6 < a["error_high"] < 0.9  # eight groups, all wrong or all right
     b = found.loc[("source", "b")]
-    assert (b["error"], b["error_low"]) == (0, 0) and b["error_high"] == pytest.approx(1 - 0.025 ** (1 / 4))
-    assert list(found.loc["size"].index) == ["1 to 4", "5 to 8"] and found.attrs["average"] == 0.25
+    assert (b["error"], b["error_low"]) == (0, 0) and b["error_high"] == pytest.approx(1 - 0.025 ** (1 / 8))
+    assert list(found.loc["size"].index) == ["1 to 12", "13 to 24"] and found.attrs["average"] == pytest.approx(1 / 3)
     alone = slices.by_property(rows.assign(group=0), slices.binned(measured[["source"]]))
     assert alone["error_low"].isna().all()

@@ -204,8 +204,11 @@ def test_interval_widens_when_images_share_groups():
     assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
 
 
-def test_one_group_has_no_interval():
+def test_few_groups_have_no_interval():
     assert interval(["one"] * 4, [True, False, True, True]) == {"value": 0.75, "low": None, "high": None}
+    right = np.arange(24) % 4 > 0
+    assert interval(np.arange(24) % 7, right) == {"value": 0.75, "low": None, "high": None}
+    assert interval(np.arange(24) % 8, right)["low"] < 0.75
 
 
 @pytest.mark.parametrize(("right", "low", "high"), [(False, 0, 0.3085), (True, 0.6915, 1)])
@@ -230,10 +233,10 @@ def test_many_numbers_at_once_are_those_of_each():
 
 def test_a_draw_takes_whole_groups():
     drawn = []
-    metrics.bootstrap([0, 0, 0, 1, 2], lambda weights: drawn.append(weights) or weights.sum(1), resamples=50)
+    metrics.bootstrap([0, 0, 0, *range(1, 8)], lambda weights: drawn.append(weights) or weights.sum(1), resamples=50)
     weights = np.concatenate(drawn)
     assert (weights[:, :3] == weights[:, :1]).all() and len(np.unique(weights, axis=0)) > 5
-    assert set(weights[:, [0, 3, 4]].sum(1)) == {2, 3}  # draws of three groups, and each left out in turn
+    assert set(weights[:, [0, *range(3, 10)]].sum(1)) == {7, 8}  # draws of eight groups, and each left out in turn
 
 
 def test_where_nearly_all_draws_lie_above_the_value_the_interval_does_not_shrink_to_it():
@@ -246,9 +249,9 @@ def test_where_nearly_all_draws_lie_above_the_value_the_interval_does_not_shrink
 
 
 def test_where_bca_is_undefined_percentiles_of_the_defined_draws_stand():
-    x = np.array([1.0, 2.0, 3.0, np.nan])
+    x = np.array([*range(1, 9), np.nan])
     _, low, high = metrics.bootstrap(
-        range(4), lambda w: np.stack([np.where(w[:, 3] > 0, np.nan, w @ np.nan_to_num(x)), w.sum(1) * 0 + 4])
+        range(9), lambda w: np.stack([np.where(w[:, 8] > 0, np.nan, w @ np.nan_to_num(x)), w.sum(1) * 0 + 4])
     )
     assert np.isfinite([low, high]).all() and low[0] < high[0] and low[1] == high[1] == 4
 
