@@ -153,14 +153,13 @@ class HighPass(nn.Module):
 class PatchDiscriminator(nn.Module):
     """PatchGAN with spectral normalisation: 2 strided layers see patches of 34 x 34 pixels, 3 of 70 x 70.
 
-    Isola et al. 2017, arXiv:1611.07004; Miyato et al. 2018, arXiv:1802.05957. The normalisation holds a logit's change
-    to about the image's: a residual of a few hundredths needs a gain to reach a hinge loss's margin of 1. The width
-    doubles with every layer, up to eight times.
+    Isola et al. 2017, arXiv:1611.07004; Miyato et al. 2018, arXiv:1802.05957. It sees eight times the high-pass part of
+    an image: brightness, which is larger than any residual, would use up the slope of 1 that the normalisation leaves
+    it, and it would never learn (docs/method.md). The width doubles with every layer, up to eight times.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, gain: float = 1.0):
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3):
         super().__init__()
-        self.gain = gain
         channels = [in_channels] + [width * min(2**i, 8) for i in range(layers + 1)]
         steps: list[nn.Module] = []
         for level, (inputs, outputs) in enumerate(pairwise(channels)):
@@ -170,7 +169,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """One logit per patch, (B, 1, h, w), of (B, in_channels, H, W); H and W at least 2 ** (layers + 2)."""
-        return self.gain * self.net(images)
+        return self.net(8 * high_pass(images))
 
 
 class VGGPerceptual(nn.Module):

@@ -170,15 +170,18 @@ class Trainer:
             self.averaged.update_parameters(self.model)
 
     @torch.inference_mode()
-    def validate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, ...) of the averaged weights, and targets (N,), of a validation set; the same in each process."""
+    def validate(self, name: str, answer: Callable[[Any], Tensor] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, ...) of the averaged weights, and targets (N,), of a validation set; the same in each process.
+
+        `answer` gives something else of a batch, (B, ...).
+        """
         self.averaged.eval()
         broadcast_module(self.accelerator, self.averaged)  # its batch norms have seen one process's part
         outputs = []
         for batch in self._read(name):
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
             with self.autocast():
-                logits = self.averaged(images).float()
+                logits = (answer(batch) if answer else self.averaged(images)).float()
             outputs.append([part.cpu() for part in self.accelerator.gather_for_metrics((logits, target))])
         logits, targets = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
         return logits, targets

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,9 @@ from dfd.train.loop import OnEpoch, Trainer
 class Adversary(nn.Module):
     """D and V of either stage, with the losses of changed images; a weight of 0 in the config leaves one out."""
 
-    def __init__(self, cfg: config.Stage1 | config.Stage2, width: int, bound: float):
+    def __init__(self, cfg: config.Stage1 | config.Stage2, width: int):
         super().__init__()
-        self.discriminator: Any = PatchDiscriminator(width=width, gain=1 / bound) if cfg.adversarial_weight else None
+        self.discriminator: Any = PatchDiscriminator(width=width) if cfg.adversarial_weight else None
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
 
     def discriminator_loss(self, photos: Tensor, changed: Tensor) -> Tensor:
@@ -47,9 +48,13 @@ class Adversary(nn.Module):
         return losses
 
 
-def clipped(images: Tensor) -> Tensor:
-    """Images clipped to [0, 1], with the gradient of doing nothing."""
-    return images + (images.clamp(0, 1) - images).detach()
+def equalised(images: Tensor, cfg: config.Training) -> Tensor:
+    """Changed images, (B, 3, S, S), as every network sees crops: in [0, 1] and behind the JPEG of all classes.
+
+    The gradient is that of the identity, arXiv:1308.3432.
+    """
+    quality = cfg.equalise_quality if cfg.equalise else None
+    return images + (equalise(images.detach().float().clamp(0, 1), quality) - images).detach()
 
 
 class Launderer(Adversary):
@@ -57,12 +62,12 @@ class Launderer(Adversary):
 
     def __init__(self, cfg: config.Stage1):
         generator = UNetRes(cfg.launderer_width, cfg.launderer_bound, from_high_pass=False)
-        super().__init__(cfg, 4 * cfg.launderer_width, cfg.launderer_bound)
-        self.generator = generator
+        super().__init__(cfg, 4 * cfg.launderer_width)
+        self.cfg, self.generator = cfg, generator
 
     def forward(self, fakes: Tensor) -> Tensor:
-        """Laundered fakes x + G(x): (B, 3, H, W) in [0, 1] for the same."""
-        return clipped(fakes + self.generator(fakes).float())
+        """Laundered fakes x + G(x) behind the codec: (B, 3, H, W) in [0, 1] for the same."""
+        return equalised(fakes + self.generator(fakes).float(), self.cfg)
 
     def laundering_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
         """What G minimises on fakes (B, 3, H, W) in [0, 1], by name: those for the look, and evasion (C)."""
@@ -71,6 +76,25 @@ class Launderer(Adversary):
         logits = detector(laundered).float()
         detector.train(is_training)
         return self.generator_losses(laundered, fakes) | {"evasion": real_fake_loss(logits, torch.zeros_like(logits))}
+
+    def curves(self, trainer: Trainer, logits: np.ndarray) -> dict[str, float]:
+        """How far the adversaries got, on validation crops whose `logits`, (N,), are known.
+
+        val_discriminator_auc: photos told from laundered fakes by D. val_laundered_found: the share of laundered fakes
+        that the detector calls fake at the cut above which it finds nine in ten as they were.
+        """
+
+        def answer(batch: Any) -> Tensor:
+            images, is_fake = batch
+            changed = torch.where(is_fake[:, None, None, None] > 0, self(images), images)
+            critic = self.discriminator(changed).mean((1, 2, 3)) if self.discriminator else 0 * is_fake
+            return torch.stack([trainer.averaged(changed), critic], dim=1)
+
+        self.eval()
+        answers, is_fake = trainer.validate("clean", answer)
+        found = float((answers[is_fake > 0, 0] >= np.quantile(logits[is_fake > 0], 0.1)).mean())
+        auc = {"val_discriminator_auc": roc_auc_score(1 - is_fake, answers[:, 1])} if self.discriminator else {}
+        return auc | {"val_laundered_found": found}
 
 
 def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None) -> pd.DataFrame:
@@ -124,7 +148,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
                             losses = launderer.laundering_losses(fakes, detector)
                         trainer.step("launderer", losses)
                         with torch.no_grad(), trainer.autocast():
-                            laundered = equalise(launderer(fakes).clamp(0, 1), trainer.quality)
+                            laundered = launderer(fakes)
                 # 3. detector: photos, fakes and laundered fakes
                 with trainer.autocast():
                     logits = detector(torch.cat([images, laundered])).float()
@@ -137,6 +161,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
             logits, is_fake = trainer.validate("clean")
             logits_degraded, _ = trainer.validate("degraded")
             auc, auc_degraded = (roc_auc_score(is_fake, scores) for scores in (logits, logits_degraded))
+            curves = launderer.curves(trainer, logits) if launderer else {}
             loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(is_fake)).item()
-            trainer.end_epoch((auc + auc_degraded) / 2, loss, val_auc=auc, val_auc_degraded=auc_degraded)
+            trainer.end_epoch((auc + auc_degraded) / 2, loss, val_auc=auc, val_auc_degraded=auc_degraded, **curves)
     return trainer.finish()

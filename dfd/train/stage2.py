@@ -10,25 +10,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from dfd import config
-from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset, equalise
+from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset
 from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
 from dfd.losses import consistency_loss, source_loss
 from dfd.train.loop import OnEpoch, Trainer
-from dfd.train.stage1 import Adversary, clipped
-
-
-def equalised(images: Tensor, cfg: config.Training) -> Tensor:
-    """Images in [0, 1] behind the JPEG of every crop, with the gradient of the identity, arXiv:1308.3432."""
-    return images + (equalise(images.detach(), cfg.equalise_quality if cfg.equalise else None) - images).detach()
+from dfd.train.stage1 import Adversary, equalised
 
 
 def attribution_losses(
@@ -37,13 +33,13 @@ def attribution_losses(
     """What G and C minimise: each loss by name, before its weight, and none whose weight is 0.
 
     `residual` (2B, 3, S, S) is of the first views, then of the second; `source` (B,) are classes; `carriers`, and
-    `carried` with fingerprints, (B, 3, S, S) in [0, 1], go with an adversary.
+    `carried` with fingerprints behind the codec, (B, 3, S, S) in [0, 1], go with an adversary.
     """
     losses, views = {}, [residual]
     if adversary is not None:
         losses = adversary.generator_losses(carried, carriers)
         if cfg.carried_weight:
-            views.append(model.generator(equalised(carried, cfg)).float())
+            views.append(model.generator(carried).float())
     logits = model.name(torch.cat(views)).float().split(len(source))  # one batch, or batch norm would tell them apart
     losses["source"] = source_loss(torch.cat(logits[:2]), source.repeat(2), cfg.label_smoothing)
     if len(logits) > 2:
@@ -51,6 +47,29 @@ def attribution_losses(
     if cfg.consistency_weight:
         losses["consistency"] = consistency_loss(*logits[:2])
     return losses
+
+
+def carrying(trainer: Trainer, adversary: Adversary, cfg: config.Stage2) -> dict[str, float]:
+    """How far carrying got on validation crops, whose photos training did not put fingerprints on.
+
+    val_discriminator_auc: photos told from fingerprinted ones by D. val_carried_accuracy: balanced accuracy of the
+    names of the fingerprinted photos.
+    """
+
+    def answer(batch: Any) -> Tensor:
+        model, carriers = trainer.averaged.module, batch["carrier"]
+        carried = equalised(carriers + model.generator(batch["view1"]).float(), cfg)
+        critic = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
+        opinions = [critic(images).mean((1, 2, 3)) for images in (carriers, carried)]
+        return torch.cat([torch.stack(opinions, dim=1), model(carried)], dim=1)
+
+    adversary.eval()
+    answers, source = trainer.validate("val", answer)
+    curves = {"val_carried_accuracy": balanced_accuracy_score(source, answers[:, 2:].argmax(1))}
+    if adversary.discriminator:
+        is_photo = np.repeat([1, 0], len(answers))
+        curves["val_discriminator_auc"] = roc_auc_score(is_photo, answers[:, :2].T.ravel())
+    return curves
 
 
 def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None) -> pd.DataFrame:
@@ -80,11 +99,12 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
         carriers = CarrierBuilder(table, degrade=degrade, **trainer.crops)
         data, every = ConcatDataset([views(carriers=carriers), data]), cfg.carried_every
     trainer.load("train", data, EpochSampler(splits["train"], cfg, binary=False, every=every))
-    trainer.load("val", GFDTwoViewDataset(splits["val"], classes=classes, **trainer.crops))
+    on = {"carriers": CarrierBuilder(table, split="val", **trainer.crops)} if carries else {}
+    trainer.load("val", GFDTwoViewDataset(splits["val"], classes=classes, **trainer.crops, **on))
 
     model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
-    adversary = Adversary(cfg, 32, cfg.residual_bound).to(trainer.device) if carries else None
+    adversary = Adversary(cfg, 32).to(trainer.device) if carries else None
     if adversary and adversary.discriminator:
         trainer.add("discriminator", adversary.discriminator, cfg.lr_d, every=every)
 
@@ -96,7 +116,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
                 if adversary and step % every == 0:
                     carriers = batch["carrier"]
-                    carried = clipped(carriers + residual[: len(source)])
+                    carried = equalised(carriers + residual[: len(source)], cfg)
                     put_on = {"adversary": adversary, "carriers": carriers, "carried": carried}
                     if adversary.discriminator:
                         # 1. critic: photos against fingerprinted photos
@@ -111,7 +131,8 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
             logits, source = trainer.validate("val")
             loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(source)).item()
             accuracy = balanced_accuracy_score(source, logits.argmax(1))
-            trainer.end_epoch(accuracy, loss, val_balanced_accuracy=accuracy)
+            curves = carrying(trainer, adversary, cfg) if adversary else {}
+            trainer.end_epoch(accuracy, loss, val_balanced_accuracy=accuracy, **curves)
     if trainer.is_main:
         path = trainer.checkpoint.path
         fit_feature_bank(Stage.load(path), splits["train"], path, seed=cfg.seed)

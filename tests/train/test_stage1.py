@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dfd import config
+from dfd.degrade.operators import jpeg
 from dfd.models.networks import RealFakeClassifier
 from dfd.train.stage1 import Launderer
 
@@ -49,13 +50,49 @@ def test_the_discriminators_loss_reaches_the_discriminator_alone(adversary, batc
     assert reached(adversary.discriminator) and not reached(adversary.generator)
 
 
-def test_the_change_is_bounded_and_starts_small(adversary, batches):
-    fakes = batches[1]
+def test_the_change_is_bounded_and_starts_small(batches):
+    adversary, fakes = small(equalise=False), batches[1]
     assert (adversary(fakes) - fakes).abs().max() < 0.01
     with torch.no_grad():
         adversary.generator.head.bias.fill_(100.0)
     change = (adversary(fakes) - fakes).detach()
     assert adversary(fakes).max() <= 1 and change.max() == pytest.approx(0.05, abs=1e-6)
+
+
+def test_all_networks_see_laundered_fakes_behind_the_codec(adversary, batches):
+    photos, fakes = batches
+    adversary.generator.head.bias.data.fill_(0.4)
+    with torch.no_grad():
+        expected = jpeg((fakes + adversary.generator(fakes)).clamp(0, 1), adversary.cfg.equalise_quality)
+    seen, classifier = [], RealFakeClassifier("test_resnet.r160_in1k")
+    for network in (adversary.discriminator, classifier, adversary.perceptual):
+        network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    adversary.laundering_losses(fakes, classifier)
+    adversary.discriminator_loss(photos, adversary(fakes))
+    assert len(seen) == 5 and torch.equal(seen[3], photos)
+    for images in (*seen[:3], seen[4]):
+        assert torch.allclose(images, expected, atol=1e-6)
+
+
+def test_the_curves_are_of_the_laundered_fakes(adversary, batches):
+    images, is_fake = torch.rand(40, 3, 32, 32), torch.arange(40) % 2
+    images = torch.where(is_fake[:, None, None, None] > 0, images / 2, images)
+    answers = images.mean((1, 2, 3))  # fakes are darker, so a detector of brightness finds none of them
+
+    class Trainer:
+        averaged = staticmethod(lambda images: -images.mean((1, 2, 3)))
+
+        def validate(self, name, answer):
+            with torch.no_grad():
+                return answer((images, is_fake.float())).numpy(), is_fake.numpy()
+
+    adversary.discriminator.forward = lambda images: images[:, :1]
+    adversary.forward = lambda fakes: fakes
+    curves = adversary.curves(Trainer(), -answers.numpy())
+    assert curves["val_laundered_found"] == pytest.approx(0.9) and curves["val_discriminator_auc"] == 1
+    adversary.forward = lambda fakes: fakes + 0.5
+    curves = adversary.curves(Trainer(), -answers.numpy())
+    assert curves["val_laundered_found"] == 0 and curves["val_discriminator_auc"] < 0.5
 
 
 def test_evasion_trains_the_detector_to_be_fooled_as_it_predicts(adversary, batches):

@@ -1,15 +1,18 @@
 """The fingerprinted carrier of stage 2: every loss reaches the extractor, D's labels are the right way round."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
 
 from dfd import config
 from dfd.degrade.operators import jpeg
 from dfd.losses import consistency_loss, source_loss
 from dfd.models.networks import Attribution
-from dfd.train.stage1 import Adversary, clipped
-from dfd.train.stage2 import attribution_losses, equalised
+from dfd.train.stage1 import Adversary, equalised
+from dfd.train.stage2 import attribution_losses, carrying
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def small(**changes):
 @pytest.fixture
 def adversary():
     torch.manual_seed(1)
-    return Adversary(small(), 32, 0.1)
+    return Adversary(small(), 32)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def reached(module):
 def losses(model, adversary, batch, **changes):
     residual, put_on = model.generator(torch.cat([batch["view1"], batch["view2"]])), {}
     if adversary is not None:
-        carried = clipped(batch["carrier"] + residual[:4])
+        carried = equalised(batch["carrier"] + residual[:4], small(**changes))
         put_on = {"adversary": adversary, "carriers": batch["carrier"], "carried": carried}
     return attribution_losses(model, residual, batch["source"], small(**changes), **put_on)
 
@@ -62,7 +65,7 @@ def test_each_loss_gives_the_extractor_a_gradient(name, model, adversary, batch)
 
 
 def test_a_weight_of_zero_leaves_its_loss_out(model, batch):
-    blind = Adversary(small(adversarial_weight=0.0, perceptual_weight=0.0), 32, 0.1)
+    blind = Adversary(small(adversarial_weight=0.0, perceptual_weight=0.0), 32)
     assert set(losses(model, blind, batch, carried_weight=0.0, consistency_weight=0.0)) == {"source"}
 
 
@@ -88,7 +91,7 @@ def test_the_discriminator_learns_that_carriers_are_photos(adversary):
 
 
 def test_the_discriminators_loss_leaves_the_extractor_alone(model, adversary, batch):
-    carried = clipped(batch["carrier"] + model.generator(batch["view1"]))
+    carried = equalised(batch["carrier"] + model.generator(batch["view1"]), small())
     adversary.discriminator_loss(batch["carrier"], carried).backward()
     assert reached(adversary.discriminator) and not reached(model.generator)
 
@@ -97,18 +100,18 @@ def test_the_extractor_is_asked_to_look_like_a_photo(model, adversary, batch):
     """One step against the adversarial loss must raise D's opinion of the fingerprinted carriers."""
     adversary.eval()  # spectral norm would go on iterating
     batch["carrier"] = 0.3 + 0.4 * batch["carrier"]  # nothing to clip
-    before = adversary.discriminator(clipped(batch["carrier"] + model.generator(batch["view1"]))).mean()
-    losses(model, adversary, batch)["adversarial"].backward()
+    before = adversary.discriminator(batch["carrier"] + model.generator(batch["view1"])).mean()
+    losses(model, adversary, batch, equalise=False)["adversarial"].backward()
     with torch.no_grad():
         for p in model.generator.parameters():
             p -= 0.05 * p.grad if p.grad is not None else 0
-    after = adversary.discriminator(clipped(batch["carrier"] + model.generator(batch["view1"]))).mean()
+    after = adversary.discriminator(batch["carrier"] + model.generator(batch["view1"])).mean()
     assert after > before
 
 
 def test_a_fingerprinted_carrier_is_the_clipped_sum_with_an_open_gradient():
     carriers, residual = torch.full((1, 3, 8, 8), 0.95), torch.full((1, 3, 8, 8), 0.1, requires_grad=True)
-    put = clipped(carriers + residual)
+    put = equalised(carriers + residual, small(equalise=False))
     assert put.max().item() == pytest.approx(1.0)
     put.sum().backward()
     assert residual.grad.min() == 1
@@ -120,6 +123,24 @@ def test_the_codec_is_passed_with_the_gradient_of_doing_nothing():
     assert torch.allclose(passed, jpeg(images.detach(), 70), atol=1e-6)
     (passed * torch.arange(16.0)).sum().backward()
     assert torch.equal(images.grad, torch.arange(16.0).expand(1, 3, 16, 16))
+
+
+def test_the_curves_are_of_carriers_with_and_without_a_fingerprint(model, adversary, batch):
+    class Trainer:
+        averaged = SimpleNamespace(module=model.eval())
+
+        def validate(self, name, answer):
+            with torch.no_grad():
+                return answer(batch).numpy(), batch["source"].numpy()
+
+    batch["carrier"] = 0.5 * torch.ones(4, 3, 32, 32)
+    model.generator.forward = lambda images: 0.05 * (2 * (torch.arange(32) % 2) - 1).expand(4, 3, 32, 32)  # stripes
+    adversary.discriminator.forward = lambda images: -images.std((1, 2, 3))[:, None, None, None]
+    curves = carrying(Trainer(), adversary, small())
+    assert curves["val_discriminator_auc"] == 1
+    named = model(jpeg((batch["carrier"] + model.generator(None)).clamp(0, 1), 90)).argmax(1)
+    expected = balanced_accuracy_score(batch["source"], named)
+    assert curves["val_carried_accuracy"] == pytest.approx(expected)
 
 
 def test_consistency_is_the_jensen_shannon_divergence():
