@@ -148,7 +148,8 @@ class EpochSampler(Sampler):
     """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
     With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike, and where the table
-    has sources these by the root of their size within a label; draws are with replacement and fill whole batches. All but each `every`-th batch have indices that count on from len(table).
+    has sources these by the root of their size within a label; draws are with replacement and fill whole batches. All
+    but each `every`-th batch have indices that count on from len(table).
     """
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
@@ -203,6 +204,18 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> 
     else:
         corners = _five(down, right, size, limit)
     return Plan(corners, min(crops, places) if len(corners) == MAX_CROPS else len(corners))
+
+
+def off_grid(corners: list[Corner], height: int, width: int, size: int, seed: int) -> list[Corner]:
+    """The windows moved by up to MARGIN - 1 pixels into the image, so that they start anywhere on its codec's grid."""
+    draw = random.Random(seed)
+
+    def move(place: int, last: int) -> int:
+        by = draw.randrange(MARGIN)
+        return place + by if place + by <= last else max(place - by, 0)
+
+    down, right = max(height - size, 0), max(width - size, 0)
+    return [(move(top, down), move(left, right)) for top, left in corners]
 
 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:

@@ -95,7 +95,9 @@ def test_nothing_to_find_gives_an_empty_table():
 
 
 def test_errors_by_property_count_images_groups_and_intervals():
-    rows = pd.DataFrame({"group": [*np.arange(16) // 2, *range(8, 16)], "wrong": [True, True, False, False] * 4 + [False] * 8})
+    rows = pd.DataFrame(
+        {"group": [*np.arange(16) // 2, *range(8, 16)], "wrong": [True, True, False, False] * 4 + [False] * 8}
+    )
     measured = pd.DataFrame({"source": ["a"] * 16 + ["b"] * 8, "size": range(1, 25)})
     found = slices.by_property(rows, slices.binned(measured, bins=2)).set_index(["property", "bin"])
     a = found.loc[("source", "a")]

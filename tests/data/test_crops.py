@@ -252,6 +252,16 @@ def test_sampler_weighs_classes_alike(folder, binary, expected):
     assert shares == pytest.approx(expected, abs=0.03)
 
 
+def test_windows_are_moved_into_the_image_by_less_than_a_block():
+    corners = plan(200, 310, 64, 30).corners
+    moved = crops.off_grid(corners, 200, 310, 64, 5)
+    assert moved == crops.off_grid(corners, 200, 310, 64, 5) != crops.off_grid(corners, 200, 310, 64, 6)
+    shifts = np.abs(np.array(moved) - corners)
+    assert shifts.max() == 7 and len(np.unique(shifts)) == 8
+    assert (np.array(moved) >= 0).all() and (np.array(moved) <= [200 - 64, 310 - 64]).all()
+    assert crops.off_grid([(0, 0)], 64, 40, 64, 5) == [(0, 0)]  # no room
+
+
 def test_sampler_weighs_sources_by_the_root_of_their_size(folder):
     photos = [f"{number}.png" for number in range(100)]
     table = pd.DataFrame({"path": photos + ["f"] * 10, "label": ["RealPhotos"] * 100 + ["ProGAN"] * 10})

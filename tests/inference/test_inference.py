@@ -39,6 +39,7 @@ def by_hand(mode):
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
 def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
     monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
+    monkeypatch.setattr(stage_module, "off_grid", lambda corners, *_: corners)
     image = noise(130, 100)
     stage = Stage(content(quality=quality), CPU)
     alone = []
@@ -55,6 +56,16 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
     assert scored.crops == scored.needed == len(alone)
     assert scored.logits.tolist() == pytest.approx([0, np.mean(alone)], abs=1e-3)
     assert scored.crop_std == pytest.approx(np.std(alone), abs=1e-3)
+
+
+def test_windows_start_anywhere_on_the_grid_as_the_content_has_it():
+    stage = Stage(content(quality=None), CPU)
+    images = [noise(400, 400), noise(400, 400).rotate(90)]
+    phases = [[(top % 8, left % 8) for top, left in stage.prepare(image, 40).plan.corners] for image in images]
+    assert phases[0] == [(top % 8, left % 8) for top, left in stage.prepare(images[0].copy(), 40).plan.corners]
+    assert phases[0] != phases[1] and len(set(phases[0])) > 20
+    grid = stage.prepare(images[0], 9, "grid").plan.corners
+    assert grid == crops.plan(400, 400, 32, 9, "grid").corners  # which has to cover every pixel
 
 
 def test_batching_images_of_many_sizes_changes_nothing(monkeypatch):
