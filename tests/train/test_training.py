@@ -242,3 +242,22 @@ def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp
         stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95
     )
     assert FITS[stage][0](table, cfg)[metric].max() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_the_profile_for_a_gpu_trains(stage, table, tiny_data, tmp_path):
+    """ResNet50 and the UNet as `full` has them, in a few steps."""
+    stem = next(stem for stem in config.NOTEBOOKS if stage in stem)
+    few = {"num_epochs": 1, "images_per_epoch": 8, "batch_size": 4, "workers": 0, "pretrained": False}
+    cfg = FITS[stage][1](**config.profile("full", stem) | few | {"data": str(tiny_data), "out": str(tmp_path)})
+    history = fit(table, cfg)
+    assert cfg.crop_size == 128 and len(history) == 1 and history["train_loss"].notna().all()
+    trained = Stage.load(tmp_path / config.CHECKPOINTS[stage])
+    assert cfg.backbone == {"stage1": "resnet50", "stage2": "tf_efficientnet_lite0"}[stage]
+    assert ("layer4" in dict(trained.backbone.named_children())) == (stage == "stage1")
+    untrained = loop.build_model(
+        stage, loop.Checkpoint(stage, table, cfg, trained.classes).settings, len(trained.classes)
+    )
+    before, after = untrained.state_dict(), trained.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.isfinite(value).all() for value in after.values())
