@@ -49,6 +49,14 @@ def attribution_losses(
     return losses
 
 
+def shared(residual: Tensor, source: Tensor) -> Tensor:
+    """Residuals (B, 3, S, S) of which every other one is the mean of its source's in the batch, where content cancels."""
+    of_source = F.one_hot(source).to(residual)  # (B, classes)
+    means = (of_source / of_source.sum(0).clamp(min=1)).T @ residual.flatten(1)
+    is_mean = (torch.arange(len(source), device=source.device) % 2 > 0)[:, None, None, None]
+    return torch.where(is_mean, means[source].view_as(residual), residual)
+
+
 def carrying(trainer: Trainer, adversary: Adversary, cfg: config.Stage2) -> dict[str, float]:
     """How far carrying got on validation crops, whose photos training did not put fingerprints on.
 
@@ -116,7 +124,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
                 if adversary and step % every == 0:
                     carriers = batch["carrier"]
-                    carried = equalised(carriers + residual[: len(source)], cfg)
+                    carried = equalised(carriers + shared(residual[: len(source)], source), cfg)
                     put_on = {"adversary": adversary, "carriers": carriers, "carried": carried}
                     if adversary.discriminator:
                         # 1. critic: photos against fingerprinted photos

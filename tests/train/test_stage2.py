@@ -12,7 +12,7 @@ from dfd.degrade.operators import jpeg
 from dfd.losses import consistency_loss, source_loss
 from dfd.models.networks import Attribution
 from dfd.train.stage1 import Adversary, equalised
-from dfd.train.stage2 import attribution_losses, carrying
+from dfd.train.stage2 import attribution_losses, carrying, shared
 
 
 @pytest.fixture
@@ -123,6 +123,17 @@ def test_the_codec_is_passed_with_the_gradient_of_doing_nothing():
     assert torch.allclose(passed, jpeg(images.detach(), 70), atol=1e-6)
     (passed * torch.arange(16.0)).sum().backward()
     assert torch.equal(images.grad, torch.arange(16.0).expand(1, 3, 16, 16))
+
+
+def test_every_other_fingerprint_is_the_mean_of_its_source():
+    residual = torch.rand(6, 3, 8, 8, requires_grad=True)
+    source = torch.tensor([2, 0, 2, 2, 0, 1])
+    put = shared(residual, source)
+    for number, mean in {1: [1, 4], 3: [0, 2, 3], 5: [5]}.items():
+        assert torch.allclose(put[number], residual[mean].mean(0))
+    assert torch.equal(put[::2], residual[::2])
+    put[3].sum().backward()
+    assert torch.allclose(residual.grad[2], torch.full((3, 8, 8), 1 / 3)) and not residual.grad[1].any()
 
 
 def test_the_curves_are_of_carriers_with_and_without_a_fingerprint(model, adversary, batch):
