@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader
 
 from dfd import config
@@ -24,12 +25,16 @@ MAX_WORKERS = 8  # loader processes, where none are asked for
 
 def is_main_process() -> bool:
     """Whether this process is the first of a training's, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return runs.rank() == 0
 
 
 def main_process_first() -> AbstractContextManager[None]:
     """Let the first process of a training go through a block before the others do."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
+    is_one_of_several = not runs.is_alone()
+    others = f"the {os.environ.get('WORLD_SIZE')} processes of this training at {os.environ.get('MASTER_ADDR')}"
+    what = f"{others}, for {TIMEOUT} at most; unset RANK and WORLD_SIZE to train alone"
+    with runs.waiting(what) if is_one_of_several else nullcontext():
+        return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
 
 
 def any_process(accelerator: Accelerator, *flags: Any) -> list[bool]:
@@ -45,6 +50,12 @@ def average_over_processes(accelerator: Accelerator, tensors: list[Tensor]) -> N
         flat: Any = accelerator.reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "mean")
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, with its gradient."""
+    is_alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+    return tensor if is_alone else all_reduce(tensor)
 
 
 def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:

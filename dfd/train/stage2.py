@@ -24,6 +24,7 @@ from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
 from dfd.losses import consistency_loss, source_loss
 from dfd.train.loop import OnEpoch, Trainer
+from dfd.train.processes import sum_over_processes
 from dfd.train.stage1 import Adversary, equalised
 
 
@@ -49,10 +50,11 @@ def attribution_losses(
     return losses
 
 
-def shared(residual: Tensor, source: Tensor) -> Tensor:
-    """Residuals (B, 3, S, S) of which every other one is the mean of its source's in the batch, where content cancels."""
-    of_source = F.one_hot(source).to(residual)  # (B, classes)
-    means = (of_source / of_source.sum(0).clamp(min=1)).T @ residual.flatten(1)
+def shared(residual: Tensor, source: Tensor, classes: int) -> Tensor:
+    """Residuals (B, 3, S, S), every other one replaced by its source's mean in the batch, where content cancels."""
+    of_source = F.one_hot(source, classes).to(residual)  # (B, classes)
+    means = sum_over_processes(of_source.T @ residual.flatten(1))
+    means = means / sum_over_processes(of_source.sum(0)).clamp(min=1)[:, None]
     is_mean = (torch.arange(len(source), device=source.device) % 2 > 0)[:, None, None, None]
     return torch.where(is_mean, means[source].view_as(residual), residual)
 
@@ -124,7 +126,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
                 if adversary and step % every == 0:
                     carriers = batch["carrier"]
-                    carried = equalised(carriers + shared(residual[: len(source)], source), cfg)
+                    carried = equalised(carriers + shared(residual[: len(source)], source, len(classes)), cfg)
                     put_on = {"adversary": adversary, "carriers": carriers, "carried": carried}
                     if adversary.discriminator:
                         # 1. critic: photos against fingerprinted photos
