@@ -28,6 +28,9 @@ HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds that a notebook's kernel has to finish its step and to save
 LOCK, HOLDER = ".lock", ".running"  # in the run folder
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # NFS without lockd, SMB, Lustre
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate set
+PATIENCE = 5.0  # seconds after which waiting is said
 _held: set[Path] = set()  # folders that this process works in
 
 
@@ -94,7 +97,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     a training under that of the first, and a folder inside a held one under that one.
     """
     folder = Path(folder).resolve()
-    is_covered = HEADLESS in os.environ or os.environ.get("RANK", "0") != "0"
+    is_covered = HEADLESS in os.environ or rank() > 0
     if is_covered or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
@@ -107,7 +110,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
             who = holder.read_text("utf-8") if holder.exists() else "another process"  # which began a moment ago
             raise InUse(f"{folder} is in use by {who}; wait for it, end it, or choose another --out") from None
         except OSError as error:
-            if error.errno != errno.ENOSYS:
+            if error.errno not in NO_LOCKS:
                 raise explained(error, folder / LOCK) from error
             print(f"The file system of {folder} has no locks: see to it that no other run works there.")
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -118,6 +121,35 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         for draft in folder.glob(f"*{PART}"):  # what a killed run left half-written
             draft.unlink()
         yield
+
+
+def is_alone() -> bool:
+    """Whether this process trains by itself; what a launcher left in the environment, incomplete, is dropped."""
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    left = [name for name in LAUNCHED[:3] if name in os.environ]
+    if missing and left:
+        for name in left:
+            del os.environ[name]
+        tell = f"{', '.join(left)} in the environment without {', '.join(missing)}: this is no training of several"
+        click.echo(f"{tell} processes, and goes on alone.", err=True)
+    return bool(missing)
+
+
+def rank() -> int:
+    """The number of this process in a training of several, 0 for the first and for one alone."""
+    return 0 if is_alone() else int(os.environ["RANK"])
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what a block waits for, where that takes longer than PATIENCE."""
+    timer = threading.Timer(PATIENCE, lambda: click.echo(f"waiting for {what}", err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def fingerprint(folder: Path) -> str:

@@ -21,6 +21,7 @@ __all__ = ["fit", "fit_head", "fit_stage1", "fit_stage2", "is_main_process", "ma
 
 def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do, or `fit_head` on frozen features."""
+    is_main_process()  # without variables that are left over of another training
     if cfg.backbone in config.CLIPS:
         with main_process_first():  # one computes the bank and the head, the others find them
             return fit_head(table, cfg, on_epoch)

@@ -1,10 +1,13 @@
 """What surrounds work in a run folder: its lock, signals, bars, and the state of the data."""
 
+import errno
+import fcntl
 import io
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -38,12 +41,48 @@ def test_a_folder_that_cannot_be_written_is_named():
         pass
 
 
-@pytest.mark.parametrize(("name", "value"), [("DFD_HEADLESS", "1"), ("RANK", "1")])
-def test_kernels_of_a_run_and_helpers_of_a_training_work_under_its_lock(name, value, tmp_path, monkeypatch):
+TRAINING = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("variables", [{"DFD_HEADLESS": "1"}, TRAINING])
+def test_kernels_of_a_run_and_helpers_of_a_training_work_under_its_lock(variables, tmp_path, monkeypatch):
     with holding(tmp_path) as process:
-        monkeypatch.setenv(name, value)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
         with runs.run_lock(tmp_path):
             process.kill()
+
+
+@pytest.mark.parametrize("left", [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {**TRAINING, "MASTER_PORT": None}])
+def test_what_another_training_left_in_the_environment_counts_for_nothing(left, tmp_path, monkeypatch, capsys):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    with holding(tmp_path) as process:
+        with pytest.raises(runs.InUse), runs.run_lock(tmp_path):
+            pass
+        process.kill()
+    assert "in the environment without" in capsys.readouterr().err and "WORLD_SIZE" not in os.environ
+    assert runs.rank() == 0 and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL"])
+def test_a_file_system_without_locks_is_said_and_worked_on(code, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with runs.run_lock(tmp_path):
+        assert "has no locks" in capsys.readouterr().out and (tmp_path / runs.HOLDER).exists()
+
+
+def test_waiting_is_said_when_it_lasts(monkeypatch, capsys):
+    monkeypatch.setattr(runs, "PATIENCE", 0.05)
+    with runs.waiting("the others"):
+        time.sleep(0.3)
+    monkeypatch.setattr(runs, "PATIENCE", 5)
+    with runs.waiting("nobody"):
+        pass
+    assert capsys.readouterr().err == "waiting for the others\n"
 
 
 def test_the_first_signal_waits_for_the_step_and_the_second_does_not(capsys):
