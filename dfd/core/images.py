@@ -22,6 +22,7 @@ HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
 STARTS = {  # of a file that is no image -> what it is
     b"<": "an HTML page or SVG drawing",
     b"version https://git-lfs": "a Git LFS pointer; fetch the real file",
@@ -156,12 +157,29 @@ def _decode(source: Any) -> Image.Image:
         return image
     except ImageError:
         raise
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise ImageError(f"damaged or truncated: {one_line(error)}") from error
+        return _decode(_without_texts(source))  # the pixels are sound, and are what is judged
     except Image.UnidentifiedImageError as error:
         raise ImageError(_what_it_is(source)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"
         what = "oversized" if type(error).__name__.startswith("DecompressionBomb") else what
         raise ImageError(f"{what}: {one_line(error)}") from error
+
+
+def _without_texts(file: Any) -> BytesIO:
+    """A PNG without its compressed texts and profile, which may be larger than Pillow takes."""
+    file.seek(0)
+    content, place = file.read(), 8
+    kept = [content[:place]]
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4])
+        if content[place + 4 : place + 8] not in TEXTS:
+            kept.append(content[place:end])
+        place = end
+    return BytesIO(b"".join(kept))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

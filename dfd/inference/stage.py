@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from dfd.models.networks import Attribution, RealFakeClassifier
 
 REQUIRED = "stage classes config weights preprocessing crops threshold temperature history manifest_hash key".split()
 BATCH = 64  # crops per forward pass
+POINTER = b"version https://git-lfs"  # the start of what git-lfs leaves in place of a file
 
 
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
@@ -176,6 +178,11 @@ class Stage:
             return cls(_checked(_content(path)), device)
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to open it all the same
+                with path.open("rb") as file:
+                    is_pointer = file.read(len(POINTER)) == POINTER
+                reason = "it is cut, or holds more than tensors and plain values, and may not be trusted"
+                reason = "it is a Git LFS pointer; `git lfs pull` fetches the real file" if is_pointer else reason
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
     def stream(

@@ -7,7 +7,7 @@ import imagehash
 import numpy as np
 import pytest
 from bad_files import GOOD, encoded, make, picture, png_header
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from dfd.core import images
 from dfd.data import splits
@@ -151,6 +151,21 @@ def test_truncated_file_is_an_error_even_if_a_library_allows_it(save, monkeypatc
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(images.ImageError, match="truncated"):
         images.load_rgb(save("photo.jpg", data[: len(data) // 2]))
+
+
+@pytest.mark.parametrize("what", ["text", "international text", "many texts", "profile"])
+def test_a_sound_png_with_much_metadata_is_read(what, save):
+    """Above a megabyte of text or profile Pillow gives up, of pixels that are sound."""
+    info, image = PngImagePlugin.PngInfo(), picture(3)
+    for number in range(80 if what == "many texts" else 1):
+        add = info.add_itxt if what == "international text" else info.add_text
+        add(f"key {number}", "x" * (900_000 if what == "many texts" else 3_000_000), zip=True)
+    options = {"icc_profile": bytes(3_000_000)} if what == "profile" else {"pnginfo": info}
+    path = save("photo.png", image, **options)
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as opened:
+        opened.load()
+    assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(image.convert("RGB")))
+    assert images.inspect(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from bad_files import png_header
 from networks import CPU, content, noise
 from PIL import Image
 
-from dfd.config import CHECKPOINTS, CROP_MODES
+from dfd.config import CHECKPOINTS, CROP_MODES, SHIPPED
 from dfd.data import crops
 from dfd.inference import detector as detector_module
 from dfd.inference import stage as stage_module
@@ -382,3 +383,21 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 def test_without_a_model_the_error_says_how_to_get_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="make demo"):
         Detector.load(tmp_path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("opened",)
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS.values(), *SHIPPED.values()])
+def test_files_that_may_do_anything_are_not_opened(name, tmp_path, monkeypatch):
+    """A pickle under each of our names, and what git-lfs leaves; torch's text tells how to open them."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weights": Hostile()}, tmp_path / name)
+    with pytest.raises(ValueError, match="is not a dfd checkpoint") as refused:
+        Stage.load(tmp_path / name)
+    assert not (tmp_path / "opened").exists() and "weights_only" not in str(refused.value)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="git lfs pull" if name.endswith(".pt") else "is not a dfd checkpoint"):
+        Stage.load(tmp_path / name)
