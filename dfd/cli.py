@@ -27,6 +27,9 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from dfd.core.runs import terminable
 
+        for stream in (sys.stdout, sys.stderr):  # what it cannot encode, of a file's name say, must not end the work
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             with terminable():
                 return super().invoke(ctx)
@@ -131,7 +134,7 @@ def sample(out: str, seed: int) -> None:
 @judging_options
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str | None, **how: Any) -> None:
-    """Judge images: real or fake, and made by which generator."""
+    """Judge images: real or fake, and made by which generator; - is an image on standard input."""
     folder = find_model(model)
     if resume and not table:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
@@ -139,7 +142,8 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     from dfd.data.layouts import find_images
 
     images = find_images(paths)
-    raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, **how))
+    given = sys.stdin.buffer.read() if "-" in images else None
+    raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, given=given, **how))
 
 
 @command
@@ -239,14 +243,21 @@ def find_model(model: str | None) -> Path:
         data = read_json(run / "config.json").get("data")
         return not (data and built_in.is_sample(config.resolve(data)))
 
+    if model and Path(model).is_file():  # one of a detector's files stands for its folder
+        model = os.path.dirname(model) or "."
     if model and (Path(model) / config.SUMS).exists():
         return Path(model)
     folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))
-    trained = [folder for folder in folders if all((folder / name).exists() for name in config.CHECKPOINTS.values())]
+    trained, missing = [], []
+    for folder in folders:
+        missing = [name for name in config.CHECKPOINTS.values() if not (folder / name).exists()]
+        trained += [] if missing else [folder]
     if not trained and not model and (config.DETECTOR / config.SUMS).exists():
         return config.DETECTOR
     if not trained:
         remedy = "`make demo` or `python -m dfd run --data FOLDER` makes one"
+        if model and len(missing) == 1:
+            remedy = f"it lacks {missing[0]}, which `python -m dfd run --out {model}` makes"
         raise FileNotFoundError(f"no trained model in {model or 'reports/'}: {remedy}")
     return max(trained, key=lambda folder: (folder / config.CHECKPOINTS["stage2"]).stat().st_mtime)
 

@@ -105,14 +105,12 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(folder / LOCK, timeout=0, fallback_to_soft=False))
+            stack.enter_context(file_lock(folder / LOCK))
         except Timeout:
             who = holder.read_text("utf-8") if holder.exists() else "another process"  # which began a moment ago
             raise InUse(f"{folder} is in use by {who}; wait for it, end it, or choose another --out") from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise explained(error, folder / LOCK) from error
-            print(f"The file system of {folder} has no locks: see to it that no other run works there.")
+            raise explained(error, folder / LOCK) from error
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         write_text(holder, f"{who} ({shlex.join(sys.argv)})")
         stack.callback(holder.unlink, missing_ok=True)
@@ -121,6 +119,22 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         for draft in folder.glob(f"*{PART}"):  # what a killed run left half-written
             draft.unlink()
         yield
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold the system's lock on a file; a Timeout where another process does, a line where there are no locks."""
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+            raise
+        print(f"The file system of {path.parent} has no locks: see to it that no other run works there.")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_alone() -> bool:

@@ -80,6 +80,8 @@ def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> lis
     files: list[str] = []
     for path in paths:
         matches, reason = [path], "no file matches"
+        if path.startswith(("http://", "https://")):
+            raise FileNotFoundError(f"{path} is an address; save the picture, and give the file")
         if os.path.isdir(path):
             stamps, _, refused = _walk(Path(path))
             below = [name for name in [*stamps, *refused] if name.lower().endswith(tuple(suffixes))]

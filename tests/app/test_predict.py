@@ -13,9 +13,10 @@ from bad_files import encoded, picture
 from click.testing import CliRunner
 from networks import content, noise
 
-from dfd import cli
+from dfd import cli, config
 from dfd.app import predict
 from dfd.config import CHECKPOINTS
+from dfd.core import runs
 from dfd.data.layouts import find_images
 from dfd.inference.stage import save_checkpoint, update_checkpoint
 
@@ -95,15 +96,66 @@ def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path)
     with open("out.csv", "a") as file:
         file.write('"in/b,')  # killed while it wrote
     result = call("--csv", "out.csv", "--resume", "in")
-    assert "2 of 4 images are in out.csv already" in result.stderr
-    assert result.exit_code == 1  # for the file that the first run refused
-    assert len(result.stdout.splitlines()) == 1 + 2
+    assert "1 of 4 images are in out.csv already" in result.stderr
+    assert result.exit_code == 1 and len(result.stdout.splitlines()) == 1 + 3  # what was refused is tried again
 
     def by_path(name):
         return {row["path"]: row["p_fake"][:7] for row in rows(name)}
 
     assert by_path("out.csv") == by_path("whole.csv") and len(rows("out.csv")) == 4
     assert call("--resume", "in").exit_code == 2
+
+
+def test_what_was_refused_is_one_row_when_it_can_be_read(call, tmp_path):
+    call("--csv", "out.csv", "in")
+    (tmp_path / "in" / "not.png").write_bytes(encoded(noise(70, 60, 9), "PNG"))
+    assert call("--csv", "out.csv", "--resume", "in").exit_code == 0
+    assert sorted(row["path"] for row in rows("out.csv")) == sorted(find_images(["in"]))
+    assert not any(row["error"] for row in rows("out.csv")) and not list(tmp_path.glob(".out.csv*"))
+
+
+def test_a_table_is_written_by_one_process(call, tmp_path):
+    with runs.file_lock(tmp_path / ".out.csv.lock"):
+        result = call("--csv", "out.csv", "in")
+    assert isinstance(result.exception, SystemExit) and "another predict" in result.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_standard_input_is_an_image(call, tmp_path):
+    content = (tmp_path / "in" / "a.png").read_bytes()
+    invoke = CliRunner().invoke
+    result = invoke(cli.main, ["predict", "--model", "run", "--json", "-"], input=content)
+    answer, same = json.loads(result.stdout), json.loads(call("--json", "in/a.png").stdout)
+    assert answer == same | {"path": "-"} and answer["sha256"]
+    broken = invoke(cli.main, ["predict", "--model", "run", "--json", "-"], input=b"no image")
+    assert broken.exit_code == 1 and json.loads(broken.stdout)["error"].startswith("not an image")
+    page = invoke(cli.main, ["predict", "--model", "run", "--report", "page.html", "-"], input=content)
+    assert page.exit_code == 0 and "sees it" not in page.stdout and (tmp_path / "page.html").exists()
+
+
+def test_addresses_files_of_a_model_and_halves_of_one_are_named(call, tmp_path):
+    for address in ("https://example.com/a.jpg", "http://example.com/a.jpg?size=large"):
+        assert "is an address; save the picture" in call(address).stderr
+    invoke = CliRunner().invoke
+    for name in CHECKPOINTS.values():
+        assert invoke(cli.main, ["predict", "--model", f"run/{name}", "in/a.png"]).exit_code == 0
+    (tmp_path / "run" / CHECKPOINTS["stage2"]).unlink()
+    result = call("in/a.png")
+    assert result.exit_code == 2 and f"it lacks {CHECKPOINTS['stage2']}" in result.stderr
+
+
+def test_a_report_that_cannot_be_written_is_noticed_before_the_work(call):
+    result = call("--report", "gone/page.html", "in/a.png")
+    assert result.exit_code == 2 and "gone is no folder" in result.stderr and not result.stdout
+
+
+def test_a_name_that_the_stream_cannot_hold_ends_nothing(call, tmp_path):
+    (tmp_path / "in" / "图.png").write_bytes(encoded(noise(70, 60, 5), "PNG"))
+    command = [sys.executable, "-m", "dfd", "predict", "--model", "run", "--csv", "out.csv", "in"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(config.ROOT)}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and rb"\u56fe.png" in done.stdout
+    assert len(rows("out.csv")) == 5
 
 
 def test_a_journal_of_other_networks_or_another_threshold_is_not_gone_on_with(call, tmp_path):
