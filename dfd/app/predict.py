@@ -66,15 +66,16 @@ class Journal:
             with atomic_write(path) as draft:
                 draft.write_bytes(kept.getvalue().encode("utf-8", "surrogateescape"))
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        classes = [f"p_{name}" for name in detector.stage2.classes]
+        classes = [f"p_source.{name}" for name in detector.stage2.classes]
         self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])
         if not before:
             self.rows.writeheader()
 
     def write(self, verdict: Verdict) -> None:
         """Add one line, on disk when this returns."""
-        values = {name: getattr(verdict, name) for name in COLUMNS} | {"candidates": "|".join(verdict.candidates or ())}
-        shares = {f"p_{name}": p for name, p in (verdict.p_source or {}).items()}
+        values = {name: getattr(verdict, name) for name in COLUMNS}
+        values["candidates"] = json.dumps(verdict.candidates or ())  # a name may hold any character
+        shares = {f"p_source.{name}": p for name, p in (verdict.p_source or {}).items()}
         self.rows.writerow(values | shares | self.judged_by)
         self.file.flush()
 

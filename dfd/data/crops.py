@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -216,6 +217,29 @@ def off_grid(corners: list[Corner], height: int, width: int, size: int, seed: in
 
     down, right = max(height - size, 0), max(width - size, 0)
     return [(move(top, down), move(left, right)) for top, left in corners]
+
+
+def windows_of(image: Image.Image | Tensor, size: int, crops: int, mode: str = "five") -> Plan:
+    """The plan for an image, as PIL or (1, 3, H, W) in [0, 1]; those of mode five start anywhere on its codec's grid.
+
+    As training's do, and as its content says: the same image has the same windows.
+    """
+    height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
+    chosen = plan(height, width, size, crops, mode)
+    if mode != "five":
+        return chosen
+    seed = crc32(pixels_of(image, chosen.corners[0], size).tobytes())
+    return chosen._replace(corners=off_grid(chosen.corners, height, width, size, seed))
+
+
+def pixels_of(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndarray:
+    """What there is of a window of an image, (H, W, 3) uint8; without torch for PIL's, whose threads get in the way."""
+    top, left = corner
+    if isinstance(image, Tensor):
+        window = image[0, :, top : top + size, left : left + size]
+        return (window * 255).round().byte().permute(1, 2, 0).numpy()
+    box = (left, top, min(left + size, image.width), min(top + size, image.height))
+    return np.asarray(image.crop(box).convert("RGB"))
 
 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:

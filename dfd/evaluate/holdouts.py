@@ -14,7 +14,7 @@ import pandas as pd
 from dfd.config import REAL
 from dfd.degrade import registry
 from dfd.evaluate.metrics import weighted_auc
-from dfd.inference.decide import answer, decide, logit_columns
+from dfd.inference.decide import answer, decide, logit_columns, stage_of
 from dfd.inference.stage import Stage
 
 
@@ -33,7 +33,7 @@ def by_draw(judged: pd.DataFrame) -> pd.DataFrame:
     for (draw, degradation, level), part in groups:
         sources = part.groupby("label")["source"].unique().map(", ".join).to_dict()
         row = {"draw": draw, "condition": registry.name(degradation, level), **sources}
-        if "logit_fake" in part:
+        if stage_of(part) == "stage1":
             weights = 1 / part.groupby(["label", "source"])["path"].transform("size").to_numpy(float)
             is_fake = part["label"].ne(REAL).to_numpy()
             (row["auc"],) = weighted_auc(weights[None], is_fake, part["logit_fake"].to_numpy())

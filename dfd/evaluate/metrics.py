@@ -20,7 +20,7 @@ from scipy import stats
 
 from dfd.config import REAL
 from dfd.core.io import read_json, write_json
-from dfd.inference.decide import closed_set, confidences, true_class
+from dfd.inference.decide import closed_set, confidences, stage_of, true_class
 
 RESAMPLES = 400  # bootstrap draws behind each interval
 FEWEST = 8  # groups behind an interval: of 3 its "95 %" hold the truth in 72 of 100 cases, of 5 in 89, of 9 in 94
@@ -197,16 +197,11 @@ STAGE_METRICS = {
 }
 
 
-def stage_of(scores: pd.DataFrame) -> str:
-    """The stage that a score table is of."""
-    return "stage1" if "logit_fake" in scores else "stage2"
-
-
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold, `missed` its opposite."""
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
-    logit = scores["logit_fake"].to_numpy() if "logit_fake" in scores else None
+    logit = scores["logit_fake"].to_numpy() if stage_of(scores) == "stage1" else None
     return SimpleNamespace(
         true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
         decided=prediction == true, missed=prediction != true, confidence=confidence,

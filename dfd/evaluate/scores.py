@@ -20,7 +20,7 @@ from dfd.core.runs import bar
 from dfd.degrade import compose, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide
-from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, true_class
+from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, stage_of, true_class
 from dfd.inference.stage import Scored, Stage, update_checkpoint
 
 
@@ -30,8 +30,8 @@ def score(
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
     `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
-    line is printed. Columns path, label, split, group, degradation, level, logit_<class> …, prediction (unknown too, as
-    the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
+    line is printed. Columns stage, path, label, split, group, degradation, level, logit_<class> …, prediction (unknown
+    too, as the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -62,10 +62,11 @@ def answer_columns(stage: Stage, answers: Sequence[Scored]) -> pd.DataFrame:
 
 
 def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
-    """The table with the column prediction, as `decide` has it, after the logits."""
+    """The table with the columns stage, in front, and prediction, as `decide` has it, after the logits."""
     logits = [f"logit_{name}" for name in stage.classes]
     decisions = decide.decide(scores[logits].to_numpy(), stage, scores.get("ood_score"))
-    rest = scores.drop(columns="prediction", errors="ignore")
+    rest = scores.drop(columns=["prediction", "stage"], errors="ignore")
+    rest.insert(0, "stage", stage.stage)
     rest.insert(list(rest).index(logits[-1]) + 1, "prediction", decisions.prediction)
     return rest
 
@@ -121,7 +122,7 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     chosen = called.map(columns.index).to_numpy(int)
     confidence = probabilities(scores, temperature)[np.arange(len(scores)), chosen]
     logits = scores[logit_columns(scores)].to_numpy(float) / temperature
-    if "logit_fake" in scores:
+    if stage_of(scores) == "stage1":
         logits[:, 1] -= logit(threshold)
     distance = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
     return pd.DataFrame({"wrong": called != true_class(scores), "confidence": confidence, "distance": distance})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,8 +42,16 @@ def decide(
         return Decisions(np.where(p[:, 1] >= cut, "fake", "real"), p, np.ones(p.shape, dtype=bool))
     prediction = np.array(stage.classes, dtype=object)[p.argmax(1)]
     if ood_score is not None and stage.ood_threshold is not None:
-        prediction[np.asarray(ood_score, dtype=float) > stage.ood_threshold] = UNKNOWN
+        prediction[np.asarray(ood_score, dtype=float) > stage.ood_threshold] = unknown(stage.classes)
     return Decisions(prediction, p, prediction_sets(p, stage.conformal_quantile))
+
+
+def unknown(classes: Sequence[str]) -> str:
+    """The source of a fake that is like none of the classes: UNKNOWN, with a ? where a folder is called so."""
+    name = UNKNOWN
+    while name in classes:
+        name += "?"
+    return name
 
 
 def answer(p_fake: float, stage: Stage, threshold: float | None = None) -> str:
@@ -73,16 +82,26 @@ def probabilities(scores: pd.DataFrame, temperature: float) -> np.ndarray:
     return softmax(scores[logit_columns(scores)].to_numpy(float) / temperature, axis=1)
 
 
+def stage_of(scores: pd.DataFrame) -> str:
+    """The stage that a score table is of, as its column says; a generator's folder may be called fake.
+
+    Tables of earlier versions have no such column, but stage 1's classes in an order that no sorted names have.
+    """
+    if "stage" in scores and len(scores):
+        return str(scores["stage"].iloc[0])
+    return "stage1" if class_names(scores) == ["real", "fake"] else "stage2"
+
+
 def true_class(scores: pd.DataFrame) -> pd.Series:
     """The class each row should get: real or fake in stage 1's table, the generator in stage 2's."""
-    if "logit_fake" in scores:
+    if stage_of(scores) == "stage1":
         return scores["label"].eq(REAL).map({True: "real", False: "fake"})
     return scores["label"]
 
 
 def closed_set(scores: pd.DataFrame) -> pd.Series:
     """The prediction among the known classes: stage 1's own, stage 2's likeliest name, also where it says unknown."""
-    if "logit_fake" in scores:
+    if stage_of(scores) == "stage1":
         return scores["prediction"]
     likeliest = scores[logit_columns(scores)].to_numpy(float).argmax(1)
     return pd.Series(np.array(class_names(scores), dtype=object)[likeliest], scores.index, name="prediction")
@@ -91,7 +110,7 @@ def closed_set(scores: pd.DataFrame) -> pd.Series:
 def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Probability of each row's likeliest class, (N,) in [0, 1], and whether that class is the true one, (N,)."""
     p = probabilities(scores, temperature)
-    if "logit_fake" in scores:
+    if stage_of(scores) == "stage1":
         return p.max(1), (p[:, 1] >= 0.5) == true_class(scores).eq("fake").to_numpy()
     return p.max(1), closed_set(scores).eq(scores["label"]).to_numpy()
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,7 @@ from dfd.config import CHECKPOINTS, CLIPS, SHIPPED, SUMS
 from dfd.core import runs
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write, write_text
-from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, off_grid, plan
+from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.openset import FeatureBank
 from dfd.models.backbones import fold_batch_norms
@@ -204,14 +203,10 @@ class Stage:
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         count = crops if crops is not None else MAX_CROPS if mode == "grid" else self.crops
-        height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         size, quality = self.crop_size, self.equalise_quality
-        chosen = plan(height, width, size, count, mode or self.crop_mode)
-        if (mode or self.crop_mode) == "five":  # training's windows start anywhere on an earlier codec's grid, too
-            seed = crc32(_pixels(image, chosen.corners[0], size).tobytes())
-            chosen = chosen._replace(corners=off_grid(chosen.corners, height, width, size, seed))
+        chosen = windows_of(image, size, count, mode or self.crop_mode)
         if isinstance(image, Image.Image) and size <= min(image.size):
-            pixels = np.stack([_pixels(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
+            pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
             return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen)
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
@@ -256,16 +251,6 @@ class Stage:
         if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
             ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
         return Scored(mean, len(logits), crop_std, chosen.needed, logits, tuple(chosen.corners), ood_score)
-
-
-def _pixels(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndarray:
-    """What there is of a window of an image, (H, W, 3) uint8; without torch for PIL's, whose threads get in the way."""
-    top, left = corner
-    if isinstance(image, Tensor):
-        window = image[0, :, top : top + size, left : left + size]
-        return (window * 255).round().byte().permute(1, 2, 0).numpy()
-    box = (left, top, min(left + size, image.width), min(top + size, image.height))
-    return np.asarray(image.crop(box).convert("RGB"))
 
 
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:

@@ -208,8 +208,7 @@ class Judge:
             for verdict, item in zip(self.detector.predict(ahead, *settings), items, strict=True)
         )
         while part := list(islice(rows, self.options.part_size)):
-            table = pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
-            yield table.rename_columns([name.replace("p_source.", "p_") for name in table.column_names])
+            yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
 
 
 def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:

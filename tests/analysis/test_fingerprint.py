@@ -12,6 +12,7 @@ from torch import nn
 
 from dfd import plots
 from dfd.analysis import explain, fingerprint
+from dfd.data import crops as crops_module
 from dfd.inference import stage as stage_module
 from dfd.models import backbones
 
@@ -168,7 +169,8 @@ def test_features_are_what_the_last_layer_makes_the_logits_from(stage, monkeypat
     np.testing.assert_allclose(stage_module.extract_features(stage, crops), values, atol=1e-4)
 
 
-def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path):
+def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(crops_module, "off_grid", lambda corners, *_: corners)
     path, stage, fakes = tmp_path / "model.pt", tiny_stage(), table[table["is_fake"]]
     stage_module.save_checkpoint({"other": 1}, path)
     stage_module.fit_feature_bank(stage, fakes, path, limit=5)

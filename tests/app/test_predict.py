@@ -83,8 +83,8 @@ def test_csv_holds_what_json_says(call):
         assert row["path"] == answer["path"] and row["error"] == (answer["error"] or "")
         if not answer["error"]:
             assert float(row["p_fake"]) == answer["p_fake"] and row["is_fake"] == str(answer["is_fake"])
-            assert float(row["p_ProGAN"]) == answer["p_source"]["ProGAN"]
-            assert row["candidates"].split("|") == answer["candidates"]
+            assert float(row["p_source.ProGAN"]) == answer["p_source"]["ProGAN"]
+            assert json.loads(row["candidates"]) == answer["candidates"]
 
 
 def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path):

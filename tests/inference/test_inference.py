@@ -40,7 +40,7 @@ def by_hand(mode):
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["pil", "tensor"])
 def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tensor, monkeypatch):
     monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
-    monkeypatch.setattr(stage_module, "off_grid", lambda corners, *_: corners)
+    monkeypatch.setattr(crops, "off_grid", lambda corners, *_: corners)
     image = noise(130, 100)
     stage = Stage(content(quality=quality), CPU)
     alone = []

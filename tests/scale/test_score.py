@@ -136,7 +136,9 @@ def assert_as_predicted(table, model, folder, prefix="", **options):
     for path, verdict in zip(paths, Detector.load(model).predict(paths, report=lambda _: None, **options), strict=True):
         row = table.loc[f"{prefix}{path.name}"]
         assert row.p_fake == pytest.approx(verdict.p_fake, abs=1e-5) and row.crops == verdict.crops
-        assert row.source == verdict.source and row.p_ProGAN == pytest.approx(verdict.p_source["ProGAN"], abs=1e-5)
+        assert row.source == verdict.source and row["p_source.ProGAN"] == pytest.approx(
+            verdict.p_source["ProGAN"], abs=1e-5
+        )
         assert tuple(row.candidates) == verdict.candidates and len(row.sha256) == 64
 
 
