@@ -248,18 +248,18 @@ def find_model(model: str | None) -> Path:
     if model and (Path(model) / config.SUMS).exists():
         return Path(model)
     folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))
-    trained, missing = [], []
-    for folder in folders:
-        missing = [name for name in config.CHECKPOINTS.values() if not (folder / name).exists()]
-        trained += [] if missing else [folder]
+    first, second = config.CHECKPOINTS.values()
+    trained = [folder for folder in folders if (folder / first).exists() and (model or (folder / second).exists())]
     if not trained and not model and (config.DETECTOR / config.SUMS).exists():
         return config.DETECTOR
     if not trained:
         remedy = "`make demo` or `python -m dfd run --data FOLDER` makes one"
-        if model and len(missing) == 1:
-            remedy = f"it lacks {missing[0]}, which `python -m dfd run --out {model}` makes"
+        if model and (Path(model) / second).exists():
+            remedy = f"it lacks {first}, which `python -m dfd train stage1 --out {model}` makes"
         raise FileNotFoundError(f"no trained model in {model or 'reports/'}: {remedy}")
-    return max(trained, key=lambda folder: (folder / config.CHECKPOINTS["stage2"]).stat().st_mtime)
+    if not (trained[0] / second).exists():
+        click.echo(f"{shown(trained[0])} has no stage 2: real or fake, and nothing of generators", err=True)
+    return max(trained, key=lambda folder: (folder / first).stat().st_mtime)
 
 
 def manifest_of(cfg: config.Shared) -> Any:

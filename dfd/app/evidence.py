@@ -96,8 +96,11 @@ def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
 
 
 def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
-    """Stage 2's residual of the centre crop and its spectrum, beside the generators' mean ones that the run has."""
-    stage = detector.stage2
+    """Stage 2's residual of the centre crop and its spectrum, beside the generators' mean ones that the run has.
+
+    Without a stage 2 it is the high-pass part that stage 1 looks at.
+    """
+    stage = detector.stage2 or detector.stage1
     corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
     crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
     with torch.inference_mode():
@@ -112,7 +115,7 @@ def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
         tiles.append((name, _tile(_coloured(np.clip((values - low) / max(high - low, 1e-9), 0, 1), "viridis"))))
-    return sentence("caption_residual", len(spectra) > 1, detector.stage2.model.sees_image), tiles
+    return sentence("caption_residual", len(spectra) > 1, getattr(stage.model, "sees_image", True)), tiles
 
 
 def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:

@@ -36,8 +36,8 @@ def examine(
     """
     image, metadata = as_rgb(source), read_metadata(source)
     path = str(source) if isinstance(source, str | Path) else None
-    first, second = detector.scored(image, crops, mode)
-    verdict, stage = detector.judge(path, first, second), detector.stage1
+    first, *second = detector.scored(image, crops, mode)
+    verdict, stage = detector.judge(path, first, *second), detector.stage1
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
     name = plain(name or (Path(path).name if path else "image"))

@@ -40,7 +40,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, resume: bool, detector: Detector):
-        networks = f"{detector.stage1.key}-{detector.stage2.key}"
+        networks = "-".join(stage.key for stage in detector.stages)
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
         self.done, refused, before = set[str](), False, path.read_bytes() if path.exists() else b""
         if before and not resume:
@@ -66,7 +66,7 @@ class Journal:
             with atomic_write(path) as draft:
                 draft.write_bytes(kept.getvalue().encode("utf-8", "surrogateescape"))
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        classes = [f"p_source.{name}" for name in detector.stage2.classes]
+        classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
         self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])
         if not before:
             self.rows.writeheader()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,21 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
     return files, folders, refused
 
 
+def _hint(tops: set[str], folders: list[Parts]) -> str:
+    """What to rename, or where to point, where a layout is nearly one."""
+    if tops == {"0", "1"}:
+        return f": rename the folder of the photos, 0 or 1, to {REAL}, and the other one to its generator"
+    for top in sorted(tops):
+        below = {parts[1].lower() for parts in folders if parts[0] == top and len(parts) > 1}
+        if REAL.lower() in below or {"real", "fake"} <= below:
+            return f": it is one level too high, give {top} below it"
+    squeezed = {re.sub(r"[^a-z]", "", top.lower()): top for top in tops}
+    like = next(
+        (squeezed[name] for name in ("realphotos", "real", "photos", "nature", "original") if name in squeezed), ""
+    )
+    return f": rename {like!r} to {REAL}, if it holds the photos" if like else ""
+
+
 def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     """Name the layout and give the function from a file's folders to its label and split."""
     tops = {parts[0] for parts in folders}
@@ -140,12 +156,13 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     depth = 1 if above else 0
     inner = [parts[depth:] for parts in folders if len(parts) > depth]
     names = {part for parts in inner for part in parts}
-    by_class = any(parts[0].lower() == REAL.lower() for parts in inner)
+    classes = {parts[0].lower() for parts in inner}
+    by_class = REAL.lower() in classes or {"real", "fake"} <= classes
     layout = BY_CLASS if by_class else next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
     if layout is None:
-        seen = ", ".join(sorted(tops)) or "no folders"
-        raise ManifestError(f"{root} has no known layout (no {REAL}); {EXPECTED}\nfound: {seen}")
-    real, fake = MARKERS.get(layout, (REAL, ""))
+        seen, hint = ", ".join(sorted(tops)) or "no folders", _hint(tops, folders)
+        raise ManifestError(f"{root} has no known layout (no {REAL}){hint}; {EXPECTED}\nfound: {seen}")
+    real, fake = MARKERS.get(layout, (REAL if REAL.lower() in classes else "real", ""))
 
     def place(parts: Parts) -> tuple[str, str | None] | None:
         below = parts[depth:]

@@ -31,7 +31,7 @@ class Verdict:
     is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
     verdict: str | None = None  # fake, real, or unsure where either would be wrong too often
     p_fake: float | None = None  # calibrated, in [0, 1]
-    source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown
+    source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown; none without a stage 2
     p_source: dict[str, float] | None = None  # stage 2's view, given for photos too
     candidates: tuple[str, ...] | None = None  # generators that stay possible, a conformal set; given for photos too
     crops: int | None = None
@@ -45,18 +45,22 @@ class Verdict:
 
 
 class Detector:
-    """Both stages of a run folder: is it real, and if not, who made it?
+    """The stages of a run folder: is it real, and if not, who made it?
 
+    Stage 1 works alone: a fake's source is the one generator that it learnt from, or none where there were several.
     `Detector.load()("photo.jpg")` gives a Verdict of the detector that ships, `Detector.load("reports/demo")` of a run.
     """
 
-    def __init__(self, stage1: Stage, stage2: Stage, run: Path | None = None, threshold: float | None = None):
+    def __init__(
+        self, stage1: Stage, stage2: Stage | None = None, run: Path | None = None, threshold: float | None = None
+    ):
         self.stage1, self.stage2, self.run = stage1, stage2, run
+        self.stages = (stage1, stage2) if stage2 else (stage1,)
         self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
 
     @classmethod
     def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Detector:
-        """Open both stages of a run folder, or of the detector that ships, with the errors of Stage.load.
+        """Open the stages of a run folder, or of the detector that ships, with the errors of Stage.load.
 
         A file of the latter that is not the one in SHA256SUMS is a ValueError.
         """
@@ -71,7 +75,7 @@ class Detector:
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
             if stage.stage != name:
                 raise ValueError(f"{run / file} holds a {stage.stage}, where {name} belongs")
-        return cls(*stages, run=run)
+        return cls(stages[0], stages[1] if len(stages) > 1 else None, run)
 
     def at_fpr(self, fpr: float) -> Detector:
         """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
@@ -107,7 +111,7 @@ class Detector:
         raises an ImageError, ahead and in a thread; `crops` and `mode` are as in `Stage.stream`; `report` gets a line
         for each image that is too large for all the crops that the mode asks for; `batch` crops pass a network at once.
         """
-        with closing(score_files((self.stage1, self.stage2), paths, read, crops, mode, batch)) as answers:
+        with closing(score_files(self.stages, paths, read, crops, mode, batch)) as answers:
             for path, scored in answers:
                 if isinstance(scored, ImageError):
                     yield Verdict(str(path), error=str(scored).removeprefix(f"{path}: "))
@@ -118,22 +122,24 @@ class Detector:
 
     def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> list[Scored]:
         """What each stage says of one image; as in `Stage.stream`."""
-        ((_, answers),) = score_files((self.stage1, self.stage2), [image], lambda image: image, crops, mode)
+        ((_, answers),) = score_files(self.stages, [image], lambda image: image, crops, mode)
         return answers
 
-    def judge(self, path: str | None, first: Scored, second: Scored) -> Verdict:
-        """Put what stage 1 and stage 2 say of an image into one Verdict."""
+    def judge(self, path: str | None, first: Scored, second: Scored | None = None) -> Verdict:
+        """Put what the stages say of an image into one Verdict."""
         real_or_fake = decide(first.logits[None].numpy(), self.stage1, threshold=self.threshold)
-        ood_score = None if second.ood_score is None else [second.ood_score]
-        generator = decide(second.logits[None].numpy(), self.stage2, ood_score)
-        is_fake = bool(real_or_fake.prediction[0] == "fake")
-        p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
-        candidates = [name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept]
-        p_fake = float(real_or_fake.probabilities[0, 1])
+        is_fake, p_fake = bool(real_or_fake.prediction[0] == "fake"), float(real_or_fake.probabilities[0, 1])
+        generators = self.stage1.generators
+        name, p_source, candidates = generators[0] if len(generators) == 1 else None, None, None
+        if self.stage2 and second:
+            ood_score = None if second.ood_score is None else [second.ood_score]
+            generator = decide(second.logits[None].numpy(), self.stage2, ood_score)
+            name = str(generator.prediction[0])
+            p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
+            candidates = tuple(name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept)
         return Verdict(
-            path, is_fake, answer(p_fake, self.stage1, self.threshold), p_fake,
-            str(generator.prediction[0]) if is_fake else REAL, p_source, tuple(candidates),
-            first.crops, first.crop_std, sha256=_digest(path),
+            path, is_fake, answer(p_fake, self.stage1, self.threshold), p_fake, name if is_fake else REAL, p_source,
+            candidates, first.crops, first.crop_std, sha256=_digest(path),
         )  # fmt: skip
 
 
@@ -146,7 +152,10 @@ def _digest(path: str | None) -> str | None:
 
 def files_of(run: Path) -> list[str]:
     """The files of a detector, stage 1 first: the checkpoints of a run folder, or the shipped stages and their sums."""
-    return [*SHIPPED.values(), SUMS] if (run / SUMS).exists() else list(CHECKPOINTS.values())
+    if (run / SUMS).exists():
+        return [*SHIPPED.values(), SUMS]
+    first, second = CHECKPOINTS.values()
+    return [first, second] if (run / second).exists() else [first]
 
 
 def score_files(

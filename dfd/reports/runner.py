@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import nbformat
+import pandas as pd
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -34,6 +35,7 @@ from dfd.data import manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
 
+ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis")  # they need two
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
@@ -130,6 +132,9 @@ def run(
                     print(f"{path.stem}  finished before with the same parameters, code and data: kept")
                     if not (target / f"{path.stem}.html").exists():  # the disk was full then
                         html.export(target / path.name)
+                elif path in chosen and (reason := left_out(path.stem, target)):
+                    done.pop(path.stem, None)
+                    print(f"{path.stem}  left out: {reason}")
                 elif path in chosen:
                     entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}
                     write_json(target / "config.json", record)
@@ -141,6 +146,16 @@ def run(
         finally:
             finish(target, record, made_with)
     return target / "index.html"
+
+
+def left_out(stem: str, out: Path) -> str:
+    """Why a notebook has nothing to do on the data of a run folder; empty where it has."""
+    if stem not in ABOUT_GENERATORS or not (out / "manifest.parquet").exists():
+        return ""
+    table = pd.read_parquet(out / "manifest.parquet", columns=["label", "is_fake"])
+    names = table.loc[table["is_fake"], "label"].unique()
+    text = f"all fakes are {', '.join(names)}, and it compares generators; `predict` tells photos from such fakes"
+    return text if len(names) < 2 else ""
 
 
 def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Stop) -> None:

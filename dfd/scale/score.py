@@ -195,7 +195,7 @@ class Judge:
                 (Path(run) / name).write_bytes(data)
             self.detector = Detector.load(run, torch.device(device))
         self.detector.threshold = threshold
-        shares = dict.fromkeys(self.detector.stage2.classes, 0.0)
+        shares = dict.fromkeys(self.detector.stage2.classes, 0.0) if self.detector.stage2 else None
         every_type = {"path": "", "sha256": ""} | Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "").asdict()
         self.schema = pa.Table.from_pylist([every_type]).schema
 

@@ -32,6 +32,7 @@ class Checkpoint:
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
         self.stage, self.cfg, self.classes, self.manifest_hash = stage, cfg, classes, manifest.digest(table)
+        self.generators = sorted(table.loc[table["is_fake"], "label"].unique().tolist())
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
         self.key = digest(__version__, stage, self.manifest_hash, cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY))
         self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
@@ -64,7 +65,7 @@ class Checkpoint:
             "preprocessing": {"crop_size": cfg.crop_size, "equalise_quality": quality, **statistics},
             "crops": cfg.crops, "crop_mode": cfg.crop_mode, "threshold": 0.5, "temperature": 1.0,
             "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
-            "metrics": {"val": history[-1]}, "history": history,
+            "metrics": {"val": history[-1]}, "history": history, "generators": self.generators,
         }  # fmt: skip
         save_checkpoint(content, self.path)
 

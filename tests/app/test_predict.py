@@ -139,9 +139,24 @@ def test_addresses_files_of_a_model_and_halves_of_one_are_named(call, tmp_path):
     invoke = CliRunner().invoke
     for name in CHECKPOINTS.values():
         assert invoke(cli.main, ["predict", "--model", f"run/{name}", "in/a.png"]).exit_code == 0
-    (tmp_path / "run" / CHECKPOINTS["stage2"]).unlink()
+    (tmp_path / "run" / CHECKPOINTS["stage1"]).unlink()
     result = call("in/a.png")
-    assert result.exit_code == 2 and f"it lacks {CHECKPOINTS['stage2']}" in result.stderr
+    assert result.exit_code == 2 and f"it lacks {CHECKPOINTS['stage1']}" in result.stderr
+
+
+def test_stage_1_judges_alone(call, tmp_path):
+    (tmp_path / "run" / CHECKPOINTS["stage2"]).unlink()
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.0, generators=["ProGAN"])
+    result = call("--csv", "out.csv", "--report", "page.html", "in/a.png")
+    assert result.exit_code == 0 and "no stage 2" in result.stderr and result.stdout.rstrip().endswith("ProGAN")
+    (row,) = rows("out.csv")
+    assert row["source"] == "ProGAN" and not any(name.startswith("p_source.") for name in row)
+    text = (tmp_path / "page.html").read_text()
+    assert "made all fakes that it learnt from" in text and "Called generated, by ProGAN" in text
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], generators=["ProGAN", "BigGAN"])
+    assert call("--report", "page.html", "in/a.png").stdout.rstrip().endswith("not told: no stage 2")
+    text = (tmp_path / "page.html").read_text()
+    assert "Called generated<" in text and "does not say: it has no stage 2" in text
 
 
 def test_a_report_that_cannot_be_written_is_noticed_before_the_work(call):

@@ -60,6 +60,16 @@ def test_split_folders_hold_other_layouts_too(data):
     }
 
 
+@pytest.mark.parametrize("pair", [("real", "fake"), ("REAL", "FAKE"), ("Real", "Fake")])
+@pytest.mark.parametrize("split", [False, True])
+def test_real_and_fake_are_two_classes_in_any_case(data, pair, split):
+    for folder in [f"{part}/{name}" for part in ("train", "valid", "test") for name in pair] if split else pair:
+        fill(data / folder, 12)
+    table = scan(data)
+    assert set(table["label"]) == {"RealPhotos", pair[1]} and (table["is_fake"] == (table["label"] == pair[1])).all()
+    assert not reasons(table) and table["split"].nunique() == 3
+
+
 def test_files_beside_the_class_folders(data):
     classes(data)
     (data / "LICENCES").mkdir()
@@ -74,6 +84,11 @@ def test_files_beside_the_class_folders(data):
         ([], "found: no folders"),
         (["cats", "dogs"], r"no known layout (?s:.*)RealPhotos/ and one folder per generator(?s:.*)found: cats, dogs"),
         (["RealPhotos"], "no generator"),
+        (["set/RealPhotos", "set/ProGAN"], "one level too high, give set below it"),
+        (["set/REAL", "set/fake"], "one level too high, give set below it"),
+        (["0", "1"], "rename the folder of the photos, 0 or 1, to RealPhotos"),
+        (["Real Photos", "ProGAN"], "rename 'Real Photos' to RealPhotos"),
+        (["real", "ai"], "rename 'real' to RealPhotos"),
         (["progan/1_fake", "stylegan/1_fake"], "no known layout"),
         (["train/RealPhotos", "train/ProGAN", "more/ProGAN"], r"split folders \(train\) beside others \(more\)"),
     ],

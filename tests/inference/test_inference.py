@@ -59,6 +59,19 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
     assert scored.crop_std == pytest.approx(np.std(alone), abs=1e-3)
 
 
+@pytest.mark.parametrize(("generators", "source"), [(["ProGAN"], "ProGAN"), (["ProGAN", "BigGAN"], None), ([], None)])
+def test_stage_1_works_alone(generators, source, tmp_path):
+    stage_module.save_checkpoint(content(generators=generators, threshold=0.0), tmp_path / CHECKPOINTS["stage1"])
+    detector = Detector.load(tmp_path, CPU)
+    verdict = detector(noise(60, 50))
+    assert (verdict.is_fake, verdict.source, verdict.p_source, verdict.candidates) == (True, source, None, None)
+    noise(60, 50).save(tmp_path / "a.png")
+    (same,) = detector.predict([tmp_path / "a.png"])
+    assert same.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and json.loads(json.dumps(same.asdict()))
+    real = Detector(detector.stage1, threshold=2.0)(noise(60, 50))
+    assert (real.is_fake, real.source) == (False, "RealPhotos")
+
+
 def test_windows_start_anywhere_on_the_grid_as_the_content_has_it():
     stage = Stage(content(quality=None), CPU)
     images = [noise(400, 400), noise(400, 400).rotate(90)]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from cases import Tiny
@@ -202,3 +203,18 @@ def test_run_folder_inside_the_data_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(config.ConfigError, match="inside the data folder"):
         runner.run(data=str(tmp_path / "data"), out=str(tmp_path / "data" / "run"))
     assert not list((tmp_path / "data").iterdir())
+
+
+def test_notebooks_that_compare_generators_are_left_out_where_there_is_one(case, capsys, monkeypatch, tmp_path):
+    table = pd.DataFrame({"label": ["RealPhotos", "ProGAN"], "is_fake": [False, True]})
+    assert runner.left_out("02_stage2_attribution", tmp_path) == ""  # nothing is scanned yet
+    table.to_parquet(tmp_path / "manifest.parquet")
+    assert "all fakes are ProGAN" in runner.left_out("02_stage2_attribution", tmp_path)
+    assert runner.left_out("01_stage1_real_fake", tmp_path) == ""
+    pd.concat([table, table.replace("ProGAN", "BigGAN")]).to_parquet(tmp_path / "manifest.parquet")
+    assert runner.left_out("03_robustness", tmp_path) == ""
+    monkeypatch.setattr(runner, "left_out", lambda stem, out: "for a reason" if stem == "00_first" else "")
+    case.write("00_first", new_code_cell(LOG))
+    case.write("01_second", new_code_cell(LOG))
+    case.run()
+    assert list(case.record()) == ["01_second"] and "00_first  left out: for a reason" in capsys.readouterr().out
