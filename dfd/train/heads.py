@@ -29,6 +29,7 @@ from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
 
+UNKNOWN_DRAWS = 5  # for each generator that is left out
 SAMPLE = 2000  # images that means and deviations of the features are taken from
 PER_SOURCE = 200  # judgements of each source that thresholds are fitted on, drawn with replacement
 
@@ -157,6 +158,9 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
                 weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
             backbone.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
             history = [{**history_of(learnt, judged, stage), "seconds": time.monotonic() - began}]
+            if draws and stage == "stage2" and len(classes) > 2:
+                unknown = judge_unknown(heads, images[learns], draws[:UNKNOWN_DRAWS])
+                history[0]["val_unknown_auroc"] = unknown["auroc"].mean()
             checkpoint.save_best(model, history)
             fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
             if draws:
@@ -182,6 +186,26 @@ def judge_unseen(
         head = heads.fit(set(draw.values()))
         tables.append(judgements(heads.features[held], images[held].assign(draw=number), *head, classes))
     return pd.concat(tables, ignore_index=True)
+
+
+def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[dict[str, str]]) -> pd.DataFrame:
+    """How well a generator that is left out altogether is told from the sources that a draw leaves out of the others.
+
+    One row a generator and draw: `auroc` of the ood_score, of images as they are, sources weighing alike. Both kinds
+    are new to the head, and one has a name that it knows.
+    """
+    rows, scores = [], pd.DataFrame({"label": images["label"].to_numpy(), "source": images["source"].to_numpy()})
+    for generator in sorted(set(scores["label"])):
+        is_unknown = scores["label"] == generator
+        for draw in draws:
+            held = scores["source"].isin(draw.values()) & ~is_unknown
+            weight, bias = heads.fit({*scores["source"][is_unknown], *draw.values()})
+            part = scores[held | is_unknown]
+            logits = heads.features[part.index, 0].astype(np.float32) @ weight.T + bias
+            sources = 1 / part.groupby(["label", "source"])["label"].transform("size")
+            auroc = roc_auc_score(is_unknown[part.index], -logits.max(1), sample_weight=sources)
+            rows.append({"unknown": generator, **draw, "auroc": auroc})
+    return pd.DataFrame(rows)
 
 
 def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: Any, classes: list[str]) -> pd.DataFrame:

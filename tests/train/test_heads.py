@@ -202,3 +202,23 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
     assert np.allclose(stage.model.backbone.head.weight.detach(), weight[1] - weight[0], atol=1e-4)
     scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), out)
     assert Stage.load(out / CHECKPOINTS["stage1"]).band and len(history) == 1
+
+
+def test_a_generator_that_is_left_out_is_unknown_where_nothing_speaks_for_another():
+    """Each generator lies on an axis of its own; the one left out then speaks for neither of the others."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["A", "B", "C"], 60)
+    sources = np.char.add(labels, np.tile(np.repeat(["1", "2", "3"], 20), 3))
+    places = {"A": [6, 0, 0], "B": [0, 6, 0], "C": [0, 0, 6]}
+    features = rng.normal(size=(180, 2, 3)) + np.array([places[label] for label in labels])[:, None]
+    images = pd.DataFrame({"label": labels, "source": sources}, index=np.arange(180) + 7)
+    table = heads.Discriminants(features.astype(np.float16), table_codes(labels), sources, 0.1)
+    draws = [{"RealPhotos": "x", "A": "A1", "B": "B2", "C": "C3"}]
+    found = heads.judge_unknown(table, images, draws)
+    assert found["unknown"].tolist() == ["A", "B", "C"] and (found["auroc"] > 0.95).all()
+    same = heads.Discriminants(rng.normal(size=(180, 2, 3)).astype(np.float16), table_codes(labels), sources, 0.1)
+    assert 0.25 < heads.judge_unknown(same, images, draws)["auroc"].mean() < 0.75
+
+
+def table_codes(labels):
+    return pd.Categorical(labels).codes.astype(int)
