@@ -27,7 +27,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from dfd.core.runs import terminable
 
-        for stream in (sys.stdout, sys.stderr):  # what it cannot encode, of a file's name say, must not end the work
+        streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+        for stream in streams:  # what it cannot encode, of a file's name say, must not end the work
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:

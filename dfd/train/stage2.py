@@ -69,7 +69,7 @@ def carrying(trainer: Trainer, adversary: Adversary, cfg: config.Stage2) -> dict
     def answer(batch: Any) -> Tensor:
         model, carriers = trainer.averaged.module, batch["carrier"]
         carried = equalised(carriers + model.generator(batch["view1"]).float(), cfg)
-        critic = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
+        critic: Any = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
         opinions = [critic(images).mean((1, 2, 3)) for images in (carriers, carried)]
         return torch.cat([torch.stack(opinions, dim=1), model(carried)], dim=1)
 
@@ -109,7 +109,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
         carriers = CarrierBuilder(table, degrade=degrade, **trainer.crops)
         data, every = ConcatDataset([views(carriers=carriers), data]), cfg.carried_every
     trainer.load("train", data, EpochSampler(splits["train"], cfg, binary=False, every=every))
-    on = {"carriers": CarrierBuilder(table, split="val", **trainer.crops)} if carries else {}
+    on: dict[str, Any] = {"carriers": CarrierBuilder(table, split="val", **trainer.crops)} if carries else {}
     trainer.load("val", GFDTwoViewDataset(splits["val"], classes=classes, **trainer.crops, **on))
 
     model: Any = trainer.build_model()
