@@ -59,7 +59,7 @@ def shared(residual: Tensor, source: Tensor, classes: int) -> Tensor:
     return torch.where(is_mean, means[source].view_as(residual), residual)
 
 
-def carrying(trainer: Trainer, adversary: Adversary, cfg: config.Stage2) -> dict[str, float]:
+def carrying(trainer: Trainer, adversary: Any, cfg: config.Stage2) -> dict[str, float]:
     """How far carrying got on validation crops, whose photos training did not put fingerprints on.
 
     val_discriminator_auc: photos told from fingerprinted ones by D. val_carried_accuracy: balanced accuracy of the
@@ -69,7 +69,7 @@ def carrying(trainer: Trainer, adversary: Adversary, cfg: config.Stage2) -> dict
     def answer(batch: Any) -> Tensor:
         model, carriers = trainer.averaged.module, batch["carrier"]
         carried = equalised(carriers + model.generator(batch["view1"]).float(), cfg)
-        critic: Any = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
+        critic = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
         opinions = [critic(images).mean((1, 2, 3)) for images in (carriers, carried)]
         return torch.cat([torch.stack(opinions, dim=1), model(carried)], dim=1)
 
