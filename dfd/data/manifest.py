@@ -64,9 +64,10 @@ def scan(
         table = pd.DataFrame(_describe(root, listing, cache, progress))
         _need_every_class(listing, table)
         if (ties := root / "groups.csv").exists():
-            table["tied"] = table.path.map(provenance.sidecar(ties, "path", "group"))
-            if table.tied.isna().all():
-                print("groups.csv names none of the images; its paths must be relative to the data folder")
+            table["tied"], lost = provenance.match(provenance.sidecar(ties, "path", "group", root), table.path)
+            if lost := [name for name in lost if not (root / name).exists()]:
+                first = f"{len(lost)} files that are not in the data folder, the first is {lost[0]}"
+                raise ManifestError(f"{ties} names {first}; write paths relative to the folder, or take out the lines")
         if origins is not None:
             provenance.give(table, origins, hold_out)
         table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,20 +23,48 @@ def read(root: Path, column: str) -> pd.Series:
         raise ManifestError(
             f"group_by {column} needs {PROVENANCE} in {root} or {root.parent}: a table of file and {column}"
         )
-    return sidecar(path, "file", column).rename_axis(str(path))
+    return sidecar(path, "file", column, root).rename_axis(str(path))
 
 
-def sidecar(path: Path, key: str, column: str) -> pd.Series:
-    """One column of a CSV file by another, empty values left out; a table that does not fit is a ManifestError."""
+def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
+    """One column of a CSV file by its files, which are written as below `root`; what does not fit is a ManifestError.
+
+    As other people's tools write them: UTF-8 or UTF-16, with commas, semicolons or tabs, any line ends, and names with
+    backslashes, ./ in front, or absolute. A line without a value, and a file with two, are refused by line and name.
+    """
+    content = path.read_bytes()
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)[[key, column]].drop_duplicates()
-    except (KeyError, ValueError, OSError) as error:
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+        head = text.splitlines()[0] if text.strip() else ""
+        separator = max(",;\t", key=head.count)
+        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        lines.fieldnames = [name.strip() for name in lines.fieldnames or []]
+        if not {key, column} <= set(lines.fieldnames):
+            raise ValueError(f"it has {', '.join(lines.fieldnames) or 'none'}")
+        rows = [(lines.line_num, row[key] or "", (row[column] or "").strip()) for row in lines]
+    except (ValueError, csv.Error) as error:
         raise ManifestError(f"{path} must be a CSV file with the columns {key} and {column} ({error})") from error
-    twice = table[key][table[key].duplicated()]
-    if len(twice):
-        raise ManifestError(f"{path} gives {twice.iloc[0]} more than one {column}; keep one row for each file")
-    values = table.set_index(key)[column]
-    return values[values != ""]
+    values: dict[str, str] = {}
+    for number, given, value in rows:
+        name = given.strip().replace("\\", "/")
+        name = os.path.relpath(name, root) if os.path.isabs(name) else name.removeprefix("./")
+        if not value:
+            raise ManifestError(f"{path}, line {number}: {given or 'a line without a file'} has no {column}")
+        if values.setdefault(name, value) != value:
+            raise ManifestError(
+                f"{path}, line {number}, gives {given} more than one {column}; keep one row for each file"
+            )
+    return pd.Series(values, dtype=object).rename(column)
+
+
+def match(values: pd.Series, paths: pd.Series) -> tuple[pd.Series, list[str]]:
+    """The value of each path, in another case of letters too where that is only one, and the names that no path has."""
+    lower = paths.str.lower()
+    once = dict(zip(lower[~lower.duplicated(keep=False)], paths[~lower.duplicated(keep=False)], strict=True))
+    known = set(paths)
+    names = {name: name if name in known else once.get(name.lower()) for name in values.index}
+    found = {path: values[name] for name, path in names.items() if path is not None}
+    return paths.map(found), [name for name, path in names.items() if path is None]
 
 
 def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> None:
@@ -41,7 +73,7 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
     "test" for the images of the sources `hold_out`; "train" (not in test) for the others of their labels; None for
     labels of which nothing is held out. What does not fit is a ManifestError.
     """
-    table["source"] = table.path.map(values)
+    table["source"], _ = match(values, table.path)
     lost = table.path[table.source.isna()]
     if len(lost):
         text = f"has no {values.name} for {len(lost)} of {len(table)} images, the first is {lost.iloc[0]}"

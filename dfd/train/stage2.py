@@ -67,7 +67,8 @@ def carrying(trainer: Trainer, adversary: Any, cfg: config.Stage2) -> dict[str, 
     """
 
     def answer(batch: Any) -> Tensor:
-        model, carriers = trainer.averaged.module, batch["carrier"]
+        model: Any = trainer.averaged.module
+        carriers = batch["carrier"]
         carried = equalised(carriers + model.generator(batch["view1"]).float(), cfg)
         critic = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
         opinions = [critic(images).mean((1, 2, 3)) for images in (carriers, carried)]

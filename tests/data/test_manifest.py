@@ -192,11 +192,48 @@ def test_sidecar_groups_are_honoured(data, capsys):
     assert table.group.nunique() == 15
     assert (table.groupby(table.path.str.split("/").str[1]).group.nunique() == 1).all()
     assert pd.crosstab(table.label, table.split).min().min() >= 2
-    (data / "groups.csv").write_text("path,group\nProGAN\\0.png,x\n")
-    scan(data)
-    assert "groups.csv names none of the images" in capsys.readouterr().out
+    (data / "groups.csv").write_text("path,group\nProGAN/0.png,x\nProGAN/gone.png,x\n")
+    with pytest.raises(
+        layouts.ManifestError, match=r"1 files that are not in the data folder, the first is ProGAN/gone"
+    ):
+        scan(data)
     (data / "groups.csv").write_text("file,group\nProGAN/0.png,x\n")
     with pytest.raises(layouts.ManifestError, match="columns path and group"):
+        scan(data)
+
+
+WRITTEN = {
+    "backslashes": lambda rows: "path,group\n" + rows.replace("/", "\\"),
+    "./ in front": lambda rows: "path,group\n./" + rows.rstrip("\n").replace("\n", "\n./"),
+    "another case": lambda rows: "path,group\n" + rows.replace(".png", ".PNG"),
+    "semicolons": lambda rows: "path;group\n" + rows.replace(",", ";"),
+    "spaces": lambda rows: "path, group\n" + rows.replace(",", ", "),
+    "line ends": lambda rows: "\ufeffpath,group\r\n" + rows.replace("\n", "\r\n"),
+    "UTF-16": lambda rows: ("path,group\n" + rows).encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("how", [*WRITTEN, "absolute"])
+def test_a_sidecar_is_read_as_other_tools_write_it(how, data):
+    classes(data, 15, names=("RealPhotos", "ProGAN"))
+    rows = "".join(f"{label}/{i}.png,photo {i}\n" for label in ("RealPhotos", "ProGAN") for i in range(15))
+    absolute = "path,group\n" + "".join(f"{data}/{row}\n" for row in rows.splitlines())
+    text = absolute if how == "absolute" else WRITTEN[how](rows)
+    (data / "groups.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert scan(data).group.nunique() == 15
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("ProGAN/0.png,", "line 3: ProGAN/0.png has no group"),
+        ("ProGAN/1.png,y", "line 3, gives ProGAN/1.png more than"),
+    ],
+)
+def test_a_line_of_a_sidecar_that_says_nothing_or_too_much_is_named(line, reason, data):
+    classes(data)
+    (data / "groups.csv").write_text(f"path,group\nProGAN/1.png,x\n{line}\n")
+    with pytest.raises(layouts.ManifestError, match=reason):
         scan(data)
 
 
