@@ -10,8 +10,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
+pillow_heif.register_heif_opener()
 GOOD = None  # the expectation for a file that must be accepted
 
 
@@ -75,6 +77,8 @@ def _good(folder: Path) -> dict[str, str | None]:
         "pages.tiff": encoded(picture(29), "TIFF", save_all=True, append_images=[picture(30)]),
         "photo.webp": encoded(picture(31), "WEBP", quality=80),
         "photo.bmp": encoded(picture(32), "BMP"),
+        "photo.avif": encoded(picture(34), "AVIF"),
+        "phone.heic": encoded(picture(35), "HEIF"),
         "broken_exif.jpg": encoded(picture(33), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
     }
     for name, data in files.items():
@@ -86,7 +90,7 @@ def _good(folder: Path) -> dict[str, str | None]:
 def _damaged(folder: Path) -> dict[str, str | None]:
     noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     expected = {}
-    for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"):
+    for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF"):
         data = encoded(noisy, format)
         (folder / f"half.{format.lower()}").write_bytes(data[: len(data) // 2])
         expected[f"half.{format.lower()}"] = "damaged or truncated"
@@ -96,6 +100,7 @@ def _damaged(folder: Path) -> dict[str, str | None]:
     files = {
         "flipped_bits.png": (bytes(png), "damaged"),
         "header_only.jpg": (encoded(noisy, "JPEG")[:20], "truncated"),
+        "phone.jpg": (b"\0\0\0\x20ftypheic" + bytes(100), "truncated"),
         "bomb.png": (png_header(60_000, 60_000), "oversized"),
         "large.png": (png_header(12_000, 11_000), "oversized"),
         "dot.png": (encoded(picture(40, 1, 1), "PNG"), "too small"),
@@ -118,7 +123,6 @@ def _no_images(folder: Path) -> dict[str, str | None]:
         "drawing.png": (b'<?xml version="1.0"?><svg/>', "SVG"),
         "paper.pdf": (b"%PDF-1.7\n%\xe2\xe3", "not an image"),
         "video.gif": (b"\0\0\0\x20ftypisom" + bytes(100), "a video"),
-        "phone.jpg": (b"\0\0\0\x20ftypheic" + bytes(100), "HEIF, AVIF"),
         "archive.zip": (b"PK\x03\x04" + bytes(30), "not an image"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "LFS"),
         ".DS_Store": (b"\0\0\0\1Bud1" + bytes(50), "not an image"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfd.inference import stage as stage_module
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 FILES = 1000
 SEED = 20
 LIMIT = 800  # megabytes that predict may take on top of what it has before the first file

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pillow_heif
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
 MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
@@ -28,6 +29,8 @@ STARTS = {  # of a file that is no image -> what it is
     b"version https://git-lfs": "a Git LFS pointer; fetch the real file",
 }
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
+BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
+pillow_heif.register_heif_opener(thumbnails=False)
 Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
 
 
@@ -204,10 +207,10 @@ def _what_it_is(file: Any) -> str:
     start = file.read(512)
     if not start:
         return "empty file (0 bytes)"
-    if start.startswith(MAGIC) or start[8:12] == b"WEBP":
+    if start.startswith(MAGIC) or start[8:12] == b"WEBP" or (start[4:8] == b"ftyp" and start[8:11] in BRANDS):
         return "damaged or truncated header, or an unsupported variety"
     kinds = [kind for magic, kind in STARTS.items() if start.lstrip().startswith(magic)]
-    kinds += ["HEIF, AVIF or a video"] if start[4:8] == b"ftyp" else []
+    kinds += ["a video"] if start[4:8] == b"ftyp" else []
     what = f"not an image: {kinds[0]}" if kinds else "not an image"
     return f"{what}; supported are {', '.join(FORMATS)}"
 

@@ -20,7 +20,8 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
 ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES |= {".avif", ".heic", ".heif"}
 UNREADABLE = "unreadable folder"
 EXPECTED = (TEMPLATES / "layouts.txt").read_text("utf-8").rstrip()
 Parts = tuple[str, ...]  # of a path

@@ -120,6 +120,20 @@ def test_sixteen_bit_keeps_the_high_byte(save, name):
     assert rgb.getpixel((15, 0)) == (255,) * 3
 
 
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_what_phones_and_the_web_give_is_upright_and_of_its_colours(format, save):
+    """A wide picture, red on the left; its EXIF says that the camera was turned."""
+    wide = Image.new("RGB", (96, 64), (40, 90, 200))
+    wide.paste((200, 30, 40), (0, 0, 48, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned to the right: red comes on top
+    path = save("photo.bin", encoded(wide, format, exif=exif.tobytes(), quality=95))
+    image = np.asarray(images.load_rgb(path)).astype(int)
+    assert image.shape == (96, 64, 3) and images.inspect(path)["format"] == format
+    assert np.abs(image[8:40].mean((0, 1)) - [200, 30, 40]).max() < 6
+    assert np.abs(image[56:88].mean((0, 1)) - [40, 90, 200]).max() < 6
+
+
 def test_cmyk_becomes_rgb(save):
     rgb = images.load_rgb(save("photo.tiff", Image.new("CMYK", (16, 16), (255, 0, 0, 0))))
     assert rgb.getpixel((3, 3)) == (0, 255, 255)

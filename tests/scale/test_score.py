@@ -119,7 +119,7 @@ def rows(folder):
     return table.set_index("path").sort_index()
 
 
-SVG = "not an image: an HTML page or SVG drawing; supported are JPEG, PNG, WEBP, BMP, TIFF, GIF"
+SVG = "not an image: an HTML page or SVG drawing; supported are JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF, HEIF"
 
 
 def errors(folder):
