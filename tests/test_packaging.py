@@ -181,3 +181,12 @@ def test_an_installed_wheel_finds_what_it_carries(wheel, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert Path(ran.stdout.strip()).is_relative_to(target)
+
+
+def test_make_report_takes_any_folder(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
+    fake.chmod(0o755)
+    command = ["make", "-s", "report", f"PY={fake}", "DATA=it's here #1"]
+    printed = subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed == "[-m][dfd][run][--data][it's here #1][--out][reports/it's here #1][--profile][quick]"

@@ -134,3 +134,9 @@ def test_stage2_refuses_photos(tiny_data, tmp_path):
     table = manifest.scan(tiny_data, tmp_path, progress=False)
     with pytest.raises(ValueError, match="fakes only"):
         scores.score(type("Stage", (), {"stage": "stage2"})(), table)
+
+
+def test_a_table_without_any_interval_has_no_columns_for_them():
+    few, many = {"value": 0.5, "low": None, "high": None}, {"value": 0.25, "low": 0.1, "high": 0.4}
+    assert scores.as_table({"auc": few, "ap": few}).to_dict("list") == {"value": [0.5, 0.5]}
+    assert list(scores.as_table({"auc": few, "ap": many})) == ["value", "low", "high"]
