@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pillow_heif
-from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+try:
+    import pillow_heif
+except ImportError:  # a machine that only trains may lack it
+    pillow_heif = None
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS += ("AVIF",) if features.check("avif") else ()
+FORMATS += ("HEIF",) if pillow_heif else ()
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
 MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
@@ -30,7 +36,8 @@ STARTS = {  # of a file that is no image -> what it is
 }
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
-pillow_heif.register_heif_opener(thumbnails=False)
+if pillow_heif:
+    pillow_heif.register_heif_opener(thumbnails=False)
 Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
 
 
