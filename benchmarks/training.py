@@ -88,7 +88,7 @@ def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         stack.enter_context(patch.object(module, "Trainer", kind))
         if kind is Bare:  # a codec is no network
-            stack.enter_context(patch.object(module, "equalise", lambda crops, quality: crops))
+            stack.enter_context(patch.object(stage1, "equalise", lambda crops, quality: crops))  # of both stages
         stack.enter_context(contextlib.suppress(_Enough))
         fit(table, cfg)
     return Timed.seconds

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from filelock import Timeout
@@ -161,8 +162,10 @@ def _judge(
                 examinations = _examined(detector, todo, crops, crop_mode, given)
                 write_text(Path(report), page(answers(examinations), model=shown))
             else:
-                read = partial(_read, given)
-                verdicts = detector.predict(todo, crops, crop_mode, lambda line: say(printable(line)), read)
+                how: dict[str, Any] = {"report": lambda line: say(printable(line))}
+                if given is not None:
+                    how["read"] = partial(_read, given)
+                verdicts = detector.predict(todo, crops, crop_mode, **how)
                 if given is not None:
                     digest = hashlib.sha256(given).hexdigest()
                     verdicts = (replace(v, sha256=digest) if v.path == STDIN and not v.error else v for v in verdicts)

@@ -85,10 +85,11 @@ def bootstrap_all(
     return result
 
 
-def flatten(values: Mapping[str, Interval]) -> dict[str, float | None]:
-    """Intervals as the columns of one row: each metric beside its _low and _high."""
+def flatten(values: Mapping[str, Interval]) -> dict[str, float]:
+    """Intervals as the columns of one row: each metric beside its _low and _high; NaN where undefined."""
     ends = {"value": "", "low": "_low", "high": "_high"}
-    return {name + ends[key]: number for name, three in values.items() for key, number in three.items()}
+    numbers = {name + ends[key]: number for name, three in values.items() for key, number in three.items()}
+    return {name: np.nan if number is None else number for name, number in numbers.items()}
 
 
 def share(weights: np.ndarray, right: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
