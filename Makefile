@@ -10,7 +10,6 @@ DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
 ARGS    ?=
-export DATA OUT PROFILE
 UPLOADS := {"websocket_max_message_size": 536870912}
 
 help:  ## List the targets
@@ -21,8 +20,10 @@ demo: $(ENV)  ## Make the built-in data, judge some of it, train both stages on 
 	-$(PY) -m dfd predict --model data/detector 'data/sample/*/astronaut_128_0.png' 'data/sample/*/coffee_128_0.png'
 	$(PY) -m dfd run --data data/sample --out reports/demo --profile demo $(ARGS)
 
+report: export REPORT_DATA := $(DATA)
+report: export REPORT_OUT := $(OUT)
 report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
-	$(PY) -m dfd run --data "$$DATA" --out "$$OUT" --profile "$$PROFILE" $(ARGS)
+	$(PY) -m dfd run --data "$$REPORT_DATA" --out "$$REPORT_OUT" --profile $(PROFILE) $(ARGS)
 
 test: $(ENV)  ## Run every test, the slow ones and the examples in docstrings too, two at a time
 	OMP_NUM_THREADS=1 $(PY) -m pytest --doctest-modules -n 2 --dist worksteal $(ARGS)
