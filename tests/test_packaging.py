@@ -188,6 +188,8 @@ def test_make_report_takes_any_folder(tmp_path):
     fake.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
     fake.chmod(0o755)
     command = ["make", "-s", "report", f"PY={fake}", "DATA=it's here #1"]
-    rest = {name: value for name, value in os.environ.items() if name not in ("DATA", "OUT", "PROFILE", "MAKEFLAGS")}
+    rest = {
+        name: value for name, value in os.environ.items() if name not in ("DATA", "OUT", "PROFILE", "ARGS", "MAKEFLAGS")
+    }
     printed = subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True, check=True, env=rest).stdout
     assert printed == "[-m][dfd][run][--data][it's here #1][--out][reports/it's here #1][--profile][quick]"
