@@ -168,7 +168,7 @@ def _decode(source: Any) -> Image.Image:
     except ImageError:
         raise
     except ValueError as error:
-        if "MAX_TEXT" not in str(error):
+        if "MAX_TEXT" not in str(error) or isinstance(source, Image.Image):  # of a picture there is no file to mend
             raise ImageError(f"damaged or truncated: {one_line(error)}") from error
         return _decode(_without_texts(source))  # the pixels are sound, and are what is judged
     except Image.UnidentifiedImageError as error:
