@@ -4,6 +4,7 @@ May import analysis and what lies beneath it; nothing beneath knows this room.
 """
 
 # ruff: noqa: I001
+from dfd.plots import letters
 from dfd.plots.results import (
     PALETTE, live_history, plot_ablation, plot_cm, plot_confusions, plot_examples, plot_history, plot_pr,
     plot_reliability, plot_roc, plot_spectra, plot_split,
@@ -12,6 +13,8 @@ from dfd.plots.analysis import (
     captions, plot_conditions, plot_correlations, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints,
     plot_levels, plot_probe, plot_recalls,
 )  # fmt: skip
+
+letters.install()
 
 __all__ = [
     "PALETTE", "captions", "live_history", "plot_ablation", "plot_cm", "plot_conditions", "plot_confusions",
