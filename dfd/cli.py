@@ -142,7 +142,7 @@ def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str 
     from dfd.app import predict as predicting
     from dfd.data.layouts import find_images
 
-    images = find_images(paths)
+    images = find_images(paths, tell=lambda line: click.echo(line, err=True))
     given = sys.stdin.buffer.read() if "-" in images else None
     raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, given=given, **how))
 
@@ -241,7 +241,11 @@ def find_model(model: str | None) -> Path:
     from dfd.data import sample as built_in
 
     def is_own(run: Path) -> bool:
-        data = read_json(run / "config.json").get("data")
+        try:
+            data = read_json(run / "config.json").get("data")
+        except ValueError as error:
+            click.echo(f"{error}; its networks are passed over", err=True)
+            return False
         return not (data and built_in.is_sample(config.resolve(data)))
 
     if model and Path(model).is_file():  # one of a detector's files stands for its folder

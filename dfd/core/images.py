@@ -150,6 +150,19 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
+def begins_like_image(path: str | Path) -> bool:
+    """Whether a regular file begins as images of the usual formats do; one that cannot be read does not."""
+    try:
+        with open_file(path) as file:
+            return _is_image_start(file.read(16))
+    except (ImageError, OSError):
+        return False
+
+
+def _is_image_start(start: bytes) -> bool:
+    return start.startswith(MAGIC) or start[8:12] == b"WEBP" or (start[4:8] == b"ftyp" and start[8:11] in BRANDS)
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"oversized: {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million")
@@ -214,7 +227,7 @@ def _what_it_is(file: Any) -> str:
     start = file.read(512)
     if not start:
         return "empty file (0 bytes)"
-    if start.startswith(MAGIC) or start[8:12] == b"WEBP" or (start[4:8] == b"ftyp" and start[8:11] in BRANDS):
+    if _is_image_start(start):
         return "damaged or truncated header, or an unsupported variety"
     kinds = [kind for magic, kind in STARTS.items() if start.lstrip().startswith(magic)]
     kinds += ["a video"] if start[4:8] == b"ftyp" else []

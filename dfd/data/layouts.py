@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfd.config import REAL
+from dfd.core.images import begins_like_image
 from dfd.core.io import TEMPLATES
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -22,7 +23,10 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
 ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 SUFFIXES |= {".avif", ".heic", ".heif"}
+COPIES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # of a system's
+NOT_ENTERED, SIDE_FILE, LOOP = "hidden folder, not entered", "side file of macOS, no image", "link back to one above it"
 UNREADABLE = "unreadable folder"
+NAMED = 5  # of the files that are left out
 EXPECTED = (TEMPLATES / "layouts.txt").read_text("utf-8").rstrip()
 Parts = tuple[str, ...]  # of a path
 Place = Callable[[Parts], tuple[str, str | None] | None]  # folders -> label and split, or None outside every class
@@ -74,10 +78,13 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> list[str]:
+def find_images(
+    paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES, tell: Callable[[str], None] = print
+) -> list[str]:
     """The files as given; of a folder, entered as by a scan, all images below it; of a pattern all that it matches.
 
-    So that it is named, what a scan would reject is given too. What gives no image is a FileNotFoundError.
+    An image is known by its suffix, else by how it begins. So that it is named, what should be one and cannot be read
+    is given too; of the rest, `tell` gets a line a folder. What gives no image is a FileNotFoundError.
     """
     files: list[str] = []
     for path in paths:
@@ -85,17 +92,30 @@ def find_images(paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES) -> lis
         if path.startswith(("http://", "https://")):
             raise FileNotFoundError(f"{path} is an address; save the picture, and give the file")
         if os.path.isdir(path):
-            stamps, _, refused = _walk(Path(path))
-            below = [name for name in [*stamps, *refused] if name.lower().endswith(tuple(suffixes))]
-            closed = [name for name, why in refused.items() if why.startswith(UNREADABLE)]
-            matches, reason = sorted(os.path.join(path, name) for name in {*below, *closed}), "no images below"
+            matches, left_out = _images_below(Path(path), tuple(suffixes))
+            reason = "no images below"
+            if left_out:
+                some = ", ".join(map(printable, left_out[:NAMED])) + (", …" if len(left_out) > NAMED else "")
+                tell(f"{printable(path)}: {len(left_out)} hidden or no images, left out ({some})")
         elif glob.has_magic(path) and not os.path.lexists(path):
             names = sorted(glob.glob(path, recursive=True))
-            matches = find_images((name for name in names if not (os.path.isdir(name) and "**" in path)), suffixes)
+            names = [name for name in names if not (os.path.isdir(name) and "**" in path)]
+            matches = find_images(names, suffixes, tell)
         if not matches:
             raise FileNotFoundError(f"{reason} {path}")
         files += matches
     return files
+
+
+def _images_below(root: Path, suffixes: Parts) -> tuple[list[str], list[str]]:
+    """The images in a folder, with what should be one and cannot be read, and the names of all else."""
+    stamps, _, refused = _walk(root)
+    images, others = [], []
+    for name, why in sorted({**dict.fromkeys(stamps, ""), **refused}.items()):
+        is_image = name.lower().endswith(suffixes) or (not why and begins_like_image(root / name))
+        is_given = why.startswith(UNREADABLE) or (is_image and why not in (NOT_ENTERED, SIDE_FILE, LOOP))
+        (images if is_given else others).append(name)
+    return [os.path.join(root, name) for name in images], others
 
 
 def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], list[Parts], dict[str, str]]:
@@ -109,6 +129,9 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
         parts = Path(folder).relative_to(root).parts
         for name in rest:
             path = os.path.join(folder, name)
+            if name.startswith("._"):
+                refused["/".join((*parts, name))] = SIDE_FILE
+                continue
             try:
                 info = os.stat(path)
                 files["/".join((*parts, name))] = info.st_size, info.st_mtime_ns
@@ -118,9 +141,9 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
         for name in list(names):
             reason = None
             if Path(folder).resolve().is_relative_to(Path(folder, name).resolve()):
-                reason = "link back to a folder above it"
-            elif name.startswith(".") or name == "__MACOSX":
-                reason = "hidden folder, not entered"
+                reason = LOOP
+            elif name.startswith(".") or name.lower() in COPIES:
+                reason = NOT_ENTERED
             elif Path(name).suffix.lower() in SUFFIXES:
                 reason = "a folder with an image's name, not entered"
             if reason:

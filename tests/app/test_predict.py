@@ -17,7 +17,7 @@ from dfd import cli, config
 from dfd.app import predict
 from dfd.config import CHECKPOINTS
 from dfd.core import runs
-from dfd.data.layouts import find_images
+from dfd.data.layouts import find, find_images
 from dfd.inference.stage import save_checkpoint, update_checkpoint
 
 
@@ -46,6 +46,24 @@ def test_patterns_folders_and_files_stand_beside_each_other(call):
     assert find_images(["i[n]"]) == find_images(["in"])
     with pytest.raises(FileNotFoundError, match="no file matches"):
         find_images(["in/*.tiff"])
+
+
+def test_an_image_is_one_by_what_it_holds_and_the_rest_is_told(tmp_path):
+    folder, image = tmp_path / "RealPhotos", encoded(picture(0), "JPEG")
+    images = ["a.jfif", "hash_without_suffix", "picture.jpg~", "tweet.jpg_large"]
+    others = [".DS_Store", "._a.jpg", "@eaDir/a.jpg", ".thumbnails/t.png", "__MACOSX/._a.jpg", "Thumbs.db", "notes.txt"]
+    for name in [*images, *others]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image if name in images or "/" in name else b"\0\5\x16\7")
+    lines = []
+    assert find_images([str(folder)], tell=lines.append) == [f"{folder}/{name}" for name in images]
+    names = ".DS_Store, ._a.jpg, .thumbnails, @eaDir, Thumbs.db, …"
+    assert lines == [f"{folder}: 7 hidden or no images, left out ({names})"]
+    listing = find(tmp_path)  # a scan opens the rest, and names each with its reason
+    opened = {path.removeprefix("RealPhotos/") for path, *_ in listing.files}
+    assert opened == {*images, ".DS_Store", "Thumbs.db", "notes.txt"}
+    refused = {row["path"].removeprefix("RealPhotos/") for row in listing.rejected}
+    assert refused == {"._a.jpg", ".thumbnails", "@eaDir", "__MACOSX"}
 
 
 def test_a_folder_is_entered_as_by_a_scan_and_what_cannot_be_read_is_a_row(tmp_path, monkeypatch):
