@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -53,8 +54,45 @@ def explained(error: OSError, path: Path) -> OSError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty when there is none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    """The content of a JSON file, an object; empty when there is none. A damaged one is a ValueError that names it."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        return content
+    except ValueError as error:
+        raise ValueError(damaged(path, error)) from error
+
+
+def read_table(path: str | Path, **options: Any) -> Any:
+    """A Parquet or CSV file, as pandas reads it; a damaged one is a ValueError that names it."""
+    import pandas as pd  # here: most commands that read JSON need no tables
+
+    try:
+        return (pd.read_csv if Path(path).suffix == ".csv" else pd.read_parquet)(path, **options)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's own are both
+        raise ValueError(damaged(path, error)) from error
+
+
+def damaged(path: str | Path, error: Exception) -> str:
+    """The line about a file of ours that was cut short or written by something else."""
+    return f"{path} is damaged ({str(error).splitlines()[0]}); delete it, and run again what makes it"
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: $DFD_CACHE, else ~/.cache/dfd, else one in the temporary folder."""
+    try:
+        return Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser()
+    except RuntimeError:  # a user without a home
+        folder = Path(tempfile.gettempdir()) / f"dfd-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():  # another user's, and what lies in it too
+            raise OSError(f"{folder} is another user's; set DFD_CACHE to a folder of your own") from None
+        return folder
 
 
 def write_json(path: Path, content: Any) -> None:

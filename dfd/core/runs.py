@@ -166,6 +166,18 @@ def waiting(what: str) -> Iterator[None]:
         timer.cancel()
 
 
+@contextlib.contextmanager
+def killable() -> Iterator[None]:
+    """Let a signal end the process at once while a library waits in code that runs no handler of Python's."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS if is_main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def fingerprint(folder: Path) -> str:
     """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
     paths, seen, entries = [folder.parent / PROVENANCE], set(), []

@@ -91,7 +91,7 @@ def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
     path = Path(out).expanduser() / "manifest.parquet"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run notebook 00_eda or `python -m dfd run` first")
-    table = pd.read_parquet(path)
+    table = io.read_table(path)
     if data is not None and Path(data).resolve() != Path(table.attrs["root"]).resolve():
         raise ManifestError(f"{path} is about {table.attrs['root']}, not {data}: use another run folder, or run 00_eda")
     return table
@@ -185,7 +185,7 @@ class ScanCache:
     """
 
     def __init__(self, root: Path):
-        self.path = Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser() / f"scan-{io.digest(root)}.sqlite"
+        self.path = io.cache_folder() / f"scan-{io.digest(root)}.sqlite"
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.path, timeout=60)

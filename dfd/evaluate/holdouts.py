@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dfd.config import REAL
+from dfd.core.io import read_table
 from dfd.degrade import registry
 from dfd.evaluate.metrics import weighted_auc
 from dfd.inference.decide import answer, decide, logit_columns, stage_of
@@ -20,7 +21,7 @@ from dfd.inference.stage import Stage
 
 def load(out: str | Path, stage: Stage) -> pd.DataFrame:
     """The judgements in a run folder that a stage was calibrated on; empty where there are none (`dfd.train.heads`)."""
-    return pd.read_parquet(Path(out) / f"hold_outs_{stage.stage}.parquet") if stage.is_held_out else pd.DataFrame()
+    return read_table(Path(out) / f"hold_outs_{stage.stage}.parquet") if stage.is_held_out else pd.DataFrame()
 
 
 def by_draw(judged: pd.DataFrame) -> pd.DataFrame:

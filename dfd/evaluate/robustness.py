@@ -16,7 +16,7 @@ from torch import Tensor
 from dfd import __version__
 from dfd.config import REAL
 from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write, digest
+from dfd.core.io import atomic_write, digest, read_table
 from dfd.core.runs import bar
 from dfd.degrade import registry
 from dfd.degrade.operators import to_tensor
@@ -80,7 +80,7 @@ def sweep(
         for i, condition in enumerate(conditions):
             known = rows[name][["path", "label", "split", "group"]]
             known = known.assign(degradation=condition.degradation, level=condition.level)
-            parts.append(known.merge(pd.read_parquet(cells[name, i]), on="path", validate="one_to_one"))
+            parts.append(known.merge(read_table(cells[name, i]), on="path", validate="one_to_one"))
         swept[name] = with_predictions(stage, pd.concat(parts, ignore_index=True))
     return swept
 

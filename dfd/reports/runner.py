@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import nbformat
-import pandas as pd
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from dfd import __version__, config
 from dfd.core import runs
-from dfd.core.io import digest, read_json, write_json, write_text
+from dfd.core.io import digest, read_json, read_table, write_json, write_text
 from dfd.core.runs import elapsed
 from dfd.data import manifest
 from dfd.degrade import registry
@@ -152,7 +151,7 @@ def left_out(stem: str, out: Path) -> str:
     """Why a notebook has nothing to do on the data of a run folder; empty where it has."""
     if stem not in ABOUT_GENERATORS or not (out / "manifest.parquet").exists():
         return ""
-    table = pd.read_parquet(out / "manifest.parquet", columns=["label", "is_fake"])
+    table = read_table(out / "manifest.parquet", columns=["label", "is_fake"])
     names = table.loc[table["is_fake"], "label"].unique()
     text = f"all fakes are {', '.join(names)}, and it compares generators; `predict` tells photos from such fakes"
     return text if len(names) < 2 else ""

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import pickle
+import socket
+import sys
 import tarfile
 import tempfile
 import uuid
@@ -31,13 +33,14 @@ from ray.exceptions import RayError
 
 from dfd import __version__
 from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
-from dfd.core.io import atomic_write, digest
-from dfd.core.runs import bar, cores, run_lock, terminable
+from dfd.core.io import atomic_write, damaged, digest
+from dfd.core.runs import bar, cores, killable, run_lock, terminable, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
 from dfd.inference.detector import Detector, Verdict, files_of
 
 IMAGES, LISTS = tuple(SUFFIXES), (".txt", ".lst", ".list")
 SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+ANSWER = 10.0  # seconds that a cluster has to answer
 ENVIRONMENT = ("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")  # variables that say how to reach a file system
 
 
@@ -87,7 +90,11 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
             if fs.glob(f"{folder}/[!.]*"):
                 raise ValueError(f"{out} holds files that `score` did not write; take another --out")
             fs.pipe_file(path, json.dumps(record).encode())
-        if (known := json.loads(fs.cat_file(path))) != record:
+        try:
+            known = json.loads(fs.cat_file(path))
+        except ValueError as error:
+            raise ValueError(damaged(path, error)) from error
+        if known != record:
             raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
         before = rows_in(fs, folder)
         left = [name for name in names if name.lower().endswith(SHARDS) or printable(name) not in before]
@@ -121,7 +128,7 @@ def listed(given: str) -> Iterator[str]:
     """The images and shards that an input stands for."""
     fs, path = url_to_fs(given)
     if "://" not in given:
-        names = find_images([given], IMAGES + SHARDS)
+        names = find_images([given], IMAGES + SHARDS, lambda line: print(line, file=sys.stderr))
     elif has_magic(given):
         names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
@@ -211,6 +218,17 @@ class Judge:
             yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
 
 
+def _need_answer(address: str) -> None:
+    """An OSError where nothing listens at host:port, which Ray would try for minutes; other addresses are Ray's."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        except OSError as error:
+            remedy = "start it, or unset RAY_ADDRESS and leave --address out to work on this machine alone"
+            raise OSError(f"no Ray at {address} within {ANSWER:.0f} s ({one_line(error)}): {remedy}") from error
+
+
 def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:
     """Have the actors of a Ray cluster judge what is named; gives the rows of a part at a time, as they come."""
     images = [name for name in names if not name.lower().endswith(SHARDS)]
@@ -223,8 +241,10 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     here = {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
     there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
     settings: dict[str, Any] = here if address == "local" else there
+    _need_answer(address)
     try:
-        ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        with waiting(f"Ray at {address}"), killable():
+            ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}") from error
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))

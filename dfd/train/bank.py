@@ -26,7 +26,7 @@ from dfd.degrade.operators import as_float
 from dfd.degrade.registry import parse_all
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL_SHA256
-from dfd.train.processes import build_loader
+from dfd.train.processes import build_loader, loading
 
 CONDITIONS = parse_all(["jpeg 95", "jpeg 75", "jpeg 50"])  # the first views of each image, after it as it is
 PHASE = 8  # pixels a side of a JPEG block: where its grid starts is random
@@ -77,13 +77,16 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     )
     state = read_json(path.with_suffix(".json"))
     done = state["done"] if state.get("key") == key and path.exists() else 0
-    features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
+    try:
+        features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
+    except ValueError:  # cut short
+        features, done = np.lib.format.open_memmap(path, "w+", np.float16, shape), 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draws = list(enumerate(seeds(len(table), cfg.seed, 1)))[done:]
     loader = build_loader(Views(table, cfg), draws, cfg.model_copy(update={"batch_size": IMAGES}), device)
     if done and draws:
         print(f"feature bank: going on after {done} of {len(table)} images.")
-    with deferred("stopping after this batch; once more ends at once") as stop, torch.inference_mode():
+    with deferred("stopping after this batch; once more ends at once") as stop, torch.inference_mode(), loading():
         for views in bar(loader, desc="feature bank", unit="batch", disable=not draws):
             with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
                 answers = backbone.forward_features(views.flatten(0, 1).to(device))

@@ -28,7 +28,7 @@ from dfd.data.crops import EpochSampler, seeds
 from dfd.inference import build_model, save_checkpoint, update_checkpoint
 from dfd.inference.stage import uses_bfloat16
 from dfd.train.checkpoint import Checkpoint, Tracking
-from dfd.train.processes import TIMEOUT, any_process, average_over_processes, broadcast_module, build_loader
+from dfd.train.processes import TIMEOUT, any_process, average_over_processes, broadcast_module, build_loader, loading
 
 OnEpoch = Callable[[pd.DataFrame], None] | None
 PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
@@ -220,9 +220,10 @@ class Trainer:
     def _read(self, name: str, first: int = 0) -> Iterator[Any]:
         """The batches from the first. No variable holds loader or iterator: their processes would outlive an error."""
         try:
-            for batch in skip_first_batches(self.loaders[name], first) if first else self.loaders[name]:
-                self._pause()
-                yield batch
+            with loading():
+                for batch in skip_first_batches(self.loaders[name], first) if first else self.loaders[name]:
+                    self._pause()
+                    yield batch
             self._pause()
         except (ImageError, OSError) as error:
             traceback.clear_frames(error.__traceback__)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +22,7 @@ from dfd.core import runs
 from dfd.data.crops import Seeded
 
 TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
+SHARED_MEMORY = "/dev/shm"  # what loader processes hand batches over in
 MAX_WORKERS = 8  # loader processes, where none are asked for
 
 
@@ -33,7 +36,10 @@ def main_process_first() -> AbstractContextManager[None]:
     is_one_of_several = not runs.is_alone()
     others = f"the {os.environ.get('WORLD_SIZE')} processes of this training at {os.environ.get('MASTER_ADDR')}"
     what = f"{others}, for {TIMEOUT} at most; unset RANK and WORLD_SIZE to train alone"
-    with runs.waiting(what) if is_one_of_several else nullcontext():
+    with ExitStack() as stack:
+        if is_one_of_several:
+            stack.enter_context(runs.waiting(what))
+            stack.enter_context(runs.killable())
         return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
 
 
@@ -68,11 +74,35 @@ def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:
 def build_loader(data: Any, draws: Any, cfg: config.Training, device: torch.device) -> DataLoader:
     """Batches of a data set's draws, (index, seed) each, by loader processes that stay from epoch to epoch."""
     share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the machine's cores, for this process
-    workers = cfg.workers if cfg.workers >= 0 else min(MAX_WORKERS, max(1, share))
+    workers = cfg.workers if cfg.workers >= 0 else min(MAX_WORKERS, max(1, share), _that_fit(cfg))
     options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _ignore_signals}
     generator = torch.Generator()  # else it would draw from torch's own
     pins = device.type == "cuda"
     return DataLoader(Seeded(data), cfg.batch_size, sampler=draws, pin_memory=pins, generator=generator, **options)
+
+
+def _that_fit(cfg: config.Training) -> int:
+    """How many loader processes the shared memory has room for; a line where that is none or few."""
+    batch = 4 * 4 * 3 * cfg.batch_size * cfg.crop_size**2  # bytes of four views, float32; two wait, one is in use
+    with suppress(OSError):  # a system without it
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if (fit := free // (3 * batch)) < MAX_WORKERS:
+            tell = f"{SHARED_MEMORY} has {free >> 20} MB free: at most {fit} loader processes"
+            print(f"{tell} (`docker run --shm-size 2g` gives it more).")
+        return fit
+    return MAX_WORKERS
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say in a line why a loader process ended by itself, as an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        text = f"a loader process was killed, most often because memory or {SHARED_MEMORY} was full"
+        raise OSError(f"{text}; -p workers 0 needs the least") from None
 
 
 def _ignore_signals(worker: int) -> None:

@@ -60,6 +60,39 @@ def _prints(n):
     return {"ProGAN": fingerprint.Fingerprint(np.zeros((8, 8, 3)), np.full((8, 8), float(n)), 1)}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"data": "x"', b"[]", b"7", b"\xff\xfe{"])
+def test_a_damaged_record_is_named_with_the_remedy(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged \(.+\); delete it, and run again what makes it"):
+        io.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
+def test_a_table_that_was_cut_is_named_with_the_remedy(name, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        io.read_table(tmp_path / name)
+    pd.DataFrame({"path": ["x"]}).to_parquet(tmp_path / "whole.parquet")
+    content = (tmp_path / "whole.parquet").read_bytes()[:-20] if name == "a.parquet" else b""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged \(.+\); delete it"):
+        io.read_table(tmp_path / name)
+    assert io.read_table(tmp_path / "whole.parquet")["path"].tolist() == ["x"]
+
+
+def test_a_user_without_a_home_has_a_cache_that_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.delenv("DFD_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))  # nor a passwd entry
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    folder = io.cache_folder()
+    assert folder == tmp_path / f"dfd-{os.getuid()}" and folder.stat().st_mode & 0o777 == 0o700
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    (tmp_path / f"dfd-{other}").mkdir()  # made by somebody else
+    with pytest.raises(OSError, match="another user's; set DFD_CACHE"):
+        io.cache_folder()
+
+
 @pytest.mark.parametrize("what", WRITERS)
 def test_a_full_disk_leaves_the_file_before_it_whole_and_says_what_to_do(what, tmp_path):
     name, write = WRITERS[what]

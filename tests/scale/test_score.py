@@ -4,7 +4,9 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -452,6 +454,18 @@ def test_without_ray_the_error_says_how_to_get_it(score, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     result = score("in", "--out", "out")
     assert result.exit_code == 2 and "pip install 'ray[data]' s3fs" in result.stderr.splitlines()[-1]
+
+
+def test_a_dead_cluster_is_known_before_ray_tries_for_minutes(score, tmp_path, monkeypatch):
+    fill(tmp_path / "in", 1)
+    monkeypatch.setattr(ray, "init", lambda *args, **options: pytest.fail("Ray was started"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"[::1]:{port}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        result = score("in", "--out", "out")
+        assert result.exit_code == 2
+        assert re.search(rf"dfd: no Ray at {re.escape(address)} within 10 s \(.+\): start it, or unset", result.stderr)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(score, tmp_path, monkeypatch):

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from dfd import config
+from dfd.train import processes
 
 HERE = Path(__file__).resolve().parents[1]
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --main_process_port 0 --dynamo_backend no".split()
@@ -45,6 +48,46 @@ if rank:
     open(f"{watched}.pid.{rank}", "w").write(str(os.getpid()))
     sys.addaudithook(note)
 """
+
+
+def test_loaders_are_as_many_as_shared_memory_has_room_for(monkeypatch, capsys):
+    cfg = config.Stage1(batch_size=32, crop_size=128)  # 25 MB a batch of four views, three of them alive
+    for free, count in ((0, 0), (80 << 20, 1), (200 << 20, 2)):
+        monkeypatch.setattr(processes.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        assert processes._that_fit(cfg) == count
+        assert f"has {free >> 20} MB free: at most {count} loader processes" in capsys.readouterr().out
+    monkeypatch.setattr(processes.shutil, "disk_usage", lambda path: SimpleNamespace(free=8 << 30))
+    assert processes._that_fit(cfg) >= processes.MAX_WORKERS and not capsys.readouterr().out
+
+
+class Dying(Dataset):
+    """A data set whose loader process is killed, as for want of memory."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_loader_is_one_line():
+    with pytest.raises(OSError, match="a loader process was killed, most often .*; -p workers 0"), processes.loading():
+        list(DataLoader(Dying(), num_workers=1))
+    with pytest.raises(RuntimeError, match="another"), processes.loading():
+        raise RuntimeError("another")
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_wait_for_processes_that_never_come(tiny_data, tmp_path):
+    others = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    call = [sys.executable, "-m", "dfd", "train", "stage1", "--data", str(tiny_data), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(call, cwd=HERE.parent, env=os.environ | others, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        while line and not line.startswith("waiting for the 2 processes of this training at 127.0.0.1"):
+            line = process.stderr.readline()
+        assert "unset RANK and WORLD_SIZE" in line
+        process.terminate()
+        assert process.wait(10) == -signal.SIGTERM
 
 
 class Launched:
