@@ -37,7 +37,8 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
         head = text.splitlines()[0] if text.strip() else ""
         separator = max(",;\t", key=head.count)
-        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        spaced = f"{separator} " in head  # else a space belongs to a name
+        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=spaced)
         lines.fieldnames = [name.strip() for name in lines.fieldnames or []]
         if not {key, column} <= set(lines.fieldnames):
             raise ValueError(f"it has {', '.join(lines.fieldnames) or 'none'}")
@@ -46,8 +47,10 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         raise ManifestError(f"{path} must be a CSV file with the columns {key} and {column} ({error})") from error
     values: dict[str, str] = {}
     for number, given, value in rows:
-        name = given.strip().replace("\\", "/")
-        name = os.path.relpath(name, root) if os.path.isabs(name) else name.removeprefix("./")
+        name = given.removeprefix("./")
+        if os.path.isabs(name) or not os.path.lexists(root / name):  # else it is as it stands, backslashes too
+            name = given.strip().replace("\\", "/")
+            name = os.path.relpath(name, root) if os.path.isabs(name) else name.removeprefix("./")
         if not value:
             raise ManifestError(f"{path}, line {number}: {given or 'a line without a file'} has no {column}")
         if values.setdefault(name, value) != value:
