@@ -25,6 +25,7 @@ class Group(click.Group):
     """Turns expected errors into one clear line; the rest, and everything with --debug, keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from dfd.core.io import need_home
         from dfd.core.runs import terminable
 
         streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
@@ -32,6 +33,7 @@ class Group(click.Group):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
+            need_home()
             with terminable():
                 return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
@@ -282,6 +284,8 @@ def remembered(out: str, given: dict[str, str | None]) -> dict[str, str]:
     from dfd.core.io import read_json
 
     known = {"data": "data/sample", "profile": "demo"} | read_json(config.resolve(out) / "config.json")
+    if known["profile"] not in config.PROFILES and not given.get("profile"):
+        raise ValueError(f"{out} was made with the profile {known['profile']!r}, which is gone; give --profile")
     return {name: value or known[name] for name, value in given.items()}
 
 

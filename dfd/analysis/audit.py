@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dfd.core.runs import bar
+from dfd.core.runs import TooFew, bar
 from dfd.data.crops import equalise
 from dfd.degrade import registry
 from dfd.evaluate import metrics
@@ -100,7 +100,7 @@ def held_out_probabilities(
     """
     per_label = groups.groupby(labels).nunique()
     if len(per_label) < 2 or per_label.min() < 2:
-        raise ValueError(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
+        raise TooFew(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
     splitter = StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds, or in none of a fold's
         folds = list(splitter.split(features, labels, groups))

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -80,19 +81,29 @@ def read_table(path: str | Path, **options: Any) -> Any:
 
 def damaged(path: str | Path, error: Exception) -> str:
     """The line about a file of ours that was cut short or written by something else."""
-    return f"{path} is damaged ({str(error).splitlines()[0]}); delete it, and run again what makes it"
+    reason = (
+        str(error).splitlines()[0].replace(f"Could not open Parquet input source '{path}': ", "").partition(". ")[0]
+    )
+    return f"{path} is damaged ({reason}); delete it, and run again what makes it"
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: $DFD_CACHE, else ~/.cache/dfd, else one in the temporary folder."""
-    try:
-        return Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser()
-    except RuntimeError:  # a user without a home
-        folder = Path(tempfile.gettempdir()) / f"dfd-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():  # another user's, and what lies in it too
-            raise OSError(f"{folder} is another user's; set DFD_CACHE to a folder of your own") from None
-        return folder
+    """Where things are kept that can be made again: $DFD_CACHE, or ~/.cache/dfd."""
+    need_home()
+    return Path(os.environ.get("DFD_CACHE") or "~/.cache/dfd").expanduser()
+
+
+def need_home() -> None:
+    """Give a user whose home is missing or cannot be written one in the temporary folder; libraries ask for it too."""
+    with contextlib.suppress(RuntimeError):  # neither HOME nor an entry in passwd
+        if os.access(Path.home(), os.W_OK):
+            return
+    folder = Path(tempfile.gettempdir()) / f"dfd-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # another user's, and what lies in it too
+        raise OSError(f"{folder} is another user's; set HOME to a folder of your own")
+    print(f"There is no home that can be written to: {folder} is used.", file=sys.stderr)
+    os.environ["HOME"] = str(folder)
 
 
 def write_json(path: Path, content: Any) -> None:

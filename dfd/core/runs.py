@@ -42,6 +42,10 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
+class TooFew(ValueError):
+    """There are not images enough for a figure or a table; the text says of what, and how many it needs."""
+
+
 class InUse(RuntimeError):
     """Another run works in the folder."""
 
@@ -176,6 +180,15 @@ def killable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def if_enough() -> Iterator[None]:
+    """Leave out a figure or a table for which there are too few images, with a sentence in its place."""
+    try:
+        yield
+    except TooFew as error:
+        print(f"Left out: {error}.")
 
 
 def fingerprint(folder: Path) -> str:

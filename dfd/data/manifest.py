@@ -92,9 +92,27 @@ def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run notebook 00_eda or `python -m dfd run` first")
     table = io.read_table(path)
-    if data is not None and Path(data).resolve() != Path(table.attrs["root"]).resolve():
+    known, asked = Path(table.attrs["root"]), Path(data or table.attrs["root"]).expanduser().resolve()
+    if known.resolve() != asked and not known.exists() and _is_moved(table, asked):
+        print(f"The data have moved from {known} to {asked}; names and sizes are those of the manifest.")
+        table.attrs["root"] = str(asked)
+    elif known.resolve() != asked:
         raise ManifestError(f"{path} is about {table.attrs['root']}, not {data}: use another run folder, or run 00_eda")
     return table
+
+
+def check(table: pd.DataFrame) -> None:
+    """Stop before a run whose data later stages cannot use: a class that a split lacks is a ManifestError."""
+    if gaps := splits.gaps(table):
+        text = "training needs some of each class in each split, so images of three groups at least, near-duplicates"
+        remedy = "add images, or leave the class out; `scan` counts them, and says which splits the folders give"
+        raise ManifestError(f"{', '.join(gaps)}: {text} being one group; {remedy}")
+
+
+def _is_moved(table: pd.DataFrame, root: Path) -> bool:
+    """Whether a folder has all images of a manifest, each with its size."""
+    paths = [root / path for path in table.path]
+    return all(path.is_file() and path.stat().st_size == size for path, size in zip(paths, table.bytes, strict=True))
 
 
 def write(table: pd.DataFrame, out: Path) -> None:

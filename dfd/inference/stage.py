@@ -183,6 +183,8 @@ class Stage:
                     is_pointer = file.read(len(POINTER)) == POINTER
                 reason = "it is cut, or holds more than tensors and plain values, and may not be trusted"
                 reason = "it is a Git LFS pointer; `git lfs pull` fetches the real file" if is_pointer else reason
+            elif isinstance(error, OSError):
+                reason = f"it is cut short, or cannot be read ({reason}); copy it again, or train again"
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
     def stream(

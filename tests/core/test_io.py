@@ -79,18 +79,29 @@ def test_a_table_that_was_cut_is_named_with_the_remedy(name, tmp_path):
     assert io.read_table(tmp_path / "whole.parquet")["path"].tolist() == ["x"]
 
 
-def test_a_user_without_a_home_has_a_cache_that_is_nobody_elses(tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", [None, "/proc", "/nonexistent"])
+def test_a_user_without_a_home_has_one_that_is_nobody_elses(home, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DFD_CACHE")
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))  # nor a passwd entry
+    monkeypatch.setenv("HOME", home or "")
+    if home is None:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))  # nor a passwd entry
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path / f"dfd-{os.getuid()}")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    folder = io.cache_folder()
-    assert folder == tmp_path / f"dfd-{os.getuid()}" and folder.stat().st_mode & 0o777 == 0o700
+    folder = tmp_path / f"dfd-{os.getuid()}"
+    assert io.cache_folder() == io.cache_folder() == folder / ".cache" / "dfd"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err == f"There is no home that can be written to: {folder} is used.\n"
+
+
+def test_a_temporary_home_of_another_user_is_not_used(tmp_path, monkeypatch):
     other = os.getuid() + 1
-    monkeypatch.setattr(os, "getuid", lambda: other)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / f"dfd-{other}").mkdir()  # made by somebody else
-    with pytest.raises(OSError, match="another user's; set DFD_CACHE"):
-        io.cache_folder()
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(OSError, match="another user's; set HOME"):
+        io.need_home()
 
 
 @pytest.mark.parametrize("what", WRITERS)

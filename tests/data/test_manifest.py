@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -282,9 +283,37 @@ def test_digest_follows_content_and_not_order(data):
         assert manifest.digest(changed) != manifest.digest(table)
 
 
+@pytest.mark.parametrize("count, text", [(1, "no BigGAN in val, no BigGAN in test, "), (2, "no .* in"), (3, "")])
+def test_a_run_needs_each_class_in_each_split(count, text, tmp_path):
+    classes(tmp_path / "data", count)
+    table = scan(tmp_path / "data")
+    if not text:
+        manifest.check(table)
+        return
+    with pytest.raises(layouts.ManifestError, match=text + ".*images of three groups at least"):
+        manifest.check(table)
+
+
 def test_load_says_how_to_get_a_manifest(tmp_path):
     with pytest.raises(FileNotFoundError, match="run notebook 00_eda or `python -m dfd run` first"):
         manifest.load(tmp_path)
+
+
+def test_data_that_moved_are_known_by_names_and_sizes(tiny_data, tmp_path, capsys):
+    old, new = tmp_path / "old", tmp_path / "disk2" / "new"
+    shutil.copytree(tiny_data, old)
+    before = manifest.scan(old, tmp_path / "run", progress=False)
+    shutil.copytree(old, new)
+    with pytest.raises(layouts.ManifestError, match="is about .* not"):  # two folders, the old one among them
+        manifest.load(tmp_path / "run", new)
+    shutil.rmtree(old)
+    table = manifest.load(tmp_path / "run", new)
+    assert table.attrs["root"] == str(new) and table.path.equals(before.path)
+    assert f"have moved from {old} to {new}" in capsys.readouterr().out
+    with (new / table.path[7]).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(layouts.ManifestError, match="is about .* not"):
+        manifest.load(tmp_path / "run", new)
 
 
 def test_manifest_of_another_folder_is_refused(tiny_data, tmp_path):
