@@ -1,6 +1,6 @@
 # `make` lists the targets. Ready environments are used as they are: `make test PY=python`.
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lab app lint docs bench diff-setup clean
+.PHONY: help demo report test lab app lint audit docs bench diff-setup clean
 
 PYTHON  ?= python3
 PY      ?= $(if $(filter dfd,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
@@ -42,6 +42,12 @@ lint: $(ENV)  ## Check style, notebooks without outputs, layers, types, and the 
 	$(BIN)lint-imports --no-logo --no-cache
 	$(PY) scripts/house.py --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath "$$(command -v $(PY))"
+
+audit: $(ENV)  ## Ask pip-audit for known vulnerabilities in what is installed; skipped with a line where nothing answers
+	@answer="$$(timeout 180 $(PY) -m pip_audit --skip-editable --progress-spinner off --timeout 15 2>&1)"; \
+	if echo "$$answer" | grep -q '^Found'; then echo "$$answer" | grep -v 'could not be audited'; exit 1; fi; \
+	if echo "$$answer" | grep -q '^torch .*could not be audited' || ! echo "$$answer" | grep -q 'No known'; then \
+	echo 'audit: the index gives no vulnerabilities; skipped'; else echo 'audit: no known vulnerability'; fi
 
 docs: $(ENV)  ## Build the documentation into site/
 	$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(PY) -m pip install --quiet -e '.[docs]'
