@@ -101,7 +101,7 @@ class Training(Shared):
     batch_size: Count = 32
     images_per_epoch: int = Field(0, ge=0)  # balanced draws per epoch; 0: as many as there are training images
     lr_gc: Rate = 2e-4  # AdamW learning rate of generator and classifier
-    lr_d: Rate = 2e-3  # AdamW learning rate of the discriminator
+    lr_d: Rate = 1e-3  # AdamW learning rate of the discriminator
     weight_decay: Weight = 1e-4
     ema: float = Field(0.99, ge=0, lt=1)  # decay of the moving average of the weights, which is what is kept; 0: off
     patience: Count = 4  # epochs without a better validation score before stopping

@@ -50,14 +50,14 @@ def test_gradient_is_that_of_finite_differences(name):
 
 def test_each_side_trains_its_own_network():
     torch.manual_seed(0)
-    generator, discriminator = UNetRes(width=4), PatchDiscriminator(width=4, layers=2)
+    generator, discriminator = UNetRes(width=4), PatchDiscriminator(width=4)
     photos, fakes = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     discriminator_loss, generator_loss = losses.hinge_discriminator_loss, losses.hinge_generator_loss
 
     laundered = fakes + generator(fakes)
     discriminator_loss(discriminator(photos), discriminator(laundered.detach())).backward()
     assert all(p.grad is None for p in generator.parameters())
-    assert all(p.grad.abs().max() > 0 for n, p in discriminator.named_parameters() if "weight" in n)
+    assert all(p.grad.abs().max() > 0 for n, p in discriminator.heads.named_parameters() if "weight" in n)
 
     discriminator.zero_grad(set_to_none=True)
     discriminator.requires_grad_(False)

@@ -121,7 +121,7 @@ def test_make_lists_every_target():
 
 def test_ci_runs_lint_and_test():
     script = config.ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK) and "make lint test" in script.read_text()
+    assert os.access(script, os.X_OK) and "make lint\n" in script.read_text() and "make test" in script.read_text()
 
 
 def test_files_that_name_the_version_agree():

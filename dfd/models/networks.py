@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import VGG16_Weights, vgg16
 
 from dfd.config import CLIPS
-from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision
+from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision, lite0
 
 LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15}  # places in torchvision's vgg16().features
 VGG16 = VGG16_Weights.IMAGENET1K_V1
@@ -151,25 +150,43 @@ class HighPass(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN with spectral normalisation: 2 strided layers see patches of 34 x 34 pixels, 3 of 70 x 70.
+    """PatchGAN on frozen features: a logit for each patch from each of three blocks of EfficientNet-Lite0.
 
-    Isola et al. 2017, arXiv:1611.07004; Miyato et al. 2018, arXiv:1802.05957. It sees eight times the high-pass part of
-    an image: brightness, which is larger than any residual, would use up the slope of 1 that the normalisation leaves
-    it, and it would never learn (docs/method.md). The width doubles with every layer, up to eight times.
+    Isola et al. 2017, arXiv:1611.07004; projected as by Sauer et al. 2021, arXiv:2111.01007; the heads have spectral
+    normalisation, Miyato et al. 2018, arXiv:1802.05957. It sees eight times the high-pass part of an image: of
+    brightness and content, which are larger than any residual, it would learn nothing (docs/method.md).
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3):
+    BLOCKS = 2, 3, 4  # with strides of 8, 16 and 16 pixels
+
+    def __init__(self, width: int = 64, pretrained: bool = True):
         super().__init__()
-        channels = [in_channels] + [width * min(2**i, 8) for i in range(layers + 1)]
-        steps: list[nn.Module] = []
-        for level, (inputs, outputs) in enumerate(pairwise(channels)):
-            stride = 2 if level < layers else 1
-            steps += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, 1)), nn.LeakyReLU(0.2)]
-        self.net = nn.Sequential(*steps, spectral_norm(nn.Conv2d(channels[-1], 1, 4, 1, 1)))
+        network = lite0(pretrained).requires_grad_(False).eval()
+        self.stem = nn.Sequential(network.conv_stem, network.bn1)
+        self.blocks = network.blocks[: self.BLOCKS[-1] + 1]
+        self.heads = nn.ModuleList()
+        for block in self.BLOCKS:
+            layers: list[nn.Module] = []
+            channels = self.blocks[block][-1].conv_pwl.out_channels
+            for inputs, outputs, side in ((channels, width, 1), (width, width, 3), (width, 1, 1)):
+                layers += [spectral_norm(nn.Conv2d(inputs, outputs, side, padding=side // 2)), nn.LeakyReLU(0.2)]
+            self.heads.append(nn.Sequential(*layers[:-1]))
+
+    def train(self, mode: bool = True) -> PatchDiscriminator:
+        """Set the heads' mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        self.stem.eval()
+        self.blocks.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """One logit per patch, (B, 1, h, w), of (B, in_channels, H, W); H and W at least 2 ** (layers + 2)."""
-        return self.net(8 * high_pass(images))
+        """Logits (B, 3, H / 16, W / 16), high for photos, of (B, 3, H, W) in [0, 1]; H and W at least 16."""
+        x, maps = self.stem(8 * high_pass(images)), []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in self.BLOCKS:
+                maps.append(self.heads[len(maps)](x))
+        return torch.cat([F.adaptive_avg_pool2d(logits, maps[-1].shape[-2:]) for logits in maps], dim=1)
 
 
 class VGGPerceptual(nn.Module):

@@ -28,9 +28,9 @@ from dfd.train.loop import OnEpoch, Trainer
 class Adversary(nn.Module):
     """D and V of either stage, with the losses of changed images; a weight of 0 in the config leaves one out."""
 
-    def __init__(self, cfg: config.Stage1 | config.Stage2, width: int):
+    def __init__(self, cfg: config.Stage1 | config.Stage2):
         super().__init__()
-        self.discriminator: Any = PatchDiscriminator(width=width) if cfg.adversarial_weight else None
+        self.discriminator: Any = PatchDiscriminator(pretrained=cfg.pretrained) if cfg.adversarial_weight else None
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
 
     def discriminator_loss(self, photos: Tensor, changed: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Launderer(Adversary):
 
     def __init__(self, cfg: config.Stage1):
         generator = UNetRes(cfg.launderer_width, cfg.launderer_bound, from_high_pass=False)
-        super().__init__(cfg, 4 * cfg.launderer_width)
+        super().__init__(cfg)
         self.cfg, self.generator = cfg, generator
 
     def forward(self, fakes: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
 
     model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
-    adversary = Adversary(cfg, 32).to(trainer.device) if carries else None
+    adversary = Adversary(cfg).to(trainer.device) if carries else None
     if adversary and adversary.discriminator:
         trainer.add("discriminator", adversary.discriminator, cfg.lr_d, every=every)
 

@@ -28,7 +28,7 @@ def small(**changes):
 @pytest.fixture
 def adversary():
     torch.manual_seed(1)
-    return Adversary(small(), 32)
+    return Adversary(small())
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_each_loss_gives_the_extractor_a_gradient(name, model, adversary, batch)
 
 
 def test_a_weight_of_zero_leaves_its_loss_out(model, batch):
-    blind = Adversary(small(adversarial_weight=0.0, perceptual_weight=0.0), 32)
+    blind = Adversary(small(adversarial_weight=0.0, perceptual_weight=0.0))
     assert set(losses(model, blind, batch, carried_weight=0.0, consistency_weight=0.0)) == {"source"}
 
 
