@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from dfd.core.io import atomic_write
 from dfd.inference.stage import save_checkpoint, uses_bfloat16
-from dfd.models.networks import PatchDiscriminator
 from dfd.models.simulators import NAMES, WEIGHTS, EqualConv2d, EqualLinear, ModulatedConv2d, Simulator
 
 SIDES = (1280, 640)  # longer side of a photo in pixels; both are cut from, so that detail comes in two sizes
@@ -87,6 +87,14 @@ def train(
     return scores
 
 
+def _critic() -> nn.Sequential:
+    """A PatchGAN that learns from pixels, with spectral normalisation, on patches of 34 x 34 (arXiv:1611.07004)."""
+    steps: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 1)):
+        steps += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, 1)), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*steps, spectral_norm(nn.Conv2d(128, 1, 4, 1, 1)))
+
+
 class _Run:
     """One simulator in training: networks, optimisers, schedule, and the file to go on from."""
 
@@ -95,7 +103,7 @@ class _Run:
         torch.manual_seed(self.seed)
         self.weights, self.state = out / f"{name}.safetensors", out / f"{name}.training.pt"
         self.simulator = Simulator(name).to(memory_format=torch.channels_last)
-        self.critic = PatchDiscriminator(width=32, layers=2).to(memory_format=torch.channels_last)
+        self.critic = _critic().to(memory_format=torch.channels_last)
         self.optimisers = {
             "simulator": torch.optim.Adam(_groups(self.simulator), betas=(0.5, 0.99)),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=2e-4, betas=(0.5, 0.99)),

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from glob import has_magic
 from hashlib import sha256
@@ -243,7 +243,10 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     settings: dict[str, Any] = here if address == "local" else there
     _need_answer(address)
     try:
-        with waiting(f"Ray at {address}"), killable():
+        with ExitStack() as stack:
+            if address != "local":
+                stack.enter_context(waiting(f"Ray at {address}"))
+                stack.enter_context(killable())
             ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}") from error

@@ -1,0 +1,99 @@
+"""Removing the traces on purpose: which fakes does stage 1 still find, once somebody has worked against it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dfd.config import CHECKPOINTS
+from dfd.core.runs import bar
+from dfd.degrade.operators import jpeg
+from dfd.inference.decide import decide
+from dfd.inference.stage import BATCH, Stage, sample_crops
+from dfd.losses import real_fake_loss
+from dfd.models.networks import UNetRes
+from dfd.train.stage1 import equalised
+
+BOUND = 0.03  # largest change of a pixel, in units of the [0, 1] range: what the launderer of a training may change
+PGD_STEPS, LEARNT, TRIED = 10, 400, 60  # along the gradient; training, and test fakes of a generator
+QUALITIES = (95, 75, 50)
+
+
+def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> pd.DataFrame:
+    """Shares of test fakes, at most TRIED a generator, that stage 1 of a run calls fake; beside it, where the run's
+    ablation trained one, the same network without adversaries.
+
+    Untouched; changed along its own gradient (PGD, Madry et al. 2018, arXiv:1706.06083); and by launderers that learnt
+    for `steps` against each of them, all within BOUND. A row a detector and attack, a column for each JPEG after it; of
+    each image the centre crop.
+    """
+    own, fakes, rows = Path(out) / CHECKPOINTS["stage1"], table[table["is_fake"]], []
+    paths = {"this detector": own}
+    paths["without adversaries"] = own.parent / "ablation_stage1" / "without_adversarial_part" / own.name
+    stages = {name: Stage.load(path) for name, path in paths.items() if path.exists()}
+    train, test = (fakes[fakes["split"] == split] for split in ("train", "test"))
+    launderers = {name: launderer(stage, train, steps, seed) for name, stage in stages.items()}
+    for name, stage in stages.items():
+        crops, _ = sample_crops(stage, test, TRIED, seed)
+        attacks = {"untouched": crops, "along its gradient": along_gradient(stage, crops)}
+        for against, network in launderers.items():
+            with torch.inference_mode():
+                changed = torch.cat([seen(stage, part + network(part)) for part in crops.split(BATCH)])
+            attacks[f"laundered against {'it' if against == name else f'the one {against}'}"] = changed
+        for attack, images in attacks.items():
+            after = {"as it is": images} | {f"JPEG {quality}": jpeg(images, quality) for quality in QUALITIES}
+            shares = {condition: share_found(stage, behind) for condition, behind in after.items()}
+            rows.append({"detector": name, "attack": attack, **shares})
+    return pd.DataFrame(rows).set_index(["detector", "attack"])
+
+
+def launderer(stage: Stage, fakes: pd.DataFrame, steps: int, seed: int = 0) -> UNetRes:
+    """A small UNet whose residual, within BOUND, makes a stage 1 call fakes photos."""
+    crops, _ = sample_crops(stage, fakes, LEARNT, seed)
+    torch.manual_seed(seed)
+    network = UNetRes(8, BOUND, from_high_pass=False)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    for _ in bar(range(steps), desc="launderer", unit="step"):
+        batch = crops[torch.randint(len(crops), (16,))]
+        optimizer.zero_grad()
+        _attack_loss(stage, batch + network(batch)).backward(inputs=list(network.parameters()))
+        optimizer.step()
+    return network.eval()
+
+
+def along_gradient(stage: Stage, crops: Tensor) -> Tensor:
+    """Crops (N, 3, S, S) in [0, 1] changed within BOUND by PGD_STEPS steps of the gradient's sign, towards a photo."""
+    parts = []
+    for part in crops.split(BATCH):
+        change = torch.zeros_like(part, requires_grad=True)
+        for _ in range(PGD_STEPS):
+            (gradient,) = torch.autograd.grad(_attack_loss(stage, part + change), change)
+            with torch.no_grad():
+                change.sub_(BOUND / 4 * gradient.sign()).clamp_(-BOUND, BOUND)
+        parts.append(seen(stage, part + change).detach())
+    return torch.cat(parts)
+
+
+def share_found(stage: Stage, crops: Tensor) -> float:
+    """The share of crops (N, 3, S, S) in [0, 1] that a stage 1 calls fake at its threshold, behind its codec."""
+    with torch.inference_mode():
+        parts = [stage.model(seen(stage, part).to(stage.device)).float().cpu() for part in crops.split(BATCH)]
+    logits = torch.cat(parts).numpy()
+    return float((decide(np.stack([0 * logits, logits], axis=1), stage).prediction == "fake").mean())
+
+
+def seen(stage: Stage, images: Tensor) -> Tensor:
+    """Changed images as the stage sees them, with a gradient."""
+    codec: Any = SimpleNamespace(equalise=stage.equalise_quality is not None, equalise_quality=stage.equalise_quality)
+    return equalised(images, codec)
+
+
+def _attack_loss(stage: Stage, images: Tensor) -> Tensor:
+    logits = stage.model(seen(stage, images).to(stage.device)).float()
+    return real_fake_loss(logits, torch.zeros_like(logits))
