@@ -139,12 +139,10 @@ class Stage2(Training):
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
     unet_width: int = Field(16, ge=4)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range
-    residual_floor: Rate = 0.01  # mean absolute residual below which `amplitude_weight` counts; JPEG erases less
     carried_every: Count = 4  # batches for one in which fingerprints are put on carriers
     carried_weight: Weight = 0.5  # name the generator of a photo with its fingerprint put on
     adversarial_weight: Weight = 0.1  # such a photo passes for one before the PatchGAN discriminator
     perceptual_weight: Weight = 1.0  # and keeps its content, in VGG16's features
-    amplitude_weight: Weight = 0.5  # and the fingerprint is not shrunk below `residual_floor`
     consistency_weight: Weight = 0.5  # two degraded views of one fake get the same answer
     coverage: Share = 0.9  # promise of the conformal prediction sets
     accept: Share = 0.95  # of the validation fakes of known generators, those that are not called unknown

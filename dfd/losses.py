@@ -30,11 +30,6 @@ def consistency_loss(first: Tensor, second: Tensor) -> Tensor:
     return (to_first + to_second) / 2
 
 
-def amplitude_loss(residual: Tensor, floor: float) -> Tensor:
-    """How far the mean absolute values of (B, 3, H, W) residuals fall short of a floor, as a share of it: 0 to 1."""
-    return F.relu(1 - residual.abs().mean((1, 2, 3)) / floor).mean()
-
-
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Hinge loss of D (Lim and Ye 2017, arXiv:1705.02894): photos above 1 and fakes below -1 cost nothing."""
     return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()

@@ -14,7 +14,7 @@ from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process
 
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
-LOSSES = tuple(f"{name}_weight" for name in "carried adversarial perceptual amplitude consistency".split())
+LOSSES = tuple(f"{name}_weight" for name in "carried adversarial perceptual consistency".split())
 
 
 def variants(cfg: Any) -> dict[str, Any]:

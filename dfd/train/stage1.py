@@ -35,8 +35,8 @@ class Adversary(nn.Module):
 
     def discriminator_loss(self, photos: Tensor, changed: Tensor) -> Tensor:
         """What D minimises: photos are photos, changed images are not; no gradient reaches G."""
-        on_photos, on_changed = (self.discriminator(images).float() for images in (photos, changed.detach()))
-        return hinge_discriminator_loss(on_photos, on_changed)
+        logits = self.discriminator(torch.cat([photos, changed.detach()])).float()
+        return hinge_discriminator_loss(*logits.tensor_split([len(photos)]))
 
     def generator_losses(self, changed: Tensor, before: Tensor) -> dict[str, Tensor]:
         """What G minimises for the look of images, both (B, 3, S, S) in [0, 1]: adversarial (D), perceptual (V)."""

@@ -22,7 +22,7 @@ from dfd import config
 from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset
 from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
-from dfd.losses import amplitude_loss, consistency_loss, source_loss
+from dfd.losses import consistency_loss, source_loss
 from dfd.train.loop import OnEpoch, Trainer
 from dfd.train.processes import sum_over_processes
 from dfd.train.stage1 import Adversary, equalised
@@ -39,8 +39,6 @@ def attribution_losses(
     losses, views = {}, [residual]
     if adversary is not None:
         losses = adversary.generator_losses(carried, carriers)
-        if cfg.amplitude_weight:
-            losses["amplitude"] = amplitude_loss(residual, cfg.residual_floor)
         if cfg.carried_weight:
             views.append(model.generator(carried).float())
     logits = model.name(torch.cat(views)).float().split(len(source))  # one batch, or batch norm would tell them apart

@@ -49,7 +49,7 @@ def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
     off = {
         name: {k for k in vars(cfg) if k != "out" and getattr(one, k) != getattr(cfg, k)} for name, one in found.items()
     }
-    weights = {f"{name}_weight" for name in ("carried", "adversarial", "perceptual", "amplitude", "consistency")}
+    weights = {f"{name}_weight" for name in ("carried", "adversarial", "perceptual", "consistency")}
     assert off == {
         "as configured": set(),
         **{f"without {name.removesuffix('_weight')} loss": {name} for name in weights},

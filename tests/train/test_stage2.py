@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from dfd import config
 from dfd.degrade.operators import jpeg
-from dfd.losses import amplitude_loss, consistency_loss, source_loss
+from dfd.losses import consistency_loss, source_loss
 from dfd.models.networks import Attribution
 from dfd.train.stage1 import Adversary, equalised
 from dfd.train.stage2 import attribution_losses, carrying, shared
@@ -51,8 +51,7 @@ def losses(model, adversary, batch, **changes):
 
 
 def test_every_weight_of_the_config_has_its_loss(model, adversary, batch):
-    every = {"source", "carried", "adversarial", "perceptual", "amplitude", "consistency"}
-    assert set(losses(model, adversary, batch)) == every
+    assert set(losses(model, adversary, batch)) == {"source", "carried", "adversarial", "perceptual", "consistency"}
     assert set(losses(model, None, batch)) == {"source", "consistency"}
 
 
@@ -67,21 +66,7 @@ def test_each_loss_gives_the_extractor_a_gradient(name, model, adversary, batch)
 
 def test_a_weight_of_zero_leaves_its_loss_out(model, batch):
     blind = Adversary(small(adversarial_weight=0.0, perceptual_weight=0.0))
-    off = dict.fromkeys(("carried_weight", "consistency_weight", "amplitude_weight"), 0.0)
-    assert set(losses(model, blind, batch, **off)) == {"source"}
-
-
-def test_residuals_below_the_floor_grow(model, adversary, batch):
-    residual = torch.full((3, 3, 8, 8), 0.004, requires_grad=True)
-    with torch.no_grad():
-        residual[1] *= -3  # above it, 0.012
-    loss = amplitude_loss(residual, 0.01)
-    assert loss.item() == pytest.approx((0.6 + 0 + 0.6) / 3)
-    loss.backward()
-    assert (residual.grad[0] < 0).all() and not residual.grad[1].any()  # a step against it makes them larger
-    assert not losses(model, adversary, batch)["amplitude"]  # noise has a residual of its own size
-    losses(model, adversary, batch, residual_floor=0.5)["amplitude"].backward()
-    assert reached(model.generator)
+    assert set(losses(model, blind, batch, carried_weight=0.0, consistency_weight=0.0)) == {"source"}
 
 
 def test_the_discriminator_learns_that_carriers_are_photos(adversary):

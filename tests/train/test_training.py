@@ -139,7 +139,7 @@ def test_missing_classes_are_named(table, tiny_data, tmp_path):
         ("stage1", {}, {"launderer", "discriminator", "adversarial", "evasion", "perceptual"}),
         ("stage1", {"adversarial": False}, set()),
         ("stage1", {"perceptual_weight": 0.0}, {"launderer", "discriminator", "adversarial", "evasion"}),
-        ("stage2", {}, {"discriminator", "source", "carried", "adversarial", "perceptual", "amplitude", "consistency"}),
+        ("stage2", {}, {"discriminator", "source", "carried", "adversarial", "perceptual", "consistency"}),
         ("stage2", {"extractor": "highpass"}, {"source", "consistency"}),
     ],
 )
