@@ -35,7 +35,7 @@ def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> 
     """
     own, fakes, rows = Path(out) / CHECKPOINTS["stage1"], table[table["is_fake"]], []
     paths = {"this detector": own}
-    paths["without adversaries"] = own.parent / "ablation_stage1" / "without_adversarial_part" / own.name
+    paths["one without adversaries"] = own.parent / "ablation_stage1" / "without_adversarial_part" / own.name
     stages = {name: Stage.load(path) for name, path in paths.items() if path.exists()}
     train, test = (fakes[fakes["split"] == split] for split in ("train", "test"))
     launderers = {name: launderer(stage, train, steps, seed) for name, stage in stages.items()}
@@ -45,7 +45,7 @@ def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> 
         for against, network in launderers.items():
             with torch.inference_mode():
                 changed = torch.cat([seen(stage, part + network(part)) for part in crops.split(BATCH)])
-            attacks[f"laundered against {'it' if against == name else f'the one {against}'}"] = changed
+            attacks[f"laundered against {'it' if against == name else against}"] = changed
         for attack, images in attacks.items():
             after = {"as it is": images} | {f"JPEG {quality}": jpeg(images, quality) for quality in QUALITIES}
             shares = {condition: share_found(stage, behind) for condition, behind in after.items()}

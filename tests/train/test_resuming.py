@@ -220,7 +220,7 @@ def test_the_stop_button_ends_a_cell_with_one_line_and_running_it_again_goes_on(
         "from dfd import config, train\nfrom dfd.data import manifest\n"
         f"table = manifest.scan({str(tiny_data)!r}, out, progress=False)",
         f"cfg = config.Stage1(data={str(tiny_data)!r}, out=out, backbone='test_resnet.r160_in1k', crop_size=32,\n"
-        "    batch_size=8, workers=1, adversarial=False, images_per_epoch=320, num_epochs=1, checkpoint_minutes=1e-6)\n"
+        "    batch_size=8, workers=1, adversarial=False, images_per_epoch=160, num_epochs=1, checkpoint_minutes=1e-6)\n"
         "train.fit(table, cfg)",
     ]
     case.write("01_train", *map(new_code_cell, cells))

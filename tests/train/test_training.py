@@ -239,8 +239,9 @@ def test_swapped_folders_swap_the_answers_and_shuffled_labels_bring_chance(tmp_p
 @pytest.mark.parametrize(("stage", "metric"), [("stage1", "val_auc"), ("stage2", "val_balanced_accuracy")])
 def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp_path):
     cfg = configured(
-        stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95
-    )
+        stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95,
+        perceptual_weight=0.0,
+    )  # fmt: skip
     assert FITS[stage][0](table, cfg)[metric].max() > 0.9
 
 
