@@ -24,6 +24,7 @@ from dfd.core.io import read_json
 from dfd.data import layouts, manifest
 from dfd.evaluate import metrics, scores
 from dfd.inference import Stage, decide
+from dfd.inference import stage as stage_module
 from dfd.inference.decide import class_names
 from dfd.inference.stage import save_checkpoint
 from dfd.reports import cards
@@ -171,6 +172,7 @@ def test_names_of_any_kind_go_from_scan_to_report(part, data, trained, tmp_path,
     world = data.draw(WORLDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(predict, "MAX_PICTURED", 0)  # what pages show in pictures, other tests look at
+    monkeypatch.setattr(stage_module, "fold_batch_norms", lambda model, side: model)  # takes longer than it saves here
     folder, out = tmp_path / "data", tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)
     paths = build(folder, world)

@@ -149,7 +149,7 @@ def test_two_processes_give_the_loss_curve_of_one_and_one_of_them_writes(stage, 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_both_with_a_state_and_one_process_goes_on(tiny_data, tmp_path):
-    changes = {"checkpoint_minutes": 1e-9, "images_per_epoch": 160}
+    changes = {"checkpoint_minutes": 1e-9, "images_per_epoch": 96}
     two = Launched("stage1", tiny_data, tmp_path, **changes)
     state = two.out / "train_stage1.pt"
     while two.process.poll() is None and not (state.exists() and torch.load(state, weights_only=True)["step_number"]):
