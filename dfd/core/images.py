@@ -185,6 +185,9 @@ def _decode(source: Any) -> Image.Image:
             raise ImageError(f"damaged or truncated: {one_line(error)}") from error
         return _decode(_without_texts(source))  # the pixels are sound, and are what is judged
     except Image.UnidentifiedImageError as error:
+        source.seek(0)  # a PNG's text may be all that is damaged
+        if source.read(4) == b"\x89PNG" and len((bare := _without_texts(source)).getvalue()) < source.tell():
+            return _decode(bare)
         raise ImageError(_what_it_is(source)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"

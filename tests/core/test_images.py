@@ -204,3 +204,13 @@ def test_load_rgb_takes_exactly_what_inspect_takes(tmp_path):
             elif path.exists() and path.is_file():
                 with pytest.raises(images.ImageError, match=f"(?i){expected}"):
                     read(path)
+
+
+def test_a_text_whose_checksum_is_wrong_does_not_make_a_sound_png_damaged(tmp_path):
+    data = encoded(picture(1), "PNG")
+    text = b"\0\0\0\x05tEXtA\0abc" + b"\0\0\0\0"  # its CRC is not that
+    (tmp_path / "a.png").write_bytes(data[:33] + text + data[33:])
+    assert images.load_rgb(tmp_path / "a.png").tobytes() == picture(1).convert("RGB").tobytes()
+    (tmp_path / "b.png").write_bytes(data[:33] + text + data[33:50])
+    with pytest.raises(images.ImageError, match="damaged"):
+        images.load_rgb(tmp_path / "b.png")
