@@ -185,8 +185,9 @@ def _decode(source: Any) -> Image.Image:
             raise ImageError(f"damaged or truncated: {one_line(error)}") from error
         return _decode(_without_texts(source))  # the pixels are sound, and are what is judged
     except Image.UnidentifiedImageError as error:
-        source.seek(0)  # a PNG's text may be all that is damaged
-        if source.read(4) == b"\x89PNG" and len((bare := _without_texts(source)).getvalue()) < source.tell():
+        file: Any = source  # of a picture there is none
+        file.seek(0)  # a PNG's text may be all that is damaged
+        if file.read(4) == b"\x89PNG" and len((bare := _without_texts(file)).getvalue()) < file.tell():
             return _decode(bare)
         raise ImageError(_what_it_is(source)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
