@@ -30,10 +30,10 @@ STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}
 SHORT = {"num_epochs": 3, "images_per_epoch": 1600, "crops": 3, "patience": 9, "track": "none"}
 
 
-def judge(stage: str, table: pd.DataFrame, held: pd.Series, data: str, out: Path) -> pd.DataFrame:
-    """Train a stage without the held images, and its score table on some of each source among them."""
+def judge(stage: str, table: pd.DataFrame, held: pd.Series, data: str, out: Path, change: dict = {}) -> pd.DataFrame:  # noqa: B006
+    """Train a stage without the held images, and its score table on some of each source; `change` sets parameters."""
     table = table.assign(split=table["split"].replace("test", "train").mask(held, "test"))
-    values: Any = config.profile("quick", STEMS[stage]) | SHORT | {"data": data, "out": str(out)}
+    values: Any = config.profile("quick", STEMS[stage]) | SHORT | change | {"data": data, "out": str(out)}
     fit(table, config.NOTEBOOKS[STEMS[stage]](**values))
     test = table[held & (table["is_fake"] | (stage == "stage1"))]
     test = test.groupby("source").sample(frac=1, random_state=0).groupby(["label", "source"]).head(IMAGES)

@@ -1,0 +1,76 @@
+"""What each loss brings on unseen sources: `ablate_hold_outs.py DATA RUN [STAGE]`, RUN as in hold_out_networks.py.
+
+For each of the first DRAWS joint hold-outs, with the draw's number as its seed, a stage trains as hold_out_networks.py
+has it, as configured and without one part at a time, and judges the sources left out. The table has the mean over the
+draws of what the part brings, and its interval by Student's t over the draws. A stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from hold_out_networks import judge
+from scipy.stats import t
+
+from dfd import config
+from dfd.core.io import atomic_write
+from dfd.data import manifest
+from dfd.evaluate import holdouts
+from dfd.train.heads import sources_of
+
+DRAWS = 3
+PARTS = {
+    "stage1": {"adversaries": {"adversarial": False}, "perceptual loss": {"perceptual_weight": 0.0}},
+    "stage2": {
+        "carried loss": {"carried_weight": 0.0},
+        "adversarial loss": {"adversarial_weight": 0.0},
+        "perceptual loss": {"perceptual_weight": 0.0},
+        "consistency loss": {"consistency_weight": 0.0},
+        "all but the source loss": dict.fromkeys(
+            ("carried_weight", "adversarial_weight", "perceptual_weight", "consistency_weight"), 0.0
+        ),
+    },
+}
+
+
+def judged(stage: str, part: str, number: int, data: str, run: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The score table of a draw without a part, or as configured; what an earlier call judged is read."""
+    out = run / "ablation" / f"{number:02}" / part.replace(" ", "_")
+    if not (path := out / f"judged_{stage}.parquet").exists():
+        left_out = pd.read_parquet(run / "hold_outs_stage1.parquet", columns=["draw", "path"])
+        held = table["path"].isin(left_out.loc[left_out["draw"] == number, "path"])
+        change = {"seed": number} | PARTS[stage].get(part, {})
+        rows = judge(stage, table, held, data, out, change).assign(draw=number)
+        with atomic_write(path) as draft:
+            rows.to_parquet(draft, index=False)
+    return pd.read_parquet(path)
+
+
+def brought(measured: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """What each part brings under each condition: mean, low and high of "as configured" less "without"."""
+    wide = measured.pivot_table(index=["draw", "condition"], columns="part", values=metric, sort=False)
+    gains = wide.drop(columns="none").rsub(wide["none"], axis=0).stack().rename("gain").reset_index()
+    groups = gains.groupby(["part", "condition"], sort=False)["gain"].agg(["mean", "sem", "size"])
+    reach = groups["sem"] * t.ppf(0.975, groups["size"] - 1)
+    return groups.assign(low=groups["mean"] - reach, high=groups["mean"] + reach)[["mean", "low", "high", "size"]]
+
+
+def main(data: str, run: Path, stages: list[str]) -> None:
+    table = manifest.load(run)
+    table = table.assign(source=sources_of(table))
+    table.attrs["root"] = str(Path(data).resolve())
+    for stage in stages:
+        rows = []
+        for number in range(DRAWS):
+            for part in ("none", *PARTS[stage]):
+                draws = holdouts.by_draw(judged(stage, part, number, data, run, table))
+                rows.append(draws.assign(part=part))
+                print(stage, number, part, draws.iloc[:, -1].round(3).tolist(), flush=True)
+        metric = "auc" if stage == "stage1" else "accuracy"
+        print(brought(pd.concat(rows, ignore_index=True), metric).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:] or list(config.CHECKPOINTS))
