@@ -10,7 +10,8 @@ import torch
 from benchmarks.measure import Row, against
 from dfd.core.images import load_rgb
 from dfd.inference.detector import Detector
-from dfd.inference.stage import BATCH, Stage, build_model, uses_bfloat16
+from dfd.inference.files import build_model
+from dfd.inference.stage import BATCH, Stage, uses_bfloat16
 
 SMALL = {"backbone": "tf_efficientnet_lite0", "representation": "highpass", "unet_width": 8, "residual_bound": 0.1}
 SIDES = {"stage1": 96, "stage2": 96}  # crop sizes of profile quick

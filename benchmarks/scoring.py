@@ -11,7 +11,7 @@ from benchmarks import pictures
 from benchmarks.measure import Row
 from benchmarks.predicting import contents
 from dfd.config import CHECKPOINTS
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 
 IMAGES, PART, TURNS = 720, 24, 2
 SIDE = 256  # pixels

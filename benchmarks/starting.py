@@ -15,7 +15,7 @@ from benchmarks.measure import Row, against
 from benchmarks.predicting import contents
 from dfd import config
 from dfd.config import CHECKPOINTS
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 
 LIBRARIES = "import torch, timm, numpy, PIL.Image, scipy.sparse"
 CELL = "from dfd import config, manifest, training"  # what notebook 01 begins with

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.torch import load_file, save_file
 
 from dfd import config
 from dfd.config import REAL
 from dfd.core.io import atomic_write, template, write_text
+from dfd.core.runs import bar
 from dfd.data import manifest
-from dfd.degrade import registry
+from dfd.data.crops import RealFakeDataset, Seeded, seeds
+from dfd.degrade import RandomDegrade, registry
 from dfd.evaluate import holdouts
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.detector import Detector
-from dfd.inference.stage import ship
+from dfd.inference.files import ship
+from dfd.inference.openset import KEPT, fit_subspace
+from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL
 from dfd.train.checkpoint import Checkpoint
-from dfd.train.heads import PER_SOURCE, history_of, judgements, sources_of
+from dfd.train.heads import history_of, judgements, sources_of
 
 STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}  # the notebooks that profiles are for
 
@@ -44,6 +49,21 @@ def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str, pho
     return pd.concat(tables, ignore_index=True)
 
 
+def features_of(run: Path, rows: pd.DataFrame, stage: Stage, data: str) -> np.ndarray:
+    """Features (N, 2, D) float16 of two crops of each image, as it is and degraded; kept, for they take ten minutes."""
+    if not (path := run / "subspace.npy").exists():
+        size, quality = stage.crop_size, stage.equalise_quality
+        clean, degraded = (RealFakeDataset(rows, data, size, x, quality) for x in (None, RandomDegrade(smallest=size)))
+        parts, draws = [], list(enumerate(seeds(len(rows), 7)))
+        for start in bar(range(0, len(draws), 8), desc="features", unit="batch"):
+            crops = [Seeded(view)[draw][0] for draw in draws[start : start + 8] for view in (clean, degraded)]
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16(stage.device)):
+                parts.append(stage.model.describe(torch.stack(crops))[1].half().numpy())
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            np.save(file, np.concatenate(parts).reshape(len(rows), 2, -1))
+    return np.load(path)
+
+
 def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
     """Write the checkpoint of a stage, calibrated on the judgements, and the judgements beside it."""
     model = config.Stage1 if stage == "stage1" else config.Stage2
@@ -57,8 +77,11 @@ def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
     checkpoint.save_best(network, [history_of(rows, rows, stage)])
     rows.to_parquet(run / f"hold_outs_{stage}.parquet", index=False)
     update_checkpoint(checkpoint.path, finished=True, is_held_out=True)
-    balanced = rows.groupby(["label", "source"]).sample(PER_SOURCE, replace=True, random_state=cfg.seed)
-    update_checkpoint(checkpoint.path, **decide.fit(Stage.load(checkpoint.path), balanced))
+    update_checkpoint(checkpoint.path, **decide.fit(Stage.load(checkpoint.path), rows, table))
+    if stage == "stage1":
+        kept = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(KEPT).sort_index()
+        features = features_of(run, kept, Stage.load(checkpoint.path), table.attrs["root"])
+        update_checkpoint(checkpoint.path, **fit_subspace(features, kept))
 
 
 def named(detector: Detector, rows: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from dfd.core.io import atomic_write
-from dfd.inference.stage import save_checkpoint, uses_bfloat16
+from dfd.inference.files import save_checkpoint
+from dfd.inference.stage import uses_bfloat16
 from dfd.models.simulators import NAMES, WEIGHTS, EqualConv2d, EqualLinear, ModulatedConv2d, Simulator
 
 SIDES = (1280, 640)  # longer side of a photo in pixels; both are cut from, so that detail comes in two sizes

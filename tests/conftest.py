@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from dfd.config import CHECKPOINTS
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

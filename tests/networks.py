@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 
 SETTINGS = {
@@ -25,7 +26,7 @@ def checkpoint(stage, seed=0, crop_size=64, **settings):
     return {
         "stage": stage, "classes": classes, "config": settings, "crops": 1, "threshold": 0.5,
         "preprocessing": {"crop_size": crop_size, "equalise_quality": None}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "key": "k", "weights": stage_module.build_model(stage, settings, 2).state_dict(),
+        "manifest_hash": "x", "key": "k", "weights": files_module.build_model(stage, settings, 2).state_dict(),
     }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def content(stage="stage1", crop_size=32, quality=90, **changes):
     settings = {"backbone": "test_resnet.r160_in1k", "representation": "rgb", "unet_width": 4, "residual_bound": 0.1}
     classes = ["real", "fake"] if stage == "stage1" else ["BigGAN", "ProGAN", "StyleGAN2"]
     torch.manual_seed(1)
-    model = stage_module.build_model(stage, settings, len(classes))
+    model = files_module.build_model(stage, settings, len(classes))
     head = (model if stage == "stage1" else model.classifier).backbone.get_classifier()
     torch.nn.init.normal_(head.weight)  # crops of one image shall differ
     basic = {"stage": stage, "classes": classes, "config": settings, "weights": model.state_dict()}

@@ -272,7 +272,7 @@ def test_predict_answers_what_it_can_and_names_what_it_refuses(call, tmp_path):
     from bad_files import picture, png_header
     from networks import content
 
-    from dfd.inference.stage import save_checkpoint
+    from dfd.inference.files import save_checkpoint
 
     for stage, name in config.CHECKPOINTS.items():
         save_checkpoint(content(stage), tmp_path / name)

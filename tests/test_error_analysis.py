@@ -12,7 +12,7 @@ from networks import checkpoint
 from dfd import config
 from dfd.data import manifest
 from dfd.evaluate import scores
-from dfd.inference import stage as stage_module
+from dfd.inference import files as files_module
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def run_folder(tiny_data, tmp_path):
     """A run folder as notebooks 00 to 02 leave it, but for the training: all images are test and rightly named."""
     table = manifest.scan(tiny_data, tmp_path, progress=False)
     for stage, file in config.CHECKPOINTS.items():
-        stage_module.save_checkpoint(checkpoint(stage, crop_size=32), tmp_path / file)
+        files_module.save_checkpoint(checkpoint(stage, crop_size=32), tmp_path / file)
     shared = table[["path", "label", "group"]].assign(split="test", degradation="none", level=0.0, crops=1)
     one = shared.assign(logit_real=0.0, logit_fake=np.where(table["is_fake"], 2.0, -2.0))
     one["prediction"] = np.where(table["is_fake"], "fake", "real")

@@ -14,6 +14,7 @@ from bad_files import encoded, picture
 from networks import content
 from PIL import Image
 
+from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
@@ -121,7 +122,7 @@ def test_mutations_are_seeded_and_reach_header_and_body():
 @pytest.mark.timeout(300 + FILES // 2)
 def test_damaged_files_are_answered_or_refused_everywhere(tmp_path):
     for stage, name in stage_module.CHECKPOINTS.items():
-        stage_module.save_checkpoint(content(stage), tmp_path / name)
+        files_module.save_checkpoint(content(stage), tmp_path / name)
     data, rng, sources = tmp_path / "data", np.random.default_rng(SEED), originals()
     for label in ("RealPhotos", "ProGAN"):
         (data / label).mkdir(parents=True)

@@ -19,7 +19,7 @@ from networks import content, noise
 
 from dfd import config
 from dfd.config import CHECKPOINTS
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 60_000  # milliseconds; on a busy machine a kernel alone takes half of it

@@ -26,7 +26,7 @@ from dfd.evaluate import metrics, scores
 from dfd.inference import Stage, decide
 from dfd.inference import stage as stage_module
 from dfd.inference.decide import class_names
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 from dfd.reports import cards
 from dfd.train import fit
 

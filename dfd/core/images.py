@@ -48,11 +48,14 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame counts; alpha lies over white; 16 bits keep the high byte; colour profiles are not applied.
+    The first frame counts; alpha lies over white; 16 bits keep the high byte; colour profiles are not applied. Its info
+    has jpeg_quality.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:
-            return _to_rgb(_decode(file))
+            image = _to_rgb(decoded := _decode(file))
+            image.info["jpeg_quality"] = jpeg_quality(decoded)  # of a file that is none: None
+            return image
     except ImageError as error:
         name = "the given bytes" if isinstance(path, bytes) else path
         raise ImageError(f"{name}: {error}") from error.__cause__

@@ -181,19 +181,20 @@ class Plan(NamedTuple):
     needed: int  # a grid's windows to cover the image, else the number asked for; above len(corners) when limited
 
 
-def plan(height: int, width: int, size: int, crops: int, mode: str = "five") -> Plan:
+def plan(height: int, width: int, size: int, crops: int, mode: str = "five", stride: int = 0) -> Plan:
     """Choose at most `crops` square windows of an image, pixels; a side below size is padded when they are cut.
 
-    Five is the centre, the corners, then ever finer grids; grid covers every pixel, or is spread evenly when it may
-    not; random hangs on height and width alone. No pixels, crops below 1 and unknown modes are a ValueError.
+    Five is the centre, the corners, then ever finer grids; grid has one each `stride` pixels, or its size, or is spread
+    evenly when it may not; random hangs on height and width alone. Without a stride MAX_CROPS is the limit, too. No
+    pixels, crops below 1 and unknown modes are a ValueError.
     """
     if min(height, width, crops) < 1 or mode not in CROP_MODES:
         got = f"{crops} crops, mode {mode!r}, of {width} x {height} pixels"
         raise ValueError(f"crops must be at least 1, and their mode one of {', '.join(CROP_MODES)}; got {got}")
     down, right = max(height - size, 0), max(width - size, 0)  # the last window's top and left
-    limit = min(crops, MAX_CROPS)
+    limit = crops if stride else min(crops, MAX_CROPS)
     if mode == "grid":
-        rows, columns = math.ceil(height / size), math.ceil(width / size)
+        rows, columns = (math.ceil(last / (stride or size)) + 1 for last in (down, right))
         if (needed := rows * columns) > limit:  # as many of each in the same proportions
             rows = min(max(math.isqrt(limit * rows // columns), 1), limit)
             columns = min(columns, limit // rows)

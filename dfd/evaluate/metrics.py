@@ -21,6 +21,7 @@ from scipy import stats
 from dfd.config import REAL
 from dfd.core.io import read_json, write_json
 from dfd.inference.decide import closed_set, confidences, stage_of, true_class
+from dfd.inference.likelihood import cllr
 
 RESAMPLES = 400  # bootstrap draws behind each interval
 FEWEST = 8  # groups behind an interval: of 3 its "95 %" hold the truth in 72 of 100 cases, of 5 in 89, of 9 in 94
@@ -190,10 +191,11 @@ METRICS = {  # as in metrics.json
     "macro_f1": Metric(macro_f1, {"labels": "true", "predicted": "prediction"}, "macro F1"),
     "ece_before": Metric(calibration_error, {"confidence": "before", "right": "right"}, "ECE at temperature 1", False),
     "ece": Metric(calibration_error, {"confidence": "confidence", "right": "right"}, "ECE", False),
+    "cllr": Metric(cllr, {"lr": "lr", "is_fake": "is_fake"}, "Cllr", False),
 }
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "
-    "tpr_at_fpr_5 ece_before ece".split(),
+    "tpr_at_fpr_5 ece_before ece cllr".split(),
     "stage2": "accuracy balanced_accuracy macro_f1 ece".split(),
 }
 
@@ -203,9 +205,10 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
     logit = scores["logit_fake"].to_numpy() if stage_of(scores) == "stage1" else None
+    lr = scores.get("log10_lr", pd.Series(np.nan, scores.index)).to_numpy(float)  # of tables of earlier versions: none
     return SimpleNamespace(
         true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
-        decided=prediction == true, missed=prediction != true, confidence=confidence,
+        decided=prediction == true, lr=lr, missed=prediction != true, confidence=confidence,
         before=confidences(scores, 1.0)[0],
     )  # fmt: skip
 

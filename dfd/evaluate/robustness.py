@@ -31,7 +31,7 @@ CELLS = "cells"  # folder of the finished cells, in the run folder
 ALL = "all"  # the label of metrics over all images
 ACCURACY = {"stage1": "balanced_accuracy_at_threshold", "stage2": "balanced_accuracy"}  # chance: one over the classes
 MEASURED = {
-    "stage1": ("auc", ACCURACY["stage1"], "false_positive_rate", "true_positive_rate", "ece_before", "ece"),
+    "stage1": ("auc", ACCURACY["stage1"], "false_positive_rate", "true_positive_rate", "ece_before", "ece", "cllr"),
     "stage2": (ACCURACY["stage2"], "ece_before", "ece"),
 }
 

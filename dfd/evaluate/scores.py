@@ -19,9 +19,10 @@ from dfd.core.io import atomic_write, read_table
 from dfd.core.runs import bar
 from dfd.degrade import compose, to_tensor
 from dfd.evaluate import metrics
-from dfd.inference import decide
+from dfd.inference import decide, likelihood
 from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, stage_of, true_class
-from dfd.inference.stage import Scored, Stage, update_checkpoint
+from dfd.inference.files import update_checkpoint
+from dfd.inference.stage import Scored, Stage
 
 
 def score(
@@ -31,7 +32,8 @@ def score(
 
     `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
     line is printed. Columns stage, path, label, split, group, degradation, level, logit_<class> …, prediction (unknown
-    too, as the Detector has it), crops, crop_std; and ood_score where the stage has a feature bank.
+    too, as the Detector has it), crops, crop_std; ood_score where the stage has a feature bank; and log10_lr, the
+    evidence, of stage 1.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -68,6 +70,8 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
     rest = scores.drop(columns=["prediction", "stage"], errors="ignore")
     rest.insert(0, "stage", stage.stage)
     rest.insert(list(rest).index(logits[-1]) + 1, "prediction", decisions.prediction)
+    if stage.likelihood:
+        rest["log10_lr"] = likelihood.log10_lr(rest["logit_fake"] - rest["logit_real"], stage.likelihood)
     return rest
 
 
@@ -77,7 +81,9 @@ def calibrate(
     """Fit a stage's decisions on clean validation rows, see `decide.fit`, store them in its checkpoint, decide anew."""
     if stage.is_held_out:
         return with_predictions(stage, scores)
-    fitted = decide.fit(stage, metrics.clean(scores, "val"), coverage, accept)
+    manifest = Path(out) / "manifest.parquet"
+    files = read_table(manifest) if manifest.exists() else None
+    fitted = decide.fit(stage, metrics.clean(scores, "val"), files, coverage, accept)
     for name, value in fitted.items():
         setattr(stage, name, value)
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **fitted)

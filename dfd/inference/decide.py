@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,12 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import roc_curve
 
 from dfd.config import REAL
+from dfd.inference import likelihood
 from dfd.inference.stage import Stage
 
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
 ERRORS = 0.05  # share of photos that are called fake, and of fakes that are called real; between them: unsure
+PER_SOURCE = 200  # rows of each source, drawn with replacement, that all but rates is fitted on
 OPERATING_POINTS = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}  # name -> false positive rate on validation
 
 
@@ -54,7 +57,7 @@ def unknown(classes: Sequence[str]) -> str:
     return name
 
 
-def answer(p_fake: float, stage: Stage, threshold: float | None = None) -> str:
+def answer(p_fake: float, stage: Any, threshold: float | None = None) -> str:
     """Say fake, real or, within stage 1's band, unsure; `threshold` stands in for the band's upper end."""
     low, high = stage.band or (stage.threshold, stage.threshold)
     low, high = (low, high) if threshold in (None, stage.threshold) else (min(low, threshold), threshold)
@@ -115,14 +118,20 @@ def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, n
     return p.max(1), closed_set(scores).eq(scores["label"]).to_numpy()
 
 
-def fit(stage: Stage, rows: pd.DataFrame, coverage: float = 0.9, accept: float = 0.95) -> dict[str, Any]:
-    """Fit what a stage decides by on clean validation rows of its score table: attributes and entries of checkpoints.
+def fit(
+    stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, coverage: float = 0.9, accept: float = 0.95
+) -> dict[str, Any]:
+    """Fit what a stage decides by on validation rows of its score table: attributes and entries of checkpoints.
 
-    temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure, and
-    validation, the p_fake of these photos and fakes, for thresholds at other rates; of stage 2 coverage, the promise of
-    its conformal sets, their conformal_quantile, and ood_threshold, by which the share `accept` of these rows is not
-    called unknown.
+    temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure,
+    validation, the p_fake of these photos and fakes, for thresholds at other rates, likelihood, and where the manifest
+    `files` is given rates (`dfd.inference.likelihood`); of stage 2 coverage, the promise of its conformal sets, their
+    conformal_quantile, and ood_threshold, by which the share `accept` of these rows is not called unknown. Where rows
+    have a source, sources weigh the same.
     """
+    every = rows
+    if "source" in rows:
+        rows = rows.groupby(["label", "source"]).sample(PER_SOURCE, replace=True, random_state=0)
     temperature = fit_temperature(rows)
     p = probabilities(rows, temperature)
     if stage.stage == "stage1":
@@ -133,6 +142,12 @@ def fit(stage: Stage, rows: pd.DataFrame, coverage: float = 0.9, accept: float =
         low, threshold = 1 - fit_threshold(1 - fakes, 1 - photos, ERRORS), points["balanced"]
         band = [min(low, threshold), max(points["fpr_5"], threshold)]
         fitted = {"threshold": threshold, "operating_points": points, "band": band, "validation": validation}
+        logits = rows["logit_fake"].to_numpy(float) - rows["logit_real"].to_numpy(float)
+        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, rows["group"].to_numpy(), rows["path"].to_numpy())
+        if files is not None:
+            rule = SimpleNamespace(**fitted)
+            answers = [answer(p_fake, rule) for p_fake in probabilities(every, temperature)[:, 1]]
+            fitted["rates"] = likelihood.rates(every.assign(answer=answers), files)
         return {"temperature": temperature, **fitted}
     true = rows["label"].map(list(stage.classes).index).to_numpy()
     quantile = fit_conformal(p, true, coverage, rows["group"].to_numpy())

@@ -20,6 +20,7 @@ from dfd.core import runs
 from dfd.core.images import ImageError, as_rgb, load_rgb
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import answer, decide, fit_threshold
+from dfd.inference.likelihood import log10_lr
 from dfd.inference.stage import BATCH, Prepared, Scored, Stage
 
 
@@ -38,6 +39,8 @@ class Verdict:
     crop_std: float | None = None  # spread of stage 1's logit over the crops
     error: str | None = None
     sha256: str | None = None  # of the file, in hexadecimal
+    log10_lr: float | None = None  # evidence: how much likelier the score is from a fake than from a photo
+    outside: str | None = None  # why an image like this was not measured, and the verdict is unsure
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -129,6 +132,7 @@ class Detector:
         """Put what the stages say of an image into one Verdict."""
         real_or_fake = decide(first.logits[None].numpy(), self.stage1, threshold=self.threshold)
         is_fake, p_fake = bool(real_or_fake.prediction[0] == "fake"), float(real_or_fake.probabilities[0, 1])
+        logit, fitted, outside = first.logits[1] - first.logits[0], self.stage1.likelihood, self.stage1.outside(first)
         generators = self.stage1.generators
         name, p_source, candidates = generators[0] if len(generators) == 1 else None, None, None
         if self.stage2 and second:
@@ -138,8 +142,9 @@ class Detector:
             p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
             candidates = tuple(name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept)
         return Verdict(
-            path, is_fake, answer(p_fake, self.stage1, self.threshold), p_fake, name if is_fake else REAL, p_source,
-            candidates, first.crops, first.crop_std, sha256=_digest(path),
+            path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
+            name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, sha256=_digest(path),
+            log10_lr=float(log10_lr(logit, fitted)) if fitted else None, outside=outside,
         )  # fmt: skip
 
 

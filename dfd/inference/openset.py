@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
+
+from dfd.core.runs import bar
+
+SPANNED = 128  # directions of a Subspace
+KEPT = 64  # images of a source that a Subspace is made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,3 +42,56 @@ class FeatureBank:
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""
         return self._neighbours.kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """Main directions of training images' features; what lies beyond them is new. Wang et al. 2022, arXiv:2203.10807.
+
+    It tells pictures that are neither photos nor made by generators, such as text, drawings and noise, from both.
+    """
+
+    mean: np.ndarray  # (D,)
+    basis: np.ndarray  # (K, D), orthonormal
+
+    @classmethod
+    def fit(cls, features: np.ndarray, seed: int = 0) -> Subspace:
+        """Find the SPANNED directions, or half as many as there are rows, in which (M, D) features vary most."""
+        features = np.asarray(features, dtype=np.float32)
+        found = PCA(
+            min(SPANNED, len(features) // 2, features.shape[1] // 2), svd_solver="randomized", random_state=seed
+        )
+        found.fit(features)
+        return cls(found.mean_, found.components_)
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """Where (N, D) features lie within the subspace, (N, K)."""
+        return (np.asarray(features, dtype=np.float32) - self.mean) @ self.basis.T
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """How long the part of (N, D) features is that the subspace does not hold, (N,) from 0 up."""
+        whole = np.square(np.asarray(features, dtype=np.float32) - self.mean).sum(1)
+        return np.sqrt(np.maximum(whole - np.square(self.project(features)).sum(1), 0)).astype(float)
+
+
+def fit_subspace(features: np.ndarray, images: pd.DataFrame, accept: float = 0.98) -> dict[str, Any]:
+    """What stage 1 tells images by that are unlike all that it learnt from: entries of its checkpoint.
+
+    `features` are (N, V, D), of V views of the rows of `images`, with label, source and path. ood_threshold is the
+    distance that the share `accept` of the images of a source stay within, sources alike, when the Subspace is of the
+    others; feature_bank, (1 + K, D), is mean and basis of all; neighbours, (N, K), is where the first views lie.
+    """
+    views, flat = features.shape[1], features.reshape(-1, features.shape[-1]).astype(np.float32)
+    sources, distance = np.repeat(images["source"].to_numpy(), views), np.zeros(len(flat))
+    for source in bar(np.unique(sources), desc="unlike images", unit="source"):
+        own = sources == source
+        distance[own] = Subspace.fit(flat[~own]).distance(flat[own])
+    weights = 1 / pd.Series(sources).map(pd.Series(sources).value_counts()).to_numpy()
+    order, space = np.argsort(distance), Subspace.fit(flat)
+    place = np.searchsorted(np.cumsum(weights[order]) / weights.sum(), accept - 1e-9)
+    return {
+        "ood_threshold": float(distance[order][min(place, len(order) - 1)]),
+        "feature_bank": torch.from_numpy(np.vstack([space.mean, space.basis])).half(),
+        "neighbours": torch.from_numpy(space.project(features[:, 0])).half(),
+        "neighbour_names": images[["label", "source", "path"]].to_numpy().tolist(),
+    }

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import math
 import pickle
-import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
@@ -19,92 +14,20 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfd.config import CHECKPOINTS, CLIPS, SHIPPED, SUMS
+from dfd.config import CLIPS
 from dfd.core import runs
 from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write, write_text
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
 from dfd.degrade.operators import as_float, recode
-from dfd.inference.openset import FeatureBank
+from dfd.inference.files import build_model, checked, read_content, update_checkpoint
+from dfd.inference.openset import FeatureBank, Subspace
 from dfd.models.backbones import fold_batch_norms
-from dfd.models.networks import Attribution, RealFakeClassifier
 
-REQUIRED = "stage classes config weights preprocessing crops threshold temperature history manifest_hash key".split()
 BATCH = 64  # crops per forward pass
+TOLERANCE = 5  # of JPEG quality, below the lowest that was measured
 POINTER = b"version https://git-lfs"  # the start of what git-lfs leaves in place of a file
-
-
-def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
-    """The network of a stage from the plain values that its config, or its checkpoint, holds."""
-    pretrained = pretrained or settings["backbone"] in CLIPS and settings["pretrained"]  # a checkpoint leaves it out
-    if stage == "stage1":
-        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
-    extractor, size = settings.get("extractor", "unet"), (settings["unet_width"], settings["residual_bound"])
-    return Attribution(settings["backbone"], outputs, *size, pretrained, extractor)
-
-
-def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all; an OSError (full disk, closed folder) leaves the previous file."""
-    with atomic_write(path) as draft, draft.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch reports half a write this way
-            full = shutil.disk_usage(path.parent).free < 2**20
-            raise OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(path)) from error
-
-
-def update_checkpoint(path: Path, **values: Any) -> None:
-    """Replace some entries of a checkpoint, its threshold and temperature for instance."""
-    save_checkpoint({**torch.load(path, map_location="cpu", weights_only=True), **values}, path)
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, or a shipped stage: safetensors whose metadata has the rest as JSON."""
-    if path.suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["stage"]) | {"weights": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-
-
-def ship(run: Path, folder: Path) -> None:
-    """Write the stages of a run folder as a detector that ships, with SHA256SUMS of all files there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage, name in SHIPPED.items():
-        content = torch.load(run / CHECKPOINTS[stage], map_location="cpu", weights_only=True)
-        weights = {key: tensor.contiguous() for key, tensor in content.pop("weights").items()}
-        with atomic_write(folder / name) as draft:
-            save_file(weights, draft, {"stage": json.dumps(content)})
-    files = sorted(folder.glob("*.safetensors"))
-    write_text(
-        folder / SUMS, "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    )
-
-
-def _checked(content: Any) -> dict[str, Any]:
-    """Refuse, with a ValueError, what is no checkpoint: anybody may have written the file."""
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, not the entries of a stage")
-    if missing := [key for key in REQUIRED if key not in content]:
-        raise ValueError(
-            f"it lacks {', '.join(missing)}; weights alone, a training's state, or of another version of dfd"
-        )
-    side, classes = content["preprocessing"]["crop_size"], content["classes"]
-    in_range = {
-        "stage": content["stage"] in CHECKPOINTS,
-        "crop_size": isinstance(side, int) and 8 <= side <= 2048,
-        "classes": 2 <= len(classes) <= 1000 and all(isinstance(name, str) and len(name) <= 200 for name in classes),
-        "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
-        "temperature": 0 < content["temperature"] < math.inf,
-        "threshold": math.isfinite(content["threshold"]),
-        "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512,
-    }
-    if wrong := [name for name, good in in_range.items() if not good]:
-        raise ValueError(f"its {' and '.join(wrong)} cannot be right")
-    return content
 
 
 def uses_bfloat16(device: torch.device) -> bool:
@@ -124,7 +47,8 @@ class Scored:
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
     crop_logits: Tensor  # (crops, classes); the first is the centre in mode five
     corners: tuple[Corner, ...]  # where each crop was cut
-    ood_score: float | None = None  # stage 2: mean distance of the crops to the training images; see FeatureBank
+    ood_score: float | None = None  # mean distance of the crops to the training images; see FeatureBank
+    quality: int | None = None  # the file's JPEG quality, libjpeg's; none for others
 
 
 class Prepared(NamedTuple):
@@ -132,6 +56,7 @@ class Prepared(NamedTuple):
 
     windows: Tensor  # (N, 3, S, S), equalised: uint8, or float in [0, 1] where a tensor meets no equalising JPEG
     plan: Plan
+    quality: int | None = None
 
 
 class Stage:
@@ -151,9 +76,15 @@ class Stage:
         self.band = content.get("band")  # stage 1: of p_fake, within which the answer is unsure
         self.is_held_out = content.get("is_held_out", False)  # decisions were fitted on sources that no head saw
         self.validation = content.get("validation", {})  # stage 1: photos, fakes -> their sorted p_fake
-        bank = content.get("feature_bank")  # stage 2: features of training images
-        self.feature_bank = None if bank is None else FeatureBank(bank.float().numpy())
-        self.ood_threshold = content.get("ood_threshold")  # stage 2: above it a fake's generator is unknown
+        self.likelihood = content.get("likelihood")  # stage 1: its logit as evidence, see dfd.inference.likelihood
+        self.rates = content.get("rates", [])  # stage 1: how often wrong, by size and quality, see there
+        bank = content.get("feature_bank")  # stage 2: features of training images; stage 1: mean and basis of theirs
+        bank = None if bank is None else bank.float().numpy()
+        is_first = self.stage == "stage1"
+        self.feature_bank = bank if bank is None else Subspace(bank[0], bank[1:]) if is_first else FeatureBank(bank)
+        self.ood_threshold = content.get("ood_threshold")  # above it a fake's generator is unknown, or an image unlike
+        self.neighbours = content.get("neighbours")  # stage 1: where training images lie in the Subspace, (M, K)
+        self.neighbour_names = content.get("neighbour_names", [])  # of these images: label, source, path
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.generators = content.get("generators", [])  # that it learnt from
@@ -175,7 +106,7 @@ class Stage:
             remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
-            return cls(_checked(_content(path)), device)
+            return cls(checked(read_content(path)), device)
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to open it all the same
@@ -206,12 +137,16 @@ class Stage:
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         count = crops if crops is not None else MAX_CROPS if mode == "grid" else self.crops
+        return self.cut_out(image, windows_of(image, self.crop_size, count, mode or self.crop_mode))
+
+    def cut_out(self, image: Image.Image | Tensor, chosen: Plan) -> Prepared:
+        """The windows of a plan, ready for the network."""
         size, quality = self.crop_size, self.equalise_quality
-        chosen = windows_of(image, size, count, mode or self.crop_mode)
         if isinstance(image, Image.Image) and size <= min(image.size):
             pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
-            return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen)
+            windows = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            return Prepared(windows, chosen, image.info.get("jpeg_quality"))
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
         return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen)
 
@@ -227,7 +162,16 @@ class Stage:
 
         of_crops = answers()
         for image in images:
-            yield self._average(list(islice(of_crops, len(image.windows))), image.plan)
+            yield replace(self._average(list(islice(of_crops, len(image.windows))), image.plan), quality=image.quality)
+
+    def outside(self, scored: Scored) -> str | None:
+        """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
+        if self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
+            return "it is unlike all images that the detector learnt from"
+        lowest = min((bin["quality"][0] for bin in self.rates[:-1]), default=0) if self.is_held_out else 0
+        if scored.quality is not None and scored.quality < lowest - TOLERANCE:
+            return f"its JPEG quality is about {scored.quality}, and nothing below {lowest} was measured"
+        return None
 
     @cached_property
     def _network(self) -> Any:

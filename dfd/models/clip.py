@@ -116,7 +116,7 @@ class Trunk(nn.Module):
             hidden = block(hidden)
             if number in self.blocks:
                 tokens.append(hidden[:, 0].float())
-        return F.layer_norm(torch.stack(tokens, 1), tokens[0].shape[-1:])
+        return F.layer_norm(torch.stack(tokens, 1), (self.vit.embed_dim,))
 
 
 class ClipBackbone(nn.Module):

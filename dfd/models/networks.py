@@ -38,8 +38,15 @@ class RealFakeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
-        x = 8 * high_pass(images) if self.sees_residual else (images - self.mean) / self.std
-        return in_best_precision(self.backbone, x).squeeze(1)
+        return in_best_precision(self.backbone, self._input(images)).squeeze(1)
+
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B,), and the features (B, D) that the last layer makes them from."""
+        deep = in_best_precision(self.backbone, self._input(images), self.backbone.forward_features)
+        return self.backbone.forward_head(deep).squeeze(1), self.backbone.forward_head(deep, pre_logits=True)
+
+    def _input(self, images: Tensor) -> Tensor:
+        return 8 * high_pass(images) if self.sees_residual else (images - self.mean) / self.std
 
 
 class EncoderClassifier(nn.Module):

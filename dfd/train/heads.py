@@ -25,13 +25,13 @@ from dfd.core.runs import bar, run_lock
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
 from dfd.inference import Stage, build_model, decide, update_checkpoint
+from dfd.inference.openset import KEPT, fit_subspace
 from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
 
 UNKNOWN_DRAWS = 5  # for each generator that is left out
 SAMPLE = 2000  # images that means and deviations of the features are taken from
-PER_SOURCE = 200  # judgements of each source that thresholds are fitted on, drawn with replacement
 
 
 class Discriminants:
@@ -165,8 +165,12 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
             if draws:
                 judged.to_parquet(Path(cfg.out) / f"hold_outs_{stage}.parquet", index=False)
-                balanced = judged.groupby(["label", "source"]).sample(PER_SOURCE, replace=True, random_state=cfg.seed)
-                fitted |= decide.fit(Stage.load(checkpoint.path), balanced)
+                fitted |= decide.fit(Stage.load(checkpoint.path), judged, table)
+                if stage == "stage1":
+                    kept = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)
+                    kept = kept.groupby(["label", "source"]).head(KEPT)
+                    views = [0, -1] if cfg.random_views else [0]
+                    fitted |= fit_subspace(features[images.index.get_indexer(kept.index)][:, views], kept)
             update_checkpoint(checkpoint.path, **fitted)
     if on_epoch:
         on_epoch(pd.DataFrame(history))

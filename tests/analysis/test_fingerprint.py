@@ -13,6 +13,7 @@ from torch import nn
 from dfd import plots
 from dfd.analysis import explain, fingerprint
 from dfd.data import crops as crops_module
+from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 from dfd.models import backbones
 
@@ -46,7 +47,7 @@ def tiny_stage(quality=None, stage="stage2"):
     settings = {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.1}
     settings["representation"] = "rgb"
     torch.manual_seed(0)
-    model = stage_module.build_model(stage, settings, 3)
+    model = files_module.build_model(stage, settings, 3)
     if stage == "stage2":
         nn.init.normal_(model.classifier.backbone.get_classifier().weight)  # images shall differ
     content = {
@@ -172,7 +173,7 @@ def test_features_are_what_the_last_layer_makes_the_logits_from(stage, monkeypat
 def test_training_images_are_remembered_and_strange_ones_found(table, tmp_path, monkeypatch):
     monkeypatch.setattr(crops_module, "off_grid", lambda corners, *_: corners)
     path, stage, fakes = tmp_path / "model.pt", tiny_stage(), table[table["is_fake"]]
-    stage_module.save_checkpoint({"other": 1}, path)
+    files_module.save_checkpoint({"other": 1}, path)
     stage_module.fit_feature_bank(stage, fakes, path, limit=5)
     bank = torch.load(path, weights_only=True)["feature_bank"]
     assert len(bank) == 5 * len(LABELS) == len(stage.feature_bank.features)

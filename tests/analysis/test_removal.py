@@ -10,7 +10,7 @@ from networks import content
 
 from dfd.analysis import removal
 from dfd.config import CHECKPOINTS
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 from dfd.models.backbones import high_pass
 
 BOARD = 0.02 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1)

@@ -20,7 +20,7 @@ from dfd.analysis import fingerprint
 from dfd.core import io, runs
 from dfd.data import manifest
 from dfd.evaluate import scores
-from dfd.inference import stage
+from dfd.inference import files
 
 
 def contents(folder):
@@ -35,8 +35,8 @@ def fill(path):
 WRITERS = {
     "text": ("a.txt", lambda folder, n: io.write_text(folder / "a.txt", f"{n}")),
     "long text": ("a.txt", lambda folder, n: io.write_text(folder / "a.txt", f"{n}" * 100_000)),
-    "checkpoint": ("a.pt", lambda folder, n: stage.save_checkpoint({"n": n}, folder / "a.pt")),
-    "large checkpoint": ("a.pt", lambda folder, n: stage.save_checkpoint(_large(n), folder / "a.pt")),
+    "checkpoint": ("a.pt", lambda folder, n: files.save_checkpoint({"n": n}, folder / "a.pt")),
+    "large checkpoint": ("a.pt", lambda folder, n: files.save_checkpoint(_large(n), folder / "a.pt")),
     "scores": (
         "scores_stage1.parquet",
         lambda folder, n: scores.save_scores(stage1_table([n], ["ProGAN"]), folder, "stage1"),

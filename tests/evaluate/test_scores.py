@@ -12,6 +12,7 @@ from dfd.config import CHECKPOINTS
 from dfd.data import manifest
 from dfd.evaluate import scores
 from dfd.inference import decide
+from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
@@ -109,10 +110,10 @@ def test_score_calibrate_and_sweep_a_real_stage(tiny_data, tmp_path):
     content = {
         "stage": "stage1", "classes": ["real", "fake"], "config": settings, "crops": 2, "threshold": 0.5,
         "preprocessing": {"crop_size": 32, "equalise_quality": 90}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "key": "k", "weights": stage_module.build_model("stage1", settings, 2).state_dict(),
+        "manifest_hash": "x", "key": "k", "weights": files_module.build_model("stage1", settings, 2).state_dict(),
     }  # fmt: skip
     path = tmp_path / CHECKPOINTS["stage1"]
-    stage_module.save_checkpoint(content, path)
+    files_module.save_checkpoint(content, path)
     stage = stage_module.Stage.load(path)
     val = scores.score(stage, table[table["split"] == "val"])
     assert val["path"].tolist() == table.loc[table["split"] == "val", "path"].tolist()

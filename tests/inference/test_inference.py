@@ -20,6 +20,7 @@ from PIL import Image
 from dfd.config import CHECKPOINTS, CROP_MODES, SHIPPED
 from dfd.data import crops
 from dfd.inference import detector as detector_module
+from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 from dfd.inference.detector import Detector
 from dfd.inference.stage import Stage
@@ -61,7 +62,7 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
 
 @pytest.mark.parametrize(("generators", "source"), [(["ProGAN"], "ProGAN"), (["ProGAN", "BigGAN"], None), ([], None)])
 def test_stage_1_works_alone(generators, source, tmp_path):
-    stage_module.save_checkpoint(content(generators=generators, threshold=0.0), tmp_path / CHECKPOINTS["stage1"])
+    files_module.save_checkpoint(content(generators=generators, threshold=0.0), tmp_path / CHECKPOINTS["stage1"])
     detector = Detector.load(tmp_path, CPU)
     verdict = detector(noise(60, 50))
     assert (verdict.is_fake, verdict.source, verdict.p_source, verdict.candidates) == (True, source, None, None)
@@ -245,6 +246,8 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
         "crops",
         "crop_std",
         "error",
+        "log10_lr",
+        "outside",
     }
     assert set(json.loads(json.dumps(first.asdict()))) == expected
     assert first.sha256 == hashlib.sha256(Path(first.path).read_bytes()).hexdigest() and second.sha256 is None
@@ -301,23 +304,23 @@ def test_on_a_cpu_no_more_threads_read_than_compute(given):
 def test_unknown_and_candidates_come_from_the_checkpoints_thresholds(run, tmp_path):
     path = tmp_path / "x.png"
     noise(64, 64).save(path)
-    stage_module.update_checkpoint(run / CHECKPOINTS["stage1"], threshold=0.0)
+    files_module.update_checkpoint(run / CHECKPOINTS["stage1"], threshold=0.0)
     stage2 = run / CHECKPOINTS["stage2"]
     plain = next(Detector.load(run).predict([path]))
     order = sorted(plain.p_source, key=plain.p_source.get, reverse=True)
     assert plain.source == order[0] and plain.candidates == tuple(Stage.load(stage2).classes)
     (alone,) = Stage.load(stage2).stream([noise(64, 64)])
     assert alone.ood_score is None
-    stage_module.update_checkpoint(
+    files_module.update_checkpoint(
         stage2, feature_bank=torch.rand(12, Stage.load(stage2).model.classifier.backbone.num_features)
     )
     (near,) = Stage.load(stage2).stream([noise(64, 64)])
     assert near.logits.tolist() == pytest.approx(alone.logits.tolist(), abs=1e-5)
     rest = {"conformal_quantile": 1 - plain.p_source[order[1]] + 1e-6}
-    stage_module.update_checkpoint(stage2, ood_threshold=near.ood_score + 1e-3, **rest)
+    files_module.update_checkpoint(stage2, ood_threshold=near.ood_score + 1e-3, **rest)
     known = next(Detector.load(run).predict([path]))
     assert known.source == order[0] and set(known.candidates) == set(order[:2])
-    stage_module.update_checkpoint(stage2, ood_threshold=near.ood_score - 1e-3, conformal_quantile=0.0)
+    files_module.update_checkpoint(stage2, ood_threshold=near.ood_score - 1e-3, conformal_quantile=0.0)
     strange = next(Detector.load(run).predict([path]))
     assert strange.source == "unknown" and strange.candidates == (order[0],)
     assert strange.p_source == plain.p_source
@@ -328,9 +331,9 @@ def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):
     Image.new("RGB", (64, 64), (90, 120, 30)).save(path)
     before = next(Detector.load(run).predict([path]))
     stage1 = run / CHECKPOINTS["stage1"]
-    stage_module.update_checkpoint(stage1, threshold=before.p_fake + 1e-3)
+    files_module.update_checkpoint(stage1, threshold=before.p_fake + 1e-3)
     assert not next(Detector.load(run).predict([path])).is_fake
-    stage_module.update_checkpoint(stage1, threshold=before.p_fake - 1e-3, temperature=2.0)
+    files_module.update_checkpoint(stage1, threshold=before.p_fake - 1e-3, temperature=2.0)
     warm = next(Detector.load(run).predict([path])).p_fake
     odds = np.log(before.p_fake / (1 - before.p_fake))
     assert warm == pytest.approx(1 / (1 + np.exp(-odds / 2)), abs=1e-5)
@@ -368,7 +371,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
 )
 def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_path):
     path, whole = tmp_path / "model.pt", isinstance(given, torch.Tensor) or given.keys() & {"conv1.weight", "networks"}
-    stage_module.save_checkpoint(given if whole else {**content(given.get("stage", "stage1")), **given}, path)
+    files_module.save_checkpoint(given if whole else {**content(given.get("stage", "stage1")), **given}, path)
     with pytest.raises(ValueError, match=f"not a dfd checkpoint: .*{reason}"):
         Stage.load(path)
 

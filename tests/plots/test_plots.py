@@ -12,6 +12,7 @@ from dfd.analysis import explain
 from dfd.data import manifest
 from dfd.evaluate import metrics
 from dfd.inference import decide
+from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 
 pytestmark = pytest.mark.usefixtures("closed")
@@ -158,7 +159,7 @@ def test_residuals_of_stage2(table):
     content = {
         "stage": "stage2", "classes": ["BigGAN", "ProGAN"], "config": settings, "crops": 1, "threshold": 0.5,
         "preprocessing": {"crop_size": 32, "equalise_quality": None}, "temperature": 1.0, "history": [],
-        "manifest_hash": "x", "key": "k", "weights": stage_module.build_model("stage2", settings, 2).state_dict(),
+        "manifest_hash": "x", "key": "k", "weights": files_module.build_model("stage2", settings, 2).state_dict(),
     }  # fmt: skip
     stage, fakes = stage_module.Stage(content), table[table["is_fake"]]
     (residual,) = explain.residuals(stage, stage_module.center_crops(table, fakes["path"].head(1), 32))

@@ -30,7 +30,7 @@ from dfd import cli
 from dfd.config import CHECKPOINTS
 from dfd.data.layouts import printable
 from dfd.inference.detector import Detector
-from dfd.inference.stage import save_checkpoint, update_checkpoint
+from dfd.inference.files import save_checkpoint, update_checkpoint
 from dfd.scale import score as scale
 
 AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -17,7 +17,7 @@ from dfd.core.runs import Interrupted
 from dfd.data.crops import Seeded
 from dfd.evaluate import holdouts, scores
 from dfd.inference import Detector, Stage
-from dfd.inference.stage import ship
+from dfd.inference.files import ship
 from dfd.models import clip
 from dfd.train import bank, fit, heads
 

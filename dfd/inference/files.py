@@ -1,0 +1,97 @@
+"""Checkpoints on disk: written whole, opened only where they hold what a stage needs, and shipped as safetensors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dfd.config import CHECKPOINTS, CLIPS, SHIPPED, SUMS
+from dfd.core.io import atomic_write, write_text
+from dfd.models.networks import Attribution, RealFakeClassifier
+
+ENTRY = "entry."  # before the names of tensors in a shipped stage that are no weights
+REQUIRED = "stage classes config weights preprocessing crops threshold temperature history manifest_hash key".split()
+
+
+def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
+    """The network of a stage from the plain values that its config, or its checkpoint, holds."""
+    pretrained = pretrained or settings["backbone"] in CLIPS and settings["pretrained"]  # a checkpoint leaves it out
+    if stage == "stage1":
+        return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
+    extractor, size = settings.get("extractor", "unet"), (settings["unet_width"], settings["residual_bound"])
+    return Attribution(settings["backbone"], outputs, *size, pretrained, extractor)
+
+
+def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all; an OSError (full disk, closed folder) leaves the previous file."""
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch reports half a write this way
+            full = shutil.disk_usage(path.parent).free < 2**20
+            raise OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(path)) from error
+
+
+def update_checkpoint(path: Path, **values: Any) -> None:
+    """Replace some entries of a checkpoint, its threshold and temperature for instance."""
+    save_checkpoint({**torch.load(path, map_location="cpu", weights_only=True), **values}, path)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, or a shipped stage: safetensors whose metadata has the rest as JSON."""
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        entries = {name.removeprefix(ENTRY): tensors.pop(name) for name in [*tensors] if name.startswith(ENTRY)}
+        return json.loads(file.metadata()["stage"]) | entries | {"weights": tensors}
+
+
+def ship(run: Path, folder: Path) -> None:
+    """Write the stages of a run folder as a detector that ships, with SHA256SUMS of all files there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, name in SHIPPED.items():
+        content = torch.load(run / CHECKPOINTS[stage], map_location="cpu", weights_only=True)
+        weights = {key: tensor.contiguous() for key, tensor in content.pop("weights").items()}
+        weights |= {
+            ENTRY + key: content.pop(key).contiguous() for key in [*content] if isinstance(content[key], torch.Tensor)
+        }
+        with atomic_write(folder / name) as draft:
+            save_file(weights, draft, {"stage": json.dumps(content)})
+    files = sorted(folder.glob("*.safetensors"))
+    write_text(
+        folder / SUMS, "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    )
+
+
+def checked(content: Any) -> dict[str, Any]:
+    """Refuse, with a ValueError, what is no checkpoint: anybody may have written the file."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not the entries of a stage")
+    if missing := [key for key in REQUIRED if key not in content]:
+        raise ValueError(
+            f"it lacks {', '.join(missing)}; weights alone, a training's state, or of another version of dfd"
+        )
+    side, classes = content["preprocessing"]["crop_size"], content["classes"]
+    in_range = {
+        "stage": content["stage"] in CHECKPOINTS,
+        "crop_size": isinstance(side, int) and 8 <= side <= 2048,
+        "classes": 2 <= len(classes) <= 1000 and all(isinstance(name, str) and len(name) <= 200 for name in classes),
+        "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
+        "temperature": 0 < content["temperature"] < math.inf,
+        "threshold": math.isfinite(content["threshold"]),
+        "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512,
+    }
+    if wrong := [name for name, good in in_range.items() if not good]:
+        raise ValueError(f"its {' and '.join(wrong)} cannot be right")
+    return content

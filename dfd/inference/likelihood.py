@@ -1,0 +1,144 @@
+"""What a score is worth as evidence: likelihood ratios, and how often answers were wrong on images of the same kind.
+
+A likelihood ratio says how many times likelier such a score is from a fake than from a photo; it says nothing of how
+common fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015, guideline for evaluative
+reporting in forensic science.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+
+from dfd.config import REAL
+
+FOLDS = 10  # groups of sources, each of which the others calibrate
+LEAST = 50  # images of photos, and of fakes, that a rate is stated for
+SIDES = (0, 192, 384, 100_000)  # classes of the shorter side, pixels
+LOSSLESS = 101  # stands for the JPEG quality of a file that is none
+QUALITIES = (0, 50, 75, 90, LOSSLESS, LOSSLESS + 1)  # classes of libjpeg's quality
+Curve = Callable[[np.ndarray], np.ndarray]  # logits (N,) to log10 of likelihood ratios (N,)
+
+
+def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
+    """Cost of log10 likelihood ratios (N,), bits, (R,) by weights (R, N): 0 where all is told, 1 where nothing is.
+
+    Above 1 the ratios mislead. Photos and fakes weigh the same; NaN where there are none of one.
+    """
+    with np.errstate(invalid="ignore"):
+        cost = np.logaddexp2(0, np.where(is_fake, -1, 1) * lr * np.log2(10))
+        return sum(weights[:, among] @ cost[among] / weights[:, among].sum(1) for among in (is_fake, ~is_fake)) / 2
+
+
+def costs(lr: np.ndarray, is_fake: np.ndarray) -> tuple[float, float]:
+    """The Cllr, and the least that images in this order could have, by isotonic regression: the rest is calibration."""
+    ones = np.ones((1, len(lr)))
+    return float(cllr(ones, lr, is_fake)[0]), float(cllr(ones, _isotonic(lr, is_fake)(lr), is_fake)[0])
+
+
+def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: ArrayLike) -> dict[str, Any]:
+    """Calibrate logits (N,) as likelihood ratios: logistic or isotonic, whichever has the lower Cllr on unseen groups.
+
+    `groups`, (N,), are the sources, or what else is independent; `images`, (N,), name the image of each row. The ratio
+    is held within what so many images can carry: with n photos none of which scores as high, at most 3 in n do (95 %).
+    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min, photos, fakes and groups.
+    """
+    photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
+    least = pd.Series(groups).groupby(is_fake).nunique()
+    folds = int(min(FOLDS, least.min())) if len(least) == 2 else 0
+    splits = StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
+    chosen, best = _logistic, (np.nan, np.nan)
+    for kind in (_logistic, _isotonic) if folds > 1 else ():
+        held = np.zeros(len(logits))
+        for learns, tests in splits.split(logits, is_fake, groups):
+            held[tests] = _limited(kind(logits[learns], is_fake[learns])(logits[tests]), photos, fakes)
+        if not best[0] <= (measured := costs(held, is_fake))[0]:
+            chosen, best = kind, measured
+    corners = np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200)
+    x = np.unique(np.concatenate(corners))
+    y = _limited(chosen(logits, is_fake)(x), photos, fakes)
+    return {
+        "kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
+        "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes, "groups": len(np.unique(groups)),
+    }  # fmt: skip
+
+
+def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:
+    """The log10 of likelihood ratios by what `fit` gave, of any logits; beyond those it saw, as at the last of them."""
+    return np.interp(np.asarray(logits, dtype=float), fitted["x"], fitted["log10_lr"])
+
+
+def _limited(lr: np.ndarray, photos: int, fakes: int) -> np.ndarray:
+    high, low = (np.log10(max(count / 3, 1)) for count in (photos, fakes))
+    return np.clip(lr, -low, high)
+
+
+def _class_weights(is_fake: np.ndarray) -> np.ndarray:
+    return np.where(is_fake, 0.5 / max(is_fake.sum(), 1), 0.5 / max((~is_fake).sum(), 1)) * len(is_fake)
+
+
+def _logistic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
+    model = LogisticRegression(C=1e4).fit(logits[:, None], is_fake, _class_weights(is_fake))
+    slope, bias = max(model.coef_[0, 0], 0), model.intercept_[0]  # a detector that is worse than chance says nothing
+    return lambda z: (slope * z + bias * (slope > 0)) / np.log(10)
+
+
+def _isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
+    model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
+    model.fit(logits, is_fake, sample_weight=_class_weights(is_fake))
+
+    def curve(z: np.ndarray) -> np.ndarray:
+        p = model.predict(z)
+        return np.log10(p / (1 - p))
+
+    return curve
+
+
+def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
+    """How often answers were wrong, by an image's shorter side and JPEG quality: bins, finest first, the last is all.
+
+    Rows of a score table with their `answer` (fake, real, unsure), of images in the manifest `files`. Bins with fewer
+    than LEAST photos or fakes are left to the coarser ones: of all sizes, and of all images. Each has its limits, side
+    and quality; photos, fakes and sources, their numbers; false_alarms, photos called fake; misses, fakes called real;
+    unsure, of both; and worst_photos and worst_fakes: a source, and its rate, where sources are known.
+    """
+    sides, qualities = (list(zip(ends, ends[1:], strict=False)) for ends in (SIDES, QUALITIES))
+    every = (SIDES[0], SIDES[-1]), (QUALITIES[0], QUALITIES[-1])
+    by_path = files.set_index("path")
+    own_quality = scores["path"].map(by_path["jpeg_quality"]).astype(float).fillna(LOSSLESS)
+    judged = scores[["path", "answer"]].assign(
+        source=scores.get("source", scores["group"]),
+        is_fake=scores["label"].ne(REAL),
+        side=scores["path"].map(by_path[["width", "height"]].min(axis=1)),
+        quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality),
+    )
+    bins = []
+    for side, quality in [*((s, q) for q in qualities for s in sides), *((every[0], q) for q in qualities), every]:
+        part = judged[judged["side"].between(*side, "left") & judged["quality"].between(*quality, "left")]
+        counts = part.groupby("is_fake")["path"].nunique().reindex([False, True], fill_value=0)
+        if counts.min() < LEAST and (side, quality) != every:
+            continue
+        row: dict[str, Any] = {"side": side, "quality": quality, "sources": int(part["source"].nunique())}
+        for name, wrong, rate in (("photos", "fake", "false_alarms"), ("fakes", "real", "misses")):
+            own = part[part["is_fake"] == (is_fake := name == "fakes")]
+            of_images = own["answer"].eq(wrong).groupby([own["source"], own["path"]]).mean()
+            of_sources = of_images.groupby("source").agg(["mean", "size"])
+            known = of_sources[of_sources["size"] >= LEAST // 5]["mean"] if "source" in scores else ()
+            row |= {name: int(counts[is_fake]), rate: float(of_images.mean())}
+            row[f"worst_{name}"] = (str(known.idxmax()), float(known.max())) if len(known) else None
+        bins.append(row | {"unsure": float(part["answer"].eq("unsure").mean())})
+    return bins
+
+
+def rate_of(bins: list[dict[str, Any]], side: int, quality: int | None) -> dict[str, Any] | None:
+    """The finest bin that an image of this shorter side and JPEG quality, None for none, lies in; None without bins."""
+    level = LOSSLESS if quality is None else quality
+    within = (bin for bin in bins if bin["side"][0] <= side < bin["side"][1])
+    return next((bin for bin in within if bin["quality"][0] <= level < bin["quality"][1]), None)
