@@ -133,20 +133,64 @@ def sample(out: str, seed: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
 @click.option("--csv", "table", metavar="FILE", help="Write the answers there too, line by line; see --resume.")
 @click.option("--resume", is_flag=True, help="Skip the images that the file of --csv has, and go on with it.")
-@click.option("--report", metavar="FILE", help="Write an HTML page that shows what each answer rests on; slower.")
+@click.option("--case", metavar="FOLDER", help="Write a case to hand over: a page an image, tables, hashes; slower.")
+@click.option("--title", help="What the case is called.  [default: its folder's name]")
+@click.option("--examiner", help="Who makes the case.")
+@click.option("--note", "notes", multiple=True, metavar="TEXT", help="A note on the case; may be repeated.")
+@click.option("--with-images", is_flag=True, help="Copy the images into the case.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(0),
+    default=12,
+    show_default=True,
+    help="Images of a case that get pictures of what the answer rests on: half a minute each.",
+)
+@click.option(
+    "--map-stride",
+    type=click.IntRange(8),
+    metavar="PIXELS",
+    help="Between windows of the map of scores; finer is slower.  [default: a window's side]",
+)
 @judging_options
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-def predict(model: str | None, paths: tuple[str, ...], resume: bool, table: str | None, **how: Any) -> None:
+def predict(
+    model: str | None,
+    paths: tuple[str, ...],
+    resume: bool,
+    table: str | None,
+    case: str | None,
+    title: str | None,
+    examiner: str | None,
+    notes: tuple[str, ...],
+    with_images: bool,
+    map_stride: int | None,
+    **how: Any,
+) -> None:
     """Judge images: real or fake, and made by which generator; - is an image on standard input."""
     folder = find_model(model)
     if resume and not table:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
+    if table and case:
+        raise click.UsageError(f"a case has its own verdicts.csv; leave out --csv {table}")
+    about = {"title": title, "examiner": examiner, "notes": notes, "with_images": with_images, "map_stride": map_stride}
     from dfd.app import predict as predicting
     from dfd.data.layouts import find_images
 
     images = find_images(paths, tell=lambda line: click.echo(line, err=True))
     given = sys.stdin.buffer.read() if "-" in images else None
-    raise SystemExit(predicting.run(folder, images, shown(folder), table=table, resume=resume, given=given, **how))
+    how |= {"table": table, "resume": resume, "case": case, "about": about, "given": given}
+    raise SystemExit(predicting.run(folder, images, shown(folder), **how))
+
+
+@command
+@click.argument("case", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def verify(case: Path) -> None:
+    """Hash all files of a case anew, and the images that it judged, and say what changed."""
+    from dfd.app.case import verify as verifying
+
+    wrong, away = verifying(case)
+    click.echo("\n".join([*wrong, *away, f"{case}: {len(wrong)} differences" if wrong else f"{case}: as it was made"]))
+    raise SystemExit(1 if wrong else 0)
 
 
 @command

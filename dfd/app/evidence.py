@@ -1,4 +1,4 @@
-"""What an examination holds, and the pictures beside a verdict: crops on a map, residual, Grad-CAM, curve."""
+"""What an examination holds, and the pictures beside a verdict: map, residual, Grad-CAM, stability."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
@@ -18,16 +19,20 @@ from torchvision.transforms.functional import to_pil_image
 from dfd.analysis import explain
 from dfd.analysis.fingerprint import SPECTRA
 from dfd.app.metadata import Metadata, sentence
-from dfd.data.crops import cut, equalise, plan
-from dfd.degrade import DEGRADATIONS, compose, to_tensor
+from dfd.data.crops import Corner, cut, equalise, plan
+from dfd.degrade import compose, to_tensor
+from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
+from dfd.inference.stage import Stage
 
-MAP_SIDE = 768  # pixels; the longer side of the map of crops
+MAP_SIDE = 768  # pixels; the longer side of the map
 TILE_SIDE = 256  # pixels; small pictures are enlarged by whole factors to about this
-SIDE = 1024  # pixels; of a larger image the middle is degraded, so that the curve comes soon
+SIDE = 1024  # pixels; of a larger image the middle is degraded, so that the grid comes soon
 MAX_CAMS = 5  # crops that Grad-CAM is drawn for
+MAX_WINDOWS = 400  # of the map: a minute on two cores for the detector that ships
+REGION = 2  # windows each way that must agree before an image is called generated in part
 REAL_COLOUR, FAKE_COLOUR = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all
-AXES = [DEGRADATIONS[name] for name in ("rescale", "blur", "jpeg")]
+QUALITIES, FACTORS = (None, 95, 85, 75, 60, 40), (1.0, 0.75, 0.5)  # of JPEG, none first, and of the scale before it
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,10 @@ class Examination:
     crops: tuple[Crop, ...] = ()  # of stage 1
     metadata: Metadata = field(default_factory=Metadata)
     image: Image.Image | None = None  # RGB, upright
+    stride: int | None = None  # between the windows of the map, pixels; none: their side
     pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw` and `trace`
-    curves: dict[str, dict[float, Verdict]] = field(default_factory=dict)  # operator -> level -> answer, by `trace`
+    stability: dict[tuple[float, int | None], Verdict] = field(default_factory=dict)  # factor, quality -> answer
+    remarks: list[str] = field(default_factory=list)  # what the pictures add to the answer, in sentences
 
 
 def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
@@ -69,33 +76,61 @@ def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     assert examination.image is not None, "an examination without its image has no evidence"
     for kind in kinds or KINDS:
         if kind not in examination.pictures:
-            caption, tiles = KINDS[kind](detector, examination.image, examination.crops)
-            examination.pictures[kind] = Picture(TITLES[kind], caption, tiles)
+            caption, tiles = KINDS[kind](detector, examination, examination.image)
+            if tiles:
+                examination.pictures[kind] = Picture(TITLES[kind], caption, tiles)
 
 
 Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 
 
-def _crop_map(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
-    """Stage 1's windows on the image, coloured by what each scores alone; where they overlap, by their mean."""
+def _map(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
+    """Stage 1's windows over the whole image, coloured by what each scores alone; where they overlap, by their mean."""
+    stage = detector.stage1
+    size, stride = stage.crop_size, examination.stride or stage.crop_size
+    chosen = plan(image.height, image.width, size, MAX_WINDOWS, "grid", stride)
+    (scored,) = stage.score([stage.cut_out(image, chosen)])
+    p = decide(scored.crop_logits.numpy(), stage).probabilities[:, 1]
     scale = MAP_SIDE / max(image.size)
     pixels = image.resize([max(1, round(length * scale)) for length in image.size])
-    side = max(1, round(crops[0].size * scale))
-    corners = [(round(crop.top * scale), round(crop.left * scale)) for crop in crops]
+    side = max(1, round(size * scale))
+    corners = [(round(top * scale), round(left * scale)) for top, left in chosen.corners]
     total, count = np.zeros((2, pixels.height, pixels.width, 1))
-    for crop, (top, left) in zip(crops, corners, strict=True):
-        total[top : top + side, left : left + side] += crop.p_fake
+    for value, (top, left) in zip(p, corners, strict=True):
+        total[top : top + side, left : left + side] += value
         count[top : top + side, left : left + side] += 1
     colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * total / np.maximum(count, 1)
     weight = 0.45 * (count > 0)
     tinted = Image.fromarray(((1 - weight) * np.asarray(pixels) + weight * 255 * colours).round().astype(np.uint8))
     pen = ImageDraw.Draw(tinted)
-    for top, left in corners:
-        pen.rectangle((left, top, left + side - 1, top + side - 1), outline="white")
-    return sentence("caption_crops", crops[0].size), [("", tinted)]
+    if (place := in_part(p, chosen.corners, stage, examination.verdict)) is not None:
+        examination.remarks.append(sentence("in_part", place, size))
+        box = [round(length * scale) for length in (place[1], place[0], place[1] + place[2], place[0] + place[2])]
+        pen.rectangle(box, outline="white", width=4)
+    covered = float((count > 0).mean())
+    return sentence("caption_map", size, stride, len(p), chosen.needed, covered), [("", tinted)]
 
 
-def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
+def in_part(p: np.ndarray, corners: Sequence[Corner], stage: Stage, verdict: Verdict) -> tuple[int, int, int] | None:
+    """Where a patch looks generated in an image that else does not: top, left and side, pixels; None where nowhere.
+
+    REGION x REGION neighbouring windows must all be above the stage's band, and the median of the image's below it.
+    """
+    rows, columns = (sorted({corner[axis] for corner in corners}) for axis in (0, 1))
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for value, (top, left) in zip(p, corners, strict=True):
+        grid[rows.index(top), columns.index(left)] = value
+    low, high = stage.band or (stage.threshold, stage.threshold)
+    if min(grid.shape) <= REGION or verdict.verdict == "fake" or np.nanmedian(grid) >= low:
+        return None
+    least = np.lib.stride_tricks.sliding_window_view(grid, (REGION, REGION)).min(axis=(2, 3))
+    row, column = np.unravel_index(np.nanargmax(least), least.shape)
+    if not least[row, column] >= high:
+        return None
+    return rows[row], columns[column], rows[row + REGION - 1] - rows[row] + stage.crop_size
+
+
+def _residual(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
     """Stage 2's residual of the centre crop and its spectrum, beside the generators' mean ones that the run has.
 
     Without a stage 2 it is the high-pass part that stage 1 looks at.
@@ -118,9 +153,9 @@ def _residual(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> 
     return sentence("caption_residual", len(spectra) > 1, getattr(stage.model, "sees_image", True)), tiles
 
 
-def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> Drawing:
+def _gradcam(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
     """Grad-CAM of stage 1 on the crops that score highest."""
-    chosen = sorted(crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
+    chosen = sorted(examination.crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
     stage, tiles = detector.stage1, []
     windows = torch.cat([cut(image, (crop.top, crop.left), crop.size) for crop in chosen])
     heat = explain.grad_cam(stage, equalise(windows, stage.equalise_quality), stage.classes[1])
@@ -129,9 +164,9 @@ def _gradcam(detector: Detector, image: Image.Image, crops: Sequence[Crop]) -> D
     return sentence("caption_gradcam"), tiles
 
 
-KINDS = {"crops": _crop_map, "residual": _residual, "gradcam": _gradcam}
-TITLES = {"crops": "Scores by place", "residual": "Residual and spectrum", "gradcam": "Grad-CAM"}
-TITLES["curve"] = "Does the answer stand?"  # by `trace`
+KINDS = {"map": _map, "residual": _residual, "gradcam": _gradcam}
+TITLES = {"map": "Scores by place", "residual": "Residual and spectrum", "gradcam": "Grad-CAM"}
+TITLES["stability"] = "Does the answer stand?"  # by `trace`
 
 
 def _coloured(values: np.ndarray, colours: str) -> Tensor:
@@ -146,43 +181,45 @@ def _tile(pixels: Tensor) -> Image.Image:
 
 
 def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
-    """Compute the curves level by level, telling whether a degradation is done, and so the picture `curve` new.
+    """Judge the image under JPEG and rescaling, cell by cell, telling whether all is done and the picture drawn.
 
-    They are of the image, or of its middle of SIDE pixels each way, as it is (none) and under each degradation of AXES.
-    What is known is kept, so a caller may stop between two levels and go on later.
+    It is the image, or its middle of SIDE pixels each way, at each of FACTORS and then QUALITIES. What is known is
+    kept, so a caller may stop between two cells and go on later.
     """
-    assert examination.image is not None, "an examination without its image has no curves"
-    image, curves = examination.image, examination.curves
+    assert examination.image is not None, "an examination without its image has no stability"
+    image, known = examination.image, examination.stability
     width, height = (min(SIDE, length) for length in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     middle = image.crop((left, top, left + width, top + height))
-    pixels = to_tensor(middle)
-    for name, level in [("none", 0.0), *((axis.name, level) for axis in AXES for level in axis.curve)]:
-        if level in curves.setdefault(name, {}):
-            continue
-        degraded = middle if name == "none" else compose(pixels, [(name, level, {})])  # not rounded to 8 bits
-        curves[name][level] = detector.judge(None, *detector.scored(degraded, None, None))
-        if is_done := name != "none" and len(curves[name]) == len(DEGRADATIONS[name].curve):
-            examination.pictures["curve"] = _curve(examination, middle.size != image.size)
-        yield is_done
+    cells = [(factor, quality) for factor in FACTORS for quality in QUALITIES]
+    for factor, quality in cells:
+        if (factor, quality) not in known:
+            chain = [("rescale", factor, {})] if factor != 1 else []
+            chain += [("jpeg", quality, {})] if quality else []
+            degraded = compose(to_tensor(middle), chain) if chain else middle  # not rounded to 8 bits
+            known[factor, quality] = detector.judge(None, *detector.scored(degraded, None, None))
+            if len(known) == len(cells):
+                examination.pictures["stability"] = _stability(examination, middle.size != image.size)
+            yield len(known) == len(cells)
 
 
-def _curve(examination: Examination, is_cut: bool) -> Picture:
-    """Score by level, one panel for each degradation; drawn without pyplot, so on any thread."""
-    curves, threshold = examination.curves, examination.threshold
+def _stability(examination: Examination, is_cut: bool) -> Picture:
+    """A heat map of the score, a row for each scale and a column for each quality; drawn without pyplot."""
+    known = examination.stability
+    values = np.array([[known[factor, quality].p_fake for quality in QUALITIES] for factor in FACTORS])
     figure = Figure((9.9, 2.7), 100, layout="constrained")
-    for axis, ax in zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True):
-        verdicts = {axis.neutral: curves["none"][0], **curves.get(axis.name, {})}
-        levels, scores = np.array(sorted((level, verdict.p_fake) for level, verdict in verdicts.items())).T
-        ax.plot(levels, scores, color="0.6", lw=1.2, zorder=1)
-        ax.scatter(levels, scores, c=np.where(scores[:, None] >= threshold, FAKE_COLOUR, REAL_COLOUR), s=28, zorder=2)
-        ax.axhline(threshold, color="0.3", lw=1, ls="--")
-        ax.set(ylim=(-0.05, 1.05), xlabel=axis.axis)
-        if axis.name == "jpeg":  # the best quality stands on the left, as no degradation does elsewhere
-            ax.invert_xaxis()
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set(ylabel="score")
+    ax = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("", [tuple(REAL_COLOUR), (0.97, 0.97, 0.97), tuple(FAKE_COLOUR)])
+    ax.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        verdict = known[FACTORS[row], QUALITIES[column]].verdict
+        ax.text(column, row, f"{verdict}\n{value:.2f}", ha="center", va="center", fontsize=9,
+                color="white" if abs(value - 0.5) > 0.35 else "black")  # fmt: skip
+    ax.set_xticks(range(len(QUALITIES)), [f"JPEG {quality}" if quality else "no JPEG" for quality in QUALITIES])
+    ax.set_yticks(range(len(FACTORS)), [f"{factor:.0%} size" for factor in FACTORS])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     tiles = [("", Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))]
-    return Picture(TITLES["curve"], sentence("caption_curve", AXES, curves, is_cut), tiles)
+    return Picture(TITLES["stability"], sentence("caption_stability", known, is_cut), tiles)

@@ -1,28 +1,26 @@
 """One image, one answer that can be defended: both stages' verdict in words, and the page that shows it.
 
-The probe and `predict --report` show the same Examination. Its pictures are drawn apart, by `dfd.app.evidence`: they
-take longer than the answer. Pages are self-contained: no script, nothing loaded, all escaped.
+The probe and the pages of a case show the same Examination. Its pictures are drawn apart, by `dfd.app.evidence`: they
+take longer than the answer. Pages hold them as data, and escape all text.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
 
-from dfd import __version__
 from dfd.app.evidence import Crop, Examination
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core.images import ImageError, Source, as_rgb
-from dfd.core.io import TEMPLATES, template
+from dfd.core.io import template
 from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
+from dfd.inference.likelihood import rate_of
 
 
 def examine(
@@ -41,7 +39,9 @@ def examine(
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
     name = plain(name or (Path(path).name if path else "image"))
-    text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed)
+    side = min(image.size)
+    rate = rate_of(stage.rates, side, first.quality)
+    text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed, rate, side)
     return Examination(name, verdict, detector.threshold, text, tuple(windows), metadata, image)
 
 
@@ -58,23 +58,6 @@ def examine_or_refuse(
         return Examination(plain(name), Verdict(name, error=plain(reason, 400)))
 
 
-def page(
-    examinations: Iterable[Examination], title: str = "Real or generated?", model: str | Path | None = None
-) -> str:
-    """HTML of examinations with their pictures, judged by a run folder, the `model`, or one without a name.
-
-    They are rendered one after another, so that no more than one image need be held at a time.
-    """
-    rows, articles = [], []
-    for number, examination in enumerate(examinations, 1):
-        rows.append(fragment("overview_row", examination, number))
-        articles.append(fragment("article", examination, number))
-    style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination"))
-    written, model = datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), None if model is None else plain(model)
-    facts = {"title": title, "model": model, "limits": sentence("limits"), "version": __version__, "written": written}
-    return template("examination.html.j2").render(rows=rows, articles=articles, style=style, **facts)
-
-
 def fragment(macro: str, *values: Any) -> Markup:
     """A piece of a page or of the probe: a macro of pieces.html.j2 with its values."""
     pieces = template("pieces.html.j2").make_module({"address": address, "sentence": sentence})
@@ -82,9 +65,9 @@ def fragment(macro: str, *values: Any) -> Markup:
 
 
 def address(content: Image.Image | Path, side: int | None = None, format: str = "PNG") -> str:
-    """An image, its longer side at most `side` pixels, or a page's file, as an address that needs no server."""
+    """An image, its longer side at most `side` pixels, or a case's archive, as an address that needs no server."""
     if isinstance(content, Path):
-        return f"data:text/html;base64,{base64.b64encode(content.read_bytes()).decode()}"
+        return f"data:application/zip;base64,{base64.b64encode(content.read_bytes()).decode()}"
     small = content.copy()
     small.thumbnail((side or content.width, side or content.height), Image.Resampling.LANCZOS)
     small.save(buffer := io.BytesIO(), format, quality=90)

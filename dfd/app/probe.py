@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,12 @@ import numpy as np
 from IPython.display import HTML
 
 from dfd import config
+from dfd.app.case import opened
 from dfd.app.evidence import KINDS, TITLES, Examination, draw, trace
-from dfd.app.examine import examine_or_refuse, fragment, page
+from dfd.app.examine import examine_or_refuse, fragment
 from dfd.app.metadata import plain, sentence
 from dfd.core.images import load_rgb
-from dfd.core.io import TEMPLATES, write_text
+from dfd.core.io import TEMPLATES
 from dfd.core.runs import HEADLESS
 from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
@@ -104,7 +106,9 @@ class Probe:
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
-        on.save = widgets.Button(description="Save report", tooltip="Write a page of all images", icon="save")
+        on.save = widgets.Button(
+            description="Save case", tooltip="Write a folder of pages, tables and hashes of all images", icon="save"
+        )
         on.save.on_click(lambda button: self.save())
         takes: list[widgets.Widget] = []
         for number, item in enumerate(examples, 1):
@@ -132,7 +136,7 @@ class Probe:
         self._begin()
 
     def save(self) -> None:
-        """Save what was examined as a page; no name of an uploaded file is a part of its path."""
+        """Save what was examined as a case; no name of an uploaded file is a part of its path."""
         self.is_wanted = True
         self._begin()
 
@@ -149,7 +153,7 @@ class Probe:
         """All that is missing; a yield stands before whatever only the latest work may show."""
         parts = {
             "examining": self._examine([self.shown] if self.shown else []), "drawing evidence": self._draw(),
-            "examining the others": self._examine(self.items), "the curve": self._trace(), "saving": self._save(),
+            "examining the others": self._examine(self.items), "stability": self._trace(), "saving": self._save(),
         }  # fmt: skip
         failed = []
         for what, part in parts.items():
@@ -195,17 +199,19 @@ class Probe:
         if not self.is_wanted:
             return
         examinations = [item.examination for item in self.items if item.examination]
-        self._put("status", "working", "Drawing what is missing, and writing the report …")
+        self._put("status", "working", "Drawing what is missing, and writing the case …")
         for examination in examinations:
             yield
             if examination.image:
                 draw(self.detector, examination)
         yield
-        path = self.folder / f"probe-{datetime.now(UTC):%Y%m%d-%H%M%S}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page(examinations, "Probe: real or generated?", self.detector.run))
+        folder = self.folder / f"case-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        with opened(folder, self.detector, {"title": "Probe: real or generated?"}) as case:
+            for examination in examinations:
+                case.add(examination)
+            case.finish()
         self.is_wanted = False
-        self._put("status", "done", "Saved", path)
+        self._put("status", "done", "Saved", Path(shutil.make_archive(str(folder), "zip", folder)))
 
     def _uploaded(self) -> None:
         if files := self.on.upload.value:

@@ -15,9 +15,12 @@ from dfd.app import evidence, examine
 from dfd.app.metadata import sentence
 from dfd.config import CHECKPOINTS
 from dfd.core import images as images_module
+from dfd.data import crops
+from dfd.degrade import compose, to_tensor
+from dfd.inference import decide
 from dfd.inference.decide import fit_threshold
-from dfd.inference.detector import Detector
-from dfd.inference.stage import update_checkpoint
+from dfd.inference.detector import Detector, Verdict
+from dfd.inference.files import update_checkpoint
 
 
 @pytest.fixture
@@ -139,25 +142,26 @@ def test_crops_that_disagree_are_counted(run, image):
     assert "no second view" in " ".join(examine.examine(detector, image, crops=1).sentences)
 
 
-def test_the_curves_start_at_the_answer_and_go_on_where_they_were_left(run, image):
+def test_the_grid_starts_at_the_answer_and_goes_on_where_it_was_left(run, image):
     detector = Detector.load(run)
     examination = examine.examine(detector, image)
-    steps = evidence.trace(detector, examination)
-    assert [next(steps) for _ in range(3)] == [False] * 3 and "curve" not in examination.pictures
-    first = examination.curves["rescale"][0.5]
-    assert sum(evidence.trace(detector, examination)) == 3  # once for each degradation
-    curves = examination.curves
-    levels = {name: tuple(verdicts) for name, verdicts in curves.items()}
-    assert levels == {"none": (0,), **{axis.name: axis.curve for axis in evidence.AXES}}
-    assert curves["none"][0].p_fake == examination.verdict.p_fake and curves["rescale"][0.5] is first
-    image.save(buffer := io.BytesIO(), "JPEG", quality=30, subsampling="4:2:0")
-    assert curves["jpeg"][30].p_fake == pytest.approx(detector(buffer.getvalue()).p_fake, abs=1e-3)
-    assert curves["jpeg"][30].p_fake != curves["jpeg"][95].p_fake
-    caption = examination.pictures["curve"].caption
-    assert "JPEG quality (Pillow): " in caption and "middle" not in caption
-    for level, verdict in curves["jpeg"].items():
-        curves["jpeg"][level] = replace(verdict, is_fake=examination.verdict.is_fake ^ (level == 50))
-    assert "JPEG quality (Pillow): changes at 50." in evidence._curve(examination, False).caption
+    cells, steps = len(evidence.FACTORS) * len(evidence.QUALITIES), evidence.trace(detector, examination)
+    assert [next(steps) for _ in range(3)] == [False] * 3 and "stability" not in examination.pictures
+    first = examination.stability[1.0, 95]
+    assert [*evidence.trace(detector, examination)] == [False] * (cells - 4) + [True]
+    known = examination.stability
+    assert len(known) == cells and known[1.0, 95] is first
+    assert known[1.0, None].p_fake == examination.verdict.p_fake
+    image.save(buffer := io.BytesIO(), "JPEG", quality=40, subsampling="4:2:0")
+    assert known[1.0, 40].p_fake == pytest.approx(detector(buffer.getvalue()).p_fake, abs=1e-3)
+    half = compose(to_tensor(image), [("rescale", 0.5, {}), ("jpeg", 60, {})])
+    assert known[0.5, 60].p_fake == pytest.approx(detector(half[0]).p_fake, abs=1e-3)
+    caption = examination.pictures["stability"].caption
+    assert "middle" not in caption and [*evidence.trace(detector, examination)] == []
+    changed = "fake" if known[1.0, None].verdict == "real" else "real"
+    for key, verdict in known.items():
+        known[key] = replace(verdict, verdict=changed if key == (0.5, 60) else known[1.0, None].verdict)
+    assert f"It stands in {cells - 1} of {cells} cells" in evidence._stability(examination, False).caption
 
 
 def test_of_a_large_image_the_middle_is_degraded(run):
@@ -165,8 +169,8 @@ def test_of_a_large_image_the_middle_is_degraded(run):
     examination = examine.examine(detector, large)
     next(evidence.trace(detector, examination))
     middle = detector(large.crop((100, 50, 1124, 1074)))
-    assert examination.curves["none"][0].p_fake == middle.p_fake
-    assert "Judged on the middle" in evidence._curve(examination, True).caption
+    assert examination.stability[1.0, None].p_fake == middle.p_fake
+    assert "Judged on the middle" in sentence("caption_stability", examination.stability, True)
 
 
 def test_evidence_is_drawn_kind_by_kind(run, image):
@@ -175,7 +179,7 @@ def test_evidence_is_drawn_kind_by_kind(run, image):
     evidence.draw(detector, examination, "residual")
     assert [picture.title for picture in examination.pictures.values()] == ["Residual and spectrum"]
     evidence.draw(detector, examination)
-    assert list(examination.pictures) == ["residual", "crops", "gradcam"]
+    assert list(examination.pictures) == ["residual", "map", "gradcam"]
     labels = ["middle of the image", "its residual", "its spectrum"]
     assert [label for label, _ in examination.pictures["residual"].tiles] == labels
     assert len(examination.pictures["gradcam"].tiles) == 5
@@ -183,14 +187,53 @@ def test_evidence_is_drawn_kind_by_kind(run, image):
         assert picture.caption and all(tile.mode == "RGB" for _, tile in picture.tiles)
 
 
-def test_the_map_colours_what_was_looked_at_and_nothing_else(run):
-    grey = Image.new("RGB", (800, 800), (128, 128, 128))
-    detector = Detector.load(run)
-    examination = examine.examine(detector, grey, crops=1)
-    evidence.draw(detector, examination, "crops")
-    pixels = np.asarray(examination.pictures["crops"].tiles[0][1]).astype(int)
-    assert pixels.shape == (768, 768, 3) and (pixels[10, 10] == 128).all()
-    assert np.ptp(pixels[384 + 8, 384 + 8]) > 10
+def test_the_map_covers_the_image_and_says_what_it_left_out(run, monkeypatch):
+    detector, side = Detector.load(run), 800
+    examination = examine.examine(detector, noise(side, side), crops=1)
+    assert len(examination.crops) == 1
+    evidence.draw(detector, examination, "map")
+    picture = examination.pictures["map"]
+    assert picture.tiles[0][1].size == (768, 768) and "400 were judged" in picture.caption  # of 25 x 25
+    assert "625 windows" in picture.caption and "not looked at" in picture.caption
+    monkeypatch.setattr(evidence, "MAX_WINDOWS", 900)
+    for stride, windows in ((None, 625), (160, 36), (64, 169)):
+        examination = replace(examine.examine(detector, noise(side, side), crops=1), stride=stride)
+        evidence.draw(detector, examination, "map")
+        assert examination.pictures["map"].caption.count(f"{windows} windows, one each {stride or 32} pixels") == 1
+
+
+def test_the_map_shows_each_window_by_its_own_score(run):
+    detector, image = Detector.load(run), noise(64, 96)
+    examination = examine.examine(detector, image)
+    evidence.draw(detector, examination, "map")
+    tinted = np.asarray(examination.pictures["map"].tiles[0][1], dtype=float)
+    pixels = np.asarray(image.resize((512, 768)), dtype=float)
+    scale, found, expected = 768 // 96, [], []
+    for top in (0, 32, 64):
+        for left in (0, 32):
+            part = np.s_[top * scale + 8 : (top + 32) * scale - 8, left * scale + 8 : (left + 32) * scale - 8]
+            found.append((tinted[part] - 0.55 * pixels[part]).mean((0, 1)))
+            crop = detector.stage1.cut_out(image, crops.Plan([(top, left)], 1))
+            (scored,) = detector.stage1.score([crop])
+            p = decide.decide(scored.logits[None].numpy(), detector.stage1).probabilities[0, 1]
+            blend = evidence.REAL_COLOUR + (evidence.FAKE_COLOUR - evidence.REAL_COLOUR) * p
+            expected.append(0.45 * 255 * blend)
+    np.testing.assert_allclose(found, expected, atol=1.5)
+
+
+def test_a_patch_is_found_where_its_windows_agree_and_nowhere_else(run):
+    stage = Detector.load(run).stage1
+    stage.band = (0.3, 0.7)
+    corners = [(top, left) for top in range(0, 320, 32) for left in range(0, 320, 32)]
+    p, verdict = np.full(100, 0.1), Verdict("x", verdict="real")
+    assert evidence.in_part(p, corners, stage, verdict) is None
+    p[34] = 0.99
+    assert evidence.in_part(p, corners, stage, verdict) is None  # one window alone
+    p[[35, 44, 45]] = 0.8
+    assert evidence.in_part(p, corners, stage, verdict) == (96, 128, 64)
+    assert evidence.in_part(p, corners, stage, replace(verdict, verdict="fake")) is None
+    assert evidence.in_part(np.maximum(p, 0.5), corners, stage, verdict) is None  # all of it is in doubt
+    assert evidence.in_part(p[:4], corners[:4], stage, verdict) is None
 
 
 def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image):

@@ -14,11 +14,10 @@ from click.testing import CliRunner
 from networks import content, noise
 
 from dfd import cli, config
-from dfd.app import predict
 from dfd.config import CHECKPOINTS
 from dfd.core import runs
 from dfd.data.layouts import find, find_images
-from dfd.inference.stage import save_checkpoint, update_checkpoint
+from dfd.inference.files import save_checkpoint, update_checkpoint
 
 
 @pytest.fixture
@@ -147,8 +146,8 @@ def test_standard_input_is_an_image(call, tmp_path):
     assert answer == same | {"path": "-"} and answer["sha256"]
     broken = invoke(cli.main, ["predict", "--model", "run", "--json", "-"], input=b"no image")
     assert broken.exit_code == 1 and json.loads(broken.stdout)["error"].startswith("not an image")
-    page = invoke(cli.main, ["predict", "--model", "run", "--report", "page.html", "-"], input=content)
-    assert page.exit_code == 0 and "sees it" not in page.stdout and (tmp_path / "page.html").exists()
+    made = invoke(cli.main, ["predict", "--model", "run", "--case", "case", "-"], input=content)
+    assert made.exit_code == 0 and len(list((tmp_path / "case" / "images").iterdir())) == 1
 
 
 def test_addresses_files_of_a_model_and_halves_of_one_are_named(call, tmp_path):
@@ -165,21 +164,16 @@ def test_addresses_files_of_a_model_and_halves_of_one_are_named(call, tmp_path):
 def test_stage_1_judges_alone(call, tmp_path):
     (tmp_path / "run" / CHECKPOINTS["stage2"]).unlink()
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.0, generators=["ProGAN"])
-    result = call("--csv", "out.csv", "--report", "page.html", "in/a.png")
+    result = call("--case", "first", "in/a.png")
     assert result.exit_code == 0 and "no stage 2" in result.stderr and result.stdout.rstrip().endswith("ProGAN")
-    (row,) = rows("out.csv")
+    (row,) = rows("first/verdicts.csv")
     assert row["source"] == "ProGAN" and not any(name.startswith("p_source.") for name in row)
-    text = (tmp_path / "page.html").read_text()
+    text = next((tmp_path / "first" / "images").iterdir()).read_text()
     assert "made all fakes that it learnt from" in text and "Called generated, by ProGAN" in text
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], generators=["ProGAN", "BigGAN"])
-    assert call("--report", "page.html", "in/a.png").stdout.rstrip().endswith("not told: no stage 2")
-    text = (tmp_path / "page.html").read_text()
+    assert call("--case", "second", "in/a.png").stdout.rstrip().endswith("not told: no stage 2")
+    text = next((tmp_path / "second" / "images").iterdir()).read_text()
     assert "Called generated<" in text and "does not say: it has no stage 2" in text
-
-
-def test_a_report_that_cannot_be_written_is_noticed_before_the_work(call):
-    result = call("--report", "gone/page.html", "in/a.png")
-    assert result.exit_code == 2 and "gone is no folder" in result.stderr and not result.stdout
 
 
 def test_a_name_that_the_stream_cannot_hold_ends_nothing(call, tmp_path):
@@ -213,16 +207,6 @@ def test_a_threshold_by_rate_changes_the_calls_and_not_the_scores(call, tmp_path
         calls[share] = json.loads(call("--json", "--threshold-fpr", share, "in/a.png").stdout)
     assert calls["0.5"]["is_fake"] and not calls["0.1"]["is_fake"]
     assert calls["0.5"]["p_fake"] == calls["0.1"]["p_fake"] == p
-
-
-def test_report_is_the_page_with_every_file(call, tmp_path, monkeypatch):
-    result = call("--report", "page.html", "--csv", "out.csv", "in")
-    assert result.exit_code == 1 and len(rows("out.csv")) == 4
-    text = (tmp_path / "page.html").read_text("utf-8")
-    assert text.count("<article") == 4 and text.count("Grad-CAM</h4>") == 3 and "not an image" in text
-    monkeypatch.setattr(predict, "MAX_PICTURED", 1)
-    call("--report", "page.html", "in")
-    assert (tmp_path / "page.html").read_text("utf-8").count("Grad-CAM</h4>") == 1
 
 
 @pytest.mark.slow

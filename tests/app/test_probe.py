@@ -9,13 +9,13 @@ from bad_files import png_header
 from networks import content, noise
 
 from dfd import config
-from dfd.app import probe
+from dfd.app import case, probe
 from dfd.app.evidence import TITLES
 from dfd.app.probe import Probe
 from dfd.config import CHECKPOINTS
 from dfd.data import manifest, sample
 from dfd.inference.detector import Detector
-from dfd.inference.stage import save_checkpoint
+from dfd.inference.files import save_checkpoint
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -98,10 +98,10 @@ def test_the_image_that_is_looked_at_comes_first_and_nothing_is_done_twice(app, 
     go.set()
     assert "Examined 3 images" in done(app) and seen == ["0.png", "2.png", "1.png"]
     assert "<h2>2.png</h2>" in app.on.answer.value and app.on.list.label.startswith("3. 2.png: Called")
-    assert "curve" in app.items[2].examination.pictures and not app.items[0].examination.pictures
+    assert "stability" in app.items[2].examination.pictures and not app.items[0].examination.pictures
 
 
-def test_the_curve_grows_degradation_by_degradation(app, monkeypatch):
+def test_the_grid_of_stability_comes_last(app, monkeypatch):
     shown = []
 
     def show():
@@ -111,24 +111,26 @@ def test_the_curve_grows_degradation_by_degradation(app, monkeypatch):
     monkeypatch.setattr(app, "_show_evidence", show)
     upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
-    assert shown[-4:] == [set(TITLES) - {"curve"}] + 3 * [set(TITLES)]
+    assert shown[-2:] == [set(TITLES) - {"stability"}, set(TITLES)]
 
 
-def test_saving_writes_a_page_of_all_images(app):
+def test_saving_writes_a_case_of_all_images(app):
     upload(app, ("../../evil.png", file(noise(130, 100))), (HOSTILE, file(noise(64, 64, 2))), ("bad.png", b"no image"))
     done(app)
     app.on.save.click()
     assert "Saved" in done(app)
-    (path,) = app.folder.iterdir()  # upload names make no path
-    text = path.read_text()
-    assert path.name.startswith("probe-") and path.suffix == ".html" and str(app.detector.run) in text
-    assert text.count("<article") == 3 and "<script" not in text and "<img src=x" not in text
-    assert text.count("spectrum</h4>") == 2 and text.count("<h4>Does the answer stand?</h4>") == 1
-    assert app.on.status.value.count("download=") == 1 and "data:text/html;base64," in app.on.status.value
+    folder, archive = sorted(app.folder.iterdir())  # upload names make no path
+    assert folder.name.startswith("case-") and archive.name == folder.name + ".zip"
+    assert len(list((folder / "images").iterdir())) == 2 and case.verify(folder) == ([], case.verify(folder)[1])
+    text = (folder / "index.html").read_text()
+    assert "evil.png" in text and "not an image" in text and "<img src=x" not in text
+    pages = "".join(path.read_text() for path in (folder / "images").iterdir())
+    assert pages.count("spectrum</h4>") == 2 and "<img src=x" not in pages
+    assert app.on.status.value.count("download=") == 1 and "data:application/zip;base64," in app.on.status.value
 
 
 def test_a_failure_in_the_background_is_told(app, monkeypatch):
-    monkeypatch.setattr("dfd.app.probe.write_text", lambda *given: (_ for _ in ()).throw(OSError("disk <full>")))
+    monkeypatch.setattr("dfd.app.probe.opened", lambda *given: (_ for _ in ()).throw(OSError("disk <full>")))
     upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
     app.on.save.click()
@@ -166,4 +168,4 @@ def test_a_part_that_fails_leaves_the_others_to_be_done(app, monkeypatch):
     monkeypatch.setattr("dfd.app.probe.draw", lambda *given: (_ for _ in ()).throw(MemoryError("<big>")))
     upload(app, ("photo.png", file(noise(64, 64))), ("other.png", file(noise(64, 64, 1))))
     assert "MemoryError: &lt;big&gt;" in done(app)
-    assert "curve" in app.shown.examination.pictures
+    assert "stability" in app.shown.examination.pictures

@@ -1,0 +1,242 @@
+"""The case: a folder that one can hand over, with a page an image, tables, and hashes of all that went in and came out.
+
+index.html, images/<sha256>.html, thumbs/, verdicts.csv and .json, case.json, case.pdf, and originals/ where asked for.
+Pages load nothing but the thumbnails beside them, and run nothing but the index's own script. `verify` hashes anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dfd import __version__, config
+from dfd.app.evidence import Examination
+from dfd.app.examine import fragment
+from dfd.app.journal import Journal, read_verdicts
+from dfd.app.metadata import plain, sentence
+from dfd.core.images import load_rgb, perceptual_hash
+from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, template, write_json, write_text
+from dfd.core.runs import run_lock
+from dfd.data.splits import components
+from dfd.inference.detector import Detector, Verdict, files_of
+
+RECORD, VERDICTS, INDEX, PDF = "case.json", "verdicts.csv", "index.html", "case.pdf"
+PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
+THUMB_SIDE = 160  # pixels
+PRINTED = 50  # images whose pages are in the PDF, behind the table of all
+SHEETS = ("style", "examination", "case")
+
+
+class Case:
+    """A case that is being made or continued; see `opened`."""
+
+    def __init__(self, folder: Path, detector: Detector, about: Mapping[str, Any]):
+        self.folder, self.about = folder, about
+        run = detector.run
+        stage = detector.stage1
+        made_by = {
+            "name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
+            "files": {name: _hash(run / name)["sha256"] for name in files_of(run)} if run else {},
+            "threshold": detector.threshold, "band": stage.band, "temperature": stage.temperature,
+            "likelihood": digest(stage.likelihood), "crops": about.get("crops"), "crop_mode": about.get("crop_mode"),
+        }  # fmt: skip
+        self.record = read_json(folder / RECORD)
+        if self.record and self.record["detector"] != made_by:
+            print(f"{folder} was judged by another detector or threshold: all is judged anew.", file=sys.stderr)
+            shutil.rmtree(folder / "images", ignore_errors=True)
+            (folder / VERDICTS).unlink(missing_ok=True)
+        elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
+            raise FileExistsError(f"{folder} holds files and is no case; take an empty folder, or a new one")
+        self.record = (
+            {"id": str(uuid.uuid4()), "created": _now(), "examiner": None, "runs": []}
+            | self.record
+            | {"detector": made_by}
+        )
+        self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
+        self.record["notes"] = [*self.record.get("notes", []), *about.get("notes", ())]
+        self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
+        for name in ("images", "thumbs"):
+            (folder / name).mkdir(exist_ok=True)
+        write_json(folder / RECORD, self.record)
+        self.journal = Journal(folder / VERDICTS, True, detector, keep=lambda row: not _is_changed(row))
+
+    @property
+    def title(self) -> str:
+        """What the case is called on its pages."""
+        return self.record.get("title") or f"Case {self.folder.resolve().name}"
+
+    def page_of(self, sha256: str) -> Path:
+        """The page of an image."""
+        return self.folder / "images" / f"{sha256[:16]}.html"
+
+    def has(self, path: str) -> bool:
+        """Whether the case has a row and a page of this file as it was when the case was opened."""
+        return path in self.journal.done and self.page_of(self.journal.done[path]).exists()
+
+    def add(self, examination: Examination) -> None:
+        """Take in an image that was judged or refused: a row, and a page, thumbnail and, where wanted, a copy of it."""
+        verdict, image = examination.verdict, examination.image
+        if image is not None:
+            sha256 = verdict.sha256 or examination.metadata.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
+            verdict = replace(verdict, path=verdict.path or examination.name, sha256=sha256)
+            thumb = image.copy()
+            thumb.thumbnail((THUMB_SIDE, THUMB_SIDE))
+            with atomic_write(self.folder / "thumbs" / f"{sha256[:16]}.jpg") as draft:
+                thumb.save(draft, "JPEG", quality=80)
+            if self.about.get("with_images") and os.path.isfile(verdict.path):
+                (self.folder / "originals").mkdir(exist_ok=True)
+                suffix = re.sub(r"[^\w.]", "", Path(verdict.path).suffix)[:10]
+                shutil.copyfile(verdict.path, self.folder / "originals" / f"{sha256[:16]}{suffix}")
+            values = {"title": self.title, "article": fragment("article", examination), "name": examination.name}
+            write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
+        self.journal.write(verdict)
+
+    def finish(self) -> Path:
+        """Write tables, index, PDF and the record with its hashes; gives the index."""
+        verdicts, folder = read_verdicts(self.folder / VERDICTS), self.folder
+        write_json(folder / "verdicts.json", [verdict.asdict() for verdict in verdicts])
+        rows, script = self._rows(verdicts), (TEMPLATES / "case.js").read_text("utf-8")
+        allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        counts = pd.Series(["refused" if verdict.error else verdict.verdict for verdict in verdicts]).value_counts()
+        values = {"case": self.record, "title": self.title, "counts": counts.to_dict(), **_facts()}
+        page = template("case.html.j2")
+        with atomic_write(folder / INDEX) as draft, draft.open("w", encoding="utf-8") as file:
+            page.stream(**values, rows=rows, script=script, allowed=allowed, articles=()).dump(file)
+        printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
+        articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
+        whole = page.render(
+            **values, rows=rows, script="", allowed="", articles=[found[0] for found in articles if found]
+        )
+        write_pdf(whole, folder / PDF)
+        self.record["inputs"] = [
+            {"path": v.path, "sha256": v.sha256, "bytes": os.path.getsize(v.path) if os.path.isfile(v.path) else None}
+            for v in verdicts if v.path
+        ]  # fmt: skip
+        self.record["runs"][-1]["ended"] = _now()
+        self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}
+        self.record["versions"] |= {"dfd": __version__, "python": sys.version.split()[0]}
+        self.record["outputs"] = {path.relative_to(folder).as_posix(): _hash(path) for path in _files(folder)}
+        write_json(folder / RECORD, self.record)
+        return folder / INDEX
+
+    def _rows(self, verdicts: list[Verdict]) -> list[dict[str, Any]]:
+        """What the index shows of each image; near-duplicates have one group, numbered from 1, and others 0."""
+        thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:16]}.jpg" for v in verdicts]
+        known = pd.DataFrame({"sha256": [v.sha256 or f"none {place}" for place, v in enumerate(verdicts)]})
+        known["phash"] = [perceptual_hash(load_rgb(path)) if path.exists() else None for path in thumbs]
+        groups = pd.Series(components(known) if len(known) else np.zeros(0, int))
+        sizes = groups.map(groups.value_counts())
+        numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
+        firsts = ~groups.duplicated()
+        return [
+            {"verdict": v, "name": plain(v.path, 120), "headline": sentence("headline", v), "key": path.stem,
+             "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
+             "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place])}
+            for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))
+        ]  # fmt: skip
+
+
+@contextmanager
+def opened(folder: Path, detector: Detector, about: Mapping[str, Any]) -> Iterator[Case]:
+    """Make a case, or go on with one, in a folder for this process alone.
+
+    `about` may hold title, examiner, notes, with_images, crops and crop_mode. A folder with other files is a
+    FileExistsError. One that another detector or threshold judged is judged anew.
+    """
+    with run_lock(folder):
+        case = Case(folder, detector, about)
+        with case.journal.file:
+            yield case
+
+
+def verify(folder: Path) -> tuple[list[str], list[str]]:
+    """Hash all that a case's record names: what is not as it was, and what cannot be found, in lines.
+
+    A folder without a record is a FileNotFoundError.
+    """
+    if not (record := read_json(folder / RECORD)) or "outputs" not in record:
+        raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
+    wrong, away = [], []
+    for name, noted in record["outputs"].items():
+        if not (folder / name).is_file():
+            wrong.append(f"{name} is gone")
+        elif _hash(folder / name) != noted:
+            wrong.append(f"{name} was changed")
+    wrong += [f"{name} was added" for path in _files(folder)
+              if (name := path.relative_to(folder).as_posix()) not in record["outputs"]]  # fmt: skip
+    for noted in record["inputs"]:
+        folder = record["runs"][-1]["folder"]
+        away += [f"{noted['path']} is not here"] if not Path(folder, noted["path"]).is_file() else []
+        wrong += [f"{noted['path']}, an image that was judged, was changed"] if _is_changed(noted, folder) else []
+    return wrong, away
+
+
+def write_pdf(html: str, path: Path) -> None:
+    """Print a page by Playwright's Chromium, or by WeasyPrint; where neither is there a line says so."""
+    path.unlink(missing_ok=True)
+    print_html = path.with_name("." + path.name + ".html")
+    write_text(print_html, html)
+    try:
+        try:
+            from playwright.sync_api import sync_playwright
+
+            chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                tab = browser.new_page()
+                tab.goto(print_html.absolute().as_uri())
+                tab.pdf(path=path, format="A4", print_background=True, margin=dict.fromkeys(("top", "bottom"), "15mm"))
+                browser.close()
+        except ImportError:
+            from weasyprint import HTML  # pyright: ignore
+
+            HTML(filename=str(print_html)).write_pdf(str(path))
+    except Exception as error:  # no package, no browser, or one that fails: the case is whole without
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"No {PDF}: {plain(why)}. `pip install playwright` with Chromium, or `pip install weasyprint`, makes it.",
+              file=sys.stderr)  # fmt: skip
+    finally:
+        print_html.unlink()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """All files of a case but its record and hidden ones."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return (path for path in files if path.name != RECORD and not path.name.startswith("."))
+
+
+def _hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _is_changed(noted: Mapping[str, Any], folder: str = "") -> bool:
+    """Whether an image that was judged is there, and is another one by now; those that have no file are not."""
+    path = Path(folder, noted["path"])
+    return path.is_file() and bool(noted["sha256"]) and _hash(path)["sha256"] != noted["sha256"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _facts() -> dict[str, Any]:
+    """What every page says of itself."""
+    style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in SHEETS)
+    return {"style": style, "limits": sentence("limits"), "version": __version__, "written": _now()}

@@ -1,0 +1,71 @@
+"""A detector as ONNX, for programs that have no torch: one graph, what goes around it as JSON, and an example."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfd import __version__
+from dfd.config import CLIPS
+from dfd.core.io import TEMPLATES, atomic_write, write_json
+from dfd.inference.detector import Detector
+
+NAMES = GRAPH, RECORD, EXAMPLE = "detector.onnx", "detector.json", "example.py"
+OPSET = 17  # since 2022; onnxruntime 1.12
+
+
+class Graph(nn.Module):
+    """Both stages as one network: (N, 3, S, S) equalised crops in [0, 1] to logits (N,) of fake and (N, K) of names."""
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.stages = nn.ModuleList(stage.model.cpu() for stage in detector.stages)
+        kinds = [stage.settings["backbone"] for stage in detector.stages]
+        self.trunk = detector.stages[0].backbone.trunk if set(kinds) <= set(CLIPS) and len(set(kinds)) == 1 else None
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each stage."""
+        if self.trunk is None:
+            return tuple(stage(crops) for stage in self.stages)
+        features = self.trunk.tokens(crops).flatten(1)  # once for both
+        backbones = [getattr(stage, "classifier", stage).backbone for stage in self.stages]
+        return tuple(backbone.head(features).squeeze(1) for backbone in backbones)
+
+
+def export(detector: Detector, folder: Path) -> Path:
+    """Write detector.onnx, detector.json and example.py, which judges a picture by onnxruntime, Pillow and numpy alone.
+
+    The JSON, which the graph's metadata has too, holds preprocessing, crops, thresholds, temperatures and calibration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stage1, stage2 = detector.stage1, detector.stage2
+    record: dict[str, Any] = {
+        "dfd": __version__, "detector": str(detector.run), "crop_size": stage1.crop_size, "crops": stage1.crops,
+        "equalise_quality": stage1.equalise_quality, "temperature": stage1.temperature, "band": stage1.band,
+        "threshold": detector.threshold, "likelihood": stage1.likelihood, "rates": stage1.rates,
+    }  # fmt: skip
+    if stage2:
+        names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
+        record["stage2"] = {name: getattr(stage2, name) for name in names}
+        if (stage2.crop_size, stage2.equalise_quality) != (stage1.crop_size, stage1.equalise_quality):
+            raise ValueError("the stages take different crops; train both with the same crop_size and equalise_quality")
+    names, crops = ["real_or_fake", "generator"][: len(detector.stages)], torch.rand(2, 3, *[stage1.crop_size] * 2)
+    with atomic_write(folder / GRAPH) as draft, torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(
+            Graph(detector).eval(), (crops,), str(draft), input_names=["crops"], output_names=names, dynamo=False,
+            dynamic_axes={name: {0: "N"} for name in ("crops", *names)}, opset_version=OPSET,
+        )  # fmt: skip
+        import onnx
+
+        graph = onnx.load(str(draft))
+        onnx.helper.set_model_props(graph, {"dfd": json.dumps(record)})
+        onnx.save(graph, str(draft))
+    write_json(folder / RECORD, record)
+    shutil.copyfile(TEMPLATES / EXAMPLE, folder / EXAMPLE)
+    return folder / GRAPH

@@ -1,0 +1,146 @@
+"""A case as a folder: its record, tables and hashes, going on with it, and what verify says when a byte changes."""
+
+import csv
+import json
+import shutil
+from hashlib import sha256
+
+import pytest
+from bad_files import encoded
+from click.testing import CliRunner
+from networks import content, noise
+
+from dfd import cli
+from dfd.app import case
+from dfd.app.journal import read_verdicts
+from dfd.config import CHECKPOINTS
+from dfd.core import runs
+from dfd.inference import Detector, save_checkpoint, update_checkpoint
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run predict --case, or another command, beside twelve images, two of them alike, and one that is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(content(stage), tmp_path / "run" / name)
+    (tmp_path / "in").mkdir()
+    for number in range(11):
+        (tmp_path / "in" / f"{number:02}.png").write_bytes(encoded(noise(70, 60, number), "PNG"))
+    (tmp_path / "in" / "alike.jpg").write_bytes(encoded(noise(70, 60, 3), "JPEG", quality=98))
+    (tmp_path / "in" / "not.png").write_bytes(b"<svg/>")
+
+    def call(*words, command=("predict", "--model", "run", "--pictures", "1", "--case", "case")):
+        return CliRunner().invoke(cli.main, [*command, *words])
+
+    return call
+
+
+def record():
+    with open("case/case.json", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
+    made = call("--title", "A & B", "--examiner", "me", "--note", "one", "--note", "two", "in")
+    assert made.exit_code == 1 and "1 of 13 images were refused" in made.stderr  # not.png
+    noted, folder = record(), tmp_path / "case"
+    assert (noted["title"], noted["examiner"], noted["notes"]) == ("A & B", "me", ["one", "two"])
+    assert noted["detector"]["threshold"] == 0.5 and noted["versions"].keys() >= {"dfd", "torch", "python"}
+    assert noted["created"].endswith("+00:00") and "--note" in noted["runs"][0]["command"] or noted["runs"]
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert noted["outputs"].keys() == {name for name in files if name != "case.json" and not name.startswith(".")}
+    for name, entry in noted["outputs"].items():
+        data = (folder / name).read_bytes()
+        assert entry == {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
+    for entry in noted["inputs"][:-1]:
+        data = (tmp_path / entry["path"]).read_bytes()
+        assert (entry["sha256"], entry["bytes"]) == (sha256(data).hexdigest(), len(data))
+    verdicts = json.loads((folder / "verdicts.json").read_text())
+    with open("case/verdicts.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [verdict["path"] for verdict in verdicts] and len(rows) == 13
+    assert [float(row["p_fake"]) for row in rows[:12]] == [verdict["p_fake"] for verdict in verdicts[:12]]
+    assert len(list((folder / "images").iterdir())) == len(list((folder / "thumbs").iterdir())) == 12
+    drawn = [path for path in (folder / "images").iterdir() if "<h4>Grad-CAM" in path.read_text()]
+    assert len(drawn) == 1 and not (folder / "originals").exists()
+    index = (folder / "index.html").read_text()
+    assert "<title>A &amp; B" in index and index.count("1 more</td>") == 2 and index.count('class="folded"') == 1
+
+
+def test_verify_names_the_byte_that_changed(call, tmp_path):
+    call("in")
+    verify = lambda: call("case", command=["verify"])  # noqa: E731
+    assert verify().exit_code == 0 and verify().stdout == "case: as it was made\n"
+    page = next((tmp_path / "case" / "images").iterdir())
+    data = bytearray(page.read_bytes())
+    data[len(data) // 2] ^= 1
+    page.write_bytes(bytes(data))
+    assert verify().exit_code == 1 and f"images/{page.name} was changed\n" in verify().stdout
+    (tmp_path / "case" / "verdicts.json").unlink()
+    (tmp_path / "case" / "mine.txt").write_text("x")
+    (tmp_path / "in" / "00.png").write_bytes(b"other")
+    (tmp_path / "in" / "01.png").unlink()
+    told = verify().stdout
+    for line in ("verdicts.json is gone", "mine.txt was added", "in/00.png, an image that was judged, was changed"):
+        assert line in told
+    assert "in/01.png is not here" in told and "4 differences" in told
+    shutil.rmtree(tmp_path / "case")
+    (tmp_path / "case").mkdir()
+    assert verify().exit_code == 2 and "no finished case.json" in verify().stderr
+
+
+def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
+    call("in/00.png", "in/01.png", "--note", "first")
+    before, noted = read_verdicts(tmp_path / "case" / "verdicts.csv"), record()
+    (tmp_path / "in" / "01.png").write_bytes(encoded(noise(80, 80, 99), "PNG"))
+    result = call("in/00.png", "in/01.png", "in/02.png", "--note", "second")
+    assert "1 of 3 images are in case already" in result.stderr and result.exit_code == 0
+    after = read_verdicts(tmp_path / "case" / "verdicts.csv")
+    assert [verdict.path for verdict in after] == ["in/00.png", "in/01.png", "in/02.png"]
+    assert after[0] == before[0] and after[1].sha256 != before[1].sha256
+    assert record()["id"] == noted["id"] and record()["notes"] == ["first", "second"] and len(record()["runs"]) == 2
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.9, key="other")
+    result = call("in/00.png")
+    assert "judged by another detector" in result.stderr and "already" not in result.stderr
+    assert [verdict.path for verdict in read_verdicts(tmp_path / "case" / "verdicts.csv")] == ["in/00.png"]
+
+
+def test_originals_are_copied_where_that_is_asked_for(call, tmp_path):
+    call("--with-images", "in/00.png")
+    (copy,) = (tmp_path / "case" / "originals").iterdir()
+    assert copy.read_bytes() == (tmp_path / "in" / "00.png").read_bytes() and copy.suffix == ".png"
+
+
+def test_a_folder_of_other_files_and_one_in_use_are_left_alone(call, tmp_path):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "thesis.doc").write_text("x")
+    result = call("in/00.png")
+    assert result.exit_code == 2 and "is no case" in result.stderr
+    assert [path.name for path in (tmp_path / "case").iterdir() if path.name[0] != "."] == ["thesis.doc"]
+    assert call("--csv", "x.csv", "in/00.png").exit_code == 2
+    (tmp_path / "case" / "thesis.doc").unlink()
+    detector = Detector.load("run")
+    with case.opened(tmp_path / "case", detector, {}), pytest.raises(runs.InUse):
+        runs._held.clear()
+        with case.opened(tmp_path / "case", detector, {}):
+            pass
+
+
+def test_without_a_browser_a_line_says_that_there_is_no_pdf(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "playwright.sync_api", None)
+    monkeypatch.setitem(__import__("sys").modules, "weasyprint", None)
+    result = call("in/00.png")
+    assert result.exit_code == 0 and "No case.pdf" in result.stderr and not (tmp_path / "case" / "case.pdf").exists()
+    assert call("case", command=["verify"]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
+    pytest.importorskip("playwright.sync_api")
+    if not shutil.which("chromium"):
+        pytest.skip("needs Chromium")
+    call("in/00.png", "in/01.png")
+    pdf = (tmp_path / "case" / "case.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 3
