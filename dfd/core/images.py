@@ -1,7 +1,5 @@
 """Reading image files: one way to become RGB, one full check, one reason for each file that fails."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

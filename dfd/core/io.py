@@ -1,7 +1,5 @@
 """Files that are whole or not there: written under another name, put on disk, then renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """What surrounds work in a run folder: its lock, signals that let a step finish, progress bars, the data's state."""
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import ctypes

@@ -3,8 +3,6 @@
 Images are (B, 3, H, W) in [0, 1], RGB, not normalised. Nothing is resized; what is too small is reflect-padded.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

@@ -1,7 +1,5 @@
 """Finding the files of a data folder, and reading label and split off their folders."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """One table of all images in a data folder: checked, grouped, split; everything downstream starts from it."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -141,6 +139,36 @@ def digest(table: pd.DataFrame) -> str:
     return io.digest(table[["path", "label", "split", "sha256"]].sort_values("path").to_json(orient="values"))
 
 
+class ScanCache:
+    """What earlier scans of a folder learnt, text by text, in an SQLite file in $DFD_CACHE or ~/.cache/dfd.
+
+    Keys hold all that a value depends on; what is stored together is whole, whoever is killed; scans may run side by
+    side. Deleting the file costs a full scan and the memory of splits. One that cannot be used is an OSError.
+    """
+
+    def __init__(self, root: Path):
+        self.path = io.cache_folder() / f"scan-{io.digest(root)}.sqlite"
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(self.path, timeout=60)
+            self.connection.execute("CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value)")
+            self.entries: dict[str, str] = dict(self.connection.execute("SELECT key, value FROM entries"))
+        self.close = self.connection.close
+
+    def store(self, entries: dict[str, str]) -> None:
+        """Put entries on disk, all or none."""
+        with self._explained(), self.connection:
+            self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", list(entries.items()))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            remedy = "free some space, delete the file, or set DFD_CACHE to another folder"
+            raise OSError(f"the cache {self.path} cannot be used ({error}); {remedy}") from error
+
+
 def _describe(root: Path, listing: Listing, cache: ScanCache, progress: bool) -> list[dict]:
     """Describe each good file, from the cache or by decoding; bad ones go to listing.rejected."""
 
@@ -193,33 +221,3 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     table["split"] = assign(table, seed, val_fraction, test_fraction).astype(str)
     columns = [*COLUMNS, "source"] if "source" in table else COLUMNS
     return table[columns].sort_values("path", ignore_index=True)
-
-
-class ScanCache:
-    """What earlier scans of a folder learnt, text by text, in an SQLite file in $DFD_CACHE or ~/.cache/dfd.
-
-    Keys hold all that a value depends on; what is stored together is whole, whoever is killed; scans may run side by
-    side. Deleting the file costs a full scan and the memory of splits. One that cannot be used is an OSError.
-    """
-
-    def __init__(self, root: Path):
-        self.path = io.cache_folder() / f"scan-{io.digest(root)}.sqlite"
-        with self._explained():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(self.path, timeout=60)
-            self.connection.execute("CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value)")
-            self.entries: dict[str, str] = dict(self.connection.execute("SELECT key, value FROM entries"))
-        self.close = self.connection.close
-
-    def store(self, entries: dict[str, str]) -> None:
-        """Put entries on disk, all or none."""
-        with self._explained(), self.connection:
-            self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", list(entries.items()))
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            remedy = "free some space, delete the file, or set DFD_CACHE to another folder"
-            raise OSError(f"the cache {self.path} cannot be used ({error}); {remedy}") from error

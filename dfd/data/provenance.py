@@ -1,7 +1,5 @@
 """Where the images come from: a provenance table, and test splits that hold out whole sources."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

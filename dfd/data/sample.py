@@ -3,8 +3,6 @@
 Every tile is rebuilt by each simulator, so classes differ in their traces and not in content, size, format or names.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """Groups of images that belong together, and train/val/test splits that never cut through one."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Sequence
