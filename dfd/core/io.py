@@ -54,15 +54,13 @@ def explained(error: OSError, path: Path) -> OSError:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file, an object; empty when there is none. A damaged one is a ValueError that names it."""
-    if not path.exists():
-        return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8")) if path.exists() else {}
         if not isinstance(content, dict):
             raise ValueError("no object")
-        return content
     except ValueError as error:
         raise ValueError(damaged(path, error)) from error
+    return content
 
 
 def read_table(path: str | Path, **options: Any) -> Any:
@@ -79,10 +77,8 @@ def read_table(path: str | Path, **options: Any) -> Any:
 
 def damaged(path: str | Path, error: Exception) -> str:
     """The line about a file of ours that was cut short or written by something else."""
-    reason = (
-        str(error).splitlines()[0].replace(f"Could not open Parquet input source '{path}': ", "").partition(". ")[0]
-    )
-    return f"{path} is damaged ({reason}); delete it, and run again what makes it"
+    reason = str(error).splitlines()[0].replace(f"Could not open Parquet input source '{path}': ", "")
+    return f"{path} is damaged ({reason.partition('. ')[0]}); delete it, and run again what makes it"
 
 
 def cache_folder() -> Path:
