@@ -126,17 +126,14 @@ def run_lock(folder: str | Path) -> Iterator[None]:
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the system's lock on a file; a Timeout where another process does, a line where there are no locks."""
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except OSError as error:
-        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
-            raise
-        print(f"The file system of {path.parent} has no locks: see to it that no other run works there.")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(path, timeout=0, fallback_to_soft=False))
+        except OSError as error:  # a Timeout has no number
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"The file system of {path.parent} has no locks: see to it that no other run works there.")
         yield
-    finally:
-        lock.release()
 
 
 def is_alone() -> bool:
