@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 import warnings
+from contextlib import suppress
 from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -12,14 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, features
 
-try:
-    import pillow_heif
-except ImportError:  # a machine that only trains may lack it
-    pillow_heif = None
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 FORMATS += ("AVIF",) if features.check("avif") else ()
-FORMATS += ("HEIF",) if pillow_heif else ()
+with suppress(ImportError):  # a machine that only trains may lack it
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    FORMATS += ("HEIF",)
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
 MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
@@ -34,8 +34,6 @@ STARTS = {  # of a file that is no image -> what it is
 }
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
-if pillow_heif:
-    pillow_heif.register_heif_opener(thumbnails=False)
 Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
 
 
@@ -69,19 +67,18 @@ def as_rgb(source: Source) -> Image.Image:
     if isinstance(source, Image.Image):
         with warnings.catch_warnings(action="ignore"):
             return _to_rgb(_decode(source))
-    pixels = source
-    if hasattr(pixels, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
-        is_rgb = pixels.is_floating_point() and pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.numel()
-        if not (is_rgb and pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
+    if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
+        is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
+        if not (is_rgb and source.min() >= 0 and source.max() <= 1):  # NaN fails too
             text = "a tensor is float (3, H, W), its values lie in [0, 1], not normalised"
-            raise ValueError(f"{text}; got {pixels.dtype} {tuple(pixels.shape)}")
-        pixels = (pixels.detach().float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
-    if not isinstance(pixels, np.ndarray):
+            raise ValueError(f"{text}; got {source.dtype} {tuple(source.shape)}")
+        source = (source.detach().float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
+    if not isinstance(source, np.ndarray):
         raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}")
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {pixels.dtype} {pixels.shape}")
-    _check_size(*pixels.shape[1::-1])
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        raise ValueError(f"an array is uint8 (H, W, 3) or (H, W); got {source.dtype} {source.shape}")
+    _check_size(*source.shape[1::-1])
+    return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -153,11 +150,9 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
 
 def begins_like_image(path: str | Path) -> bool:
     """Whether a regular file begins as images of the usual formats do; one that cannot be read does not."""
-    try:
-        with open_file(path) as file:
-            return _is_image_start(file.read(16))
-    except (ImageError, OSError):
-        return False
+    with suppress(ImageError, OSError), open_file(path) as file:
+        return _is_image_start(file.read(16))
+    return False
 
 
 def _is_image_start(start: bytes) -> bool:
@@ -181,33 +176,27 @@ def _decode(source: Any) -> Image.Image:
         return image
     except ImageError:
         raise
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error) or isinstance(source, Image.Image):  # of a picture there is no file to mend
-            raise ImageError(f"damaged or truncated: {one_line(error)}") from error
-        return _decode(_without_texts(source))  # the pixels are sound, and are what is judged
-    except Image.UnidentifiedImageError as error:
-        file: Any = source  # of a picture there is none
-        file.seek(0)  # a PNG's text may be all that is damaged
-        if file.read(4) == b"\x89PNG" and len((bare := _without_texts(file)).getvalue()) < file.tell():
-            return _decode(bare)
-        raise ImageError(_what_it_is(source)) from error
+    except (ValueError, Image.UnidentifiedImageError) as error:
+        is_picture = isinstance(source, Image.Image)  # then there is no file to mend
+        if not is_picture and (bare := _without_texts(source)):
+            return _decode(bare)  # the pixels may be sound, and are what is judged
+        is_known = is_picture or isinstance(error, ValueError)
+        raise ImageError(f"damaged or truncated: {one_line(error)}" if is_known else _what_it_is(source)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         what = "cannot be read" if getattr(error, "errno", None) else "damaged or truncated"
         what = "oversized" if type(error).__name__.startswith("DecompressionBomb") else what
         raise ImageError(f"{what}: {one_line(error)}") from error
 
 
-def _without_texts(file: Any) -> BytesIO:
-    """A PNG without its compressed texts and profile, which may be larger than Pillow takes."""
+def _without_texts(file: Any) -> BytesIO | None:
+    """A PNG without its texts and profile, which may be damaged or more than Pillow takes; None for any other file."""
     file.seek(0)
-    content, place = file.read(), 8
-    kept = [content[:place]]
-    while place < len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4])
-        if content[place + 4 : place + 8] not in TEXTS:
-            kept.append(content[place:end])
-        place = end
-    return BytesIO(b"".join(kept))
+    content = BytesIO(file.read())
+    kept = [content.read(8)]
+    while kept[0].startswith(b"\x89PNG") and (head := content.read(8)):
+        rest = content.read(int.from_bytes(head[:4]) + 4)  # with its checksum
+        kept += [] if head[4:] in TEXTS else [head, rest]
+    return BytesIO(b"".join(kept)) if sum(map(len, kept)) < content.tell() else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
