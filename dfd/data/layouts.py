@@ -19,8 +19,8 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
 ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-SUFFIXES |= {".avif", ".heic", ".heif"}
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES += (".avif", ".heic", ".heif")
 COPIES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # of a system's
 NOT_ENTERED, SIDE_FILE, LOOP = "hidden folder, not entered", "side file of macOS, no image", "link back to one above it"
 UNREADABLE = "unreadable folder"
@@ -76,9 +76,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def find_images(
-    paths: Iterable[str], suffixes: Iterable[str] = SUFFIXES, tell: Callable[[str], None] = print
-) -> list[str]:
+def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable[[str], None] = print) -> list[str]:
     """The files as given; of a folder, entered as by a scan, all images below it; of a pattern all that it matches.
 
     An image is known by its suffix, else by how it begins. So that it is named, what should be one and cannot be read
@@ -90,15 +88,14 @@ def find_images(
         if path.startswith(("http://", "https://")):
             raise FileNotFoundError(f"{path} is an address; save the picture, and give the file")
         if os.path.isdir(path):
-            matches, left_out = _images_below(Path(path), tuple(suffixes))
+            matches, left_out = _images_below(Path(path), suffixes)
             reason = "no images below"
             if left_out:
                 some = ", ".join(map(printable, left_out[:NAMED])) + (", …" if len(left_out) > NAMED else "")
                 tell(f"{printable(path)}: {len(left_out)} hidden or no images, left out ({some})")
         elif glob.has_magic(path) and not os.path.lexists(path):
-            names = sorted(glob.glob(path, recursive=True))
-            names = [name for name in names if not (os.path.isdir(name) and "**" in path)]
-            matches = find_images(names, suffixes, tell)
+            names = (name for name in glob.glob(path, recursive=True) if "**" not in path or not os.path.isdir(name))
+            matches = find_images(sorted(names), suffixes, tell)
         if not matches:
             raise FileNotFoundError(f"{reason} {path}")
         files += matches
@@ -162,10 +159,8 @@ def _hint(tops: set[str], folders: list[Parts]) -> str:
         if REAL.lower() in below or {"real", "fake"} <= below:
             return f": it is one level too high, give {top} below it"
     squeezed = {re.sub(r"[^a-z]", "", top.lower()): top for top in tops}
-    like = next(
-        (squeezed[name] for name in ("realphotos", "real", "photos", "nature", "original") if name in squeezed), ""
-    )
-    return f": rename {like!r} to {REAL}, if it holds the photos" if like else ""
+    like = [squeezed[name] for name in ("realphotos", "real", "photos", "nature", "original") if name in squeezed]
+    return f": rename {like[0]!r} to {REAL}, if it holds the photos" if like else ""
 
 
 def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
