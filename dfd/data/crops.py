@@ -219,10 +219,7 @@ def off_grid(corners: list[Corner], height: int, width: int, size: int, seed: in
 
 
 def windows_of(image: Image.Image | Tensor, size: int, crops: int, mode: str = "five") -> Plan:
-    """The plan for an image, as PIL or (1, 3, H, W) in [0, 1]; those of mode five start anywhere on its codec's grid.
-
-    As training's do, and as its content says: the same image has the same windows.
-    """
+    """Plan for a PIL image or (1, 3, H, W) in [0, 1]; its content moves mode five's anywhere on its codec's grid."""
     height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
     chosen = plan(height, width, size, crops, mode)
     if mode != "five":
@@ -243,11 +240,10 @@ def pixels_of(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndar
 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
     """Cut one (1, 3, size, size) window in [0, 1], reflect-padded, of a PIL image or (1, 3, H, W) in [0, 1], RGB."""
+    if isinstance(image, Image.Image):
+        return pad_to(to_tensor(Image.fromarray(pixels_of(image, corner, size))), size)
     top, left = corner
-    if not isinstance(image, Image.Image):
-        return pad_to(image[..., top : top + size, left : left + size], size)
-    box = (left, top, min(left + size, image.width), min(top + size, image.height))
-    return pad_to(to_tensor(image.crop(box).convert("RGB")), size)
+    return pad_to(image[..., top : top + size, left : left + size], size)
 
 
 def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
