@@ -18,9 +18,8 @@ def read(root: Path, column: str) -> pd.Series:
     """Read one column of provenance.csv, in the data folder or above it, by file; see `sidecar`."""
     path = next((folder / PROVENANCE for folder in (root, root.parent) if (folder / PROVENANCE).exists()), None)
     if path is None:
-        raise ManifestError(
-            f"group_by {column} needs {PROVENANCE} in {root} or {root.parent}: a table of file and {column}"
-        )
+        where = f"{root} or {root.parent}"
+        raise ManifestError(f"group_by {column} needs {PROVENANCE} in {where}: a table of file and {column}")
     return sidecar(path, "file", column, root).rename_axis(str(path))
 
 
@@ -49,12 +48,11 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         if os.path.isabs(name) or not os.path.lexists(root / name):  # else it is as it stands, backslashes too
             name = given.strip().replace("\\", "/")
             name = os.path.relpath(name, root) if os.path.isabs(name) else name.removeprefix("./")
+        line = f"{path}, line {number}"
         if not value:
-            raise ManifestError(f"{path}, line {number}: {given or 'a line without a file'} has no {column}")
+            raise ManifestError(f"{line}: {given or 'a line without a file'} has no {column}")
         if values.setdefault(name, value) != value:
-            raise ManifestError(
-                f"{path}, line {number}, gives {given} more than one {column}; keep one row for each file"
-            )
+            raise ManifestError(f"{line}, gives {given} more than one {column}; keep one row for each file")
     return pd.Series(values, dtype=object).rename(column)
 
 
