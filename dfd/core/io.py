@@ -24,18 +24,14 @@ REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), CLOSED)
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
-    """Yield a name to write to, which becomes the path's if all goes well: a kill or a full disk leaves the old file.
-
-    Without sync a power cut may leave it empty. An OSError of a full disk or a closed folder says what to do.
-    """
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a name to write to, which becomes the path's if all goes well; else the old file stays. See `explained`."""
     path = Path(path)
     draft = path.with_name(path.name + PART)
     try:
         yield draft
-        if sync:
-            with open(draft, "rb+") as file:
-                os.fsync(file.fileno())
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
         raise explained(error, path) from error
