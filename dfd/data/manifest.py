@@ -56,8 +56,7 @@ def scan(
     origins = provenance.read(root, group_by) if group_by else None
     print(f"layout: {listing.layout}")
     draw = f"split seed {seed}, val {val_fraction}, test {test_fraction}"
-    if group_by:
-        draw += f", group by {group_by}, hold out {sorted(hold_out)}"
+    draw += f", group by {group_by}, hold out {sorted(hold_out)}" if group_by else ""
     with closing(ScanCache(root)) as cache:
         table = pd.DataFrame(_describe(root, listing, cache, progress))
         _need_every_class(listing, table)
@@ -215,9 +214,7 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
     group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]
-    table = table.loc[group.index].assign(group=group, is_fake=lambda rows: rows.label != REAL)
-    table["jpeg_quality"] = table.jpeg_quality.astype(float)
+    table = table.loc[group.index].astype({"jpeg_quality": float}).assign(group=group, is_fake=table.label != REAL)
     assign = provenance.assign if "source" in table else splits.assign
     table["split"] = assign(table, seed, val_fraction, test_fraction).astype(str)
-    columns = [*COLUMNS, "source"] if "source" in table else COLUMNS
-    return table[columns].sort_values("path", ignore_index=True)
+    return table.filter([*COLUMNS, "source"]).sort_values("path", ignore_index=True)
