@@ -46,10 +46,7 @@ class Listing:
 
 
 def find(root: Path) -> Listing:
-    """List a data folder and recognise its layout; one that has none is a ManifestError.
-
-    Links are followed, unless they lead back up. Names that are not UTF-8 are rejected: no table or report holds them.
-    """
+    """List a data folder, links too unless they lead back up, and know its layout; one of none is a ManifestError."""
     if not root.is_dir():
         raise ManifestError(f"{root} is {'no folder' if root.exists() else 'missing'}; {EXPECTED}")
     stamps, folders, refused = _walk(root, ASIDE)
@@ -61,7 +58,7 @@ def find(root: Path) -> Listing:
     for path in sorted(stamps):
         *parts, name = path.split("/")
         if printable(path) != path:
-            refused[path] = "name is not valid UTF-8"
+            refused[path] = "name is not valid UTF-8"  # no table or report would hold it
         elif position := place(tuple(parts)):
             placed.append((path, *position))
         elif parts or not name.lower().startswith(ASIDE):

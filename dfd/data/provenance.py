@@ -95,10 +95,7 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
 
 
 def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
-    """Draw the splits that `give` leaves open, as `splits.assign` does.
-
-    Groups with an image from `give` that are not held out become train and val, in the fractions' proportion.
-    """
+    """As `splits.assign`; what `give` bound, but not to test, becomes train and val, in the fractions' proportion."""
     bound = table.group.isin(table.group[table.given.notna()])
     in_test = table.group.isin(table.group[table.given == "test"])
     val_of_bound = (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)

@@ -94,10 +94,7 @@ def is_sample(folder: str | Path) -> bool:
 
 
 def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
-    """Cut a photo in tiles that show something; where there are more than MOST, the seed chooses.
-
-    By file name, <photo>_<left>_<top>.png: (TILE, TILE, 3) uint8 RGB.
-    """
+    """The tiles of a photo that show something, at most MOST, by seed: (TILE, TILE, 3) uint8 RGB by file name."""
     with Image.open(photo.path) as image:
         pixels = np.asarray(image.convert("RGB"))
     sides = np.array(pixels.shape[:2])
