@@ -90,11 +90,12 @@ def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
         raise FileNotFoundError(f"{path} is missing: run notebook 00_eda or `python -m dfd run` first")
     table = io.read_table(path)
     known, asked = Path(table.attrs["root"]), Path(data or table.attrs["root"]).expanduser().resolve()
-    if known.resolve() != asked and not known.exists() and _is_moved(table, asked):
+    if known.resolve() != asked:
+        sizes = [(asked / name, size) for name, size in zip(table.path, table.bytes, strict=True)]
+        if known.exists() or not all(file.is_file() and file.stat().st_size == size for file, size in sizes):
+            raise ManifestError(f"{path} is about {known}, not {data}: use another run folder, or run 00_eda")
         print(f"The data have moved from {known} to {asked}; names and sizes are those of the manifest.")
         table.attrs["root"] = str(asked)
-    elif known.resolve() != asked:
-        raise ManifestError(f"{path} is about {table.attrs['root']}, not {data}: use another run folder, or run 00_eda")
     return table
 
 
@@ -104,12 +105,6 @@ def check(table: pd.DataFrame) -> None:
         text = "training needs some of each class in each split, so images of three groups at least, near-duplicates"
         remedy = "add images, or leave the class out; `scan` counts them, and says which splits the folders give"
         raise ManifestError(f"{', '.join(gaps)}: {text} being one group; {remedy}")
-
-
-def _is_moved(table: pd.DataFrame, root: Path) -> bool:
-    """Whether a folder has all images of a manifest, each with its size."""
-    paths = [root / path for path in table.path]
-    return all(path.is_file() and path.stat().st_size == size for path, size in zip(paths, table.bytes, strict=True))
 
 
 def write(table: pd.DataFrame, out: Path) -> None:
