@@ -42,8 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def explained(error: OSError, path: Path) -> OSError:
     """The error with the file's name and a remedy, where it is a full disk or a folder that cannot be written."""
-    is_gone = error.errno == errno.ENOENT and not path.parent.is_dir()
-    remedy = GONE if is_gone else REMEDIES.get(error.errno or 0)
+    remedy = GONE if error.errno == errno.ENOENT and not path.parent.is_dir() else REMEDIES.get(error.errno or 0)
     is_of_path = error.filename in (None, str(path), str(path) + PART, str(path.parent))
     return OSError(error.errno, remedy, str(path)) if remedy and is_of_path else error
 

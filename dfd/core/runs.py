@@ -77,13 +77,11 @@ def deferred(
         if grace:
             timer.start()
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS if is_main}
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in SIGNALS if is_main else ():
+            stack.callback(signal.signal, number, signal.signal(number, handle))
+        stack.callback(timer.cancel)
         yield stop
-    finally:
-        timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def terminable() -> contextlib.AbstractContextManager[Stop]:
@@ -99,8 +97,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     a training under that of the first, and a folder inside a held one under that one.
     """
     folder = Path(folder).resolve()
-    is_covered = HEADLESS in os.environ or rank() > 0
-    if is_covered or not _held.isdisjoint((folder, *folder.parents)):
+    if HEADLESS in os.environ or rank() > 0 or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
     holder = folder / HOLDER
@@ -169,12 +166,10 @@ def waiting(what: str) -> Iterator[None]:
 def killable() -> Iterator[None]:
     """Let a signal end the process at once while a library waits in code that runs no handler of Python's."""
     is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS if is_main}
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in SIGNALS if is_main else ():
+            stack.callback(signal.signal, number, signal.signal(number, signal.SIG_DFL))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
