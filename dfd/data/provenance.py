@@ -83,9 +83,8 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
     if not hold_out or not set(hold_out) <= set(known):
         wrong = f"has no {', '.join(sorted(set(hold_out).difference(known)))}" if hold_out else "needs hold_out"
         raise ManifestError(f"group_by {values.name} {wrong}; the test split can hold out: {', '.join(known)}")
-    held = table.source.isin(hold_out)
     table["given"] = pd.Series(None, table.index, dtype=object)
-    for label, out in held.groupby(table.label):
+    for label, out in table.source.isin(hold_out).groupby(table.label):
         if out.all():
             raise ManifestError(f"hold_out takes every image of {label}; leave it one source")
         if out.any():

@@ -25,10 +25,8 @@ def components(table: pd.DataFrame) -> np.ndarray:
     for column in (name for name in ("sha256", "tied", "phash") if name in table):
         codes, values = pd.factorize(table[column])  # every value is one more node of the graph; null is -1
         sources.append(np.flatnonzero(codes >= 0))
-        targets.append(size + codes[codes >= 0])
-        if column == "phash":
-            sources.append(size + np.arange(len(values)))
-            targets.append(size + _near(list(values)))
+        codes = codes[codes >= 0]
+        targets.append(size + (_near(list(values))[codes] if column == "phash" else codes))
         size += len(values)
     return _connected(np.concatenate(sources), np.concatenate(targets), size)[: len(table)]
 
