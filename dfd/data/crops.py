@@ -3,10 +3,10 @@
 Images are (B, 3, H, W) in [0, 1], RGB, not normalised. Nothing is resized; what is too small is reflect-padded.
 """
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -196,7 +196,7 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five", str
         if (needed := rows * columns) > limit:  # as many of each in the same proportions
             rows = min(max(math.isqrt(limit * rows // columns), 1), limit)
             columns = min(columns, limit // rows)
-        return Plan(_grid(down, right, rows, columns), needed)
+        return Plan(list(product(_spread(down, rows), _spread(right, columns))), needed)
     places = (down + 1) * (right + 1)
     if mode == "random":
         drawn = random.Random(f"{height} x {width}").sample(range(places), min(limit, places))
@@ -240,25 +240,23 @@ def pixels_of(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndar
 
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
     """Cut one (1, 3, size, size) window in [0, 1], reflect-padded, of a PIL image or (1, 3, H, W) in [0, 1], RGB."""
-    if isinstance(image, Image.Image):
-        return pad_to(to_tensor(Image.fromarray(pixels_of(image, corner, size))), size)
     top, left = corner
-    return pad_to(image[..., top : top + size, left : left + size], size)
+    if not isinstance(image, Image.Image):
+        return pad_to(image[..., top : top + size, left : left + size], size)
+    box = (left, top, min(left + size, image.width), min(top + size, image.height))
+    return pad_to(to_tensor(image.crop(box).convert("RGB")), size)
 
 
 def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
-    corners = dict.fromkeys([(down // 2, right // 2), *itertools.product((0, down), (0, right))])
+    corners = dict.fromkeys([(down // 2, right // 2), *product((0, down), (0, right))])
     side = 2
     while len(corners) < limit and side * size < 2 * max(down, right) + 3 * size:  # until neighbours overlap by half
         side += 1
-        new = [corner for corner in _grid(down, right, side, side) if corner not in corners]
+        grid = product(_spread(down, side), _spread(right, side))
+        new = [corner for corner in grid if corner not in corners]
         chosen = _spread(len(new) - 1, min(limit - len(corners), len(new)))  # evenly, not the topmost ones
         corners |= dict.fromkeys(new[i] for i in chosen)
     return list(corners)[:limit]
-
-
-def _grid(down: int, right: int, rows: int, columns: int) -> list[Corner]:
-    return list(itertools.product(_spread(down, rows), _spread(right, columns)))
 
 
 def _spread(last: int, count: int) -> list[int]:
