@@ -81,12 +81,11 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
     """
     files: list[str] = []
     for path in paths:
-        matches, reason = [path], "no file matches"
+        matches = [path]
         if path.startswith(("http://", "https://")):
             raise FileNotFoundError(f"{path} is an address; save the picture, and give the file")
         if os.path.isdir(path):
             matches, left_out = _images_below(Path(path), suffixes)
-            reason = "no images below"
             if left_out:
                 some = ", ".join(map(printable, left_out[:NAMED])) + (", …" if len(left_out) > NAMED else "")
                 tell(f"{printable(path)}: {len(left_out)} hidden or no images, left out ({some})")
@@ -94,7 +93,7 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
             names = (name for name in glob.glob(path, recursive=True) if "**" not in path or not os.path.isdir(name))
             matches = find_images(sorted(names), suffixes, tell)
         if not matches:
-            raise FileNotFoundError(f"{reason} {path}")
+            raise FileNotFoundError(f"{'no images below' if os.path.isdir(path) else 'no file matches'} {path}")
         files += matches
     return files
 
@@ -112,12 +111,8 @@ def _images_below(root: Path, suffixes: Parts) -> tuple[list[str], list[str]]:
 
 def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], list[Parts], dict[str, str]]:
     """Every file with its size and time (ns), every folder but those `aside` at the top, and why some are refused."""
-    files, folders, refused = {}, [], {}
-
-    def closed(error: OSError) -> None:
-        refused[os.path.relpath(error.filename, root)] = f"{UNREADABLE}: {error.strerror}"
-
-    for folder, names, rest in os.walk(root, followlinks=True, onerror=closed):
+    files, folders, refused, closed = {}, [], {}, []
+    for folder, names, rest in os.walk(root, followlinks=True, onerror=closed.append):
         parts = Path(folder).relative_to(root).parts
         for name in rest:
             path = os.path.join(folder, name)
@@ -144,7 +139,8 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
                 names.remove(name)
             else:
                 folders.append((*parts, name))
-    return files, folders, refused
+    unreadable = {os.path.relpath(error.filename, root): f"{UNREADABLE}: {error.strerror}" for error in closed}
+    return files, folders, unreadable | refused
 
 
 def _hint(tops: set[str], folders: list[Parts]) -> str:
