@@ -55,7 +55,12 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
     A complete folder of the same recipe (seed, weights, photos) is left alone, a partial or older one made anew; one
     with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError.
     """
-    folder, done = Path(folder), {"recipe": _recipe(seed), "complete": True}
+    try:
+        weights = [(simulators.WEIGHTS / f"{name}.safetensors").read_bytes() for name in simulators.NAMES]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no weights at {error.filename}; make them with: {simulators.REMAKE}") from error
+    recipe = io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, PHOTOS, weights)  # all that the files follow from
+    folder, done = Path(folder), {"recipe": recipe, "complete": True}
     state = io.read_json(folder / MARKER)
     if state == done:
         return folder
@@ -106,12 +111,3 @@ def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
     names = list(cut)
     chosen = np.random.default_rng([seed, PHOTOS.index(photo)]).permutation(len(names))[:MOST]
     return {names[i]: cut[names[i]] for i in sorted(chosen)}
-
-
-def _recipe(seed: int) -> str:
-    """Digest of all that the files follow from: version, seed, tile size, photos, weights."""
-    try:
-        weights = [(simulators.WEIGHTS / f"{name}.safetensors").read_bytes() for name in simulators.NAMES]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no weights at {error.filename}; make them with: {simulators.REMAKE}") from error
-    return io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, PHOTOS, weights)
