@@ -121,8 +121,7 @@ def _libjpeg_tables() -> np.ndarray:
     tables = []
     for quality in range(1, 101):
         Image.new("L", (8, 8)).save(file := BytesIO(), "JPEG", quality=quality)
-        file.seek(0)
-        tables.append(JpegImagePlugin.JpegImageFile(file).quantization[0])
+        tables.append(JpegImagePlugin.JpegImageFile(BytesIO(file.getvalue())).quantization[0])
     return np.array(tables)
 
 

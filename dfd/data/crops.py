@@ -252,8 +252,7 @@ def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
     side = 2
     while len(corners) < limit and side * size < 2 * max(down, right) + 3 * size:  # until neighbours overlap by half
         side += 1
-        grid = product(_spread(down, side), _spread(right, side))
-        new = [corner for corner in grid if corner not in corners]
+        new = [corner for corner in product(_spread(down, side), _spread(right, side)) if corner not in corners]
         chosen = _spread(len(new) - 1, min(limit - len(corners), len(new)))  # evenly, not the topmost ones
         corners |= dict.fromkeys(new[i] for i in chosen)
     return list(corners)[:limit]

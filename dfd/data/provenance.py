@@ -58,8 +58,7 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
 
 def match(values: pd.Series, paths: pd.Series) -> tuple[pd.Series, list[str]]:
     """The value of each path, in another case of letters too where that is only one, and the names that no path has."""
-    lower = paths.str.lower()
-    once = dict(zip(lower[~lower.duplicated(keep=False)], paths[~lower.duplicated(keep=False)], strict=True))
+    once = {path.lower(): path for path in paths[~paths.str.lower().duplicated(keep=False)]}
     known = set(paths)
     names = {name: name if name in known else once.get(name.lower()) for name in values.index}
     found = {path: values[name] for name, path in names.items() if path is not None}
