@@ -72,8 +72,7 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
     labels of which nothing is held out. What does not fit is a ManifestError.
     """
     table["source"], _ = match(values, table.path)
-    lost = table.path[table.source.isna()]
-    if len(lost):
+    if len(lost := table.path[table.source.isna()]):
         text = f"has no {values.name} for {len(lost)} of {len(table)} images, the first is {lost.iloc[0]}"
         raise ManifestError(f"{values.index.name} {text}; add a row for each, its path relative to the data folder")
     if table.given.notna().any():

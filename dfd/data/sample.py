@@ -61,8 +61,7 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
         raise FileNotFoundError(f"no weights at {error.filename}; make them with: {simulators.REMAKE}") from error
     recipe = io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, PHOTOS, weights)  # all that the files follow from
     folder, done = Path(folder), {"recipe": recipe, "complete": True}
-    state = io.read_json(folder / MARKER)
-    if state == done:
+    if (state := io.read_json(folder / MARKER)) == done:
         return folder
     if not state and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")

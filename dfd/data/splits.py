@@ -67,8 +67,7 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     fractions = {"test": test_fraction, "val": val_fraction}
     missing = [name for name in fractions if name not in set(table.given.dropna())]
     for name in missing:
-        rows = table[split.isna()]
-        if len(rows):
+        if len(rows := table[split.isna()]):
             share = (fractions[name] * len(table) - (split == name).sum()) / len(rows)
             split[_draw(rows, min(max(share, 0), 1), seed)] = name
     split, wanted, sizes = split.fillna("train"), [*missing, "train"], table.group.value_counts()
