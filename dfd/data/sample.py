@@ -107,6 +107,5 @@ def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:
         starts = [np.linspace(0, side - TILE, -(-side // TILE)).astype(int) for side in sides]
     windows = ((top, left, pixels[top : top + TILE, left : left + TILE]) for top, left in itertools.product(*starts))
     cut = {f"{photo.name}_{left}_{top}.png": tile for top, left, tile in windows if tile.std() / 255 > FLAT}
-    names = list(cut)
-    chosen = np.random.default_rng([seed, PHOTOS.index(photo)]).permutation(len(names))[:MOST]
-    return {names[i]: cut[names[i]] for i in sorted(chosen)}
+    chosen = set(np.random.default_rng([seed, PHOTOS.index(photo)]).permutation(list(cut))[:MOST])
+    return {name: tile for name, tile in cut.items() if name in chosen}
