@@ -1,7 +1,5 @@
 """One function per published loss. Logits of any shape are high where a discriminator sees a photo."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ take uint8, 0 to 255, which JPEG, WebP and `crop` give back: the same values, wi
 and options are checked where chains are applied, in `dfd.degrade.registry.compose`; the codecs check images too.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

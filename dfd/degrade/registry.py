@@ -4,8 +4,6 @@ Training, sweep, audit and probe read the same DEGRADATIONS, so that a level mea
 list of steps, (operator, level, options), applied in that order.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import operator

@@ -1,7 +1,5 @@
 """timm backbones with the best weights that can be had, what they look at, and their folding for scoring on a CPU."""
 
-from __future__ import annotations
-
 import copy
 import urllib.error
 import urllib.request

@@ -4,8 +4,6 @@ Middle blocks of CLIP tell photos from what no generator in training made, where
 does not: RINE, Koutlis and Papadopoulos 2024, arXiv:2402.19091; Cozzolino et al. 2024, arXiv:2312.00195.
 """
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys
@@ -14,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import timm
@@ -79,7 +77,7 @@ class Trunk(nn.Module):
     def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
         return {} if destination is None else destination
 
-    def train(self, mode: bool = True) -> Trunk:
+    def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     def adapt(self, rank: int) -> None:

@@ -1,10 +1,8 @@
 """The networks of both stages: classifiers C, residual extractor G, discriminator D and perceptual distance V."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +177,7 @@ class PatchDiscriminator(nn.Module):
                 layers += [spectral_norm(nn.Conv2d(inputs, outputs, side, padding=side // 2)), nn.LeakyReLU(0.2)]
             self.heads.append(nn.Sequential(*layers[:-1]))
 
-    def train(self, mode: bool = True) -> PatchDiscriminator:
+    def train(self, mode: bool = True) -> Self:
         """Set the heads' mode; what is frozen stays in eval mode."""
         super().train(mode)
         self.stem.eval()
@@ -228,7 +226,7 @@ class VGGPerceptual(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> VGGPerceptual:
+    def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever the mode of the model around it."""
         return super().train(False)
 

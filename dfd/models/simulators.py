@@ -5,8 +5,6 @@ Each has a decoder made of one generator's own building blocks, small enough to 
 arXiv:1710.10196; StyleGAN2 Karras et al. 2020, arXiv:1912.04958; BigGAN Brock et al. 2019, arXiv:1809.11096.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 May import inference, data, models, losses, degrade, core and config; knows neither evaluate nor plots.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

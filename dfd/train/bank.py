@@ -4,8 +4,6 @@ Views are the conditions under which numbers are stated, each at a random window
 random ones as in training. None depends on the image's size but through the window that fits.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

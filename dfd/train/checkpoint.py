@@ -1,7 +1,5 @@
 """What a training leaves in the run folder: its best epoch, the state to resume from, and the log of its epochs."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

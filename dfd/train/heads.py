@@ -5,8 +5,6 @@ that no large one rules; the scatter between the sources of a class counts as sc
 does not tell classes apart.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path

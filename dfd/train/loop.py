@@ -1,7 +1,5 @@
 """What both stages' trainings share. Each process has a part of every batch, and batch norms see that part alone."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time

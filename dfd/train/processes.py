@@ -1,7 +1,5 @@
 """Processes of a training: those that load, and what those that train give one another."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

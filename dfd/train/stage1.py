@@ -4,8 +4,6 @@ x is a fake and x' = x + G(x) the laundered fake. D, a PatchGAN, says whether x'
 holds its content to that of x; C is to be evaded. All learn in turns (Goodfellow et al. 2014, arXiv:1406.2661).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

@@ -5,8 +5,6 @@ generator from c + r too; D, a PatchGAN, must take c + r for a photo; V, VGG16 f
 in c. After GFD-Net, arXiv:2106.08749.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
