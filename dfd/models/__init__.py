@@ -4,18 +4,10 @@ May import core; knows neither losses nor degradations, and nothing above.
 """
 
 from dfd.models.backbones import build_backbone, fold_batch_norms, high_pass
-from dfd.models.networks import (
-    Attribution,
-    EncoderClassifier,
-    PatchDiscriminator,
-    RealFakeClassifier,
-    UNetRes,
-    VGGPerceptual,
-    normalize_residual,
-)
+from dfd.models.networks import Attribution, PatchDiscriminator, RealFakeClassifier, UNetRes, VGGPerceptual
 from dfd.models.simulators import Simulator
 
 __all__ = [
-    "Attribution", "EncoderClassifier", "PatchDiscriminator", "RealFakeClassifier", "Simulator", "UNetRes",
-    "VGGPerceptual", "build_backbone", "fold_batch_norms", "high_pass", "normalize_residual",
+    "Attribution", "PatchDiscriminator", "RealFakeClassifier", "Simulator", "UNetRes", "VGGPerceptual",
+    "build_backbone", "fold_batch_norms", "high_pass",
 ]  # fmt: skip
