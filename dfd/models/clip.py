@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import timm
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torchvision.transforms.v2 import functional as TF
 
 from dfd.config import ADAPTER
 from dfd.core.io import atomic_write, cache_folder
@@ -59,9 +60,6 @@ class Lora(nn.Module):
 class Trunk(nn.Module):
     """The transformer up to the last block that is needed. Checkpoints leave its weights out: nothing changes them."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True):
         super().__init__()
         vit: Any = timm.create_model(NAME, num_classes=0, dynamic_img_size=True)
@@ -70,15 +68,10 @@ class Trunk(nn.Module):
         vit.blocks = vit.blocks[: max(blocks)]
         self.vit, self.blocks = vit.eval().requires_grad_(False), blocks
         self.remembered: OrderedDict[bytes, Tensor] = OrderedDict()
-        for name, values in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.register_load_state_dict_post_hook(lambda _, keys: keys.missing_keys.clear())
 
     def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
         return {} if destination is None else destination
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(False)
 
     def adapt(self, rank: int) -> None:
         """Give each matrix of the blocks an adapter that training may change and that changes nothing yet."""
@@ -107,14 +100,11 @@ class Trunk(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed anew, and with gradients where something asks for them."""
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
-        x = (x - self.mean) / self.std
-        hidden = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
-        tokens = []
-        for number, block in enumerate(self.vit.blocks, 1):
-            hidden = block(hidden)
-            if number in self.blocks:
-                tokens.append(hidden[:, 0].float())
-        return F.layer_norm(torch.stack(tokens, 1), (self.vit.embed_dim,))
+        taken = [number - 1 for number in self.blocks]
+        options = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
+        answers = self.vit.forward_intermediates(TF.normalize(x, MEAN, STD), taken, **options)
+        tokens = torch.stack([of_class[:, 0].float() for _, of_class in answers], 1)
+        return F.layer_norm(tokens, (self.vit.embed_dim,))
 
 
 class ClipBackbone(nn.Module):
