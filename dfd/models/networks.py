@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import VGG16_Weights, vgg16
+from torchvision.transforms import v2
 
 from dfd.config import CLIPS
 from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision, lite0
@@ -24,15 +25,12 @@ class RealFakeClassifier(nn.Module):
     or eight times its high-pass residual (highpass).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
         super().__init__()
         self.sees_residual = {"rgb": False, "highpass": True}[representation] and backbone not in CLIPS
         self.backbone = build_backbone(backbone, 1, pretrained)
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1))
+        statistics = (self.backbone.default_cfg[name] for name in ("mean", "std"))
+        self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in statistics)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
@@ -130,7 +128,7 @@ class Attribution(nn.Module):
         super().__init__()
         self.sees_image = backbone in CLIPS
         extractor = "highpass" if self.sees_image else extractor
-        baselines: dict[str, nn.Module] = {"highpass": HighPass(), "rgb": nn.Identity()}
+        baselines: dict[str, nn.Module] = {"highpass": v2.Lambda(high_pass), "rgb": nn.Identity()}
         self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else baselines[extractor]
         self.classifier = EncoderClassifier(backbone, classes, pretrained)
 
@@ -145,13 +143,6 @@ class Attribution(nn.Module):
     def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) of (B, 3, H, W) images in [0, 1], and the features (B, D) they are made from."""
         return self.classifier.describe(normalize_residual(self.generator(images).float()))
-
-
-class HighPass(nn.Module):
-    """The baseline's extractor: the fixed high-pass residual of (B, 3, H, W) images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return high_pass(images)
 
 
 class PatchDiscriminator(nn.Module):
@@ -204,9 +195,6 @@ class VGGPerceptual(nn.Module):
     works in float32 under autocast too: bfloat16's rounding is as large as the distance of a change of 1/1000.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, pretrained: bool = True, seed: int = 0):
         super().__init__()
         with torch.device("meta"):  # names and shapes alone: takes no memory, and nothing from the random generator
@@ -221,9 +209,8 @@ class VGGPerceptual(nn.Module):
         is_loaded, source = _load_imagenet(self.features) if pretrained else (False, "not asked for ImageNet weights")
         self.weights = "ImageNet" if is_loaded else f"random, seed {seed}"
         print(f"VGG16: {self.weights} weights ({source}).")
-        preprocessing = VGG16.transforms()
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1))
+        statistics = VGG16.transforms().mean, VGG16.transforms().std
+        self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in statistics)
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
@@ -238,9 +225,8 @@ class VGGPerceptual(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
                 wanted = self._layers(reference)
-            gaps = []
-            for features, target in zip(self._layers(images), wanted, strict=True):
-                gaps.append(F.mse_loss(features, target) / (target.square().mean() + 1e-6))
+            pairs = zip(self._layers(images), wanted, strict=True)
+            gaps = [F.mse_loss(layer, target) / (target.square().mean() + 1e-6) for layer, target in pairs]
             return torch.stack(gaps).mean()
 
     def _layers(self, images: Tensor) -> list[Tensor]:
