@@ -18,14 +18,11 @@ def source_loss(logits: Tensor, source: Tensor, smoothing: float = 0.0) -> Tenso
 
 
 def consistency_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two views' (B, classes) logits (Hendrycks et al. 2020, arXiv:1912.02781).
-
-    From 0, the same answer, to log 2; the gradient goes to both.
-    """
+    """Jensen-Shannon divergence, 0 to log 2, of two views' (B, classes) logits (Hendrycks 2020, arXiv:1912.02781)."""
     p, q = F.log_softmax(first, 1), F.log_softmax(second, 1)
     middle = torch.logaddexp(p, q) - math.log(2)
     to_first, to_second = (F.kl_div(middle, view, log_target=True, reduction="batchmean") for view in (p, q))
-    return (to_first + to_second) / 2
+    return (to_first + to_second) / 2  # the gradient goes to both
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

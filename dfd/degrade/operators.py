@@ -163,7 +163,7 @@ class Degradation:
 
 
 _CHROMA, _KERNEL = {"subsampling": SUBSAMPLING}, {"kernel": KERNELS}
-_TABLE = (
+DEGRADATIONS = {row.name: row for row in (
     Degradation("jpeg", jpeg, (1, 100), 100, "JPEG quality (Pillow)", "JPEG {level:.0f} {subsampling}", _CHROMA,
                 codec=True, curve=(95, 85, 75, 65, 50, 30)),
     Degradation("double_jpeg", double_jpeg, (1, 100), 100, "quality of the second JPEG",
@@ -181,5 +181,4 @@ _TABLE = (
     Degradation("crop", crop, (0.05, 1), 1, "share of each side that is kept", "crop {level:.2f}"),
     Degradation("social", social, (1, 100), 100, "JPEG quality after shrinking",
                 "social {factor:.2f}, JPEG {level:.0f}", {"factor": (0.05, 1)}, codec=True),
-)  # fmt: skip
-DEGRADATIONS = {row.name: row for row in _TABLE}
+)}  # fmt: skip
