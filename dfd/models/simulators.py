@@ -134,8 +134,7 @@ class StyledConv(nn.Module):
 class StyleGAN2Decoder(nn.Module):
     """Modulated and demodulated convolutions, filtered upsampling, noise, and RGB skip connections.
 
-    The code takes the place of the learnt constant; its average over the photo, through the mapping network, is the
-    style.
+    The code takes the place of the learnt constant; its mean over the photo, through the mapping network, is the style.
     """
 
     def __init__(self, style: int = 64):
