@@ -64,15 +64,8 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     path = Path(cfg.out) / FILE
     shape = (len(table), len(CONDITIONS) + cfg.random_views, backbone.head.in_features)
     made_from = (cfg.backbone, cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape)
-    key = digest(
-        __version__,
-        WHEEL_SHA256,
-        BLOCKS,
-        SIDE,
-        [condition.name for condition in CONDITIONS],
-        made_from,
-        *table["sha256"],
-    )
+    names = [condition.name for condition in CONDITIONS]
+    key = digest(__version__, WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
     state = read_json(path.with_suffix(".json"))
     done = state["done"] if state.get("key") == key and path.exists() else 0
     try:

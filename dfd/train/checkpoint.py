@@ -32,6 +32,7 @@ class Checkpoint:
         self.stage, self.cfg, self.classes, self.manifest_hash = stage, cfg, classes, manifest.digest(table)
         self.generators = sorted(table.loc[table["is_fake"], "label"].unique().tolist())
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
+        self.crops = {"crop_size": cfg.crop_size, "equalise_quality": cfg.equalise_quality if cfg.equalise else None}
         self.key = digest(__version__, stage, self.manifest_hash, cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY))
         self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
 
@@ -57,11 +58,10 @@ class Checkpoint:
         """Write the best epoch, the history's last."""
         buffers, cfg = dict(model.named_buffers()), self.cfg  # stage 2 normalises by the image: it has no mean, no std
         statistics = {name: buffers[name].flatten().tolist() if name in buffers else None for name in ("mean", "std")}
-        quality = cfg.equalise_quality if cfg.equalise else None
         content = {
             "stage": self.stage, "classes": self.classes, "weights": model.state_dict(),
-            "preprocessing": {"crop_size": cfg.crop_size, "equalise_quality": quality, **statistics},
-            "crops": cfg.crops, "crop_mode": cfg.crop_mode, "threshold": 0.5, "temperature": 1.0,
+            "preprocessing": self.crops | statistics, "crops": cfg.crops, "crop_mode": cfg.crop_mode,
+            "threshold": 0.5, "temperature": 1.0,
             "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
             "metrics": {"val": history[-1]}, "history": history, "generators": self.generators,
         }  # fmt: skip

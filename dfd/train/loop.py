@@ -51,9 +51,7 @@ class Trainer:
     def __init__(self, stage: str, table: pd.DataFrame, cfg: Any, classes: list[str], on_epoch: OnEpoch = None):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
         self.checkpoint, self.tracking = Checkpoint(stage, table, cfg, classes), Tracking(stage, cfg)
-        self.quality = cfg.equalise_quality if cfg.equalise else None
-        self.crops: Any = {"root": Path(table.attrs["root"]), "crop_size": cfg.crop_size}
-        self.crops["equalise_quality"] = self.quality
+        self.crops: Any = {"root": Path(table.attrs["root"])} | self.checkpoint.crops
         has_gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=not has_gpu,
@@ -75,8 +73,7 @@ class Trainer:
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""
-        histories: list[Any] = [self.checkpoint.finished_history() if self.is_main else None]
-        (self.history,) = broadcast_object_list(histories)
+        (self.history,) = broadcast_object_list([self.checkpoint.finished_history() if self.is_main else []])
         if self.history and self.on_epoch and self.is_main:
             self.on_epoch(pd.DataFrame(self.history))
         return bool(self.history)
@@ -259,8 +256,7 @@ class Trainer:
             save_checkpoint(state, self.checkpoint.state_path)
 
     def _resume(self) -> None:
-        states: list[Any] = [self.checkpoint.load_state() if self.is_main else None]
-        (state,) = broadcast_object_list(states)
+        (state,) = broadcast_object_list([self.checkpoint.load_state() if self.is_main else {}])
         if not state:
             for learner in self.learners.values():
                 broadcast_module(self.accelerator, learner.network)

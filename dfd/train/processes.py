@@ -31,11 +31,10 @@ def is_main_process() -> bool:
 
 def main_process_first() -> AbstractContextManager[None]:
     """Let the first process of a training go through a block before the others do."""
-    is_one_of_several = not runs.is_alone()
     others = f"the {os.environ.get('WORLD_SIZE')} processes of this training at {os.environ.get('MASTER_ADDR')}"
     what = f"{others}, for {TIMEOUT} at most; unset RANK and WORLD_SIZE to train alone"
     with ExitStack() as stack:
-        if is_one_of_several:
+        if not runs.is_alone():
             stack.enter_context(runs.waiting(what))
             stack.enter_context(runs.killable())
         return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
@@ -73,10 +72,9 @@ def build_loader(data: Any, draws: Any, cfg: config.Training, device: torch.devi
     """Batches of a data set's draws, (index, seed) each, by loader processes that stay from epoch to epoch."""
     share = runs.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the machine's cores, for this process
     workers = cfg.workers if cfg.workers >= 0 else min(MAX_WORKERS, max(1, share), _that_fit(cfg))
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _ignore_signals}
-    generator = torch.Generator()  # else it would draw from torch's own
-    pins = device.type == "cuda"
-    return DataLoader(Seeded(data), cfg.batch_size, sampler=draws, pin_memory=pins, generator=generator, **options)
+    options: Any = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _ignore_signals}
+    options |= {"pin_memory": device.type == "cuda", "generator": torch.Generator()}  # else it would draw from torch's
+    return DataLoader(Seeded(data), cfg.batch_size, sampler=draws, **options)
 
 
 def _that_fit(cfg: config.Training) -> int:

@@ -47,10 +47,7 @@ class Adversary(nn.Module):
 
 
 def equalised(images: Tensor, cfg: config.Training) -> Tensor:
-    """Changed images, (B, 3, S, S), as every network sees crops: in [0, 1] and behind the JPEG of all classes.
-
-    The gradient is that of the identity, arXiv:1308.3432.
-    """
+    """(B, 3, S, S) images in [0, 1] behind the JPEG of all classes; the gradient is the identity's, arXiv:1308.3432."""
     quality = cfg.equalise_quality if cfg.equalise else None
     return images + (equalise(images.detach().float().clamp(0, 1), quality) - images).detach()
 
@@ -111,10 +108,8 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
         return pd.DataFrame(trainer.history)
 
     crops, degrade = partial(RealFakeDataset, **trainer.crops), RandomDegrade(smallest=cfg.crop_size)
-    sampler = EpochSampler(splits["train"], cfg, binary=True)
-    trainer.load(
-        "train", crops(splits["train"], degrade=replace(degrade, p_clean=CLEAN) if cfg.degrade else None), sampler
-    )
+    mixed = replace(degrade, p_clean=CLEAN) if cfg.degrade else None
+    trainer.load("train", crops(splits["train"], degrade=mixed), EpochSampler(splits["train"], cfg, binary=True))
     trainer.load("clean", crops(splits["val"]))
     trainer.load("degraded", crops(splits["val"], degrade=degrade))
 
