@@ -77,7 +77,6 @@ class UNetRes(nn.Module):
 
     After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597.
     Any H and W from 8 up: the image is reflect-padded to a multiple of 8 and the residual cut back.
-
     It looks at the image's high-pass part beside the image, and as an extractor starts from that part (from_high_pass),
     where fingerprints live. Levels double the channels, from `width` on; `bound` is in units of [0, 1].
     """
