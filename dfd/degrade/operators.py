@@ -29,9 +29,7 @@ def jpeg(images: Tensor, quality: float, subsampling: str = "4:2:0") -> Tensor:
     return _through_codec(images, "JPEG", quality, subsampling)
 
 
-def double_jpeg(
-    images: Tensor, quality: float, first: float = 90, shift: int = 4, subsampling: str = "4:2:0"
-) -> Tensor:
+def double_jpeg(images: Tensor, quality: float, first: float = 90, shift: int = 4, subsampling="4:2:0") -> Tensor:
     """JPEG twice, as of a photo saved, cut and saved again: `first` on a grid `shift` pixels (0 to 15) up and left.
 
     The first pass sees copies of the border above and left, which are cut off before the second: the size stays.
