@@ -19,9 +19,8 @@ from dfd.core.images import load_rgb
 from dfd.core.io import digest, read_json, write_json
 from dfd.core.runs import Interrupted, bar, deferred
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
-from dfd.degrade import RandomDegrade, compose
+from dfd.degrade import RandomDegrade, compose, parse_all
 from dfd.degrade.operators import as_float
-from dfd.degrade.registry import parse_all
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL_SHA256
 from dfd.train.processes import build_loader, loading

@@ -18,7 +18,6 @@ from scipy.special import log_softmax
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dfd import config
-from dfd.config import REAL
 from dfd.core.runs import bar, run_lock
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
@@ -35,8 +34,7 @@ SAMPLE = 2000  # images that means and deviations of the features are taken from
 class Discriminants:
     """Linear discriminants of K classes on (N, V, D) features, with any of the sources left out.
 
-    `classes`, (N,), are numbers of classes, `sources`, (N,), names. `shrinkage` is added to the covariance of the
-    standardised features.
+    `classes` (N,) are numbers, `sources` (N,) names; `shrinkage` is added to the covariance of standardised features.
     """
 
     def __init__(self, features: np.ndarray, classes: np.ndarray, sources: np.ndarray, shrinkage: float):
@@ -94,7 +92,7 @@ def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: i
     several = {str(label): sorted(names) for label, names in choices if len(names) > 1}
     rng, seen = np.random.default_rng([seed, 40]), set()
     turns: dict[str, list[str]] = {label: [] for label in several}
-    if len(several) < 2 or (REAL in labels and REAL not in several):
+    if len(several) < 2 or (config.REAL in labels and config.REAL not in several):
         return
     for _ in range(20 * draws):
         for label, names in several.items():
@@ -173,9 +171,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
     return pd.DataFrame(history)
 
 
-def judge_unseen(
-    heads: Discriminants, images: pd.DataFrame, classes: list[str], draws: Sequence[dict[str, str]]
-) -> pd.DataFrame:
+def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str], draws: Sequence[dict]) -> pd.DataFrame:
     """What heads that left a draw's sources out say of these sources' images, one row each, draw and condition.
 
     The columns are those of a score table, with source and draw; the group is the source.
@@ -188,7 +184,7 @@ def judge_unseen(
     return pd.concat(tables, ignore_index=True)
 
 
-def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[dict[str, str]]) -> pd.DataFrame:
+def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[dict]) -> pd.DataFrame:
     """How well a generator that is left out altogether is told from the sources that a draw leaves out of the others.
 
     One row a generator and draw: `auroc` of the ood_score, of images as they are, sources weighing alike. Both kinds
@@ -233,7 +229,7 @@ def history_of(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[s
     for name, level in ((f"val_{metric}", 0), (f"val_{metric}_jpeg_75", 75)):
         draws = [draw for _, draw in judged[judged["level"] == level].groupby("draw")]
         if stage == "stage1":
-            values = [roc_auc_score(draw["label"] != REAL, draw["logit_fake"]) for draw in draws]
+            values = [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"]) for draw in draws]
         else:
             values = [balanced_accuracy_score(draw["label"], draw["prediction"]) for draw in draws]
         row[name] = float(np.mean(values))

@@ -60,8 +60,7 @@ def shared(residual: Tensor, source: Tensor, classes: int) -> Tensor:
 def carrying(trainer: Trainer, adversary: Any, cfg: config.Stage2) -> dict[str, float]:
     """How far carrying got on validation crops, whose photos training did not put fingerprints on.
 
-    val_discriminator_auc: photos told from fingerprinted ones by D. val_carried_accuracy: balanced accuracy of the
-    names of the fingerprinted photos.
+    val_discriminator_auc: D tells photos from fingerprinted ones. val_carried_accuracy: balanced, of their names.
     """
 
     def answer(batch: Any) -> Tensor:
@@ -108,8 +107,8 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
         carriers = CarrierBuilder(table, degrade=degrade, **trainer.crops)
         data, every = ConcatDataset([views(carriers=carriers), data]), cfg.carried_every
     trainer.load("train", data, EpochSampler(splits["train"], cfg, binary=False, every=every))
-    on: dict[str, Any] = {"carriers": CarrierBuilder(table, split="val", **trainer.crops)} if carries else {}
-    trainer.load("val", GFDTwoViewDataset(splits["val"], classes=classes, **trainer.crops, **on))
+    on = CarrierBuilder(table, split="val", **trainer.crops) if carries else None
+    trainer.load("val", GFDTwoViewDataset(splits["val"], classes=classes, carriers=on, **trainer.crops))
 
     model: Any = trainer.build_model()
     trainer.add("model", model, cfg.lr_gc)
