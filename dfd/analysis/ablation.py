@@ -1,7 +1,5 @@
 """What each part is worth: variants trained without it, and generators left out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Is the data solved without a pixel, are its labels right, and does a detector answer by how a file was treated?"""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Looking inside: pictures of images, crops and residuals, the spectrum, and Grad-CAM."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 from typing import Any

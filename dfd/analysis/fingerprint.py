@@ -5,8 +5,6 @@ pixels lie at the same place of the generator's grid. That holds for images of o
 differ in size its mean fades, and its spectrum does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

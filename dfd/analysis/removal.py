@@ -1,7 +1,5 @@
 """Removing the traces on purpose: which fakes does stage 1 still find, once somebody has worked against it?"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

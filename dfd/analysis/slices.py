@@ -1,7 +1,5 @@
 """What misjudged images have in common: properties of each image, errors by property, and the search for slices."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

@@ -4,8 +4,6 @@ Two runs are compared on the images that both hold in their test split and score
 bootstrap draws the same groups for both, so that what makes an image hard for both cancels out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sweep of notebook 03: every image under every condition of the grid, both stages, nothing done twice."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial

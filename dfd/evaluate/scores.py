@@ -1,7 +1,5 @@
 """Score tables, one row per image, split and degradation, and the tables that are made from them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

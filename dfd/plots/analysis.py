@@ -1,7 +1,5 @@
 """Figures of robustness, fingerprints and errors; and pictures in grids."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

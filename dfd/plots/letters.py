@@ -1,7 +1,5 @@
 """Names of any script in figures: in a font that has it, or spelt in Latin letters with a note."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

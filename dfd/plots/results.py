@@ -1,7 +1,5 @@
 """Figures of the data, of training and of results; at the end what all figures share."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
