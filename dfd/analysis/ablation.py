@@ -1,12 +1,14 @@
 """What each part is worth: variants trained without it, and generators left out."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dfd.config import CHECKPOINTS, Stage1, Stage2, Training
-from dfd.core.io import atomic_write
+from dfd.core.io import write_text
 from dfd.evaluate import metrics, scores
 from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process
@@ -62,8 +64,7 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
             rows += _measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg)
-            with atomic_write(path) as draft:
-                pd.DataFrame(rows).to_csv(draft, index=False)
+            write_text(path, pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
 
@@ -86,34 +87,27 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         if not is_main_process():
             continue
         stage = Stage.load(Path(variant.out) / CHECKPOINTS["stage2"])
-        known, unknown = fakes[fakes["label"] != name], fakes[fakes["label"] == name]
-        parts = known[known["split"] == "val"], known[known["split"] == "test"], unknown[unknown["split"] == "test"]
-        val, test, unknown_test = (scores.score(stage, part) for part in parts)
-        scores.calibrate(stage, val, variant.out, cfg.coverage, cfg.accept)
-        accepted = float((unknown_test["ood_score"] <= stage.ood_threshold).mean())
-        near, far = (_auroc(pd.concat([part, unknown_test]), name, cfg.seed) for part in (val, test))
-        rows.append({"left_out": name, **metrics.flatten({"auroc": far, "auroc_val": near}), "accepted": accepted})
-        with atomic_write(Path(cfg.out) / "left_out.csv") as draft:
-            pd.DataFrame(rows).to_csv(draft, index=False)
+        asked = fakes["split"].eq("test") | fakes["split"].eq("val") & fakes["label"].ne(name)
+        judged = scores.score(stage, fakes[asked])
+        scores.calibrate(stage, judged, variant.out, cfg.coverage, cfg.accept)
+        unknown, row = judged["label"] == name, {"left_out": name}
+        for column, split in {"auroc": "test", "auroc_val": "val"}.items():
+            part = judged[unknown | (judged["split"] == split)]
+            auc = partial(metrics.weighted_auc, positive=part["label"] == name, score=part["ood_score"])
+            row |= metrics.flatten(metrics.bootstrap_all(part["group"], {column: auc}, cfg.seed))
+        rows.append(row | {"accepted": (judged.loc[unknown, "ood_score"] <= stage.ood_threshold).mean()})
+        write_text(Path(cfg.out) / "left_out.csv", pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
 
-def _auroc(rows: pd.DataFrame, unknown: str, seed: int) -> metrics.Interval:
-    """How well the ood_score tells images of the generator `unknown` from the others."""
-    is_unknown, far = rows["label"].eq(unknown).to_numpy(), rows["ood_score"].to_numpy()
-    return metrics.bootstrap_all(rows["group"], {"": lambda w: metrics.weighted_auc(w, is_unknown, far)}, seed)[""]
-
-
-def _measure(table: pd.DataFrame, variant: str, cfg: Training) -> list[dict[str, Any]]:
+def _measure(table: pd.DataFrame, variant: str, cfg: Training) -> Iterator[dict[str, Any]]:
     """The rows of one variant in the table of `run`, one a degradation."""
     names, metric = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy"}, "recall"
     if isinstance(cfg, Stage1):
         names, metric = {"auc": "auc", "accuracy": "accuracy_at_threshold"}, "auc"
-    rows = []
     for (degradation, level), part in table.groupby(["degradation", "level"], sort=False):
         measured = metrics.evaluate(part, 1.0, cfg.seed, list(names.values()))
         values = {column: measured[name] for column, name in names.items()}
         values |= {f"{metric} {label}": own[metric] for label, own in metrics.by_generator(part, cfg.seed).items()}
         degradation = "as it is" if degradation == "none" else f"JPEG {level:.0f}"
-        rows.append({"variant": variant, "degradation": degradation} | metrics.flatten(values))
-    return rows
+        yield {"variant": variant, "degradation": degradation} | metrics.flatten(values)
