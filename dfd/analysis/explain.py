@@ -1,13 +1,12 @@
 """Looking inside: pictures of images, crops and residuals, the spectrum, and Grad-CAM."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
+from captum.attr import LayerActivation, LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 from dfd.config import Training
@@ -113,13 +112,9 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
 def _deepest(stage: Stage, crop: Tensor) -> nn.Module:
     """The last of the backbone's stages whose maps of this crop have CELLS or more a side; else the first."""
     layers = [stage.backbone.get_submodule(info["module"]) for info in stage.backbone.feature_info]
-    sides = {}
-    with contextlib.ExitStack() as hooks:
-        for layer in layers:
-            hook = layer.register_forward_hook(lambda module, _, out: sides.update({module: min(out.shape[-2:])}))
-            hooks.enter_context(hook)
-        stage.model(crop)
-    return next((layer for layer in reversed(layers) if sides[layer] >= CELLS), layers[0])
+    maps = LayerActivation(stage.model, layers).attribute(crop)
+    large = [layer for layer, values in zip(layers, maps, strict=True) if min(values.shape[-2:]) >= CELLS]
+    return large[-1] if large else layers[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +148,7 @@ def _chosen(table: pd.DataFrame, count: int) -> dict[str, list[str]]:
     """At most `count` paths of each label, spread evenly over its rows."""
     chosen = {}
     for label, paths in table.groupby("label")["path"]:
-        places = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)
-        chosen[str(label)] = paths.iloc[places].tolist()
+        chosen[str(label)] = paths.iloc[np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)].tolist()
     return chosen
 
 
