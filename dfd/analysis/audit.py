@@ -12,6 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dfd.core.io import template
 from dfd.core.runs import TooFew, bar
 from dfd.data.crops import equalise
 from dfd.degrade import registry
@@ -41,10 +42,9 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     than two classes of at least two groups each; n: images used; features: share of the importance by name, largest
     first; warning: text or None.
     """
-    rows = (table if stage == "stage1" else table[table["is_fake"]]).reset_index(drop=True)
+    rows = table if stage == "stage1" else table[table["is_fake"]]
     truth = rows["label"] if stage == "stage2" else rows["is_fake"].map({False: "real", True: "fake"})
-    groups = rows["group"].groupby(truth).nunique()
-    usable = truth.isin(groups.index[groups >= 2])
+    usable = rows["group"].groupby(truth).transform("nunique") >= 2
     rows, truth = rows[usable], truth[usable]
     if truth.nunique() < 2:
         text = "the format audit needs at least two classes with two groups each"
@@ -62,13 +62,7 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     if auc["low"] is not None and auc["low"] > WARN_ABOVE:
-        first, second, *_ = shares
-        warning = (
-            f"File metadata alone tells {QUESTIONS[stage]}: AUC {auc['value']:.3f} (95 % interval {auc['low']:.3f} to "
-            f"{auc['high']:.3f}; a warning is given when it lies above {WARN_ABOVE}), mostly from {first} and {second}"
-            ". A network can learn the same shortcut instead of the generator's traces: keep equalise on, and do not "
-            "trust scores on images as they are."
-        )
+        warning = str(template("audit.txt.j2").module.shortcut(QUESTIONS[stage], auc, WARN_ABOVE, *list(shares)[:2]))
     return {"auc": auc, "n": len(rows), "features": shares, "warning": warning}
 
 
@@ -82,11 +76,9 @@ def metadata(table: pd.DataFrame) -> np.ndarray:
 
 def image_features(stage: Stage, table: pd.DataFrame) -> np.ndarray:
     """What either stage's last layer gets of one centre crop per image of the manifest, (N, D) float32."""
-    batches = []
-    for start in bar(range(0, len(table), BATCH), desc=f"{stage.stage} features", unit="batch"):
-        crops = center_crops(table, table["path"].iloc[start : start + BATCH], stage.crop_size)
-        batches.append(extract_features(stage, equalise(crops, stage.equalise_quality)))
-    return np.concatenate(batches)
+    starts = bar(range(0, len(table), BATCH), desc=f"{stage.stage} features", unit="batch")
+    batches = (center_crops(table, table["path"].iloc[start : start + BATCH], stage.crop_size) for start in starts)
+    return np.concatenate([extract_features(stage, equalise(crops, stage.equalise_quality)) for crops in batches])
 
 
 def held_out_probabilities(
@@ -160,23 +152,8 @@ def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def verdict(conditions: pd.DataFrame) -> str:
     """Say in plain words what `probe` gave."""
-    named = conditions[conditions["named"]]
-    rule = f"degrading the photos alone moves the AUC by more than {MARGIN:g}, over its whole 95 % interval"
-    if named.empty:
-        start = f"Not named: under none of the {len(conditions)} conditions does the answer move"
-        return f"{start} with the treatment of the photos (it would be where {rule})."
-    is_codec = np.array([registry.DEGRADATIONS[registry.last_operator(name)].codec for name in named.index])
-    texts = []
-    if is_codec.any():
-        texts.append(f"Named: this detector answers by the codec. It moves with {_worst(named[is_codec])}.")
-    if not is_codec.all():
-        start = "It also" if texts else "Named: this detector's answer"
-        texts.append(f"{start} moves with how an image was processed: {_worst(named[~is_codec])}.")
-    return " ".join([*texts, f"The rule: {rule}."])
-
-
-def _worst(rows: pd.DataFrame) -> str:
-    """The three conditions that move most, in words, and how many more there are."""
-    moved = rows["moved"].sort_values(key=abs, ascending=False)
-    shown = ", ".join(f"{name} (AUC {value:+.2f})" for name, value in moved[:3].items())
-    return f"{shown} and {len(moved) - 3} more" if len(moved) > 3 else shown
+    named: dict[bool, list] = {True: [], False: []}  # by codecs, and by others
+    moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
+    for name, value in moved.items():
+        named[registry.DEGRADATIONS[registry.last_operator(name)].codec].append((name, value))
+    return str(template("audit.txt.j2").module.verdict(named[True], named[False], len(conditions), MARGIN))
