@@ -64,8 +64,7 @@ def read_tables(folder: Path) -> Tables:
     """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None)."""
     if not folder.is_dir():
         raise CompareError(f"no folder {folder}")
-    files = {stage: folder / f"scores_{stage}.parquet" for stage in STAGES}
-    files = {stage: path for stage, path in files.items() if path.exists()}
+    files = {stage: path for stage in STAGES if (path := folder / f"scores_{stage}.parquet").exists()}
     if not files:
         raise CompareError(f"{folder} is no finished run: it has no scores_stage1.parquet, which `dfd run` writes")
     tables, hashes = {}, pd.Series(dtype=object)

@@ -59,10 +59,9 @@ def sweep(
         for name, stage in stages.items()
         for i, condition in enumerate(conditions)
     }
-    todo = {i: [name for name in stages if not cells[name, i].exists()] for i in range(len(conditions))}
-    todo = {i: names for i, names in todo.items() if names}
-    kept = len(conditions) - len(todo)
-    print(f"{len(table)} images: {kept} of {len(conditions)} conditions kept, {len(todo)} to score")
+    missing = ([name for name in stages if not cells[name, i].exists()] for i in range(len(conditions)))
+    todo, count = {i: names for i, names in enumerate(missing) if names}, len(conditions)
+    print(f"{len(table)} images: {count - len(todo)} of {count} conditions kept, {len(todo)} to score")
     largest = int((3 * table["width"] * table["height"]).max())
     load = lru_cache(HELD // largest)(lambda path: load_rgb(Path(table.attrs["root"]) / path))
     for i in bar(todo, desc="conditions", unit="condition"):
@@ -74,11 +73,10 @@ def sweep(
             path.unlink()  # another model's
     swept = {}
     for name, stage in stages.items():
-        parts = []
+        known, parts = rows[name][["path", "label", "split", "group"]], []
         for i, condition in enumerate(conditions):
-            known = rows[name][["path", "label", "split", "group"]]
-            known = known.assign(degradation=condition.degradation, level=condition.level)
-            parts.append(known.merge(read_table(cells[name, i]), on="path", validate="one_to_one"))
+            own = known.assign(degradation=condition.degradation, level=condition.level)
+            parts.append(own.merge(read_table(cells[name, i]), on="path", validate="one_to_one"))
         swept[name] = with_predictions(stage, pd.concat(parts, ignore_index=True))
     return swept
 

@@ -82,8 +82,7 @@ def calibrate(
     manifest = Path(out) / "manifest.parquet"
     files = read_table(manifest) if manifest.exists() else None
     fitted = decide.fit(stage, metrics.clean(scores, "val"), files, coverage, accept)
-    for name, value in fitted.items():
-        setattr(stage, name, value)
+    vars(stage).update(fitted)
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **fitted)
     return with_predictions(stage, scores)
 
