@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,8 +31,7 @@ def captions(rows: pd.DataFrame) -> list[str]:
 
 def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
     """Images, two a row, each beside its residual, spectrum and Grad-CAM, under its caption."""
-    across = min(2, len(dossiers))
-    down = math.ceil(len(dossiers) / across)
+    down, across = math.ceil(len(dossiers) / 2), min(2, len(dossiers))
     figure = plt.figure(figsize=(6.6 * across, 2.15 * down), layout="constrained")
     low, high = results.colour_limits([dossier.spectrum for dossier in dossiers])
     panels = figure.subfigures(down, across, squeeze=False).flat
@@ -57,8 +55,7 @@ def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
     """A panel of errors in the bins of each property, stage -> `slices.by_property`; dotted: over all images."""
     names = list(dict.fromkeys(name for table in errors.values() for name in table["property"]))
     figure, axes = new_grid(math.ceil(len(names) / columns) or 1, columns, (4.3, 2.7))
-    layout: Any = figure.get_layout_engine()
-    layout.set(h_pad=0.1)
+    figure.set_layout_engine("constrained", h_pad=0.1)
     for ax, name in zip(axes.flat, names, strict=False):
         parts = {stage: table[table["property"] == name] for stage, table in errors.items()}
         bins = list(dict.fromkeys(word for rows in parts.values() for word in rows["bin"]))
@@ -121,8 +118,7 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
 def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, ax: Axes | None = None) -> Axes:
     """Metrics of `robustness.wide` under each condition as dots with their 95 % intervals, a line per condition.
 
-    `names` gives each column its words in the legend. One alone has none, and its value on the images as they are is a
-    dashed line.
+    `names` gives columns their words in the legend. One alone has none, but a dashed line at its value as it is.
     """
     ax = ax or new_axes(8, 1.1 + 0.23 * len(table))
     for i, (metric, words) in enumerate(names.items()):

@@ -16,12 +16,11 @@ NOTE = "some names are spelt in Latin letters: no font here has theirs"
 
 def install() -> None:
     """Let all figures that pyplot makes from now on show names as they are, dollars too, with any font there is."""
-    known = {font.name for font in fontManager.ttflist}
+    known = fontManager.get_font_names()
     families = [name for name in plt.rcParams["font.family"] if name not in WIDE]
     plt.rcParams["font.family"] = [*families, *(name for name in WIDE if name in known)]
     plt.rcParams["text.parse_math"] = False
-    hook = f"{__name__}:watch"
-    plt.rcParams["figure.hooks"] = [name for name in plt.rcParams["figure.hooks"] if name != hook] + [hook]
+    plt.rcParams["figure.hooks"] = list(dict.fromkeys([*plt.rcParams["figure.hooks"], f"{__name__}:watch"]))
 
 
 def watch(figure: Figure) -> None:

@@ -31,13 +31,11 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
 
     `classes` is the order of the columns, and of the rows where `rows` does not give another.
     """
-    order = list(rows) or list(classes)
-    counts = pd.crosstab(np.asarray(true), np.asarray(predicted))
-    counts = counts.reindex(index=order, columns=list(classes), fill_value=0)
+    order, classes = list(rows) or list(classes), list(classes)
+    counts = pd.crosstab(np.asarray(true), np.asarray(predicted)).reindex(order, columns=classes, fill_value=0)
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     text = counts.astype(str) + "\n(" + shares.map("{:.0%}".format) + ")"
-    square = order == list(classes)
-    heatmap(ax, shares, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=square)
+    heatmap(ax, shares, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=order == classes)
     ax.set(xlabel="predicted", ylabel="true", title=title)
     return ax
 
@@ -216,8 +214,7 @@ def show_spectrum(ax: Axes, spectrum: np.ndarray, limits: tuple[float, float]) -
 
 def plot_split(table: pd.DataFrame) -> Axes:
     """Images per class and split, of a manifest."""
-    counts = table.groupby(["label", "split"]).size().unstack(fill_value=0)
-    counts = counts[[name for name in ("train", "val", "test") if name in counts]]
+    counts: Any = pd.crosstab(table["label"], table["split"]).filter(["train", "val", "test"])
     ax = counts.plot.barh(stacked=True, figsize=(7.5, 0.55 * len(counts) + 1.2), color=PALETTE[:3], width=0.7)
     ax.set(xlabel="images", ylabel="")
     ax.legend(title="split", loc="center left", bbox_to_anchor=(1, 0.5))
