@@ -1,13 +1,12 @@
 """Looking inside: pictures of images, crops and residuals, the spectrum, and Grad-CAM."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from captum.attr import LayerActivation, LayerAttribution, LayerGradCam
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfd.config import Training
 from dfd.core.images import load_rgb
@@ -104,21 +103,15 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
 
     with torch.inference_mode(False):
         crops = crops.detach().clone().to(stage.device).requires_grad_()
-        maps: Any = LayerGradCam(logits, _deepest(stage, crops[:1])).attribute(crops, index, relu_attributions=True)
+        layers = [stage.backbone.get_submodule(info["module"]) for info in stage.backbone.feature_info]
+        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1])
+        large = layers[:1] + [layer for layer, out in zip(layers, outputs, strict=True) if min(out.shape[-2:]) >= CELLS]
+        maps: Any = LayerGradCam(logits, large[-1]).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()
 
 
-def _deepest(stage: Stage, crop: Tensor) -> nn.Module:
-    """The last of the backbone's stages whose maps of this crop have CELLS or more a side; else the first."""
-    layers = [stage.backbone.get_submodule(info["module"]) for info in stage.backbone.feature_info]
-    maps = LayerActivation(stage.model, layers).attribute(crop)
-    large = [layer for layer, values in zip(layers, maps, strict=True) if min(values.shape[-2:]) >= CELLS]
-    return large[-1] if large else layers[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Dossier:
+class Dossier(NamedTuple):
     """An image beside what a network sees of its S x S centre crop, for plots.plot_dossiers."""
 
     image: np.ndarray  # (H, W, 3) in [0, 1], the longer side at most SHOWN pixels

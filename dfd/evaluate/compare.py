@@ -5,8 +5,8 @@ bootstrap draws the same groups for both, so that what makes an image hard for b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,7 @@ class CompareError(ValueError):
     """A folder is not a run, or two runs have nothing in common."""
 
 
-@dataclass(frozen=True)
-class Paired:
+class Paired(NamedTuple):
     """One stage of two runs on the images they share."""
 
     images: int
@@ -37,8 +36,7 @@ class Paired:
     changed: pd.DataFrame  # path, label, base, other, change: the images whose verdict differs
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Two runs, by the stages that both have."""
 
     base: str
@@ -113,9 +111,8 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tupl
         f"only in {names[1]}": len(other) - len(both),
         "of the same name, but with other content or another label": int((~same).sum()),
     }
-    first, second = first[same], second[same]
-    group = min(first["group"].to_numpy(), second["group"].to_numpy(), key=lambda groups: len(set(groups)))
-    first, second = first.assign(group=group), second.assign(group=group)
+    group = min(first["group"][same], second["group"][same], key=pd.Series.nunique)
+    first, second = (table[same].assign(group=group) for table in (first, second))
     return first, second, {why: count for why, count in unshared.items() if count}
 
 
