@@ -23,7 +23,6 @@ from dfd.inference.stage import BATCH, Stage, center_crops, extract_features
 
 CODES = {"format": "JPEG PNG WEBP BMP TIFF GIF".split(), "subsampling": "4:4:4 4:2:2 4:2:0 other".split()}
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
-QUESTIONS = {"stage1": "whether an image is fake", "stage2": "which generator made an image"}
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
 RESAMPLES = 200  # bootstrap draws: enough for a warning
 COMPONENTS = 64  # principal components that labels are told from, at most
@@ -34,13 +33,11 @@ MARGIN = 0.1  # of AUC, that the whole interval must pass before a detector is n
 def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, Any]:
     """Try to tell a stage's classes apart from file metadata alone, after Grommelt et al. 2024, arXiv:2403.17608.
 
-    Each image is scored by a random forest that saw no image of its group. Bytes per pixel also grow with detail, so
-    that generators of different subjects may differ in it honestly. On 180 images whose files are alike, 1 random set
-    in 25 was warned of; larger sets are steadier.
+    Each image is scored by a random forest that saw none of its group. Bytes per pixel also grow with detail, so that
+    generators of other subjects may differ in it honestly. Of sets of 180 like files 1 in 25 was warned of by chance.
 
     Gives auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest), None with fewer
-    than two classes of at least two groups each; n: images used; features: share of the importance by name, largest
-    first; warning: text or None.
+    than two classes of two groups each; n: images used; features: importances, largest first; warning: text or None.
     """
     rows = table if stage == "stage1" else table[table["is_fake"]]
     truth = rows["label"] if stage == "stage2" else rows["is_fake"].map({False: "real", True: "fake"})
@@ -62,7 +59,7 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     if auc["low"] is not None and auc["low"] > WARN_ABOVE:
-        warning = str(template("audit.txt.j2").module.shortcut(QUESTIONS[stage], auc, WARN_ABOVE, *list(shares)[:2]))
+        warning = str(template("audit.txt.j2").module.shortcut(stage, auc, WARN_ABOVE, *list(shares)[:2]))
     return {"auc": auc, "n": len(rows), "features": shares, "warning": warning}
 
 
@@ -154,6 +151,6 @@ def verdict(conditions: pd.DataFrame) -> str:
     """Say in plain words what `probe` gave."""
     named: dict[bool, list] = {True: [], False: []}  # by codecs, and by others
     moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
-    for name, value in moved.items():
+    for name, value in zip(moved.index, moved, strict=True):
         named[registry.DEGRADATIONS[registry.last_operator(name)].codec].append((name, value))
     return str(template("audit.txt.j2").module.verdict(named[True], named[False], len(conditions), MARGIN))

@@ -80,8 +80,7 @@ def correlations(
 def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Features (N, D) on a plane, neighbours kept: t-SNE, van der Maaten and Hinton 2008, from the first components.
 
-    Distances between clusters, and their sizes, say nothing. Gives x, y, label, and source (or the split) on the index
-    of the manifest's N rows.
+    Distances and sizes of clusters say nothing. Gives x, y, label, and source (or the split) on the N rows' index.
     """
     if len(values) < 4:
         raise TooFew(f"an embedding needs at least four images, got {len(values)}")
@@ -147,17 +146,15 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
     """What `carry` shows: value, low and high of each number, a 95 % interval over the fakes' groups.
 
     Means over generators: `carried`, share named as the fingerprint's source; `carrier_alone`, the same without the
-    fingerprint; `carried_anew`, as `carried`, of the carriers that are named otherwise alone. Means over pairs: `psnr`
-    in dB, without infinite ones, and `ssim`.
+    fingerprint; `carried_anew`, of carriers that are named otherwise alone. Over pairs: finite `psnr` in dB, `ssim`.
     """
     labels, alone, named = (pairs[name].to_numpy() for name in ("label", "alone", "named"))
     other, psnr, ssim = alone != labels, pairs["psnr"].to_numpy(), pairs["ssim"].to_numpy()
     finite = np.isfinite(psnr)
 
     def anew(weights: np.ndarray) -> np.ndarray:
-        if not other.any():
-            return np.full(len(weights), np.nan)
-        return mean_recall(weights[:, other], labels[other], (named == labels)[other])
+        with np.errstate(invalid="ignore"):  # where no carrier is named otherwise
+            return mean_recall(weights * other, labels, named == labels)
 
     statistics = {
         "carried": lambda weights: mean_recall(weights, labels, named == labels),

@@ -28,8 +28,7 @@ def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> 
     ablation trained one, the same network without adversaries.
 
     Untouched; changed along its own gradient (PGD, Madry et al. 2018, arXiv:1706.06083); and by launderers that learnt
-    for `steps` against each of them, all within BOUND. A row a detector and attack, a column for each JPEG after it; of
-    each image the centre crop.
+    for `steps` against each of them, within BOUND; centre crops. A row a detector and attack, a column a JPEG after it.
     """
     own, fakes, rows = Path(out) / CHECKPOINTS["stage1"], table[table["is_fake"]], []
     paths = {"this detector": own}

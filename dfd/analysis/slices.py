@@ -77,8 +77,7 @@ def sources(table: pd.DataFrame) -> pd.Series:
 def binned(measured: pd.DataFrame, bins: int = 3) -> pd.DataFrame:
     """Properties as a few words each, in categorical columns: names as they are, numbers in bins of about equal size.
 
-    A number with no more different values than bins keeps them. A property that is missing, or the same everywhere, is
-    left out.
+    A number with no more different values than bins keeps them. What is missing, or the same everywhere, is left out.
     """
     names, numbers = ([name for name in kind if name in measured] for kind in (NAMES, NUMBERS))
     table = measured[names].astype("category").join(measured[numbers].apply(_bin, bins=bins))

@@ -45,10 +45,9 @@ def sweep(
     """Score a manifest's rows under each condition; stage 1 all of them, stage 2 the fakes.
 
     Each image is degraded once per condition, as a whole, before crops are cut. A finished cell, one condition of one
-    stage, is written to the folder `cells` of the run folder; a sweep that is stopped goes on from there. A cell is
-    used again only for the same version of dfd, weights, images, crops, condition and, of noise, seed. Gives the score
-    table of each stage, one row per image and condition: the contract's columns; a chain is in `degradation`, its last
-    step's level in `level`, see `dfd.degrade.registry.name`.
+    stage, stays in `cells` of the run folder; a stopped sweep goes on from there. A cell is used again only for the
+    same version of dfd, weights, images, crops, condition and, of noise, seed. Gives each stage's score table, a row
+    per image and condition; a chain is in `degradation`, its last step's level in `level`, see `registry.name`.
     """
     folder = Path(out) / CELLS
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,8 +118,7 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     """How sure each row's prediction is: columns wrong, confidence and distance on the rows' index.
 
     confidence is the calibrated probability of what the image was called, in [0, 1]; distance, from the decision, is in
-    logits: stage 1's from its threshold, stage 2's between the two likeliest names, of which the first counts where it
-    says unknown.
+    logits: stage 1's from its threshold, stage 2's between the two likeliest names, the first standing for unknown.
     """
     called, columns = closed_set(scores), class_names(scores)
     chosen = called.map(columns.index).to_numpy(int)
