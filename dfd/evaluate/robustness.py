@@ -16,9 +16,8 @@ from dfd.config import REAL
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write, digest, read_table
 from dfd.core.runs import bar
-from dfd.degrade import registry
-from dfd.degrade.operators import to_tensor
-from dfd.degrade.registry import Condition, compose
+from dfd.degrade import compose, registry, to_tensor
+from dfd.degrade.registry import Condition
 from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share
 from dfd.evaluate.scores import answer_columns, with_predictions
 from dfd.inference.detector import score_files

@@ -9,8 +9,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
 
 from dfd.analysis import slices
 from dfd.analysis.explain import Dossier, stretch
@@ -41,7 +39,7 @@ def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
         show(axes[0], dossier.image)
         left, top, width, height = dossier.box
         for colour, line in (("white", 2.2), ("black", 0.9)):
-            axes[0].add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, ec=colour, lw=line))
+            axes[0].add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, ec=colour, lw=line))
         show(axes[1], dossier.residual)
         show(axes[2], dossier.spectrum, vmin=low, vmax=high, cmap="viridis")
         show(axes[3], dossier.crop.mean(2), cmap="gray", vmin=0, vmax=1)
@@ -65,7 +63,7 @@ def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
             ax.axvline(errors[stage].attrs["average"], color=colour, ls=":", lw=1.2, label=f"{stage}, all images")
         name_rows(ax, [word if len(word) < 26 else word[:24] + "…" for word in bins], 8)
         ax.set(xlim=(-0.03, 1.03), xlabel="images wrong")
-        ax.xaxis.set_major_formatter(PercentFormatter(1))
+        ax.xaxis.set_major_formatter("{x:.0%}")
         ax.set_title(f"{name}: {slices.NUMBERS[name]}" if name in slices.NUMBERS else name, fontsize=9)
     for ax in axes.flat[len(names) :]:
         ax.remove()
