@@ -18,10 +18,7 @@ LOSSES = tuple(f"{name}_weight" for name in "carried adversarial perceptual cons
 
 
 def variants(cfg: Any) -> dict[str, Any]:
-    """The config under several names: as it is, and with one part left out or changed.
-
-    Each variant that trains anew has its own folder below `ablation_<stage>` in the run folder.
-    """
+    """The config as it is, and with one part left out or changed in folders below `ablation_<stage>`, by names."""
     changes: dict[str, dict] = {}
     if isinstance(cfg, Stage1):
         if cfg.adversarial:
@@ -71,10 +68,9 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
 def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
     """Train stage 2 without each generator in turn, below `left_out` in the run folder: is it called unknown then?
 
-    Gives a row per generator: left_out; the AUROC of its images' ood_score, auroc against test images of the other
-    generators and auroc_val against validation images of theirs, whose sources were in training; and accepted, the
-    share of its images that the threshold of those validation images does not call unknown. Also in `left_out.csv`. Of
-    several processes only the main one has any rows.
+    A row per generator, also in `left_out.csv`: left_out; the AUROC of its ood_score, auroc against test images of the
+    others and auroc_val against their validation images, whose sources were in training; and accepted, the share of its
+    images that the threshold of the latter does not call unknown. Of several processes only the main one has any rows.
     """
     fakes = table[table["is_fake"]]
     generators, rows = sorted(fakes["label"].unique()), []

@@ -81,17 +81,14 @@ def image_features(stage: Stage, table: pd.DataFrame) -> np.ndarray:
 def held_out_probabilities(
     features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: Any = None
 ) -> pd.DataFrame:
-    """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group.
-
-    The model is scikit-learn's; none takes a logistic regression on principal components.
-    """
+    """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group."""
     per_label = groups.groupby(labels).nunique()
     if len(per_label) < 2 or per_label.min() < 2:
         raise TooFew(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
     splitter = StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds, or in none of a fold's
         folds = list(splitter.split(features, labels, groups))
-        if model is None:
+        if model is None:  # a logistic regression on principal components
             components = min(COMPONENTS, features.shape[1], min(len(train) for train, _ in folds) - 1)
             linear = LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000)
             model = make_pipeline(StandardScaler(), PCA(components, random_state=seed), StandardScaler(), linear)

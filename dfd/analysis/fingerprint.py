@@ -1,8 +1,7 @@
 """Is stage 2's residual a fingerprint: mean residuals, correlations, an embedding, and fingerprints put on photos.
 
-Everything here is taken at the centre crop: a mean over images, and a correlation with it, only mean something where
-pixels lie at the same place of the generator's grid. That holds for images of one size; where a generator's images
-differ in size its mean fades, and its spectrum does not.
+Everything is taken at the centre crop: a mean over images, and a correlation with it, only mean something where pixels
+lie at the same place of the generator's grid: in images of one size. Where sizes differ means fade, and spectra do not.
 """
 
 from dataclasses import dataclass

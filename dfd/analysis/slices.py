@@ -51,10 +51,7 @@ def describe(image: Image.Image) -> dict[str, float]:
 
 
 def measure(table: pd.DataFrame) -> pd.DataFrame:
-    """Describe images of the manifest.
-
-    Gives path, sha256, label, format, jpeg_quality, source, size and the numbers of `describe`, on the table's index.
-    """
+    """Of images path, sha256, label, format, jpeg_quality, source, size and what `describe` gives, on their index."""
     with ThreadPoolExecutor() as pool:
         measured = pool.map(lambda path: describe(load_rgb(f"{table.attrs['root']}/{path}")), table["path"])
         numbers = list(bar(measured, total=len(table), desc="properties", unit="image"))
@@ -116,10 +113,7 @@ def by_property(rows: pd.DataFrame, bins: pd.DataFrame, seed: int = 0) -> pd.Dat
 
 
 def candidates(bins: pd.DataFrame, least: int = LEAST) -> Iterator[tuple[str, np.ndarray]]:
-    """Every bin of one property and every crossing of two, by name, with its members (N,) bool.
-
-    Left out are repeats of the same images, and what has fewer than `least` images or fewer than `least` outside.
-    """
+    """Name and members, (N,) bool, of each bin and crossing of two bins, once, with `least` images in and outside."""
     words = {name: bins[name].cat.categories for name in bins}
     single = [[(f"{name} {word}", (bins[name] == word).to_numpy()) for word in words[name]] for name in bins]
     pairs = chain.from_iterable(product(*lists) for lists in combinations(single, 2))

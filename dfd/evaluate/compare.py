@@ -134,10 +134,7 @@ def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int =
 
 
 def changed_verdicts(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The images of `share` whose verdict differs, the broken ones first: path, label, base, other, change.
-
-    change is mended, broken, or wrong in both (stage 2: two wrong names).
-    """
+    """Images whose verdict differs: path, label, base, other, change; first broken, then mended, then wrong in both."""
     true, columns = true_class(base), {"base": base["prediction"], "other": other["prediction"]}
     change = np.select([columns["other"] == true, columns["base"] == true], ["mended", "broken"], "wrong in both")
     rows = pd.DataFrame({"label": base["label"], **columns, "change": change}).rename_axis("path").reset_index()

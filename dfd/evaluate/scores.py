@@ -94,12 +94,9 @@ def jpeg_sweep(stage: Stage, table: pd.DataFrame, qualities: Sequence[int], crop
 
 
 def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | None = None) -> None:
-    """Write a stage's score table to a run folder, in place of the one that was there.
-
-    Rows of the degradation `keep` in the table on disk stay; the others go, for they may be another model's.
-    """
+    """Write a stage's score table to a run folder; of the one that is there only rows of degradation `keep` stay."""
     if keep is not None:
-        stored = load_scores(out, stage)
+        stored = load_scores(out, stage)  # its other rows may be another model's
         scores = pd.concat([stored[stored["degradation"] == keep], scores[scores["degradation"] != keep]])
     with atomic_write(Path(out) / f"scores_{stage}.parquet") as draft:
         scores.to_parquet(draft, index=False)
@@ -175,10 +172,7 @@ def as_table(values: dict) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """A table for reading: one column per metric, each "value [low, high]"; a dash where undefined.
-
-    Rows that have a quality are named by it.
-    """
+    """Metrics for reading, each "value [low, high]", a dash where undefined; a row with a quality is named by it."""
 
     def cell(value: float, low: float, high: float) -> str:
         if np.isnan(value):

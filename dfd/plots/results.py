@@ -27,10 +27,7 @@ Names = Sequence[str] | pd.Series | pd.Index
 
 
 def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str = "", rows: Names = ()) -> Axes:
-    """Confusion matrix of (N,) class names: counts, and in brackets the share of each true class.
-
-    `classes` is the order of the columns, and of the rows where `rows` does not give another.
-    """
+    """Confusion matrix, counts and shares of each true class; columns as in `classes`, rows as in `rows` or these."""
     order, classes = list(rows) or list(classes), list(classes)
     counts = pd.crosstab(np.asarray(true), np.asarray(predicted)).reindex(order, columns=classes, fill_value=0)
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
