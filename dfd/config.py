@@ -1,7 +1,5 @@
 """One frozen model per notebook: its fields are that notebook's papermill parameters. It imports nothing of dfd."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import json

@@ -4,8 +4,6 @@ After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.
 called unknown.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path

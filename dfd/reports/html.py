@@ -1,7 +1,5 @@
 """Templates and the pages of them: an executed notebook's, a run's index. These load and run nothing."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

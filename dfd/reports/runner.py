@@ -1,7 +1,5 @@
 """Runs the notebooks through papermill in order; what is done and unchanged is kept, also after an interruption."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

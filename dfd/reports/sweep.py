@@ -1,7 +1,5 @@
 """A parameter sweep: a YAML grid becomes many runs of the notebooks, and a page that ranks them on validation."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

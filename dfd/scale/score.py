@@ -3,8 +3,6 @@
 Ray's readers end at damaged bytes, and its writer leaves half a file when killed; so actors read, this process writes.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
