@@ -6,6 +6,7 @@ called unknown.
 
 import hashlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,11 @@ import pandas as pd
 import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from dfd import config
 from dfd.config import CHECKPOINTS
-from dfd.core.io import read_json, read_table, write_text
+from dfd.core.io import read_json, write_text
 from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.reports import html
-
-SUBJECTS = dict(zip(html.CARDS, [*CHECKPOINTS.values(), "manifest.parquet"], strict=True))  # what each card is about
 
 
 def write(out: Path) -> dict[str, str]:
@@ -28,13 +26,14 @@ def write(out: Path) -> dict[str, str]:
 
     One whose checkpoint or manifest is missing or cannot be read is removed, for it would be another run's.
     """
+    cards = {f"model_card_{stage}.md": (file, partial(model_card, out, stage)) for stage, file in CHECKPOINTS.items()}
+    cards["data_sheet.md"] = "manifest.parquet", partial(data_sheet, out)
     failed = {}
-    for name, subject in SUBJECTS.items():
+    for name, (subject, text) in cards.items():
         try:
             (out / name).unlink(missing_ok=True)
             if (out / subject).exists():
-                stage = next((stage for stage, checkpoint in CHECKPOINTS.items() if checkpoint == subject), None)
-                write_text(out / name, model_card(out, stage) if stage else data_sheet(out))
+                write_text(out / name, text())
         except Exception as error:  # a run ends with what it has, whatever is wrong with one of its files
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return failed
@@ -47,15 +46,12 @@ def model_card(out: Path, stage: str) -> str:
     """
     checkpoint = out / CHECKPOINTS[stage]
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    every = read_json(out / "metrics.json").get(stage, {})
-    measured = every if every == content["metrics"] else {}
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None
     if table is not None and manifest.digest(table) != content["manifest_hash"]:
         table = None  # not what it was trained on
     return _fill(
         "model_card.md.j2",
         out,
-        next(stem for stem, model in config.NOTEBOOKS.items() if model.__name__.lower() == stage),
         card_data=ModelCardData(
             library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage]
         ),
@@ -65,55 +61,35 @@ def model_card(out: Path, stage: str) -> str:
         parameters=sum(tensor.numel() for tensor in content["weights"].values()),
         sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         table=table,
-        measured=measured,
-        by_generator=pd.DataFrame(measured.get("test", {}).get("by_generator", {})).map(lambda row: cell(**row)).T,
-        stale=bool(every) and not measured,
         swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "",
     )
 
 
 def data_sheet(out: Path) -> str:
     """The data sheet of the run's manifest, as Markdown."""
-    table, rejected = manifest.load(out), out / "rejected.csv"
-    none = pd.DataFrame({"path": [], "reason": []}, dtype=str)
+    table = manifest.load(out)
     beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
     return _fill(
         "data_sheet.md.j2",
         out,
-        "00_eda",
         card_data=DatasetCardData(task_categories=["image-classification"], tags=["gan", "forensics"]),
         digest=manifest.digest(table),
         table=table,
-        summary=manifest.summary(table),
+        summary=manifest.summary(table).reset_index(),
         sources=provenance.sources(table).reset_index() if "source" in table else None,
-        rejected=read_table(rejected, dtype=str, keep_default_na=False) if rejected.exists() else none,
+        rejected=pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"]),
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
     )
 
 
-def _fill(template: str, out: Path, stem: str, **values: Any) -> str:
+def _fill(template: str, out: Path, **values: Any) -> str:
     """Fill in a template with its own values and those of the run folder."""
     files = {name: read_json(out / f"{name}.json") for name in ("config", "metrics", "environment")}
-    own = {"stem": stem, "md": markdown, "grid": grid, "cell": cell}
-    return re.sub(r"\n{3,}", "\n\n", html.fill(template, **files, **own, **values)).strip() + "\n"
-
-
-def cell(value: float | None, low: float | None, high: float | None) -> str:
-    """A number with its 95 % interval as text; a dash where it is undefined."""
-    interval = "" if pd.isna(low) or pd.isna(value) else f" [{low:.3f}, {high:.3f}]"
-    return html.decimal(value) + interval
+    return re.sub(r"\n{3,}", "\n\n", html.fill(template, md=markdown, **files, **values)).strip() + "\n"
 
 
 def markdown(value: Any) -> str:
-    """Text that Markdown shows as it is: marks are escaped, line breaks and control characters written out."""
+    """A value that Markdown shows as it is: marks are escaped, line breaks and control characters written out."""
     text = f"{value:.3f}" if isinstance(value, float) and not value.is_integer() else str(value)
     text = re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", html.printable(text))
     return text.replace("](", "]\\(")  # a link
-
-
-def grid(table: pd.DataFrame, corner: str = "") -> str:
-    """A table as Markdown; with a corner its index is the first column."""
-    rows = table.reset_index(names=corner) if corner else table
-    rows = rows.astype(object).where(rows.notna(), "–").map(markdown)
-    lines = [[str(name).replace("_", " ") for name in rows], ["---"] * rows.shape[1], *rows.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

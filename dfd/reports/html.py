@@ -23,11 +23,6 @@ from dfd.core.runs import elapsed
 from dfd.evaluate.compare import STAGES
 from dfd.evaluate.metrics import FEWEST, METRICS
 
-CARDS = {  # see dfd.reports.cards
-    "model_card_stage1.md": "Model card, stage 1",
-    "model_card_stage2.md": "Model card, stage 2",
-    "data_sheet.md": "Data sheet",
-}
 BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
 CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
 DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
@@ -201,6 +196,5 @@ def write_index(out: Path) -> Path:
         environment=read_json(out / "environment.json"),
         notebooks=notebooks,
         warnings=warnings(out),
-        cards={name: title for name, title in CARDS.items() if (out / name).exists()},
         files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
     )
