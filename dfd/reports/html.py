@@ -31,12 +31,8 @@ NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 
 def fill(template: str, **values: Any) -> str:
     """Fill in one of the templates; in HTML the values are escaped. What is missing in a record is undefined."""
-    pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        undefined=jinja2.ChainableUndefined,
-    )
+    loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
+    pages = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, undefined=jinja2.ChainableUndefined)
     pages.filters |= {"decimal": decimal, "elapsed": elapsed, "metric": metric_name, "printable": printable}
     pages.globals |= {"STAGES": STAGES, "fewest": FEWEST}
     return pages.get_template(template).render(**values)
@@ -79,12 +75,8 @@ def export(notebook: Path, error: dict | None = None) -> Path:
         embed_images=True,
         preprocessors=[CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor],
     )
-    page = {
-        "style": style(),
-        "title": title_and_question(nb)[0] or notebook.stem,
-        "error": error,
-        "box": box(notebook, error),
-    }
+    title = title_and_question(nb)[0] or notebook.stem
+    page = {"style": style(), "title": title, "error": error, "box": box(notebook, error)}
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dfd": page}
     return write_text(notebook.with_suffix(".html"), exporter.from_notebook_node(nb, resources)[0])
 
@@ -93,7 +85,6 @@ def box(notebook: Path, error: dict | None = None) -> str:
     """The box at the top of an executed notebook's page, as HTML, from the files of its run folder."""
     out, stem, nb = notebook.parent, notebook.stem, nbformat.read(notebook, as_version=4)
     record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
-    parameters = record.get("notebooks", {}).get(stem, {}).get("parameters", {})
     usual = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"})
     told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     not_shown = [re.sub("</?p>", "", markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
@@ -103,8 +94,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
         error=error,
         warnings=warnings(out),
         record=record,
-        parameters=parameters,
-        changed={name: parameters[name] for name in usual if parameters.get(name, usual[name]) != usual[name]},
+        usual=usual,
         timing=nb.metadata.get("papermill", {}),
         metrics=read_json(out / "metrics.json"),
         table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
@@ -176,16 +166,14 @@ def warnings(out: Path) -> list[str]:
 def write_index(out: Path) -> Path:
     """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
     record, metrics = read_json(out / "config.json"), read_json(out / "metrics.json")
-    notebooks, own = [], {"index.html"}
+    notebooks = []
     for stem, entry in sorted(record.get("notebooks", {}).items()):
-        path, page = out / f"{stem}.ipynb", f"{stem}.html"
+        path = out / f"{stem}.ipynb"
         title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
-        shown = {"title": title or stem, "question": question, "page": page if (out / page).exists() else None}
-        notebooks.append(entry | shown)
-        own.add(page)
+        notebooks.append(entry | {"title": title or stem, "question": question, "page": f"{stem}.html"})
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     values = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
-    files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.name not in own]
+    files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     return render(
         out / "index.html",
         "index.html.j2",
@@ -196,5 +184,5 @@ def write_index(out: Path) -> Path:
         environment=read_json(out / "environment.json"),
         notebooks=notebooks,
         warnings=warnings(out),
-        files={p.name: tqdm.format_sizeof(p.stat().st_size, "B") for p in files if p.suffix != PART},
+        files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files},
     )
