@@ -29,7 +29,7 @@ LOG = "sweep.log"  # of a run, in its folder
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 90.0  # seconds that a run has to save and end
-METRICS = {"stage1.auc": "Stage 1: AUC", "stage2.accuracy": "Stage 2: Accuracy"}  # that runs are ranked by, in words
+METRICS = {"stage1_val_auc": "Stage 1: AUC", "stage2_val_accuracy": "Stage 2: Accuracy"}  # that runs are ranked by
 Words = Sequence[str]
 Settings = dict[str, str]  # parameters as words for `run -p`
 
@@ -102,19 +102,14 @@ def entries_of(sweep: Sweep, out: str | Path, command: Words = COMMAND) -> dict[
     """Status, settings and command of each run; `dfd run` itself keeps what is finished and unchanged."""
     entries = {}
     for name, settings in sweep.settings().items():
-        options = {"--data": sweep.data, "--out": str(Path(out) / name), "--profile": sweep.profile}
-        words = [*command, *(word for option in options.items() for word in option)]
+        words = [*command, "--data", sweep.data, "--out", str(Path(out) / name), "--profile", sweep.profile]
         words += [word for setting in settings.items() for word in ("-p", *setting)] + ["--", *sweep.notebooks]
         entries[name] = {"status": "waiting", "settings": settings, "command": words}
     return entries
 
 
 def run(
-    sweep: Sweep,
-    out: str | Path,
-    jobs: int | None = None,
-    command: Words = COMMAND,
-    say: Callable[[str], None] = print,
+    sweep: Sweep, out: str | Path, jobs: int | None = None, command: Words = COMMAND, say: Callable[[str], None] = print
 ) -> Path:
     """Run all, `jobs` at once (one for two cores), each in its process and a folder below `out`.
 
@@ -193,9 +188,8 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         rows.append({"run": name, "status": entry["status"], "seconds": entry.get("seconds")} | settings | numbers)
     table = pd.json_normalize(rows, sep="_").rename(columns=lambda name: name.removesuffix("_value"))
     names = list(dict.fromkeys(name for settings in differing for name in settings))
-    metrics = {metric: title for metric, title in METRICS.items() if column(metric) in table}
-    if metrics:
-        table = table.sort_values(column(next(iter(metrics))), ascending=False, kind="stable")
+    metrics = {metric: title for metric, title in METRICS.items() if metric in table}
+    table = table.sort_values(list(metrics)[:1], ascending=False, kind="stable")
     write_text(out / "sweep.csv", table.to_csv(index=False))
     settings = [name for name in names if name != "seed"]
     return html.render(
@@ -207,19 +201,13 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         runs=table.astype(object).where(table.notna(), None).to_dict("records"),
         entries=entries,
         metrics=metrics,
-        best={metric: table.sort_values(column(metric), ascending=False, kind="stable").iloc[0] for metric in metrics},
+        best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
         seeds={title: over_seeds(table, settings, key) for key, title in metrics.items() if "seed" in names},
-        column=column,
     )
-
-
-def column(metric: str, split: str = "val") -> str:
-    """The column of a metric such as stage1.auc."""
-    return metric.replace(".", f"_{split}_")
 
 
 def over_seeds(table: pd.DataFrame, settings: list[str], metric: str) -> pd.DataFrame:
     """Mean, least and most on validation over the seeds of each combination of settings, the best mean first."""
     groups = table.fillna(dict.fromkeys(settings, "")).groupby(settings or (lambda row: ""), sort=False)
-    spread = groups[column(metric)].agg(["count", "mean", "min", "max"])
+    spread = groups[metric].agg(["count", "mean", "min", "max"])
     return spread.sort_values("mean", ascending=False, kind="stable")
