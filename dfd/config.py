@@ -195,8 +195,7 @@ def profile(name: str, stem: str) -> dict[str, Any]:
     """The parameters that a profile, configs/<name>.yaml, sets for one notebook; the rest keeps its default."""
     if name not in PROFILES:
         raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
-    sections = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text("utf-8"))
-    return sections.get(stem[3:], {})
+    return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text("utf-8")).get(stem[3:], {})
 
 
 def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:

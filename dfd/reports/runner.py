@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 
 import nbformat
 import papermill
+import torch
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from papermill.iorw import LocalHandler, papermill_io
+from papermill.iorw import papermill_io
 from tqdm import tqdm
 
 from dfd import __version__, config
@@ -76,14 +77,6 @@ class Kernel(AsyncKernelManager):
             return False
         os.killpg(cls.process.pid, signal.SIGINT)  # jupyter_client gives a kernel a session of its own
         return True
-
-
-class AtomicFiles(LocalHandler):
-    """Papermill's way of writing a notebook, every few seconds, with nothing lost by a kill in the middle."""
-
-    def write(self, buf: str, path: str) -> None:
-        """Write the notebook."""
-        write_text(Path(path), buf)
 
 
 def run(
@@ -167,7 +160,8 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
 
     result, began, error = out / path.name, time.monotonic(), None
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
-    papermill_io.register(str(result), AtomicFiles())
+    whole = SimpleNamespace(write=lambda text, path: write_text(Path(path), text), pretty_path=str)
+    papermill_io.register(str(result), whole)  # papermill's own way would leave half a notebook when killed
     print(f"{path.stem}  started at {datetime.now():%H:%M:%S}")
     over_the_bar: Any = SimpleNamespace(write=lambda text: tqdm.write(text, end=""), flush=lambda: None)
     # papermill would say that a parameter is not in the parameters cell: that holds those which people change
@@ -263,8 +257,6 @@ def finish(out: Path, record: dict, made_with: dict) -> None:
 
 def environment() -> dict[str, Any]:
     """The content of a run folder's environment.json but for the manifest's hash; what cannot be told is None."""
-    import torch
-
     command = ["git", "-C", str(config.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
