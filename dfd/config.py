@@ -6,13 +6,13 @@ import json
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "notebooks").exists() else PACKAGE.parent  # a wheel carries its notebooks inside
@@ -42,7 +42,13 @@ def _texts(value: Any) -> Any:
     return value
 
 
+def _place(path: str | os.PathLike) -> str:
+    """A path from the working directory; absolute ones stay."""
+    return os.fspath(path) if os.path.isabs(path) else os.path.relpath(resolve(path))
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+Place = Annotated[str, BeforeValidator(_place)]
 
 
 class ConfigError(ValueError):
@@ -54,22 +60,20 @@ class Shared(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    data: str = "data/sample"  # folder with RealPhotos/ and one folder per generator
-    out: str = "reports/demo"  # run folder: manifest, checkpoints, score tables, reports
+    data: Place = "data/sample"  # folder with RealPhotos/ and one folder per generator
+    out: Place = "reports/demo"  # run folder: manifest, checkpoints, score tables, reports
     seed: int = 0  # one seed for splits, weights, crops and degradations
 
     def __init__(self, **values: Any):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_one_line(error.errors()[0], type(self).model_fields)) from None
-
-    @field_validator("data", "out", mode="before")
-    @classmethod
-    def _place(cls, path: str | os.PathLike) -> str:
-        """The path from the working directory; absolute ones stay."""
-        text = os.fspath(path)
-        return text if os.path.isabs(text) else os.path.relpath(resolve(text))
+            wrong, known = error.errors()[0], type(self).model_fields
+            name = ".".join(map(str, wrong["loc"]))
+            text = wrong["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            is_unknown = wrong["type"] == "extra_forbidden"
+            text = unknown_parameter(name, known) if is_unknown else f"{name} {text}, got {wrong['input']!r}"
+            raise ConfigError(text) from None
 
     def __repr__(self) -> str:
         lines = (f"    {name}={value!r}," for name, value in self)
@@ -187,8 +191,7 @@ SECTIONS = {model: stem[3:] for stem, model in NOTEBOOKS.items()}  # of configs/
 
 def resolve(path: str | os.PathLike) -> Path:
     """Make a path absolute: relative to the working directory, or to the project when a notebook runs in place."""
-    base = ROOT if Path.cwd() == ROOT / "notebooks" else Path.cwd()
-    return base / Path(path).expanduser()
+    return (ROOT if Path.cwd() == ROOT / "notebooks" else Path.cwd()) / Path(path).expanduser()
 
 
 def profile(name: str, stem: str) -> dict[str, Any]:
@@ -227,11 +230,3 @@ def unknown_parameter(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"unknown parameter {name!r}{hint} Valid names: {', '.join(sorted(known))}"
-
-
-def _one_line(error: Mapping[str, Any], known: Iterable[str]) -> str:
-    name = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return unknown_parameter(name, known)
-    text = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{name} {text}, got {error['input']!r}" if name else text  # without a name: of several fields together
