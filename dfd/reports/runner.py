@@ -37,6 +37,7 @@ ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
+INTERRUPTED = "Interrupted. What is done is kept in {}; the same command goes on from there."
 Configs = Mapping[str, type[config.Shared]]
 
 
@@ -52,6 +53,8 @@ class Kernel(AsyncKernelManager):
     """Starts `sys.executable`, whatever "python3" points to, with sockets in a folder that no one else can read."""
 
     transport = "ipc"
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel_spec: Any = KernelSpec(argv=argv, display_name="Python 3", language="python", env={runs.HEADLESS: "1"})
     process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
 
     def _ip_default(self) -> str:
@@ -59,16 +62,10 @@ class Kernel(AsyncKernelManager):
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return f"{folder}/socket"
 
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python", env={runs.HEADLESS: "1"})
-
     async def start_kernel(self, **options: Any) -> None:
         """Start the process and remember it."""
         await super().start_kernel(**options)
-        provisioner: Any = self.provisioner
-        Kernel.process = provisioner.process
+        Kernel.process = getattr(self.provisioner, "process", None)
 
     @classmethod
     def interrupt(cls) -> bool:
@@ -99,8 +96,7 @@ def run(
     where a notebook failed or the run was interrupted: what was done is kept.
     """
     every, chosen = choose(folder), choose(folder, notebooks)
-    stems = [path.stem for path in every]
-    given = plan(stems, configs, {"data": data, "out": out}, profile, parameters or {})
+    given = plan([path.stem for path in every], configs, {"data": data, "out": out}, profile, parameters or {})
     images, target = config.resolve(data), config.resolve(out)
     if not images.is_dir():
         raise FileNotFoundError(f"no data folder {data}; `python -m dfd sample` makes one, --data names yours")
@@ -131,8 +127,7 @@ def run(
                     execute(path, target, given[path.stem], entry, stop)
                 newest = max(newest, entry.get("ended", ""))
         except KeyboardInterrupt as stopped:
-            text = f"Interrupted. What is done is kept in {out}; the same command goes on from there."
-            raise RunError(text, getattr(stopped, "code", 130)) from None
+            raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
         finally:
             finish(target, record, made_with)
     return target / "index.html"
@@ -194,10 +189,8 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
     html.export(result, error)
     if error:
         last = "\n".join(f"    {line}" for line in error["text"].strip().splitlines()[-8:])
-        raise RunError(
-            f"{path.stem} failed in cell {error['cell']}:\n{last}\nThe half-run notebook is {result}. "
-            "Mend the cause, then run the same command again: what is finished is kept."
-        )
+        text = f"{path.stem} failed in cell {error['cell']}:\n{last}\nThe half-run notebook is {result}."
+        raise RunError(f"{text} Mend the cause, then run the same command again: what is finished is kept.")
 
 
 def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:

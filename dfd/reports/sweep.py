@@ -52,8 +52,7 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
         numbers = [number for number in ("01", "02") if any(str(stem).startswith(number) for stem in self.notebooks)]
         if self.seeds and not numbers:
             raise config.ConfigError("seeds needs a notebook that trains, 01 or 02, under notebooks")
-        if self.seeds:
-            points = [p | {f"{number}.seed": seed for number in numbers} for p in points for seed in self.seeds]
+        points = [p | {f"{number}.seed": seed for number in numbers} for p in points for seed in self.seeds] or points
         settings = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in point.items()} for point in points]
         named = dict(zip(map(_named, varying(settings)), settings, strict=True))
         if len(named) < len(settings):
@@ -116,21 +115,18 @@ def run(
     One that fails stops no other. A RunError says which failed (code 1), or that a signal asked to end (130 or 143);
     the first lets the runs save and end, the second ends them at once, and what is done is kept.
     """
-    place, jobs, processes = config.resolve(str(out)), jobs or max(1, cores() // 2), []
-    threads = max(1, cores() // jobs)
+    place, jobs, started = config.resolve(str(out)), jobs or max(1, cores() // 2), []
+    env = dict.fromkeys(THREADS, str(max(1, cores() // jobs))) | os.environ
 
     def end() -> bool:
-        for process in processes:
+        for process in started:
             process.terminate()
         return True
 
     text = f"Ending: the runs may save, for {GRACE:.0f} s; once more ends at once."
     with runs.run_lock(place), runs.deferred(text, end, GRACE, say) as stop, ThreadPoolExecutor(jobs) as pool:
         entries = entries_of(sweep, place, command)
-        tasks = [
-            pool.submit(_execute, entry["command"], place / name, threads, processes, stop, say)
-            for name, entry in entries.items()
-        ]
+        tasks = [pool.submit(_execute, place / name, entry, env, started, stop, say) for name, entry in entries.items()]
         try:
             page = write(sweep, entries, place)
             for task in as_completed(tasks):
@@ -139,13 +135,12 @@ def run(
                 page = write(sweep, entries, place)
         except BaseException as error:
             stop.number = stop.number or signal.SIGTERM  # no other run starts
-            for process in processes:
+            for process in started:
                 process.kill()
             if not isinstance(error, runs.Interrupted):
                 raise
     if stop.number:
-        text = f"Interrupted. What is done is kept in {out}; the same command goes on from there."
-        raise runner.RunError(text, 128 + stop.number)
+        raise runner.RunError(runner.INTERRUPTED.format(out), 128 + stop.number)
     failed = [name for name, entry in entries.items() if entry["status"] != "finished"]
     if failed:
         text = f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. Their last lines are in"
@@ -154,18 +149,18 @@ def run(
 
 
 def _execute(
-    words: Words, folder: Path, threads: int, processes: list[subprocess.Popen], stop: runs.Stop, say: Callable
+    folder: Path, entry: dict, env: dict, started: list[subprocess.Popen], stop: runs.Stop, say: Callable
 ) -> tuple[str, dict]:
     """Run in a session of its own, of which a signal to the sweep does not reach it twice, and wait."""
     if stop.number:
         return folder.name, {}
     folder.mkdir(exist_ok=True)
     say(f"{folder.name}  started")
-    began, variables = time.monotonic(), dict.fromkeys(THREADS, str(threads)) | os.environ
+    began = time.monotonic()
     with (folder / LOG).open("wb") as log:
         files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        process = subprocess.Popen(words, **files, env=variables, start_new_session=True)
-    processes.append(process)
+        process = subprocess.Popen(entry["command"], **files, env=env, start_new_session=True)
+    started.append(process)
     if stop.number:  # the signal came in between
         process.terminate()
     code, seconds, lines = process.wait(), round(time.monotonic() - began, 1), []
@@ -191,23 +186,21 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     metrics = {metric: title for metric, title in METRICS.items() if metric in table}
     table = table.sort_values(list(metrics)[:1], ascending=False, kind="stable")
     write_text(out / "sweep.csv", table.to_csv(index=False))
-    settings = [name for name in names if name != "seed"]
     return html.render(
         out / "index.html",
         "sweep.html.j2",
         sweep=sweep,
         names=names,
-        settings=settings,
         runs=table.astype(object).where(table.notna(), None).to_dict("records"),
         entries=entries,
         metrics=metrics,
         best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
-        seeds={title: over_seeds(table, settings, key) for key, title in metrics.items() if "seed" in names},
+        seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if "seed" in names},
     )
 
 
-def over_seeds(table: pd.DataFrame, settings: list[str], metric: str) -> pd.DataFrame:
+def over_seeds(table: pd.DataFrame, names: list[str], metric: str) -> pd.DataFrame:
     """Mean, least and most on validation over the seeds of each combination of settings, the best mean first."""
+    settings = [name for name in names if name != "seed"]
     groups = table.fillna(dict.fromkeys(settings, "")).groupby(settings or (lambda row: ""), sort=False)
-    spread = groups[metric].agg(["count", "mean", "min", "max"])
-    return spread.sort_values("mean", ascending=False, kind="stable")
+    return groups[metric].agg(["count", "mean", "min", "max"]).sort_values("mean", ascending=False, kind="stable")
