@@ -20,6 +20,8 @@ from dfd.core.runs import PROVENANCE
 from dfd.data import manifest, provenance
 from dfd.reports import html
 
+TAGS = ["gan", "forensics"]
+
 
 def write(out: Path) -> dict[str, str]:
     """Write the cards of the checkpoints and the sheet of the manifest; gives name -> why of those that failed.
@@ -52,9 +54,7 @@ def model_card(out: Path, stage: str) -> str:
     return _fill(
         "model_card.md.j2",
         out,
-        card_data=ModelCardData(
-            library_name="dfd", pipeline_tag="image-classification", tags=["gan", "forensics", stage]
-        ),
+        card_data=ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=[*TAGS, stage]),
         stage=stage,
         name=checkpoint.name,
         content=content,
@@ -72,7 +72,7 @@ def data_sheet(out: Path) -> str:
     return _fill(
         "data_sheet.md.j2",
         out,
-        card_data=DatasetCardData(task_categories=["image-classification"], tags=["gan", "forensics"]),
+        card_data=DatasetCardData(task_categories=["image-classification"], tags=TAGS),
         digest=manifest.digest(table),
         table=table,
         summary=manifest.summary(table).reset_index(),

@@ -69,11 +69,9 @@ def printable(value: Any) -> str:
 def export(notebook: Path, error: dict | None = None) -> Path:
     """Write `<stem>.html` beside an executed notebook; `error`, of the cell that stopped it, has `cell` and `text`."""
     nb = nbformat.read(notebook, as_version=4)
+    steps = [CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor]
     exporter = HTMLExporter(
-        template_name="notebook",
-        extra_template_basedirs=[str(TEMPLATES)],
-        embed_images=True,
-        preprocessors=[CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor],
+        template_name="notebook", extra_template_basedirs=[str(TEMPLATES)], embed_images=True, preprocessors=steps
     )
     title = title_and_question(nb)[0] or notebook.stem
     page = {"style": style(), "title": title, "error": error, "box": box(notebook, error)}

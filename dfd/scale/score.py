@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from glob import has_magic
 from hashlib import sha256
@@ -235,16 +235,14 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised, and in Ray's own logs
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    is_local = address == "local"
     cpus = max(cores(), (options.workers or 1) * options.threads)
     here = {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
     there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
-    settings: dict[str, Any] = here if address == "local" else there
+    settings: dict[str, Any] = here if is_local else there
     _need_answer(address)
     try:
-        with ExitStack() as stack:
-            if address != "local":
-                stack.enter_context(waiting(f"Ray at {address}"))
-                stack.enter_context(killable())
+        with nullcontext() if is_local else waiting(f"Ray at {address}"), nullcontext() if is_local else killable():
             ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}") from error
