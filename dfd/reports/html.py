@@ -9,10 +9,7 @@ from typing import Any
 import jinja2
 import nbformat
 import pandas as pd
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-from nbformat import NotebookNode
+from nbconvert import HTMLExporter, filters, preprocessors
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
@@ -69,7 +66,7 @@ def printable(value: Any) -> str:
 def export(notebook: Path, error: dict | None = None) -> Path:
     """Write `<stem>.html` beside an executed notebook; `error`, of the cell that stopped it, has `cell` and `text`."""
     nb = nbformat.read(notebook, as_version=4)
-    steps = [CoalesceStreamsPreprocessor, tidy, CoalesceStreamsPreprocessor]
+    steps = [preprocessors.CoalesceStreamsPreprocessor, tidy, preprocessors.CoalesceStreamsPreprocessor]
     exporter = HTMLExporter(
         template_name="notebook", extra_template_basedirs=[str(TEMPLATES)], embed_images=True, preprocessors=steps
     )
@@ -85,7 +82,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
     record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
     usual = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"})
     told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    not_shown = [re.sub("</?p>", "", markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
+    not_shown = [re.sub("</?p>", "", filters.markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
     return fill(
         "summary.html.j2",
         stem=stem,
@@ -100,7 +97,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
     )
 
 
-def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+def tidy(nb: nbformat.NotebookNode, resources: dict) -> tuple[nbformat.NotebookNode, dict]:
     """Drop what a page cannot show, papermill's own error marks and the title; note sections, contents and pictures."""
     nb.metadata.pop("widgets", None)
     nb.cells = [cell for cell in nb.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
@@ -111,7 +108,7 @@ def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
             section = first_heading(cell.source) or section
             if section == page["title"]:
                 cell.source = re.sub(r"\A\s*# .*\n?", "", cell.source)  # the template has it
-            page["contents"] += re.findall(r'<h([23]) id="(.*?)">(.*?)<a', markdown2html(cell.source))
+            page["contents"] += re.findall(r'<h([23]) id="(.*?)">(.*?)<a', filters.markdown2html(cell.source))
         cell.metadata["section"] = section
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _shown(output)]
@@ -123,7 +120,7 @@ def tidy(nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
     return nb, resources
 
 
-def _shown(output: NotebookNode) -> bool:
+def _shown(output: nbformat.NotebookNode) -> bool:
     """Whether anything is left of an output for a page; progress bars are taken out of its text."""
     if output.output_type != "stream":
         return not any(kind in output.get("data", {}) for kind in DROPPED)
@@ -132,7 +129,7 @@ def _shown(output: NotebookNode) -> bool:
     return bool(output.text.strip())
 
 
-def describe(cell: NotebookNode, number: int) -> str:
+def describe(cell: nbformat.NotebookNode, number: int) -> str:
     """The section a picture stands in, and what the function that drew it says it draws; else its number there."""
     drawn = [getattr(plots, name, None) for name in re.findall(r"\b(plot_\w+)\(", cell.source)]
     texts = [" ".join(plot.__doc__.split("\n\n")[0].split()).rstrip(".") for plot in drawn if plot and plot.__doc__]
@@ -145,7 +142,7 @@ def first_heading(markdown: str) -> str:
     return match.group(1) if match else ""
 
 
-def title_and_question(nb: NotebookNode) -> tuple[str, str]:
+def title_and_question(nb: nbformat.NotebookNode) -> tuple[str, str]:
     """A notebook's first heading, and the first paragraph after it; empty where there is none."""
     text = next((cell.source for cell in nb.cells if cell.cell_type == "markdown" and first_heading(cell.source)), "")
     paragraphs = re.split(r"\n\s*\n", re.sub(r"^#.*$", "", text, flags=re.MULTILINE).strip())

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from dfd import __version__, config
 from dfd.core import runs
 from dfd.core.io import digest, read_json, read_table, write_json, write_text
-from dfd.core.runs import elapsed
 from dfd.data import manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
@@ -185,7 +184,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
         raise runs.Interrupted(number=stop.number)
     seconds, ended = round(time.monotonic() - began, 1), datetime.now(UTC).isoformat()
     entry |= {"status": "failed" if error else "finished", "seconds": seconds, "ended": ended, "error": error}
-    print(f"{path.stem}  {entry['status']} after {elapsed(seconds)}")
+    print(f"{path.stem}  {entry['status']} after {runs.elapsed(seconds)}")
     html.export(result, error)
     if error:
         last = "\n".join(f"    {line}" for line in error["text"].strip().splitlines()[-8:])
@@ -195,8 +194,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
 
 def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     """The notebooks that were asked for by number (1, `01`), stem or path; all of them for no names."""
-    every = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
-    if not every:
+    if not (every := sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))):
         raise config.ConfigError("no notebooks found; run from a checkout of the project")
     chosen = []
     for name in names:
@@ -221,8 +219,7 @@ def plan(
         number, _, field = name.rpartition(".")
         if field in shared:
             raise config.ConfigError(f"set {field} with --{field}, once for all notebooks")
-        matches = [s for s in stems if field in models[s].model_fields and number in ("", s, s[:2])]
-        if not matches:
+        if not (matches := [s for s in stems if field in models[s].model_fields and number in ("", s, s[:2])]):
             known = {field for model in models.values() for field in model.model_fields}
             raise config.ConfigError(config.unknown_parameter(name, known))
         for stem in matches:

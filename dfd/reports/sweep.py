@@ -141,8 +141,7 @@ def run(
                 raise
     if stop.number:
         raise runner.RunError(runner.INTERRUPTED.format(out), 128 + stop.number)
-    failed = [name for name, entry in entries.items() if entry["status"] != "finished"]
-    if failed:
+    if failed := [name for name, entry in entries.items() if entry["status"] != "finished"]:
         text = f"{len(failed)} of {len(entries)} runs did not finish: {', '.join(failed)}. Their last lines are in"
         raise runner.RunError(f"{text} {page}; mend the cause, then run the same command again.")
     return page

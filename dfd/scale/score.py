@@ -125,14 +125,13 @@ def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
 def listed(given: str) -> Iterator[str]:
     """The images and shards that an input stands for."""
     fs, path = url_to_fs(given)
+    names = [given]
     if "://" not in given:
         names = find_images([given], IMAGES + SHARDS, lambda line: print(line, file=sys.stderr))
     elif has_magic(given):
         names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
         names = [name for name in map(fs.unstrip_protocol, fs.find(path)) if name.lower().endswith(IMAGES + SHARDS)]
-    else:
-        names = [given]
     if not names:
         raise FileNotFoundError("no images there, and no shards (.tar)")
     for name in names:
