@@ -91,5 +91,4 @@ def _fill(template: str, out: Path, **values: Any) -> str:
 def markdown(value: Any) -> str:
     """A value that Markdown shows as it is: marks are escaped, line breaks and control characters written out."""
     text = f"{value:.3f}" if isinstance(value, float) and not value.is_integer() else str(value)
-    text = re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", html.printable(text))
-    return text.replace("](", "]\\(")  # a link
+    return re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", html.printable(text)).replace("](", "]\\(")  # last, links

@@ -80,7 +80,6 @@ def box(notebook: Path, error: dict | None = None) -> str:
     """The box at the top of an executed notebook's page, as HTML, from the files of its run folder."""
     out, stem, nb = notebook.parent, notebook.stem, nbformat.read(notebook, as_version=4)
     record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
-    usual = config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"})
     told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     not_shown = [re.sub("</?p>", "", filters.markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
     return fill(
@@ -89,7 +88,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
         error=error,
         warnings=warnings(out),
         record=record,
-        usual=usual,
+        usual=config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"}),
         timing=nb.metadata.get("papermill", {}),
         metrics=read_json(out / "metrics.json"),
         table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
@@ -138,8 +137,7 @@ def describe(cell: nbformat.NotebookNode, number: int) -> str:
 
 def first_heading(markdown: str) -> str:
     """The first heading's words, or an empty string."""
-    match = re.search(r"^#+\s+(.+?)\s*#*$", markdown, re.MULTILINE)
-    return match.group(1) if match else ""
+    return next(iter(re.findall(r"(?m)^#+\s+(.+?)\s*#*$", markdown)), "")
 
 
 def title_and_question(nb: nbformat.NotebookNode) -> tuple[str, str]:
@@ -167,7 +165,6 @@ def write_index(out: Path) -> Path:
         title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
         notebooks.append(entry | {"title": title or stem, "question": question, "page": f"{stem}.html"})
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
-    values = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     return render(
         out / "index.html",
@@ -175,7 +172,7 @@ def write_index(out: Path) -> Path:
         name=out.name,
         record=record,
         metrics=metrics,
-        generators=pd.concat(values, axis=1),
+        generators=pd.concat([pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage], axis=1),
         environment=read_json(out / "environment.json"),
         notebooks=notebooks,
         warnings=warnings(out),

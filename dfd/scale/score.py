@@ -106,13 +106,13 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
 
 def write(fs: Any, path: str, table: pa.Table) -> None:
     """Write a Parquet file that is there whole or not at all, as is usual in stores."""
-    if "file" not in fs.protocol:
+    if "file" in fs.protocol:
+        hidden = Path(path).with_name(".draft")  # readers of Parquet folders pass over such a name
+        with atomic_write(hidden) as draft:
+            parquet.write_table(table, draft)
+        os.replace(hidden, path)
+    else:
         parquet.write_table(table, path, filesystem=fs)
-        return
-    hidden = Path(path).with_name(".draft")  # readers of Parquet folders pass over such a name
-    with atomic_write(hidden) as draft:
-        parquet.write_table(table, draft)
-    os.replace(hidden, path)
 
 
 def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
