@@ -194,6 +194,34 @@ def verify(case: Path) -> None:
 
 
 @command
+@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
+@click.option(
+    "--onnx", required=True, metavar="FOLDER", help="Where to write detector.onnx, detector.json, example.py."
+)
+def export(model: str | None, onnx: str) -> None:
+    """Write a detector as ONNX, with an example that needs no torch."""
+    folder = find_model(model)
+    from dfd.inference import Detector
+    from dfd.inference.export import export as exporting
+
+    click.echo(f"model: {shown(folder)}\nWrote {exporting(Detector.load(folder), Path(onnx))}")
+
+
+@command
+@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
+def card(model: str | None) -> None:
+    """Print a detector's model card: how it was made, and how often it is wrong."""
+    folder = find_model(model)
+    names = ("README.md",) if folder == config.DETECTOR else ("model_card_stage1.md", "model_card_stage2.md")
+    cards = [(folder / name).read_text("utf-8") for name in names if (folder / name).exists()]
+    if not cards:
+        raise FileNotFoundError(
+            f"no model card in {shown(folder)}; `python -m dfd run --out {shown(folder)}` writes them"
+        )
+    click.echo("\n\n".join(cards))
+
+
+@command
 @click.option("--out", required=True, metavar="ADDRESS", help="Folder for the Parquet parts; the same one goes on.")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a GPU, or all CPUs]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each worker, on the CPU.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,6 +24,7 @@ from dfd.data.crops import Corner, cut, equalise, plan
 from dfd.degrade import compose, to_tensor
 from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
+from dfd.inference.openset import Subspace
 from dfd.inference.stage import Stage
 
 MAP_SIDE = 768  # pixels; the longer side of the map
@@ -164,8 +166,29 @@ def _gradcam(detector: Detector, examination: Examination, image: Image.Image) -
     return sentence("caption_gradcam"), tiles
 
 
-KINDS = {"map": _map, "residual": _residual, "gradcam": _gradcam}
-TITLES = {"map": "Scores by place", "residual": "Residual and spectrum", "gradcam": "Grad-CAM"}
+def _nearest(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
+    """The training image of each class that lies nearest by stage 1's features; its name where its file is not here."""
+    stage = detector.stage1
+    if stage.neighbours is None or not isinstance(stage.feature_bank, Subspace):
+        return "", []
+    corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
+    crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
+    with torch.inference_mode():
+        features = stage.model.describe(crop.to(stage.device))[1].float().cpu().numpy()
+    distance = np.linalg.norm(stage.neighbours.float().numpy() - stage.feature_bank.project(features), axis=1)
+    names = pd.DataFrame(stage.neighbour_names, columns=["label", "source", "path"]).assign(distance=distance)
+    told = names.sort_values("distance").groupby("label", sort=False).head(1)
+    words = [sentence("neighbour", row) for row in told.to_dict("records")]
+    return sentence("caption_nearest", words), [("the middle of the image, which is compared", _tile(crop[0]))]
+
+
+KINDS = {"map": _map, "nearest": _nearest, "residual": _residual, "gradcam": _gradcam}
+TITLES = {
+    "map": "Scores by place",
+    "nearest": "Nearest training images",
+    "residual": "Residual and spectrum",
+    "gradcam": "Grad-CAM",
+}
 TITLES["stability"] = "Does the answer stand?"  # by `trace`
 
 

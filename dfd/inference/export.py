@@ -16,7 +16,7 @@ from dfd.config import CLIPS
 from dfd.core.io import TEMPLATES, atomic_write, write_json
 from dfd.inference.detector import Detector
 
-NAMES = GRAPH, RECORD, EXAMPLE = "detector.onnx", "detector.json", "example.py"
+GRAPH, RECORD, EXAMPLE = "detector.onnx", "detector.json", "example.py"
 OPSET = 17  # since 2022; onnxruntime 1.12
 
 
@@ -67,5 +67,5 @@ def export(detector: Detector, folder: Path) -> Path:
         onnx.helper.set_model_props(graph, {"dfd": json.dumps(record)})
         onnx.save(graph, str(draft))
     write_json(folder / RECORD, record)
-    shutil.copyfile(TEMPLATES / EXAMPLE, folder / EXAMPLE)
+    shutil.copyfile(TEMPLATES / f"{EXAMPLE}.txt", folder / EXAMPLE)
     return folder / GRAPH

@@ -38,9 +38,22 @@ def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray
 
 
 def costs(lr: np.ndarray, is_fake: np.ndarray) -> tuple[float, float]:
-    """The Cllr, and the least that images in this order could have, by isotonic regression: the rest is calibration."""
-    ones = np.ones((1, len(lr)))
-    return float(cllr(ones, lr, is_fake)[0]), float(cllr(ones, _isotonic(lr, is_fake)(lr), is_fake)[0])
+    """The Cllr, and the least that images in this order could have: the rest is calibration."""
+    return tuple(float(cllr(np.ones((1, len(lr))), x, is_fake)[0]) for x in (lr, recalibrated(lr, is_fake)))  # pyright: ignore
+
+
+def recalibrated(lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
+    """The best ratios that images in this order could have, by isotonic regression on themselves."""
+    return _isotonic(lr, is_fake)(lr)
+
+
+def cross_entropy(lr: np.ndarray, is_fake: np.ndarray, odds: np.ndarray) -> np.ndarray:
+    """Empirical cross-entropy, bits, at log10 prior odds (P,) of a fake; at 0 it is the Cllr."""
+    prior, posterior = 1 / (1 + 10.0**-odds), (lr + odds[:, None]) * np.log2(10)
+    fakes, photos = (
+        np.logaddexp2(0, sign * posterior[:, among]).mean(1) for sign, among in ((-1, is_fake), (1, ~is_fake))
+    )
+    return prior * fakes + (1 - prior) * photos
 
 
 def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: ArrayLike) -> dict[str, Any]:

@@ -6,8 +6,8 @@ May import analysis and what lies beneath it; nothing beneath knows this room.
 # ruff: noqa: I001
 from dfd.plots import letters
 from dfd.plots.results import (
-    PALETTE, live_history, plot_ablation, plot_cm, plot_confusions, plot_examples, plot_history, plot_pr,
-    plot_reliability, plot_roc, plot_spectra, plot_split,
+    PALETTE, live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples, plot_history,
+    plot_pr, plot_reliability, plot_roc, plot_spectra, plot_split,
 )  # fmt: skip
 from dfd.plots.analysis import (
     captions, plot_conditions, plot_correlations, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints,
@@ -18,7 +18,7 @@ letters.install()
 
 __all__ = [
     "PALETTE", "captions", "live_history", "plot_ablation", "plot_cm", "plot_conditions", "plot_confusions",
-    "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_examples", "plot_fingerprints",
+    "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_evidence", "plot_examples", "plot_fingerprints",
     "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability", "plot_roc",
     "plot_spectra", "plot_split",
 ]  # fmt: skip

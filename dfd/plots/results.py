@@ -17,6 +17,7 @@ from sklearn.calibration import calibration_curve
 
 from dfd.config import REAL
 from dfd.evaluate.metrics import BINS, calibration_error, clean
+from dfd.inference import likelihood
 from dfd.inference.decide import class_names, closed_set, confidences, true_class
 
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
@@ -149,6 +150,32 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     below.set_axis_off()
     ax.legend(loc="upper left", fontsize=9)
     return ax
+
+
+def plot_evidence(scores: pd.DataFrame) -> Figure:
+    """Tippett plot of stage 1's likelihood ratios, and their empirical cross-entropy over the prior odds.
+
+    After Meuwly et al. 2017, doi:10.1016/j.forsciint.2016.03.048, and Ramos et al. 2013, doi:10.1111/1556-4029.12233.
+    """
+    lr, is_fake = scores["log10_lr"].to_numpy(float), scores["label"].ne(REAL).to_numpy()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for name, own, colour in (("photos", lr[~is_fake], PALETTE[0]), ("fakes", lr[is_fake], PALETTE[3])):
+        left.step(np.sort(own), 1 - np.arange(len(own)) / len(own), where="pre", color=colour, label=name)
+    left.axvline(0, color="0.5", ls=":")
+    left.set(xlabel="log10 likelihood ratio", ylabel="share with a larger one", ylim=(0, 1.02))
+    odds, (cost, least) = np.linspace(-3, 3, 121), likelihood.costs(lr, is_fake)
+    shown = {
+        "as given": lr,
+        "best calibration": likelihood.recalibrated(lr, is_fake),
+        "without evidence": np.zeros(len(lr)),
+    }
+    for (name, values), style, colour in zip(shown.items(), ("-", "--", ":"), (*PALETTE[:2], "0.5"), strict=True):
+        right.plot(odds, likelihood.cross_entropy(values, is_fake, odds), style, color=colour, label=name)
+    right.set(xlabel="log10 prior odds of a fake", ylabel="empirical cross-entropy, bits", ylim=(0, None))
+    right.set_title(f"Cllr {cost:.3f}, of which calibration {cost - least:.3f}", fontsize=10)
+    for ax in (left, right):
+        ax.legend(fontsize=9)
+    return figure
 
 
 def plot_ablation(table: pd.DataFrame, metric: str = "auc") -> Axes:

@@ -118,3 +118,16 @@ def test_bins_with_too_few_images_are_left_to_coarser_ones(judged):
     assert likelihood.rate_of(bins, 128, None)["quality"] == (101, 102)
     assert all(min(bin["photos"], bin["fakes"]) >= likelihood.LEAST for bin in bins)
     assert likelihood.rate_of([], 128, 75) is None
+
+
+def test_the_cross_entropy_at_even_odds_is_the_cllr_and_never_better_than_the_best_calibration():
+    lr, is_fake, *_ = synthetic(500, 0)
+    odds = np.array([-2.0, 0.0, 1.0])
+    given = likelihood.cross_entropy(lr, is_fake, odds)
+    assert given[1] == pytest.approx(likelihood.costs(lr, is_fake)[0])
+    p = 10.0 ** odds[2] / (1 + 10.0 ** odds[2])
+    posterior = 1 / (1 + 10 ** -(lr + odds[2]))
+    expected = -p * np.log2(posterior[is_fake]).mean() - (1 - p) * np.log2(1 - posterior[~is_fake]).mean()
+    assert given[2] == pytest.approx(expected)
+    best = likelihood.cross_entropy(likelihood.recalibrated(lr, is_fake), is_fake, odds)
+    assert (best <= given + 1e-9).all()
