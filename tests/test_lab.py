@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from contextlib import contextmanager
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -104,7 +104,7 @@ def give(page, path):
 
 
 def use(page, place):
-    """Upload, read the verdict, see the whole curve, save, open what was saved."""
+    """Upload, read the verdict, see whether it stands, save, open what was saved."""
     page.wait_for_selector(".dfd-probe .status")
     assert page.locator(".dfd-probe .thumb").count() == 2
     give(page, place / "given.png")
@@ -112,29 +112,29 @@ def use(page, place):
     headline.wait_for()
     assert re.match("Called (a photograph|generated, by)", headline.text_content())
     assert re.search(r"is 0\.\d{3}\. It is held against 0\.500", page.locator(".dfd-probe .answer").text_content())
-    page.locator(".dfd-probe section.curve p", has_text="JPEG quality (Pillow):").wait_for()
-    page.locator(".dfd-probe section.curve img").wait_for()
+    page.locator(".dfd-probe section.stability p", has_text="cells").wait_for()
+    page.locator(".dfd-probe section.stability img").wait_for()
 
     give(page, place / "wrong.png")
     page.locator(".dfd-probe .status.failed", has_text="SVG drawing").wait_for()
-    page.get_by_role("button", name="Save report").click()
+    page.get_by_role("button", name="Save case").click()
     link = page.locator(".dfd-probe a.download").first
     link.wait_for()
     with page.expect_download() as download:
         link.click()
-    saved = Path(download.value.path()).read_text("utf-8")
-    (written,) = (place / "probe").glob("*.html")
-    assert saved == written.read_text("utf-8")
+    (written,) = (place / "probe").glob("case-*/")
+    with zipfile.ZipFile(download.value.path()) as saved:
+        assert saved.read("index.html") == (written / "index.html").read_bytes()
     assert page.evaluate("window.hurt") is None
     wide = "document.querySelector('.dfd-probe').scrollWidth <= document.querySelector('.dfd-probe').clientWidth"
     assert page.evaluate(wide)
 
-    page.goto(f"file://{written}")
-    assert page.locator("article").count() == 2 and page.locator("article img").count() >= 8
-    assert page.locator(".headline").text_content() and "an HTML page or SVG drawing" in page.content()
-    assert page.evaluate("window.hurt") is None
-    for path in (place / "probe").iterdir():
-        path.unlink()
+    page.goto(f"file://{written}/index.html")
+    assert page.locator("#images tbody tr").count() == 2 and "an HTML page or SVG drawing" in page.content()
+    page.locator("#images tbody a").click()
+    assert page.locator("article").count() == 1 and page.locator("article img").count() >= 8
+    assert page.locator(".headline").text_content() and page.evaluate("window.hurt") is None
+    shutil.rmtree(place / "probe")
 
 
 def test_the_probe_in_jupyterlab(place):

@@ -122,14 +122,14 @@ def check_scores(out, table, generators):
 
 
 def check_predict(data, out, paths, generators):
-    """Judge the folder by predict: a row, a line and an article on the page for each image."""
+    """Judge the folder by predict: a row, a line and a page of the case for each image."""
     os.chdir(out)
     given = [os.path.join(data, label) for label in (config.REAL, *generators)]
-    words = ["--csv", "v.csv", "--json", "--report", "page.html", "--crops", "1"]
+    words = ["--json", "--case", "case", "--pictures", "0", "--crops", "1"]
     result = CliRunner().invoke(cli.main, ["predict", "--model", str(out), *words, "--", *given])
     assert result.exit_code == 0, result.output
     verdicts = [json.loads(line) for line in result.stdout.split("\n") if line]
-    with open("v.csv", newline="", encoding="utf-8") as file:
+    with open("case/verdicts.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     wanted = sorted(os.path.join(data, path) for path in paths)
     assert sorted(verdict["path"] for verdict in verdicts) == sorted(row["path"] for row in rows) == wanted
@@ -139,8 +139,9 @@ def check_predict(data, out, paths, generators):
         assert {name: float(row[f"p_source.{name}"]) for name in generators} == pytest.approx(verdict["p_source"])
         assert json.loads(row["candidates"]) == verdict["candidates"]
         assert row["verdict"] in ("real", "fake", "unsure") and verdict["source"] in known
-    text = (out / "page.html").read_text("utf-8")
-    assert text.count("<article") == len(paths)
+    pages = [path.read_text("utf-8") for path in (out / "case" / "images").iterdir()]
+    assert len(pages) == len({verdict["sha256"] for verdict in verdicts})
+    text = "".join([(out / "case" / "index.html").read_text("utf-8"), *pages])
     shown = [name for name in (*generators, *map(os.path.basename, paths)) if name.isprintable()]  # else with escapes
     assert all(name in unescape(text) for name in shown)  # escaped once, not twice or never
     assert not any(name in text for name in shown if "<" in name)
@@ -172,6 +173,7 @@ def test_names_of_any_kind_go_from_scan_to_report(part, data, trained, tmp_path,
     world = data.draw(WORLDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(predict, "MAX_PICTURED", 0)  # what pages show in pictures, other tests look at
+    monkeypatch.setattr("dfd.app.case.write_pdf", lambda *given: None)  # a browser each time
     monkeypatch.setattr(stage_module, "fold_batch_norms", lambda model, side: model)  # takes longer than it saves here
     folder, out = tmp_path / "data", tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)

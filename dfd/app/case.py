@@ -56,7 +56,7 @@ class Case:
             "threshold": detector.threshold, "band": stage.band, "temperature": stage.temperature,
             "likelihood": digest(stage.likelihood), "crops": about.get("crops"), "crop_mode": about.get("crop_mode"),
         }  # fmt: skip
-        self.record = read_json(folder / RECORD)
+        self.record: dict[str, Any] = read_json(folder / RECORD)
         if self.record and self.record["detector"] != made_by:
             print(f"{folder} was judged by another detector or threshold: all is judged anew.", file=sys.stderr)
             shutil.rmtree(folder / "images", ignore_errors=True)
@@ -79,7 +79,7 @@ class Case:
     @property
     def title(self) -> str:
         """What the case is called on its pages."""
-        return self.record.get("title") or f"Case {self.folder.resolve().name}"
+        return str(self.record.get("title") or f"Case {self.folder.resolve().name}")
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""
@@ -94,15 +94,16 @@ class Case:
         verdict, image = examination.verdict, examination.image
         if image is not None:
             sha256 = verdict.sha256 or examination.metadata.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
-            verdict = replace(verdict, path=verdict.path or examination.name, sha256=sha256)
+            path = verdict.path or examination.name
+            verdict = replace(verdict, path=path, sha256=sha256)
             thumb = image.copy()
             thumb.thumbnail((THUMB_SIDE, THUMB_SIDE))
             with atomic_write(self.folder / "thumbs" / f"{sha256[:16]}.jpg") as draft:
                 thumb.save(draft, "JPEG", quality=80)
-            if self.about.get("with_images") and os.path.isfile(verdict.path):
+            if self.about.get("with_images") and os.path.isfile(path):
                 (self.folder / "originals").mkdir(exist_ok=True)
-                suffix = re.sub(r"[^\w.]", "", Path(verdict.path).suffix)[:10]
-                shutil.copyfile(verdict.path, self.folder / "originals" / f"{sha256[:16]}{suffix}")
+                suffix = re.sub(r"[^\w.]", "", Path(path).suffix)[:10]
+                shutil.copyfile(path, self.folder / "originals" / f"{sha256[:16]}{suffix}")
             values = {"title": self.title, "article": fragment("article", examination), "name": examination.name}
             write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
         self.journal.write(verdict)
@@ -145,7 +146,7 @@ class Case:
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
         firsts = ~groups.duplicated()
         return [
-            {"verdict": v, "name": plain(v.path, 120), "headline": sentence("headline", v), "key": path.stem,
+            {"verdict": v, "name": plain(v.path), "headline": sentence("headline", v), "key": path.stem,
              "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
              "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place])}
             for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))
@@ -181,9 +182,9 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     wrong += [f"{name} was added" for path in _files(folder)
               if (name := path.relative_to(folder).as_posix()) not in record["outputs"]]  # fmt: skip
     for noted in record["inputs"]:
-        folder = record["runs"][-1]["folder"]
-        away += [f"{noted['path']} is not here"] if not Path(folder, noted["path"]).is_file() else []
-        wrong += [f"{noted['path']}, an image that was judged, was changed"] if _is_changed(noted, folder) else []
+        place = record["runs"][-1]["folder"]
+        away += [f"{noted['path']} is not here"] if not Path(place, noted["path"]).is_file() else []
+        wrong += [f"{noted['path']}, an image that was judged, was changed"] if _is_changed(noted, place) else []
     return wrong, away
 
 
@@ -201,7 +202,7 @@ def write_pdf(html: str, path: Path) -> None:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
                 tab = browser.new_page()
                 tab.goto(print_html.absolute().as_uri())
-                tab.pdf(path=path, format="A4", print_background=True, margin=dict.fromkeys(("top", "bottom"), "15mm"))
+                tab.pdf(path=path, format="A4", print_background=True, margin={"top": "15mm", "bottom": "15mm"})
                 browser.close()
         except ImportError:
             from weasyprint import HTML  # pyright: ignore
@@ -226,7 +227,7 @@ def _hash(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
 
-def _is_changed(noted: Mapping[str, Any], folder: str = "") -> bool:
+def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:
     """Whether an image that was judged is there, and is another one by now; those that have no file are not."""
     path = Path(folder, noted["path"])
     return path.is_file() and bool(noted["sha256"]) and _hash(path)["sha256"] != noted["sha256"]

@@ -79,8 +79,7 @@ def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     for kind in kinds or KINDS:
         if kind not in examination.pictures:
             caption, tiles = KINDS[kind](detector, examination, examination.image)
-            if tiles:
-                examination.pictures[kind] = Picture(TITLES[kind], caption, tiles)
+            examination.pictures[kind] = Picture(TITLES[kind], caption, tiles)
 
 
 Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
@@ -170,7 +169,7 @@ def _nearest(detector: Detector, examination: Examination, image: Image.Image) -
     """The training image of each class that lies nearest by stage 1's features; its name where its file is not here."""
     stage = detector.stage1
     if stage.neighbours is None or not isinstance(stage.feature_bank, Subspace):
-        return "", []
+        return sentence("caption_nearest", []), []
     corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
     crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
     with torch.inference_mode():

@@ -34,7 +34,7 @@ class Graph(nn.Module):
         if self.trunk is None:
             return tuple(stage(crops) for stage in self.stages)
         features = self.trunk.tokens(crops).flatten(1)  # once for both
-        backbones = [getattr(stage, "classifier", stage).backbone for stage in self.stages]
+        backbones: list[Any] = [getattr(stage, "classifier", stage).backbone for stage in self.stages]
         return tuple(backbone.head(features).squeeze(1) for backbone in backbones)
 
 

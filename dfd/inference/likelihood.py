@@ -34,12 +34,14 @@ def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray
     """
     with np.errstate(invalid="ignore"):
         cost = np.logaddexp2(0, np.where(is_fake, -1, 1) * lr * np.log2(10))
-        return sum(weights[:, among] @ cost[among] / weights[:, among].sum(1) for among in (is_fake, ~is_fake)) / 2
+        fakes, photos = (weights[:, own] @ cost[own] / weights[:, own].sum(1) for own in (is_fake, ~is_fake))
+        return (fakes + photos) / 2
 
 
 def costs(lr: np.ndarray, is_fake: np.ndarray) -> tuple[float, float]:
     """The Cllr, and the least that images in this order could have: the rest is calibration."""
-    return tuple(float(cllr(np.ones((1, len(lr))), x, is_fake)[0]) for x in (lr, recalibrated(lr, is_fake)))  # pyright: ignore
+    given, best = (cllr(np.ones((1, len(lr))), x, is_fake) for x in (lr, recalibrated(lr, is_fake)))
+    return float(given[0]), float(best[0])
 
 
 def recalibrated(lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
@@ -64,7 +66,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min, photos, fakes and groups.
     """
     photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
-    least = pd.Series(groups).groupby(is_fake).nunique()
+    least = pd.Series(np.asarray(groups)).groupby(is_fake).nunique()
     folds = int(min(FOLDS, least.min())) if len(least) == 2 else 0
     splits = StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
     chosen, best = _logistic, (np.nan, np.nan)
@@ -123,7 +125,8 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
     unsure, of both; and worst_photos and worst_fakes: a source, and its rate, where sources are known.
     """
     sides, qualities = (list(zip(ends, ends[1:], strict=False)) for ends in (SIDES, QUALITIES))
-    every = (SIDES[0], SIDES[-1]), (QUALITIES[0], QUALITIES[-1])
+    any_side, any_quality = (SIDES[0], SIDES[-1]), (QUALITIES[0], QUALITIES[-1])
+    kinds = [*((side, quality) for quality in qualities for side in sides), *((any_side, q) for q in qualities)]
     by_path = files.set_index("path")
     own_quality = scores["path"].map(by_path["jpeg_quality"]).astype(float).fillna(LOSSLESS)
     judged = scores[["path", "answer"]].assign(
@@ -133,17 +136,22 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
         quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality),
     )
     bins = []
-    for side, quality in [*((s, q) for q in qualities for s in sides), *((every[0], q) for q in qualities), every]:
-        part = judged[judged["side"].between(*side, "left") & judged["quality"].between(*quality, "left")]
+    for (least, most), (worst, best) in [*kinds, (any_side, any_quality)]:
+        is_of_kind = judged["side"].between(least, most, "left") & judged["quality"].between(worst, best, "left")
+        part, is_last = judged[is_of_kind], (least, most, worst, best) == (*any_side, *any_quality)
         counts = part.groupby("is_fake")["path"].nunique().reindex([False, True], fill_value=0)
-        if counts.min() < LEAST and (side, quality) != every:
+        if counts.min() < LEAST and not is_last:
             continue
-        row: dict[str, Any] = {"side": side, "quality": quality, "sources": int(part["source"].nunique())}
+        row: dict[str, Any] = {
+            "side": (least, most),
+            "quality": (worst, best),
+            "sources": int(part["source"].nunique()),
+        }
         for name, wrong, rate in (("photos", "fake", "false_alarms"), ("fakes", "real", "misses")):
             own = part[part["is_fake"] == (is_fake := name == "fakes")]
             of_images = own["answer"].eq(wrong).groupby([own["source"], own["path"]]).mean()
             of_sources = of_images.groupby("source").agg(["mean", "size"])
-            known = of_sources[of_sources["size"] >= LEAST // 5]["mean"] if "source" in scores else ()
+            known = of_sources.loc[of_sources["size"].ge(LEAST // 5) & ("source" in scores), "mean"]
             row |= {name: int(counts[is_fake]), rate: float(of_images.mean())}
             row[f"worst_{name}"] = (str(known.idxmax()), float(known.max())) if len(known) else None
         bins.append(row | {"unsure": float(part["answer"].eq("unsure").mean())})

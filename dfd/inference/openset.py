@@ -62,7 +62,7 @@ class Subspace:
             min(SPANNED, len(features) // 2, features.shape[1] // 2), svd_solver="randomized", random_state=seed
         )
         found.fit(features)
-        return cls(found.mean_, found.components_)
+        return cls(np.asarray(found.mean_), np.asarray(found.components_))
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """Where (N, D) features lie within the subspace, (N, K)."""

@@ -30,7 +30,7 @@ LITE0_BLOCK |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
 def high_pass(images: Tensor) -> Tensor:
     """Each channel minus its 3 x 3 binomial blur: (B, 3, H, W) in [0, 1] to (B, 3, H, W) in [-0.75, 0.75]."""
     row = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
-    kernel = torch.outer(row, row).expand(images.shape[1], 1, 3, 3)
+    kernel = torch.outer(row, row).repeat(int(images.shape[1]), 1, 1, 1)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would add rounding noise to a faint signal
         return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
 

@@ -18,7 +18,7 @@ letters.install()
 
 __all__ = [
     "PALETTE", "captions", "live_history", "plot_ablation", "plot_cm", "plot_conditions", "plot_confusions",
-    "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_evidence", "plot_examples", "plot_fingerprints",
-    "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability", "plot_roc",
-    "plot_spectra", "plot_split",
+    "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_evidence", "plot_examples",
+    "plot_fingerprints", "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability",
+    "plot_roc", "plot_spectra", "plot_split",
 ]  # fmt: skip

@@ -179,10 +179,11 @@ def test_evidence_is_drawn_kind_by_kind(run, image):
     evidence.draw(detector, examination, "residual")
     assert [picture.title for picture in examination.pictures.values()] == ["Residual and spectrum"]
     evidence.draw(detector, examination)
-    assert list(examination.pictures) == ["residual", "map", "gradcam"]
+    assert list(examination.pictures) == ["residual", "map", "nearest", "gradcam"]
     labels = ["middle of the image", "its residual", "its spectrum"]
     assert [label for label, _ in examination.pictures["residual"].tiles] == labels
     assert len(examination.pictures["gradcam"].tiles) == 5
+    assert not examination.pictures["nearest"].tiles and "None to compare" in examination.pictures["nearest"].caption
     for picture in examination.pictures.values():
         assert picture.caption and all(tile.mode == "RGB" for _, tile in picture.tiles)
 
@@ -249,3 +250,76 @@ def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image)
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
     examination = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
     assert examination.name == "../../etc/pass wd gnp.exe" and examination.verdict.path is None
+
+
+def test_the_nearest_training_image_of_each_class_is_named(run, image):
+    stage = Detector.load(run).stage1
+    width = stage.model.backbone.num_features
+    with torch.inference_mode():
+        crop = stage.cut_out(image, crops.Plan([((100 - 32) // 2, (130 - 32) // 2)], 1)).windows / 255
+        own = stage.model.describe(crop)[1]
+    mean, basis = torch.zeros(width), torch.eye(width)[:3]
+    places = own[:, :3] + torch.tensor([[0.0, 3, 4], [0, 0, 1], [0, 0, 2], [0, 0, 0.5]])
+    names = [
+        ["RealPhotos", "s", "a/1.png"],
+        ["RealPhotos", "s", "a/2.png"],
+        ["ProGAN", "t", "b/3.png"],
+        ["X", "<u>", "4"],
+    ]
+    space = {"feature_bank": torch.vstack([mean, basis]), "neighbours": places, "neighbour_names": names}
+    update_checkpoint(run / CHECKPOINTS["stage1"], **space, ood_threshold=1e9)
+    detector = Detector.load(run)
+    examination = examine.examine(detector, image)
+    evidence.draw(detector, examination, "nearest")
+    caption = examination.pictures["nearest"].caption
+    for told in ("RealPhotos at 1.0 (2.png of s)", "ProGAN at 2.0 (3.png of t)", "X at 0.5 (4 of <u>)"):
+        assert told in caption
+    assert "1.png" not in caption and examination.verdict.outside is None
+    update_checkpoint(run / CHECKPOINTS["stage1"], ood_threshold=0.0)
+    examination = examine.examine(Detector.load(run), image)
+    assert examination.verdict.verdict == "unsure" and "unlike all images" in examination.verdict.outside
+    assert "Nothing that was measured says how to take this score: it is unlike" in " ".join(examination.sentences)
+    assert sentence("headline", examination.verdict) == "Unsure: nothing like it was measured"
+
+
+def test_a_quality_below_all_that_was_measured_is_unsure(run, image):
+    bins = [{"side": (0, 192), "quality": (50, 75)}, {"side": (0, 100_000), "quality": (0, 102)}]
+    told = {"photos": 60, "fakes": 70, "sources": 5, "false_alarms": 0.02, "misses": 0.1, "unsure": 0.3}
+    bins = [bin | told | {"worst_photos": ("s", 0.1), "worst_fakes": ("t", 0.25)} for bin in bins]
+    update_checkpoint(run / CHECKPOINTS["stage1"], rates=bins, is_held_out=True)
+    detector = Detector.load(run)
+    for quality, is_outside in ((30, True), (44, True), (46, False), (90, False)):
+        verdict = detector(encoded(image, "JPEG", quality=quality))
+        assert (verdict.outside is not None) == is_outside and (verdict.verdict == "unsure") == is_outside
+    assert detector(image).outside is None
+    text = " ".join(examine.examine(detector, encoded(image, "JPEG", quality=60)).sentences)
+    assert "On images 0 to 191 px on the shorter side, of JPEG quality 50 to 74, from 5 sources" in text
+    assert "2 in 100 of 60 photos were called generated, and 10 in 100 of 70 fakes photographs" in text
+    assert "The worst source of photos had 10 in 100 (s), the worst of fakes 25 in 100 (t)." in text
+    update_checkpoint(run / CHECKPOINTS["stage1"], is_held_out=False)  # as it is, of the run's own validation split
+    assert Detector.load(run)(encoded(image, "JPEG", quality=30)).outside is None
+
+
+@pytest.mark.parametrize(
+    ("lr", "words"),
+    [
+        (0.1, "no support either way: such a score is about 1.3 times more common among fakes than among photos"),
+        (0.0, "as common among fakes as among photos"),
+        (0.8, "limited support that it was generated: such a score is about 6.3 times"),
+        (-1.5, "moderate support that it was photographed: such a score is about 32 times more common among photos"),
+        (2.5, "moderately strong support"), (3.5, "strong support"), (-4.5, "very strong support that it was photo"),
+    ],
+)  # fmt: skip
+def test_evidence_in_words(lr, words):
+    assert words in sentence("support", lr)
+
+
+def test_evidence_is_said_with_its_limit(run, image):
+    x, y = [-100.0, 100.0], [1.7, 1.7]
+    fitted = {"x": x, "log10_lr": y, "photos": 150, "fakes": 140, "kind": "logistic", "cllr": 0.5, "cllr_min": 0.4}
+    update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
+    detector = Detector.load(run)
+    assert detector(image).log10_lr == 1.7
+    text = said(detector, image)
+    assert "moderate support that it was generated: such a score is about 50 times" in text
+    assert "More than that cannot be said from the 150 photos and 140 fakes" in text

@@ -1,5 +1,6 @@
 """What a file says of itself, however broken or hostile it is."""
 
+import io
 import json
 from dataclasses import asdict
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bad_files import GOOD, encoded, make, picture
-from PIL import Image, PngImagePlugin
+from networks import noise
+from PIL import ExifTags, Image, PngImagePlugin
 
 from dfd.app import metadata
 from dfd.core import images
@@ -78,3 +80,56 @@ def test_a_file_above_the_limit_is_refused_unread(tmp_path, monkeypatch):
             read(path)
     with pytest.raises(images.ImageError, match="oversized"):
         images.load_rgb(path.read_bytes())
+
+
+def history(image, format, **options):
+    return " ".join(metadata.read_metadata(encoded(image, format, **options)).warnings)
+
+
+def smooth(width, height, seed=0):
+    """A picture as smooth as photos are: noise, blurred, with a little noise on it."""
+    fine = np.asarray(noise(width, height, seed), dtype=float)
+    soft = np.asarray(
+        noise(width // 8, height // 8, seed).resize((width, height), Image.Resampling.BICUBIC), dtype=float
+    )
+    return Image.fromarray((0.95 * soft + 0.05 * fine).astype(np.uint8))
+
+
+def test_a_files_past_is_told():
+    camera = Image.Exif()
+    camera[ExifTags.Base.Make] = "Maker"
+    camera.get_ifd(ExifTags.IFD.Exif).update({ExifTags.Base.ExifImageWidth: 130, ExifTags.Base.ExifImageHeight: 100})
+    image = noise(130, 100)
+    assert "carries no EXIF" in history(image, "JPEG") and history(image, "JPEG", exif=camera) == ""
+    assert "Its EXIF records another size" in history(noise(100, 100), "JPEG", exif=camera)
+    assert history(noise(100, 130), "JPEG", exif=camera) == ""  # turned
+    assert "may be a screenshot" in history(Image.new("RGB", (1080, 1920)), "PNG")
+    assert history(Image.new("RGB", (1080, 1921)), "PNG") == ""
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", "a cat, masterpiece")
+    assert "with the words that they were given" in history(image, "PNG", pnginfo=texts)
+
+
+def test_a_jpeg_that_was_saved_as_png_is_noticed():
+    found = []
+    for seed in range(8):
+        picture = smooth(320, 320, seed)
+        again = Image.open(io.BytesIO(encoded(picture, "JPEG", quality=60)))
+        found.append(("8 × 8 blocks" in history(picture, "PNG"), "8 × 8 blocks" in history(again, "PNG")))
+    clean, saved = np.sum(found, axis=0)
+    assert clean <= 1 and saved >= 7
+
+
+def test_a_thumbnail_of_another_picture_is_noticed():
+    def with_thumbnail(picture):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Make] = "Maker"
+        small = encoded(picture.resize((64, 48)), "JPEG")
+        exif._ifds[ExifTags.IFD.IFD1] = {ExifTags.Base.JpegIFOffset: 0, ExifTags.Base.JpegIFByteCount: len(small)}
+        data = exif.tobytes()
+        exif._ifds[ExifTags.IFD.IFD1][ExifTags.Base.JpegIFOffset] = len(data) - 6
+        return exif.tobytes() + small
+
+    image, other = smooth(320, 240), smooth(320, 240, 9)
+    assert "shows something else" not in history(image, "JPEG", exif=with_thumbnail(image))
+    assert "shows something else" in history(image, "JPEG", exif=with_thumbnail(other))

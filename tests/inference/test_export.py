@@ -1,0 +1,86 @@
+"""A detector as ONNX: the same answers as torch, also behind JPEG, and an example that runs without it."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from networks import content, noise
+from PIL import Image
+
+from dfd.inference import Detector, Stage, export, likelihood
+from dfd.inference import stage as stage_module
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A detector whose stages differ in what they see, with evidence, and the folder of its export."""
+    monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
+    rng = np.random.default_rng(0)
+    is_fake = np.arange(400) % 2 == 1
+    fitted = likelihood.fit(rng.normal(is_fake), is_fake, np.arange(400) // 4, np.arange(400))
+    first = content("stage1", likelihood=fitted, band=[0.3, 0.6], temperature=1.5)
+    detector = Detector(Stage(first), Stage(content("stage2")))
+    export.export(detector, tmp_path / "onnx")
+    return detector, tmp_path / "onnx"
+
+
+def images():
+    for seed in range(20):
+        image = noise(70 + 9 * seed, 150 - 5 * seed, seed)
+        if seed % 2:
+            image.save(file := io.BytesIO(), "JPEG", quality=50 + 2 * seed)
+            image = Image.open(file).convert("RGB")
+        yield image
+
+
+def test_twenty_images_get_the_same_logits(written):
+    detector, folder = written
+    session = onnxruntime.InferenceSession(str(folder / "detector.onnx"))
+    for image in images():
+        crops = detector.stage1.prepare(image).windows.float() / 255
+        first, second = session.run(None, {"crops": crops.numpy()})
+        with torch.inference_mode():
+            expected = [stage.model(crops).numpy() for stage in detector.stages]
+        np.testing.assert_allclose(first, expected[0], atol=1e-3)
+        np.testing.assert_allclose(second, expected[1], atol=1e-3)
+
+
+def test_the_example_answers_as_the_detector_does(written, tmp_path):
+    detector, folder = written
+    paths = []
+    for number, image in enumerate([*images(), noise(20, 24), noise(32, 500)]):
+        paths.append(tmp_path / f"{number}.png")
+        image.save(paths[-1])
+    command = [sys.executable, str(folder / "example.py"), *map(str, paths)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    for path, line in zip(paths, lines, strict=True):
+        said, verdict = json.loads(line.partition(" ")[2]), detector(path)
+        assert said["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-3) and said["verdict"] == verdict.verdict
+        assert said["log10_lr"] == pytest.approx(verdict.log10_lr, abs=2e-3)
+        assert said["nearest_generator"] == max(verdict.p_source, key=verdict.p_source.get)
+    assert not {"torch", "dfd"} & set((folder / "example.py").read_text().split())
+
+
+def test_the_graph_carries_what_goes_around_it(written):
+    detector, folder = written
+    model = onnxruntime.InferenceSession(str(folder / "detector.onnx")).get_modelmeta()
+    record = json.loads((folder / "detector.json").read_text())
+    assert json.loads(model.custom_metadata_map["dfd"]) == record
+    assert (record["threshold"], record["band"], record["temperature"]) == (detector.threshold, [0.3, 0.6], 1.5)
+    assert record["stage2"]["classes"] == list(detector.stage2.classes) and record["likelihood"]["photos"] == 200
+
+
+def test_stages_that_take_different_crops_are_refused(tmp_path):
+    second = content("stage2")
+    second["preprocessing"] = {**second["preprocessing"], "crop_size": 64}
+    detector = Detector(Stage(content("stage1")), Stage(second))
+    with pytest.raises(ValueError, match="different crops"):
+        export.export(detector, tmp_path)
+    alone = Detector(Stage(content("stage1")))
+    assert export.export(alone, tmp_path / "alone").exists()
