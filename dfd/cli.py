@@ -3,14 +3,12 @@
 Heavy libraries are imported by the commands that need them, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
+import tomllib
 import traceback
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,13 @@ import click
 from dfd import __version__, config
 
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+HELP = config.PACKAGE / "templates" / "help"
+OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
+TYPES = {
+    "number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
+    "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
+    "profile": click.Choice(config.PROFILES),
+}  # fmt: skip
 
 
 class Group(click.Group):
@@ -53,17 +58,26 @@ class Group(click.Group):
 
 def manual(name: str) -> str:
     """What templates/help/<name>.txt teaches."""
-    return (config.PACKAGE / "templates" / "help" / f"{name}.txt").read_text("utf-8").replace("\\b\n", "\b\n")
+    return (HELP / f"{name}.txt").read_text("utf-8").replace("\\b\n", "\b\n")
+
+
+def options(name: str) -> list[Callable]:
+    """The decorators for the options that options.toml has for a command, or under a name that commands share."""
+    decorators = []
+    for names, given in OPTIONS[name].items():
+        if names.startswith("-"):
+            decorators.append(click.option(*names.split(), **given | {"type": TYPES.get(given.get("type"))}))
+        else:
+            decorators += options(names)
+    return decorators
 
 
 def command(function: Callable) -> click.Command:
-    """A command whose help is its docstring and its manual."""
-    return main.command(help=f"{function.__doc__}\n\n{manual(function.__name__)}")(function)
-
-
-def options(*decorators: Callable) -> Callable:
-    """Several options as one decorator, in the order in which `--help` lists them."""
-    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(decorators), command)
+    """A command whose help is its docstring and its manual, with its options."""
+    name = function.__name__
+    for option in reversed(options(name)):
+        function = option(function)
+    return main.command(help=f"{function.__doc__}\n\n{manual(name)}")(function)
 
 
 @click.group(cls=Group, help=manual("dfd"), context_settings=SETTINGS)
@@ -73,27 +87,7 @@ def main(debug: bool) -> None:
     """`python -m dfd`."""
 
 
-run_options = options(
-    click.option("--data", help="Folder with the images.  [default: the run folder's, else data/sample]"),
-    click.option("--out", default="reports/demo", show_default=True, help="Run folder; the same one goes on."),
-    click.option(
-        "--profile", type=click.Choice(config.PROFILES), help="How much work.  [default: the run folder's, else demo]"
-    ),
-    click.option("-p", "settings", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable."),
-)
-judging_options = options(
-    click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default."),
-    click.option("--threshold-fpr", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE",
-        help="Call at most this share of the validation photos fake, 0.01 say.  [default: the model's threshold]"),
-    click.option("--crops", type=click.IntRange(1),
-        help="Crops per image at most; more is slower and steadier.  [default: the model's; 256 for --crop-mode grid]"),
-    click.option("--crop-mode", type=click.Choice(config.CROP_MODES), help="Where they lie.  [default: the model's]"),
-)  # fmt: skip
-
-
 @command
-@run_options
-@click.option("--fresh", is_flag=True, help="Run also what is finished.")
 @click.argument("notebooks", nargs=-1)
 def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **given: str | None) -> None:
     """Run the notebooks on a folder of images and write the reports."""
@@ -105,9 +99,6 @@ def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **gi
 
 
 @command
-@click.option("--out", help="Also write manifest.parquet, manifest.csv and rejected.csv there.")
-@click.option("--group-by", default="", metavar="COLUMN", help="Column of provenance.csv; test holds whole sources.")
-@click.option("--hold-out", multiple=True, metavar="NAME", help="A source for test; may be repeated.")
 @click.argument("folder")
 def scan(folder: str, out: str | None, group_by: str, hold_out: tuple[str, ...]) -> None:
     """Check a folder of images: classes, bad files, duplicates, splits."""
@@ -120,8 +111,6 @@ def scan(folder: str, out: str | None, group_by: str, hold_out: tuple[str, ...])
 
 
 @command
-@click.option("--out", default="data/sample", show_default=True, help="Where to write it.")
-@click.option("--seed", default=0, show_default=True)
 def sample(out: str, seed: int) -> None:
     """Make the built-in data: real photos, and simulated fakes of them."""
     from dfd.data import sample as built_in
@@ -130,56 +119,20 @@ def sample(out: str, seed: int) -> None:
 
 
 @command
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line and an image.")
-@click.option("--csv", "table", metavar="FILE", help="Write the answers there too, line by line; see --resume.")
-@click.option("--resume", is_flag=True, help="Skip the images that the file of --csv has, and go on with it.")
-@click.option("--case", metavar="FOLDER", help="Write a case to hand over: a page an image, tables, hashes; slower.")
-@click.option("--title", help="What the case is called.  [default: its folder's name]")
-@click.option("--examiner", help="Who makes the case.")
-@click.option("--note", "notes", multiple=True, metavar="TEXT", help="A note on the case; may be repeated.")
-@click.option("--with-images", is_flag=True, help="Copy the images into the case.")
-@click.option(
-    "--pictures",
-    type=click.IntRange(0),
-    default=12,
-    show_default=True,
-    help="Images of a case that get pictures of what the answer rests on: half a minute each.",
-)
-@click.option(
-    "--map-stride",
-    type=click.IntRange(8),
-    metavar="PIXELS",
-    help="Between windows of the map of scores; finer is slower.  [default: a window's side]",
-)
-@judging_options
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-def predict(
-    model: str | None,
-    paths: tuple[str, ...],
-    resume: bool,
-    table: str | None,
-    case: str | None,
-    title: str | None,
-    examiner: str | None,
-    notes: tuple[str, ...],
-    with_images: bool,
-    map_stride: int | None,
-    **how: Any,
-) -> None:
+def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     """Judge images: real or fake, and made by which generator; - is an image on standard input."""
     folder = find_model(model)
-    if resume and not table:
+    if how["resume"] and not how["table"]:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
-    if table and case:
-        raise click.UsageError(f"a case has its own verdicts.csv; leave out --csv {table}")
-    about = {"title": title, "examiner": examiner, "notes": notes, "with_images": with_images, "map_stride": map_stride}
+    if how["table"] and how["case"]:
+        raise click.UsageError(f"a case has its own verdicts.csv; leave out --csv {how['table']}")
     from dfd.app import predict as predicting
     from dfd.data.layouts import find_images
 
     images = find_images(paths, tell=lambda line: click.echo(line, err=True))
     given = sys.stdin.buffer.read() if "-" in images else None
-    how |= {"table": table, "resume": resume, "case": case, "about": about, "given": given}
-    raise SystemExit(predicting.run(folder, images, shown(folder), **how))
+    raise SystemExit(predicting.run(folder, images, shown(folder), given, **how))
 
 
 @command
@@ -194,10 +147,6 @@ def verify(case: Path) -> None:
 
 
 @command
-@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
-@click.option(
-    "--onnx", required=True, metavar="FOLDER", help="Where to write detector.onnx, detector.json, example.py."
-)
 def export(model: str | None, onnx: str) -> None:
     """Write a detector as ONNX, with an example that needs no torch."""
     folder = find_model(model)
@@ -208,7 +157,6 @@ def export(model: str | None, onnx: str) -> None:
 
 
 @command
-@click.option("--model", help="Run folder with the trained stages; the newest below reports/ by default.")
 def card(model: str | None) -> None:
     """Print a detector's model card: how it was made, and how often it is wrong."""
     folder = find_model(model)
@@ -222,13 +170,6 @@ def card(model: str | None) -> None:
 
 
 @command
-@click.option("--out", required=True, metavar="ADDRESS", help="Folder for the Parquet parts; the same one goes on.")
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a GPU, or all CPUs]")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each worker, on the CPU.")
-@click.option("--batch-size", type=click.IntRange(1), help="Crops per forward pass; more for a GPU.  [default: 64]")
-@click.option("--part-size", type=click.IntRange(1), default=256, show_default=True, help="Images in a part.")
-@click.option("--address", metavar="ADDRESS", help="A Ray cluster that runs, or auto.  [default: start one here]")
-@judging_options
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> None:
     """Judge very many images, on all CPUs, GPUs or machines, and write Parquet."""
@@ -249,7 +190,6 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> N
 
 
 @command
-@click.option("--out", metavar="PAGE.html", help="Write the comparison as a page.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 def compare(out: str | None, runs: tuple[str, ...]) -> None:
     """Compare runs: metrics, verdicts, and what differs in their making."""
@@ -264,9 +204,6 @@ def compare(out: str | None, runs: tuple[str, ...]) -> None:
 
 
 @command
-@click.option("--out", help="Folder of the sweep, with a run folder for each.  [default: reports/ and the grid's name]")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: half of the cores]")
-@click.option("--dry-run", is_flag=True, help="List the runs and start none.")
 @click.argument("grid", metavar="GRID.yaml")
 def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
     """Run the notebooks over a grid of parameters and compare."""
@@ -282,13 +219,13 @@ def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
 
 
 @command
-@run_options
 @click.argument("stage", type=click.Choice(tuple(config.CHECKPOINTS)))
 def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     """Train one stage by itself; `run` trains both."""
     from dfd import train as training
     from dfd.analysis import ablation
     from dfd.core.runs import run_lock
+    from dfd.data import manifest
     from dfd.reports import runner
 
     stem = next(stem for stem in config.NOTEBOOKS if stage in stem)
@@ -298,7 +235,10 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     cfg: Any = config.NOTEBOOKS[stem](**parameters)
     with run_lock(cfg.out):
         with training.main_process_first():
-            table = manifest_of(cfg)
+            try:
+                table = manifest.load(cfg.out, cfg.data)
+            except FileNotFoundError:
+                table = manifest.scan(cfg.data, cfg.out, cfg.seed)
         training.fit(table, cfg)
         if cfg.ablate:
             click.echo(ablation.run(table, cfg).round(3).to_string())
@@ -339,16 +279,6 @@ def find_model(model: str | None) -> Path:
     if not (trained[0] / second).exists():
         click.echo(f"{shown(trained[0])} has no stage 2: real or fake, and nothing of generators", err=True)
     return max(trained, key=lambda folder: (folder / first).stat().st_mtime)
-
-
-def manifest_of(cfg: config.Shared) -> Any:
-    """The manifest in the run folder, or that of a scan, which it then has."""
-    from dfd.data import manifest
-
-    try:
-        return manifest.load(cfg.out, cfg.data)
-    except FileNotFoundError:
-        return manifest.scan(cfg.data, cfg.out, cfg.seed)
 
 
 def remembered(out: str, given: dict[str, str | None]) -> dict[str, str]:
