@@ -5,6 +5,8 @@ data/detector/README.md, which this writes, has the commands that fill the folde
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from dfd.degrade import RandomDegrade, registry
 from dfd.evaluate import holdouts
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.detector import Detector
-from dfd.inference.files import ship
+from dfd.inference.files import ENTRY
 from dfd.inference.openset import KEPT, fit_subspace
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL
@@ -117,6 +119,21 @@ def card(run: Path, table: pd.DataFrame) -> str:
         sources=table["source"].nunique(),
         **tables,
     )
+
+
+def ship(run: Path, folder: Path) -> None:
+    """Write the stages of a run folder as a detector that ships, with SHA256SUMS of all files there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, name in config.SHIPPED.items():
+        content = torch.load(run / config.CHECKPOINTS[stage], map_location="cpu", weights_only=True)
+        weights = {key: tensor.contiguous() for key, tensor in content.pop("weights").items()}
+        tensors = [key for key, value in content.items() if isinstance(value, torch.Tensor)]
+        weights |= {ENTRY + key: content.pop(key).contiguous() for key in tensors}
+        with atomic_write(folder / name) as draft:
+            save_file(weights, draft, {"stage": json.dumps(content)})
+    files = sorted(folder.glob("*.safetensors"))
+    sums = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    write_text(folder / config.SUMS, "".join(sums))
 
 
 if __name__ == "__main__":

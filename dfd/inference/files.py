@@ -1,9 +1,6 @@
-"""Checkpoints on disk: written whole, opened only where they hold what a stage needs, and shipped as safetensors."""
-
-from __future__ import annotations
+"""Checkpoints on disk: written whole, opened only where they hold what a stage needs; safetensors where they ship."""
 
 import errno
-import hashlib
 import json
 import math
 import shutil
@@ -12,11 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from dfd.config import CHECKPOINTS, CLIPS, SHIPPED, SUMS
-from dfd.core.io import atomic_write, write_text
+from dfd.config import CHECKPOINTS, CLIPS
+from dfd.core.io import atomic_write
 from dfd.models.networks import Attribution, RealFakeClassifier
 
 ENTRY = "entry."  # before the names of tensors in a shipped stage that are no weights
@@ -55,23 +51,6 @@ def read_content(path: Path) -> dict[str, Any]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         entries = {name.removeprefix(ENTRY): tensors.pop(name) for name in [*tensors] if name.startswith(ENTRY)}
         return json.loads(file.metadata()["stage"]) | entries | {"weights": tensors}
-
-
-def ship(run: Path, folder: Path) -> None:
-    """Write the stages of a run folder as a detector that ships, with SHA256SUMS of all files there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage, name in SHIPPED.items():
-        content = torch.load(run / CHECKPOINTS[stage], map_location="cpu", weights_only=True)
-        weights = {key: tensor.contiguous() for key, tensor in content.pop("weights").items()}
-        weights |= {
-            ENTRY + key: content.pop(key).contiguous() for key in [*content] if isinstance(content[key], torch.Tensor)
-        }
-        with atomic_write(folder / name) as draft:
-            save_file(weights, draft, {"stage": json.dumps(content)})
-    files = sorted(folder.glob("*.safetensors"))
-    write_text(
-        folder / SUMS, "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    )
 
 
 def checked(content: Any) -> dict[str, Any]:

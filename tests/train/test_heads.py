@@ -9,6 +9,7 @@ import torch
 from bad_files import picture
 from folders import scan
 from PIL import Image
+from ship_detector import ship
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from dfd import config
@@ -17,7 +18,6 @@ from dfd.core.runs import Interrupted
 from dfd.data.crops import Seeded
 from dfd.evaluate import holdouts, scores
 from dfd.inference import Detector, Stage
-from dfd.inference.files import ship
 from dfd.models import clip
 from dfd.train import bank, fit, heads
 
