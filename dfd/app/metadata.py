@@ -4,8 +4,6 @@ The networks see none of it: a page shows the two apart. Of credentials only wha
 nothing is asked of a network: no remote manifests, no revocation lists.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -30,9 +28,7 @@ GENERATED = {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", 
 MAX_TEXT = 200  # characters of a text that comes from a file
 MAX_TAGS = 60  # tags of a file that are listed
 SCREENS = "1080x1920 1170x2532 1179x2556 1080x2340 1080x2400 1440x3120 1290x2796 750x1334 828x1792 1125x2436 1242x2688"
-SCREENS += (
-    " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1536x2048 1620x2160 1668x2388 2048x2732"  # short by long side
-)
+SCREENS += " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1536x2048 1620x2160 1668x2388 2048x2732"
 PROMPTS = {"parameters", "prompt", "workflow", "dream", "sd-metadata"}  # texts that diffusion programs write into a PNG
 BLOCKY = 2.8  # of `blockiness`, across and down, from which on a picture was saved as JPEG before
 SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
@@ -134,7 +130,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
 
 def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     """What the file tells of its past, as keys of the text `history`; what cannot be told is left out."""
-    exif, texts, size = values.get("exif", {}), values["text"], sorted((image.width, image.height))
+    exif, texts, size = values.get("exif", {}), values["text"], sorted(image.size)  # short side, long side
     told = {"stripped"} if not exif and values["format"] == "JPEG" else set()
     told |= {"screenshot"} if "x".join(map(str, size)) in SCREENS.split() and "Make" not in exif else set()
     told |= {"prompt"} if PROMPTS & {name.lower() for name in texts} else set()
@@ -142,16 +138,13 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
         recorded = sorted(int(exif[name]) for name in ("ExifImageWidth", "ExifImageHeight") if name in exif)
         told |= {"resized"} if len(recorded) == 2 and recorded != size else set()
         pixels = np.asarray(image.convert("L"), dtype=np.float32)[:2048, :2048]
-        told |= (
-            {"blocks"}
-            if values["format"] != "JPEG" and min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
-            else set()
-        )
+        is_blocky = values["format"] != "JPEG" and min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
+        told |= {"blocks"} if is_blocky else set()
         thumbnail = image.getexif().get_ifd(ExifTags.IFD.IFD1)
         start, length = thumbnail[ExifTags.Base.JpegIFOffset], thumbnail[ExifTags.Base.JpegIFByteCount]
-        small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length])).convert("L").resize((16, 16))
-        large = image.convert("L").resize((16, 16))
-        told |= {"thumbnail"} if np.corrcoef(np.ravel(small), np.ravel(large))[0, 1] < 0.8 else set()
+        small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length]))
+        greys = [np.asarray(picture.convert("L").resize((16, 16))).ravel() for picture in (small, image)]
+        told |= {"thumbnail"} if np.corrcoef(greys)[0, 1] < 0.8 else set()
     return told
 
 

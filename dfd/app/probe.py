@@ -1,7 +1,5 @@
 """The image probe: widgets around examinations, in JupyterLab and Voilà; still HTML where no widget can run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections import deque
@@ -106,9 +104,8 @@ class Probe:
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
-        on.save = widgets.Button(
-            description="Save case", tooltip="Write a folder of pages, tables and hashes of all images", icon="save"
-        )
+        tip = "Write a folder of pages, tables and hashes of all images"
+        on.save = widgets.Button(description="Save case", tooltip=tip, icon="save")
         on.save.on_click(lambda button: self.save())
         takes: list[widgets.Widget] = []
         for number, item in enumerate(examples, 1):
