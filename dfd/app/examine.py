@@ -4,8 +4,6 @@ The probe and the pages of a case show the same Examination. Its pictures are dr
 take longer than the answer. Pages hold them as data, and escape all text.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

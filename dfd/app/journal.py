@@ -1,7 +1,5 @@
 """A CSV file of verdicts that grows line by line, so that a run can be stopped and gone on with."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The one place that turns logits into decisions, and what the decisions are fitted with on validation images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The Detector, which gives one Verdict per image from both stages."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -62,7 +60,7 @@ class Detector:
         self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
 
     @classmethod
-    def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Detector:
+    def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Self:
         """Open the stages of a run folder, or of the detector that ships, with the errors of Stage.load.
 
         A file of the latter that is not the one in SHA256SUMS is a ValueError.
@@ -78,13 +76,13 @@ class Detector:
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
             if stage.stage != name:
                 raise ValueError(f"{run / file} holds a {stage.stage}, where {name} belongs")
-        return cls(stages[0], stages[1] if len(stages) > 1 else None, run)
+        return cls(*stages, run=run)
 
-    def at_fpr(self, fpr: float) -> Detector:
+    def at_fpr(self, fpr: float) -> Self:
         """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
         validation = self.stage1.validation
         threshold = fit_threshold(validation.get("photos", []), validation.get("fakes", []), fpr)
-        return Detector(self.stage1, self.stage2, self.run, threshold)
+        return type(self)(self.stage1, self.stage2, self.run, threshold)
 
     def __call__(self, source: Any, crops: int | None = None, mode: str | None = None):
         """Judge an image, or several: a Verdict, or a list of them; its path is None for what came as pixels or bytes.
@@ -100,14 +98,9 @@ class Detector:
         return self.judge(name, *self.scored(as_rgb(source), crops, mode))
 
     def predict(
-        self,
-        paths: Iterable[Any],
-        crops: int | None = None,
-        mode: str | None = None,
-        report: Callable[[str], None] = print,
-        read: Callable[[Any], Image.Image] = load_rgb,
-        batch: int | None = None,
-    ) -> Iterator[Verdict]:
+        self, paths: Iterable[Any], crops: int | None = None, mode: str | None = None,
+        report: Callable[[str], None] = print, read: Callable[[Any], Image.Image] = load_rgb, batch: int | None = None,
+    ) -> Iterator[Verdict]:  # fmt: skip
         """Judge files one after another; an unreadable one gives a Verdict with its error.
 
         `paths` are whatever `read` takes, and their str() the path of the Verdict; `read` gives an upright RGB image or
@@ -164,28 +157,23 @@ def files_of(run: Path) -> list[str]:
 
 
 def score_files(
-    stages: Sequence[Stage],
-    items: Iterable[Any],
-    read: Callable[[Any], Image.Image | Tensor] = load_rgb,
-    crops: int | None = None,
-    mode: str | None = None,
-    batch: int | None = None,
-) -> Generator[tuple[Any, Any], None, None]:
+    stages: Sequence[Stage], items: Iterable[Any], read: Callable[[Any], Image.Image | Tensor] = load_rgb,
+    crops: int | None = None, mode: str | None = None, batch: int | None = None,
+) -> Generator[tuple[Any, Any], None, None]:  # fmt: skip
     """Score images by several stages: each item, in order, with a list of one Scored per stage, or with its ImageError.
 
     Threads `read` the items, whose arguments and errors are those of `Detector.predict`, and cut their crops, once for
     stages that take the same.
     """
     takes = [(stage.crop_size, stage.equalise_quality, stage.crops, stage.crop_mode) for stage in stages]
+    takers = dict(zip(takes, stages, strict=True))
 
     def prepare(item: Any) -> list[Prepared] | ImageError:
         try:
             image = read(item)
         except ImageError as error:
             return error
-        prepared = {
-            key: stage.prepare(image, crops, mode) for key, stage in dict(zip(takes, stages, strict=True)).items()
-        }
+        prepared = {key: stage.prepare(image, crops, mode) for key, stage in takers.items()}
         return [prepared[key] for key in takes]
 
     per_image = crops or (MAX_CROPS if mode == "grid" else max(stage.crops for stage in stages))

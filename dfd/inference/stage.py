@@ -1,14 +1,12 @@
 """A trained stage: from a checkpoint on disk to logits of images of any size."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -99,7 +97,7 @@ class Stage:
         runs.keep_freed()
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | None = None) -> Stage:
+    def load(cls, path: str | Path, device: torch.device | None = None) -> Self:
         """Open a checkpoint; a FileNotFoundError says how to train one, a ValueError why the file is none."""
         path = Path(path)
         if not path.exists():
