@@ -6,13 +6,11 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from filelock import Timeout
-from PIL import Image
 from tqdm import tqdm
 
 from dfd.app.case import Case, opened
@@ -21,7 +19,7 @@ from dfd.app.examine import examine_or_refuse
 from dfd.app.journal import Journal
 from dfd.app.metadata import sentence
 from dfd.core import runs
-from dfd.core.images import ImageError, load_rgb
+from dfd.core.images import load_rgb
 from dfd.core.io import explained
 from dfd.inference.detector import Detector, Verdict
 
@@ -81,23 +79,14 @@ def _judged(
     detector: Detector, journal: Journal | None, paths: list[str], given: bytes | None, *how: Any
 ) -> Generator[Verdict, None, None]:
     """The verdict on each file, which is in the table before it is shown: a stream may fail."""
-    read: dict[str, Any] = {} if given is None else {"read": partial(_read, given)}
+    read: dict[str, Any] = {} if given is None else {"read": lambda path: load_rgb(given if path == STDIN else path)}
     for verdict in detector.predict(paths, *how, report=lambda line: _say(printable(line)), **read):
-        if given is not None and verdict.path == STDIN and not verdict.error:
-            verdict = replace(verdict, sha256=hashlib.sha256(given).hexdigest())
+        if given is not None and verdict.path == STDIN:
+            error = verdict.error and verdict.error.removeprefix("the given bytes: ")
+            verdict = replace(verdict, error=error, sha256=None if error else hashlib.sha256(given).hexdigest())
         if journal:
             journal.write(verdict)
         yield verdict
-
-
-def _read(given: bytes, path: str) -> Image.Image:
-    """An image, of standard input where its path says so."""
-    if path != STDIN:
-        return load_rgb(path)
-    try:
-        return load_rgb(given)
-    except ImageError as error:
-        raise ImageError(str(error).replace("the given bytes", STDIN, 1)) from error
 
 
 def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | None) -> Generator[Verdict, None, None]:
