@@ -33,10 +33,9 @@ class Group(click.Group):
         from dfd.core.io import need_home
         from dfd.core.runs import terminable
 
-        streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
-        for stream in streams:  # what it cannot encode, of a file's name say, must not end the work
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+        for stream in (sys.stdout, sys.stderr):  # what it cannot encode, of a file's name say, must not end the work
+            if reconfigure := getattr(stream, "reconfigure", None):
+                reconfigure(errors="backslashreplace")
         try:
             need_home()
             with terminable():
@@ -163,9 +162,8 @@ def card(model: str | None) -> None:
     names = ("README.md",) if folder == config.DETECTOR else ("model_card_stage1.md", "model_card_stage2.md")
     cards = [(folder / name).read_text("utf-8") for name in names if (folder / name).exists()]
     if not cards:
-        raise FileNotFoundError(
-            f"no model card in {shown(folder)}; `python -m dfd run --out {shown(folder)}` writes them"
-        )
+        run = shown(folder)
+        raise FileNotFoundError(f"no model card in {run}; `python -m dfd run --out {run}` writes them")
     click.echo("\n\n".join(cards))
 
 

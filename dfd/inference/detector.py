@@ -68,8 +68,7 @@ class Detector:
         run = Path(run)
         files = files_of(run)
         if SUMS in files:
-            for line in (run / SUMS).read_text("utf-8").splitlines():
-                digest, name = line.split()
+            for digest, name in map(str.split, (run / SUMS).read_text("utf-8").splitlines()):
                 if hashlib.sha256((run / name).read_bytes()).hexdigest() != digest:
                     raise ValueError(f"{run / name} is not the file that {SUMS} names; restore it, or ship it anew")
         stages = [Stage.load(run / file, device) for file in files[:2]]

@@ -58,9 +58,8 @@ def checked(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not the entries of a stage")
     if missing := [key for key in REQUIRED if key not in content]:
-        raise ValueError(
-            f"it lacks {', '.join(missing)}; weights alone, a training's state, or of another version of dfd"
-        )
+        lacks = ", ".join(missing)
+        raise ValueError(f"it lacks {lacks}; weights alone, a training's state, or of another version of dfd")
     side, classes = content["preprocessing"]["crop_size"], content["classes"]
     in_range = {
         "stage": content["stage"] in CHECKPOINTS,
