@@ -3,10 +3,10 @@
 May import analysis and what lies beneath it; nothing beneath knows this room.
 """
 
-# ruff: noqa: I001
+# ruff: noqa: F401, I001
 from dfd.plots import letters
 from dfd.plots.results import (
-    PALETTE, live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples, plot_history,
+    live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples, plot_history,
     plot_pr, plot_reliability, plot_roc, plot_spectra, plot_split,
 )  # fmt: skip
 from dfd.plots.analysis import (
@@ -15,10 +15,3 @@ from dfd.plots.analysis import (
 )  # fmt: skip
 
 letters.install()
-
-__all__ = [
-    "PALETTE", "captions", "live_history", "plot_ablation", "plot_cm", "plot_conditions", "plot_confusions",
-    "plot_correlations", "plot_dossiers", "plot_embedding", "plot_errors", "plot_evidence", "plot_examples",
-    "plot_fingerprints", "plot_history", "plot_levels", "plot_pr", "plot_probe", "plot_recalls", "plot_reliability",
-    "plot_roc", "plot_spectra", "plot_split",
-]  # fmt: skip
