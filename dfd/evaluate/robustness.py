@@ -34,13 +34,9 @@ MEASURED = {
 
 
 def sweep(
-    stages: dict[str, Stage],
-    table: pd.DataFrame,
-    conditions: Sequence[Condition],
-    out: str | Path,
-    crops: int | None = None,
-    seed: int = 0,
-) -> dict[str, pd.DataFrame]:
+    stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Condition], out: str | Path,
+    crops: int | None = None, seed: int = 0,
+) -> dict[str, pd.DataFrame]:  # fmt: skip
     """Score a manifest's rows under each condition; stage 1 all of them, stage 2 the fakes.
 
     Each image is degraded once per condition, as a whole, before crops are cut. A finished cell, one condition of one

@@ -52,17 +52,12 @@ def model_card(out: Path, stage: str) -> str:
     if table is not None and manifest.digest(table) != content["manifest_hash"]:
         table = None  # not what it was trained on
     return _fill(
-        "model_card.md.j2",
-        out,
+        "model_card.md.j2", out, stage=stage, name=checkpoint.name, content=content, table=table,
         card_data=ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=[*TAGS, stage]),
-        stage=stage,
-        name=checkpoint.name,
-        content=content,
         parameters=sum(tensor.numel() for tensor in content["weights"].values()),
         sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        table=table,
         swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "",
-    )
+    )  # fmt: skip
 
 
 def data_sheet(out: Path) -> str:
@@ -70,16 +65,13 @@ def data_sheet(out: Path) -> str:
     table = manifest.load(out)
     beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
     return _fill(
-        "data_sheet.md.j2",
-        out,
+        "data_sheet.md.j2", out, table=table, digest=manifest.digest(table),
         card_data=DatasetCardData(task_categories=["image-classification"], tags=TAGS),
-        digest=manifest.digest(table),
-        table=table,
         summary=manifest.summary(table).reset_index(),
         sources=provenance.sources(table).reset_index() if "source" in table else None,
         rejected=pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"]),
         documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
-    )
+    )  # fmt: skip
 
 
 def _fill(template: str, out: Path, **values: Any) -> str:

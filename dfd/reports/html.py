@@ -67,9 +67,8 @@ def export(notebook: Path, error: dict | None = None) -> Path:
     """Write `<stem>.html` beside an executed notebook; `error`, of the cell that stopped it, has `cell` and `text`."""
     nb = nbformat.read(notebook, as_version=4)
     steps = [preprocessors.CoalesceStreamsPreprocessor, tidy, preprocessors.CoalesceStreamsPreprocessor]
-    exporter = HTMLExporter(
-        template_name="notebook", extra_template_basedirs=[str(TEMPLATES)], embed_images=True, preprocessors=steps
-    )
+    template = {"template_name": "notebook", "extra_template_basedirs": [str(TEMPLATES)]}
+    exporter = HTMLExporter(embed_images=True, preprocessors=steps, **template)
     title = title_and_question(nb)[0] or notebook.stem
     page = {"style": style(), "title": title, "error": error, "box": box(notebook, error)}
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dfd": page}
@@ -79,21 +78,16 @@ def export(notebook: Path, error: dict | None = None) -> Path:
 def box(notebook: Path, error: dict | None = None) -> str:
     """The box at the top of an executed notebook's page, as HTML, from the files of its run folder."""
     out, stem, nb = notebook.parent, notebook.stem, nbformat.read(notebook, as_version=4)
-    record, manifest = read_json(out / "config.json"), out / "manifest.parquet"
+    manifest = out / "manifest.parquet"
     told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     not_shown = [re.sub("</?p>", "", filters.markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
     return fill(
-        "summary.html.j2",
-        stem=stem,
-        error=error,
-        warnings=warnings(out),
-        record=record,
+        "summary.html.j2", stem=stem, error=error, warnings=warnings(out), not_shown=not_shown[-1:],
+        record=read_json(out / "config.json"), metrics=read_json(out / "metrics.json"),
         usual=config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"}),
         timing=nb.metadata.get("papermill", {}),
-        metrics=read_json(out / "metrics.json"),
         table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
-        not_shown=not_shown[-1:],
-    )
+    )  # fmt: skip
 
 
 def tidy(nb: nbformat.NotebookNode, resources: dict) -> tuple[nbformat.NotebookNode, dict]:
@@ -167,14 +161,8 @@ def write_index(out: Path) -> Path:
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     return render(
-        out / "index.html",
-        "index.html.j2",
-        name=out.name,
-        record=record,
-        metrics=metrics,
+        out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics, notebooks=notebooks,
         generators=pd.concat([pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage], axis=1),
-        environment=read_json(out / "environment.json"),
-        notebooks=notebooks,
-        warnings=warnings(out),
+        environment=read_json(out / "environment.json"), warnings=warnings(out),
         files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files},
-    )
+    )  # fmt: skip

@@ -76,15 +76,10 @@ class Kernel(AsyncKernelManager):
 
 
 def run(
-    data: str = "data/sample",
-    out: str = "reports/demo",
-    profile: str = "demo",
-    parameters: Mapping[str, Any] | None = None,
-    notebooks: Sequence[str] = (),
-    fresh: bool = False,
-    folder: str | Path = NOTEBOOKS,
-    configs: Configs = config.NOTEBOOKS,
-) -> Path:
+    data: str = "data/sample", out: str = "reports/demo", profile: str = "demo",
+    parameters: Mapping[str, Any] | None = None, notebooks: Sequence[str] = (), fresh: bool = False,
+    folder: str | Path = NOTEBOOKS, configs: Configs = config.NOTEBOOKS,
+) -> Path:  # fmt: skip
     """Run the notebooks `NN_*.ipynb` of a folder in order into `out`; write each as HTML, and `index.html` over them.
 
     What is finished and unchanged is kept, unless `fresh`. `notebooks` chooses by number, stem or path. `parameters`
@@ -162,18 +157,12 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
     logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown"))
     try:
         papermill.execute_notebook(
-            path,
-            result,
+            path, result,
             {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()},
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=f"{__name__}.Kernel",
+            kernel_name="python3", language="python", kernel_manager_class=f"{__name__}.Kernel", start_timeout=START,
             shutdown_kernel="immediate",  # all it had to say has been written
-            progress_bar=sys.stderr.isatty(),
-            stdout_file=over_the_bar,
-            on_cell_start=start,
-            start_timeout=START,
-        )
+            progress_bar=sys.stderr.isatty(), stdout_file=over_the_bar, on_cell_start=start,
+        )  # fmt: skip
     except papermill.PapermillExecutionError as failure:
         error = {"cell": failure.cell_index + 1, "text": f"{failure.ename}: {failure.evalue}"}
     except RuntimeError as failure:  # the kernel died, or did not start
@@ -253,12 +242,8 @@ def environment() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):  # no git, or no repository
         commit = None
     return {
-        "dfd": __version__,
-        "commit": commit,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "cpus": os.cpu_count(),
+        "dfd": __version__, "commit": commit, "python": platform.python_version(), "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "cpus": os.cpu_count(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    }  # fmt: skip

@@ -186,16 +186,11 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     table = table.sort_values(list(metrics)[:1], ascending=False, kind="stable")
     write_text(out / "sweep.csv", table.to_csv(index=False))
     return html.render(
-        out / "index.html",
-        "sweep.html.j2",
-        sweep=sweep,
-        names=names,
+        out / "index.html", "sweep.html.j2", sweep=sweep, names=names, entries=entries, metrics=metrics,
         runs=table.astype(object).where(table.notna(), None).to_dict("records"),
-        entries=entries,
-        metrics=metrics,
         best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
         seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if "seed" in names},
-    )
+    )  # fmt: skip
 
 
 def over_seeds(table: pd.DataFrame, names: list[str], metric: str) -> pd.DataFrame:
