@@ -3,8 +3,6 @@
 Scores of different draws are of different heads: ranks are taken within a draw and never across.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +57,14 @@ def by_source(judged: pd.DataFrame, stage: Stage) -> pd.DataFrame:
     wrong, named another generator.
     """
     decisions = decide(judged[logit_columns(judged)].to_numpy(float), stage)
-    rows = judged[["label", "source", "path"]].assign(
-        condition=[
-            registry.name(name, level) for name, level in zip(judged["degradation"], judged["level"], strict=True)
-        ]
-    )
-    columns = ["wrong"]
+    rows = judged[["label", "source", "path"]].copy()
+    rows["condition"] = [*map(registry.name, judged["degradation"], judged["level"])]
     if stage.stage == "stage1":
-        rows["answer"] = [answer(p, stage) for p in decisions.probabilities[:, 1]]
-        rows["wrong"] = rows["answer"] == np.where(rows["label"] == REAL, "fake", "real")
-        rows = rows.assign(**{name: rows["answer"].eq(name) for name in ("fake", "real", "unsure")})
-        columns = ["wrong", "fake", "real", "unsure"]
+        answers = np.array([answer(p, stage) for p in decisions.probabilities[:, 1]])
+        rows["wrong"] = answers == np.where(rows["label"] == REAL, "fake", "real")
+        rows = rows.assign(**{name: answers == name for name in ("fake", "real", "unsure")})
     else:
         rows["wrong"] = decisions.probabilities.argmax(1) != rows["label"].map(list(stage.classes).index)
     groups = rows.groupby(["label", "source", "condition"], sort=False)
-    table = groups[columns].mean().assign(images=groups["path"].nunique())
+    table = groups.mean(numeric_only=True).assign(images=groups["path"].nunique())
     return table.sort_values("wrong", ascending=False).reset_index()

@@ -4,15 +4,12 @@ Every metric is a function of N images and of weights (R, N): how often each ima
 function gives the value (weights of one) and all draws at once. Images of a group are drawn together or not at all.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,9 +108,7 @@ def macro_f1(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> 
     names = np.union1d(labels, predicted)
     hits = np.stack([weights @ ((labels == name) & (predicted == name)) for name in names])
     totals = np.stack([weights @ ((labels == name).astype(float) + (predicted == name)) for name in names])
-    with np.errstate(invalid="ignore"):
-        scores = 2 * hits / totals
-    return np.nansum(scores, 0) / (totals > 0).sum(0)
+    return (2 * hits / np.where(totals > 0, totals, 1)).sum(0) / (totals > 0).sum(0)
 
 
 def _ranked(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,8 +153,7 @@ def calibration_error(weights: np.ndarray, confidence: np.ndarray, right: np.nda
     return np.abs(weights @ (in_bin * (right - confidence)[:, None])).sum(1) / weights.sum(1)
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A number that a score table gives."""
 
     function: Callable[..., np.ndarray]  # of weights (R, N) and inputs: (R,)
@@ -241,10 +235,8 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
 def measure(scores: pd.DataFrame, temperature: float, seed: int = 0) -> dict:
     """A stage's metrics on the clean images of each split: split -> name -> {value, low, high}, and by_generator."""
     parts = {split: clean(scores, split) for split in ("val", "test")}
-    return {
-        split: {**evaluate(part, temperature, seed), "by_generator": by_generator(part, seed)}
-        for split, part in parts.items()
-    }
+    apart = {split: {"by_generator": by_generator(part, seed)} for split, part in parts.items()}
+    return {split: evaluate(part, temperature, seed) | apart[split] for split, part in parts.items()}
 
 
 def clean(scores: pd.DataFrame, split: str) -> pd.DataFrame:
