@@ -98,12 +98,11 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
 
 def _measure(table: pd.DataFrame, variant: str, cfg: Training) -> Iterator[dict[str, Any]]:
     """The rows of one variant in the table of `run`, one a degradation."""
-    names, metric = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy"}, "recall"
-    if isinstance(cfg, Stage1):
-        names, metric = {"auc": "auc", "accuracy": "accuracy_at_threshold"}, "auc"
+    is_first = isinstance(cfg, Stage1)
+    only = {"auc": "auc", "accuracy": "accuracy_at_threshold"} if is_first else ("accuracy", "balanced_accuracy")
+    metric = "auc" if is_first else "recall"
     for (degradation, level), part in table.groupby(["degradation", "level"], sort=False):
-        measured = metrics.evaluate(part, 1.0, cfg.seed, list(names.values()))
-        values = {column: measured[name] for column, name in names.items()}
+        values = metrics.evaluate(part, 1.0, cfg.seed, only)
         values |= {f"{metric} {label}": own[metric] for label, own in metrics.by_generator(part, cfg.seed).items()}
         degradation = "as it is" if degradation == "none" else f"JPEG {level:.0f}"
         yield {"variant": variant, "degradation": degradation} | metrics.flatten(values)

@@ -100,7 +100,8 @@ def share(weights: np.ndarray, right: np.ndarray, among: np.ndarray | None = Non
 def mean_recall(weights: np.ndarray, labels: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Mean over the classes of the share of their images that are right (R,), over the classes that a draw holds."""
     recalls = np.stack([share(weights, right, labels == name) for name in np.unique(labels)])
-    return np.nansum(recalls, 0) / (~np.isnan(recalls)).sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(recalls, 0) / (~np.isnan(recalls)).sum(0)
 
 
 def macro_f1(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -207,10 +208,16 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0, only: Sequence[str] = ()) -> dict[str, Interval]:
-    """A stage's metrics with their intervals over all rows: its STAGE_METRICS, or `only` these of METRICS."""
+def evaluate(
+    scores: pd.DataFrame, temperature: float, seed: int = 0, only: Sequence[str] | Mapping[str, str] = ()
+) -> dict[str, Interval]:
+    """A stage's metrics with their intervals over all rows: its STAGE_METRICS, or `only` these of METRICS.
+
+    A mapping says what each is called: name -> metric.
+    """
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
-    return bootstrap_all(scores["group"], {name: METRICS[name].of(table) for name in names}, seed)
+    names = names if isinstance(names, Mapping) else dict(zip(names, names, strict=True))
+    return bootstrap_all(scores["group"], {name: METRICS[metric].of(table) for name, metric in names.items()}, seed)
 
 
 def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Interval]]:
@@ -224,12 +231,8 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
         labels, right = scores["label"].to_numpy(), judged(scores).right
         recalls = {name: partial(share, right=right, among=labels == name) for name in names}
         return {name: {"recall": three} for name, three in bootstrap_all(scores["group"], recalls, seed).items()}
-    columns = {"auc": "auc", "balanced_accuracy_at_threshold": "accuracy", "fake_accuracy": "fake_accuracy"}
-    result = {}
-    for name in names:
-        values = evaluate(scores[scores["label"].isin([name, REAL])], 1.0, seed, list(columns))
-        result[name] = {columns[metric]: three for metric, three in values.items()}
-    return result
+    only = {"auc": "auc", "accuracy": "balanced_accuracy_at_threshold", "fake_accuracy": "fake_accuracy"}
+    return {name: evaluate(scores[scores["label"].isin([name, REAL])], 1.0, seed, only) for name in names}
 
 
 def measure(scores: pd.DataFrame, temperature: float, seed: int = 0) -> dict:

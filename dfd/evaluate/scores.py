@@ -144,12 +144,11 @@ def at_operating_points(
     One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each beside
     its _low and _high; NaN where undefined.
     """
-    names = {"false_positive_rate": "fpr", "true_positive_rate": "tpr", "accuracy_at_threshold": "accuracy"}
+    only = {"fpr": "false_positive_rate", "tpr": "true_positive_rate", "accuracy": "accuracy_at_threshold"}
     rows, p = {}, probabilities(scores, temperature)[:, 1]
     for point, threshold in points.items():
         called = scores.assign(prediction=np.where(p >= threshold, "fake", "real"))
-        values = metrics.evaluate(called, temperature, seed, list(names))
-        rows[point] = {"threshold": threshold, **metrics.flatten({names[name]: x for name, x in values.items()})}
+        rows[point] = {"threshold": threshold, **metrics.flatten(metrics.evaluate(called, temperature, seed, only))}
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("point")
 
 
