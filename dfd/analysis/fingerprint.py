@@ -5,6 +5,7 @@ lie at the same place of the generator's grid: in images of one size. Where size
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +151,11 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
     labels, alone, named = (pairs[name].to_numpy() for name in ("label", "alone", "named"))
     other, psnr, ssim = alone != labels, pairs["psnr"].to_numpy(), pairs["ssim"].to_numpy()
     finite = np.isfinite(psnr)
-
-    def anew(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # where no carrier is named otherwise
-            return mean_recall(weights * other, labels, named == labels)
-
     statistics = {
-        "carried": lambda weights: mean_recall(weights, labels, named == labels),
-        "carrier_alone": lambda weights: mean_recall(weights, labels, alone == labels),
-        "carried_anew": anew,
-        "psnr": lambda weights: share(weights, np.where(finite, psnr, 0), finite),
-        "ssim": lambda weights: share(weights, ssim),
+        "carried": partial(mean_recall, labels=labels, right=named == labels),
+        "carrier_alone": partial(mean_recall, labels=labels, right=alone == labels),
+        "carried_anew": lambda weights: mean_recall(weights * other, labels, named == labels),
+        "psnr": partial(share, right=np.where(finite, psnr, 0), among=finite),
+        "ssim": partial(share, right=ssim),
     }
     return bootstrap_all(pairs["group"], statistics, seed)

@@ -40,14 +40,10 @@ def describe(image: Image.Image) -> dict[str, float]:
     window = image.crop((left, top, min(left + WINDOW, image.width), min(top + WINDOW, image.height)))
     luminance = np.asarray(window.convert("L"), dtype=np.float32) / 255
     laplacian = ndimage.laplace(luminance, mode="reflect")
-    contrast = float(luminance.std())
-    return {
-        "brightness": float(luminance.mean()),
-        "contrast": contrast,
-        "saturation": float(np.asarray(window.convert("HSV"))[..., 1].mean() / 255),
-        "texture": float(np.abs(laplacian).mean()),
-        "sharpness": float(laplacian.std() / contrast) if contrast > 1e-6 else 0.0,
-    }
+    contrast, saturation = float(luminance.std()), np.asarray(window.convert("HSV"))[..., 1].mean() / 255
+    sharpness = laplacian.std() / contrast if contrast > 1e-6 else 0.0
+    values = luminance.mean(), contrast, saturation, np.abs(laplacian).mean(), sharpness
+    return dict(zip(MEASURED, map(float, values), strict=True))
 
 
 def measure(table: pd.DataFrame) -> pd.DataFrame:

@@ -164,11 +164,8 @@ def plot_evidence(scores: pd.DataFrame) -> Figure:
     left.axvline(0, color="0.5", ls=":")
     left.set(xlabel="log10 likelihood ratio", ylabel="share with a larger one", ylim=(0, 1.02))
     odds, (cost, least) = np.linspace(-3, 3, 121), likelihood.costs(lr, is_fake)
-    shown = {
-        "as given": lr,
-        "best calibration": likelihood.recalibrated(lr, is_fake),
-        "without evidence": np.zeros(len(lr)),
-    }
+    shown = {"as given": lr, "best calibration": likelihood.recalibrated(lr, is_fake)}
+    shown["without evidence"] = np.zeros(len(lr))
     for (name, values), style, colour in zip(shown.items(), ("-", "--", ":"), (*PALETTE[:2], "0.5"), strict=True):
         right.plot(odds, likelihood.cross_entropy(values, is_fake, odds), style, color=colour, label=name)
     right.set(xlabel="log10 prior odds of a fake", ylabel="empirical cross-entropy, bits", ylim=(0, None))
