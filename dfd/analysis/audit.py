@@ -5,19 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn import decomposition, ensemble, linear_model, model_selection
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dfd.core.io import template
-from dfd.core.runs import TooFew, bar
+from dfd.core import runs, template
 from dfd.data.crops import equalise
 from dfd.degrade import registry
-from dfd.evaluate import metrics
-from dfd.evaluate.robustness import by_condition
+from dfd.evaluate import metrics, robustness
 from dfd.inference.decide import true_class
 from dfd.inference.stage import BATCH, Stage, center_crops, extract_features
 
@@ -47,7 +42,7 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
         text = "the format audit needs at least two classes with two groups each"
         return {"auc": dict.fromkeys(("value", "low", "high")), "n": len(rows), "features": {}, "warning": text}
 
-    forest = RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
+    forest = ensemble.RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
     values, warning = metadata(rows), None
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
     right = {name: truth.eq(name).to_numpy() for name in map(str, p if stage == "stage2" else ["fake"])}
@@ -73,7 +68,7 @@ def metadata(table: pd.DataFrame) -> np.ndarray:
 
 def image_features(stage: Stage, table: pd.DataFrame) -> np.ndarray:
     """What either stage's last layer gets of one centre crop per image of the manifest, (N, D) float32."""
-    starts = bar(range(0, len(table), BATCH), desc=f"{stage.stage} features", unit="batch")
+    starts = runs.bar(range(0, len(table), BATCH), desc=f"{stage.stage} features", unit="batch")
     batches = (center_crops(table, table["path"].iloc[start : start + BATCH], stage.crop_size) for start in starts)
     return np.concatenate([extract_features(stage, equalise(crops, stage.equalise_quality)) for crops in batches])
 
@@ -84,15 +79,16 @@ def held_out_probabilities(
     """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group."""
     per_label = groups.groupby(labels).nunique()
     if len(per_label) < 2 or per_label.min() < 2:
-        raise TooFew(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
-    splitter = StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
+        raise runs.TooFew(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
+    splitter = model_selection.StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds, or in none of a fold's
         folds = list(splitter.split(features, labels, groups))
         if model is None:  # a logistic regression on principal components
             components = min(COMPONENTS, features.shape[1], min(len(train) for train, _ in folds) - 1)
-            linear = LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000)
-            model = make_pipeline(StandardScaler(), PCA(components, random_state=seed), StandardScaler(), linear)
-        p = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+            linear = linear_model.LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000)
+            pca = decomposition.PCA(components, random_state=seed)
+            model = make_pipeline(StandardScaler(), pca, StandardScaler(), linear)
+        p = model_selection.cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     return pd.DataFrame(p, index=labels.index, columns=sorted(per_label.index))
 
 
@@ -125,7 +121,7 @@ def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     where the whole 95 % interval of that lies further than MARGIN from 0. fakes_only alone names nobody: it falls for a
     detector that has learnt fragile traces as well as for one that has learnt a codec.
     """
-    (_, plain), *conditions = by_condition(scores)
+    (_, plain), *conditions = robustness.by_condition(scores)
     fake, before = true_class(plain).eq("fake").to_numpy(), plain["logit_fake"].to_numpy()
     rows = {}
     for name, part in conditions:

@@ -18,8 +18,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from dfd.analysis.explain import residuals, spectrum
-from dfd.core.io import atomic_write
-from dfd.core.runs import TooFew
+from dfd.core import atomic_write, runs
 from dfd.data.crops import equalise
 from dfd.evaluate.metrics import bootstrap_all, mean_recall, share
 from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
@@ -83,7 +82,7 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
     Distances and sizes of clusters say nothing. Gives x, y, label, and source (or the split) on the N rows' index.
     """
     if len(values) < 4:
-        raise TooFew(f"an embedding needs at least four images, got {len(values)}")
+        raise runs.TooFew(f"an embedding needs at least four images, got {len(values)}")
     perplexity = min(30.0, (len(values) - 1) / 3)
     x, y = np.asarray(TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values)).T
     source = rows["source"] if "source" in rows else rows["split"] + " split"
@@ -117,12 +116,12 @@ def draw_pairs(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
     rows = table[table["split"] == "test"]
     fakes, photos = sample_per_label(rows[rows["is_fake"]], limit, seed), rows[~rows["is_fake"]]
     if fakes.empty:
-        raise TooFew("the test split has no fake of a known generator")
+        raise runs.TooFew("the test split has no fake of a known generator")
     random, groups, drawn = np.random.default_rng(seed), photos["group"].to_numpy(), []
     for group in fakes["group"]:
         others = np.flatnonzero(groups != group)
         if not len(others):
-            raise TooFew(f"the test split has no photo outside group {group} to carry its fingerprint")
+            raise runs.TooFew(f"the test split has no photo outside group {group} to carry its fingerprint")
         drawn.append(random.choice(others))
     carriers = photos.iloc[drawn][["path", "group"]].set_axis(["carrier", "carrier_group"], axis=1)
     return fakes[["path", "label", "group"]].reset_index(drop=True).join(carriers.reset_index(drop=True))

@@ -11,8 +11,7 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from dfd.core.images import load_rgb
-from dfd.core.runs import bar
+from dfd.core import load_rgb, runs
 from dfd.data import provenance
 from dfd.data.layouts import ManifestError
 from dfd.evaluate.metrics import bootstrap_all, flatten, share
@@ -50,7 +49,7 @@ def measure(table: pd.DataFrame) -> pd.DataFrame:
     """Of images path, sha256, label, format, jpeg_quality, source, size and what `describe` gives, on their index."""
     with ThreadPoolExecutor() as pool:
         measured = pool.map(lambda path: describe(load_rgb(f"{table.attrs['root']}/{path}")), table["path"])
-        numbers = list(bar(measured, total=len(table), desc="properties", unit="image"))
+        numbers = list(runs.bar(measured, total=len(table), desc="properties", unit="image"))
     rows = table[["path", "sha256", "label", "format", "jpeg_quality"]]
     rows = rows.assign(source=sources(table), size=table[["width", "height"]].min(axis=1))
     return rows.join(pd.DataFrame(numbers, rows.index, columns=MEASURED))

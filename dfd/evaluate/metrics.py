@@ -30,8 +30,7 @@ Interval = dict[str, float | None]  # value, low, high; None where undefined
 def bootstrap(
     groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where BCa is undefined or lopsided:
-
+    """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where it is undefined or lopsided:
     where nearly all draws lie on one side of the value, as those of a calibration error do, it shrinks to that end.
 
     `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN

@@ -45,9 +45,8 @@ def score(
     answers = list(stage.stream(map(read, paths), crops))
     if short := [answer.needed for answer in answers if answer.crops < answer.needed]:
         print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {max(short)}")
-    known = table[["path", "label", "split", "group"]].reset_index(drop=True)
-    known["degradation"], known["level"] = degradation, float(level)
-    return with_predictions(stage, known.join(answer_columns(stage, answers)))
+    known = table[["path", "label", "split", "group"]].assign(degradation=degradation, level=float(level))
+    return with_predictions(stage, known.reset_index(drop=True).join(answer_columns(stage, answers)))
 
 
 def answer_columns(stage: Stage, answers: Sequence[Scored]) -> pd.DataFrame:

@@ -15,8 +15,7 @@ import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd.config import CHECKPOINTS
-from dfd.core.io import read_json, write_text
-from dfd.core.runs import PROVENANCE
+from dfd.core import read_json, runs, write_text
 from dfd.data import manifest, provenance
 from dfd.reports import html
 
@@ -70,7 +69,7 @@ def data_sheet(out: Path) -> str:
         summary=manifest.summary(table).reset_index(),
         sources=provenance.sources(table).reset_index() if "source" in table else None,
         rejected=pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"]),
-        documents=[name for name in beside if name.lower().startswith(("licen", "readme", PROVENANCE))],
+        documents=[name for name in beside if name.lower().startswith(("licen", "readme", runs.PROVENANCE))],
     )  # fmt: skip
 
 

@@ -19,8 +19,7 @@ import yaml
 from sklearn.model_selection import ParameterGrid
 
 from dfd import config
-from dfd.core import runs
-from dfd.core.io import digest, read_json, write_text
+from dfd.core import digest, read_json, runs, write_text
 from dfd.core.runs import cores, elapsed
 from dfd.evaluate.metrics import STAGE_METRICS
 from dfd.reports import html, runner
