@@ -14,7 +14,7 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
-from dfd import config, plots
+from dfd import config, core, plots
 from dfd.core.io import PART, TEMPLATES, read_json, read_table, write_text
 from dfd.core.runs import elapsed
 from dfd.evaluate.compare import STAGES
@@ -28,8 +28,7 @@ NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 
 def fill(template: str, **values: Any) -> str:
     """Fill in one of the templates; in HTML the values are escaped. What is missing in a record is undefined."""
-    loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
-    pages = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, undefined=jinja2.ChainableUndefined)
+    pages = core.template("page.html.j2").environment.overlay(undefined=jinja2.ChainableUndefined)
     pages.filters |= {"decimal": decimal, "elapsed": elapsed, "metric": metric_name, "printable": printable}
     pages.globals |= {"STAGES": STAGES, "fewest": FEWEST}
     return pages.get_template(template).render(**values)
