@@ -35,7 +35,7 @@ from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.data.crops import Seeded, random_crop, seeds
-from dfd.models.clip import BLOCKS, SIDE, Lora, Trunk
+from dfd.models.clip import BLOCKS, SIDE, Trunk
 from dfd.train.bank import CONDITIONS, Views
 from dfd.train.heads import Discriminants, joint_hold_outs
 
@@ -47,6 +47,31 @@ ZOOM = 0.5  # the smallest part of a crop that a fake is named by: names hang on
 SUBJECTS, LIMIT = 16, 5  # clusters, and the factor by which they change an image's weight at most
 SAME = {"jbhuang0604/SelfExSR BSD100": "BIDS/BSDS500"}  # BSD100's photos lie within BSDS500
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Lora(nn.Module):
+    """A low-rank change of a matrix, as a parametrization of torch's; Hu et al. 2021, arXiv:2106.09685."""
+
+    def __init__(self, rows: int, columns: int, rank: int):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.empty(rank, columns)), nn.Parameter(torch.empty(rows, rank))
+        self.reset()
+
+    def reset(self) -> None:
+        """Change nothing, ready to learn."""
+        nn.init.normal_(self.down, std=self.down.shape[1] ** -0.5)
+        nn.init.zeros_(self.up)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        return matrix + self.up @ self.down
+
+
+def adapt(trunk: Trunk, rank: int) -> None:
+    """Give each matrix of the blocks an adapter that training may change and that changes nothing yet."""
+    for block in trunk.vit.blocks:
+        for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            adapter = Lora(layer.out_features, layer.in_features, rank).to(layer.weight)
+            parametrize.register_parametrization(layer, "weight", adapter)
 
 
 class Pool(Views):
@@ -194,7 +219,7 @@ def main(data: Path, out: Path) -> None:
     names = pd.Categorical(table["label"][is_fake]).codes
     discriminants = [Discriminants(learnt, is_fake.astype(int), sources, 0.1),
                      Discriminants(learnt[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
-    trunk.adapt(RANK)
+    adapt(trunk, RANK)
     trunk.to(DEVICE)
     draws = list(joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0))
     paths = [out / "tuned.safetensors", *(out / "draws" / f"{number:02}.npz" for number in range(len(draws)))]

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer: the class tokens of its middle blocks, where its weights are from, and its adapters.
+"""CLIP's vision transformer: the class tokens of its middle blocks, and where its weights are from.
 
 Middle blocks of CLIP tell photos from what no generator in training made, where its last one, which is about subjects,
 does not: RINE, Koutlis and Papadopoulos 2024, arXiv:2402.19091; Cozzolino et al. 2024, arXiv:2312.00195.
@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torchvision.transforms.v2 import functional as TF
 
 from dfd.config import ADAPTER
@@ -38,23 +37,6 @@ LAYERS = {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "l
 LAYERS |= {layer: layer for layer in ("mlp.fc1", "mlp.fc2")}
 
 
-class Lora(nn.Module):
-    """A low-rank change of a matrix, as a parametrization of torch's; Hu et al. 2021, arXiv:2106.09685."""
-
-    def __init__(self, rows: int, columns: int, rank: int):
-        super().__init__()
-        self.down, self.up = nn.Parameter(torch.empty(rank, columns)), nn.Parameter(torch.empty(rows, rank))
-        self.reset()
-
-    def reset(self) -> None:
-        """Change nothing, ready to learn."""
-        nn.init.normal_(self.down, std=self.down.shape[1] ** -0.5)
-        nn.init.zeros_(self.up)
-
-    def forward(self, matrix: Tensor) -> Tensor:
-        return matrix + self.up @ self.down
-
-
 class Trunk(nn.Module):
     """The transformer up to the last block that is needed. Checkpoints leave its weights out: nothing changes them."""
 
@@ -70,13 +52,6 @@ class Trunk(nn.Module):
 
     def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
         return {} if destination is None else destination
-
-    def adapt(self, rank: int) -> None:
-        """Give each matrix of the blocks an adapter that training may change and that changes nothing yet."""
-        for block in self.vit.blocks:
-            for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                adapter = Lora(layer.out_features, layer.in_features, rank).to(layer.weight)
-                parametrize.register_parametrization(layer, "weight", adapter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class tokens (B, blocks, D), each of zero mean and unit deviation, of (B, 3, H, W) images in [0, 1].

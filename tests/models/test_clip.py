@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import tune_clip
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
@@ -131,7 +132,7 @@ def test_an_adapter_changes_nothing_until_it_learns_and_is_merged_where_tuned(ti
     torch.manual_seed(1)
     trunk = clip.Trunk(pretrained=False)
     before = trunk.tokens(images)
-    trunk.adapt(rank=2)
+    tune_clip.adapt(trunk, rank=2)
     assert torch.equal(trunk.tokens(images), before)
     learnt = {name: parameter for name, parameter in trunk.named_parameters() if parameter.requires_grad}
     assert len(learnt) == 2 * 4 * max(clip.BLOCKS)  # down and up of four matrices
