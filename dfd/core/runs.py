@@ -62,7 +62,7 @@ def deferred(
 
     The first tells `say` and calls `pass_on`, which may refuse: then it ends at once, as after `grace` seconds, if any.
     """
-    stop, owner, is_main = Stop(), os.getpid(), threading.current_thread() is threading.main_thread()
+    stop, owner = Stop(), os.getpid()
     timer = threading.Timer(grace, _thread.interrupt_main)
     timer.daemon = True
 
@@ -77,9 +77,7 @@ def deferred(
         if grace:
             timer.start()
 
-    with contextlib.ExitStack() as stack:
-        for number in SIGNALS if is_main else ():
-            stack.callback(signal.signal, number, signal.signal(number, handle))
+    with _handled(handle) as stack:
         stack.callback(timer.cancel)
         yield stop
 
@@ -152,24 +150,26 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say what a block waits for, where that takes longer than PATIENCE."""
+    """Say what a block waits for, where that takes longer than PATIENCE; a signal ends the process at once meanwhile.
+
+    It is for libraries that wait in code which runs no handler of Python's.
+    """
     timer = threading.Timer(PATIENCE, lambda: click.echo(f"waiting for {what}", err=True))
     timer.daemon = True
-    timer.start()
-    try:
+    with _handled(signal.SIG_DFL) as stack:
+        timer.start()
+        stack.callback(timer.cancel)
         yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager
-def killable() -> Iterator[None]:
-    """Let a signal end the process at once while a library waits in code that runs no handler of Python's."""
+def _handled(handler: Any) -> Iterator[contextlib.ExitStack]:
+    """Let a handler have both SIGNALS within a block, where this is the main thread; others cannot set one."""
     is_main = threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as stack:
         for number in SIGNALS if is_main else ():
-            stack.callback(signal.signal, number, signal.signal(number, signal.SIG_DFL))
-        yield
+            stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield stack
 
 
 @contextlib.contextmanager

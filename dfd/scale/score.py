@@ -32,7 +32,7 @@ from ray.exceptions import RayError
 from dfd import __version__
 from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
 from dfd.core.io import atomic_write, damaged, digest
-from dfd.core.runs import bar, cores, killable, run_lock, terminable, waiting
+from dfd.core.runs import bar, cores, run_lock, terminable, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
 from dfd.inference.detector import Detector, Verdict, files_of
 
@@ -241,7 +241,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     settings: dict[str, Any] = here if is_local else there
     _need_answer(address)
     try:
-        with nullcontext() if is_local else waiting(f"Ray at {address}"), nullcontext() if is_local else killable():
+        with nullcontext() if is_local else waiting(f"Ray at {address}"):
             ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}") from error

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -33,10 +33,7 @@ def main_process_first() -> AbstractContextManager[None]:
     """Let the first process of a training go through a block before the others do."""
     others = f"the {os.environ.get('WORLD_SIZE')} processes of this training at {os.environ.get('MASTER_ADDR')}"
     what = f"{others}, for {TIMEOUT} at most; unset RANK and WORLD_SIZE to train alone"
-    with ExitStack() as stack:
-        if not runs.is_alone():
-            stack.enter_context(runs.waiting(what))
-            stack.enter_context(runs.killable())
+    with nullcontext() if runs.is_alone() else runs.waiting(what):
         return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
 
 
