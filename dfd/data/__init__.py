@@ -3,13 +3,11 @@
 Imports `dfd.config`, `dfd.core`, `dfd.degrade`, and `dfd.models` for the built-in sample's simulators.
 """
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from dfd.data.layouts import ManifestError
 from dfd.data.manifest import load, scan, summary
-
-if TYPE_CHECKING:
-    from dfd.data.crops import CarrierBuilder, GFDTwoViewDataset, RealFakeDataset
 
 __all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary"]
 
@@ -17,6 +15,4 @@ __all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeData
 def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dfd.data import crops
-
-    return getattr(crops, name)
+    return getattr(import_module("dfd.data.crops"), name)
