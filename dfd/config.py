@@ -179,13 +179,9 @@ class Probe(Shared):
 
 
 NOTEBOOKS: dict[str, type[Shared]] = {
-    "00_eda": Eda,
-    "01_stage1_real_fake": Stage1,
-    "02_stage2_attribution": Stage2,
-    "03_robustness": Robustness,
-    "04_error_analysis": ErrorAnalysis,
-    "05_probe": Probe,
-}
+    "00_eda": Eda, "01_stage1_real_fake": Stage1, "02_stage2_attribution": Stage2, "03_robustness": Robustness,
+    "04_error_analysis": ErrorAnalysis, "05_probe": Probe,
+}  # fmt: skip
 SECTIONS = {model: stem[3:] for stem, model in NOTEBOOKS.items()}  # of configs/*.yaml: the notebook without its number
 
 

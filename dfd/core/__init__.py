@@ -5,9 +5,9 @@ Everything else may import this room; it imports nothing of the package but `dfd
 
 from dfd.core.images import ImageError, as_rgb, inspect, load_rgb
 from dfd.core.io import atomic_write, digest, read_json, template, write_json, write_text
-from dfd.core.runs import Interrupted, InUse, Stop, deferred, run_lock
+from dfd.core.runs import Interrupted, InUse, Stop, bar, deferred, run_lock
 
 __all__ = [
-    "ImageError", "InUse", "Interrupted", "Stop", "as_rgb", "atomic_write", "deferred", "digest", "inspect",
-    "load_rgb", "read_json", "run_lock", "template", "write_json", "write_text",
+    "ImageError", "InUse", "Interrupted", "Stop", "as_rgb", "atomic_write", "bar", "deferred", "digest",
+    "inspect", "load_rgb", "read_json", "run_lock", "template", "write_json", "write_text",
 ]  # fmt: skip

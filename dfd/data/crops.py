@@ -241,10 +241,9 @@ def pixels_of(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndar
 def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
     """Cut one (1, 3, size, size) window in [0, 1], reflect-padded, of a PIL image or (1, 3, H, W) in [0, 1], RGB."""
     top, left = corner
-    if not isinstance(image, Image.Image):
-        return pad_to(image[..., top : top + size, left : left + size], size)
-    box = (left, top, min(left + size, image.width), min(top + size, image.height))
-    return pad_to(to_tensor(image.crop(box).convert("RGB")), size)
+    if isinstance(image, Image.Image):
+        return pad_to(to_tensor(Image.fromarray(pixels_of(image, corner, size))), size)
+    return pad_to(image[..., top : top + size, left : left + size], size)
 
 
 def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from dfd.config import REAL
-from dfd.core import io
-from dfd.core.runs import bar
+from dfd.core import bar, io
 from dfd.models import simulators
 
 TILE = 128  # side of a tile, pixels

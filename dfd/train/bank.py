@@ -15,9 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from dfd import __version__
 from dfd.config import Training
-from dfd.core.images import load_rgb
-from dfd.core.io import digest, read_json, write_json
-from dfd.core.runs import Interrupted, bar, deferred
+from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, write_json
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
 from dfd.degrade.operators import as_float

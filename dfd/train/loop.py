@@ -20,8 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from dfd.core import runs
-from dfd.core.images import ImageError
+from dfd.core import ImageError, runs
 from dfd.data.crops import EpochSampler, seeds
 from dfd.inference import build_model, save_checkpoint, update_checkpoint
 from dfd.inference.stage import uses_bfloat16
