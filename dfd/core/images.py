@@ -44,8 +44,7 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame counts; alpha lies over white; 16 bits keep the high byte; colour profiles are not applied. Its info
-    has jpeg_quality.
+    The first frame; alpha lies over white; 16 bits keep the high byte; no profile is applied. Its info: jpeg_quality.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:

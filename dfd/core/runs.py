@@ -55,9 +55,8 @@ class Stop:
 
 
 @contextlib.contextmanager
-def deferred(
-    say: str, pass_on: Callable[[], bool] | None = None, grace: float = 0.0, tell: Callable[[str], None] = click.echo
-) -> Iterator[Stop]:
+def deferred(say: str, pass_on: Callable[[], bool] | None = None, grace: float = 0.0,
+             tell: Callable[[str], None] = click.echo) -> Iterator[Stop]:  # fmt: skip
     """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
 
     The first tells `say` and calls `pass_on`, which may refuse: then it ends at once, as after `grace` seconds, if any.
@@ -150,13 +149,10 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say what a block waits for, where that takes longer than PATIENCE; a signal ends the process at once meanwhile.
-
-    It is for libraries that wait in code which runs no handler of Python's.
-    """
+    """Say what a block waits for, if it takes longer than PATIENCE; a signal ends the process at once meanwhile."""
     timer = threading.Timer(PATIENCE, lambda: click.echo(f"waiting for {what}", err=True))
     timer.daemon = True
-    with _handled(signal.SIG_DFL) as stack:
+    with _handled(signal.SIG_DFL) as stack:  # libraries wait in code that runs no handler of Python's
         timer.start()
         stack.callback(timer.cancel)
         yield

@@ -121,9 +121,8 @@ class Attribution(nn.Module):
     backbone clip sees the image; its G, the high-pass residual, is for pictures.
     """
 
-    def __init__(
-        self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained=False, extractor="unet"
-    ):
+    def __init__(self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained=False,
+                 extractor="unet"):  # fmt: skip
         super().__init__()
         self.sees_image = backbone in CLIPS
         extractor = "highpass" if self.sees_image else extractor

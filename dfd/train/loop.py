@@ -163,10 +163,7 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, name: str, answer: Callable[[Any], Tensor] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, ...) of the averaged weights, and targets (N,), of a validation set; the same in each process.
-
-        `answer` gives something else of a batch, (B, ...).
-        """
+        """Logits (N, ...) of the averaged weights, or `answer`s, and a set's targets (N,); the same in each process."""
         self.averaged.eval()
         broadcast_module(self.accelerator, self.averaged)  # its batch norms have seen one process's part
         outputs = []

@@ -26,9 +26,8 @@ from dfd.train.processes import sum_over_processes
 from dfd.train.stage1 import Adversary, equalised
 
 
-def attribution_losses(
-    model: Any, residual: Tensor, source: Tensor, cfg: config.Stage2, adversary=None, carriers=None, carried: Any = None
-) -> dict[str, Tensor]:
+def attribution_losses(model: Any, residual: Tensor, source: Tensor, cfg: config.Stage2, adversary=None, carriers=None,
+                       carried: Any = None) -> dict[str, Tensor]:  # fmt: skip
     """What G and C minimise: each loss by name, before its weight, and none whose weight is 0.
 
     `residual` (2B, 3, S, S) is of the first views, then of the second; `source` (B,) are classes; `carriers`, and
