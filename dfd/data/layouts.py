@@ -115,16 +115,15 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
     for folder, names, rest in os.walk(root, followlinks=True, onerror=closed.append):
         parts = Path(folder).relative_to(root).parts
         for name in rest:
-            path = os.path.join(folder, name)
+            path, known_as = os.path.join(folder, name), "/".join((*parts, name))
             if name.startswith("._"):
-                refused["/".join((*parts, name))] = SIDE_FILE
+                refused[known_as] = SIDE_FILE
                 continue
             try:
                 info = os.stat(path)
-                files["/".join((*parts, name))] = info.st_size, info.st_mtime_ns
+                files[known_as] = info.st_size, info.st_mtime_ns
             except OSError as error:
-                what = "broken link" if os.path.islink(path) else "cannot be read"
-                refused["/".join((*parts, name))] = f"{what}: {error.strerror}"
+                refused[known_as] = f"{'broken link' if os.path.islink(path) else 'cannot be read'}: {error.strerror}"
         for name in list(names):
             reason = None
             if Path(folder).resolve().is_relative_to(Path(folder, name).resolve()):

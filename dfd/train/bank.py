@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from dfd import __version__
-from dfd.config import Training
+from dfd import __version__, config
 from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, write_json
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
@@ -32,7 +31,7 @@ FILE = "features.npy"  # in the run folder, beside features.json
 class Views(RealFakeDataset):
     """All views of an image, (V, 3, S, S) in [0, 1]: the CONDITIONS, then `random` ones from RandomDegrade."""
 
-    def __init__(self, table: pd.DataFrame, cfg: Training):
+    def __init__(self, table: pd.DataFrame, cfg: config.Training):
         degrade, quality = RandomDegrade(smallest=cfg.crop_size), cfg.equalise_quality if cfg.equalise else None
         super().__init__(table, table.attrs["root"], cfg.crop_size, degrade, quality)
         self.random = cfg.random_views

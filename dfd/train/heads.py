@@ -19,8 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dfd import config
 from dfd.core.runs import bar, run_lock
-from dfd.data import provenance
-from dfd.data.layouts import ManifestError
+from dfd.data import ManifestError, provenance
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.openset import KEPT, fit_subspace
 from dfd.train.bank import CONDITIONS, build
