@@ -12,6 +12,7 @@ from dfd.data.manifest import load, scan, summary
 __all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary"]
 
 
+# pyright: reportUnsupportedDunderAll=false
 def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,10 +23,7 @@ MOST, FEWEST = 24, 12  # tiles of one photo: more are thinned out at random, of 
 FLAT = 0.01  # a tile whose standard deviation is lower shows nothing
 VERSION = 1  # raise it when the same seed and weights give other files
 MARKER = "sample.json"
-NOTE = (
-    "The fakes of this run are simulated: photos rebuilt by small decoders made of each generator's blocks. In a "
-    "trial, a detector trained on such fakes alone was worse than chance on real ones of unseen sources (AUC 0.30)."
-)
+NOTE = (io.TEMPLATES / "sample.txt").read_text("utf-8").rstrip()
 LABELS = (REAL, *simulators.NAMES)
 
 

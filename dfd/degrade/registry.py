@@ -165,22 +165,17 @@ class RandomDegrade:
 
     def draw(self) -> list[Step]:
         """One chain: (operator, level, options) in the order of application; empty for an untouched image."""
-        chain = []
         if self.p_clean and _uniform() < self.p_clean:
-            return chain
-        if _uniform() < self.p_history:
-            chain.append(("jpeg", _whole(60, 95), self._chroma()))
+            return []
+        chain: list[Step] = [("jpeg", _whole(60, 95), self._chroma())] if _uniform() < self.p_history else []
         if _uniform() < self.p_crop:
             chain.append(("crop", _uniform(0.8, 1), {"position": (_uniform(), _uniform())}))
         if _uniform() < self.p_rescale:
             kernel = ("bilinear", "bicubic", "lanczos")[_whole(0, 2)]  # nearest leaves traces like a generator's
             chain.append(("rescale", _log_uniform(0.6, 1.4), {"kernel": kernel}))
-        if _uniform() < self.p_blur:
-            chain.append(("blur", _uniform(0.2, 1.5), {}))
-        if _uniform() < self.p_gamma:
-            chain.append(("gamma", _log_uniform(0.7, 1.4), {}))
-        if _uniform() < self.p_noise:
-            chain.append(("noise", _uniform(0.003, 0.02), {}))
+        chain += [("blur", _uniform(0.2, 1.5), {})] if _uniform() < self.p_blur else []
+        chain += [("gamma", _log_uniform(0.7, 1.4), {})] if _uniform() < self.p_gamma else []
+        chain += [("noise", _uniform(0.003, 0.02), {})] if _uniform() < self.p_noise else []
         if _uniform() < self.p_social:
             chain.append(("social", _whole(60, 90), {"factor": _log_uniform(0.5, 1)}))
         elif _uniform() < self.p_codec:
