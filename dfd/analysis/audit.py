@@ -73,9 +73,8 @@ def image_features(stage: Stage, table: pd.DataFrame) -> np.ndarray:
     return np.concatenate([extract_features(stage, equalise(crops, stage.equalise_quality)) for crops in batches])
 
 
-def held_out_probabilities(
-    features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0, model: Any = None
-) -> pd.DataFrame:
+def held_out_probabilities(features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0,
+        model: Any = None) -> pd.DataFrame:  # fmt: skip
     """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group."""
     per_label = groups.groupby(labels).nunique()
     if len(per_label) < 2 or per_label.min() < 2:

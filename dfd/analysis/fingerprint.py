@@ -60,9 +60,8 @@ def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
         np.savez_compressed(file, **spectra)
 
 
-def correlations(
-    stage: Stage, prints: dict[str, Fingerprint], table: pd.DataFrame, limit: int, seed: int = 0
-) -> pd.DataFrame:
+def correlations(stage: Stage, prints: dict[str, Fingerprint], table: pd.DataFrame, limit: int,
+        seed: int = 0) -> pd.DataFrame:  # fmt: skip
     """Normalised cross-correlation of test images' residuals with each mean residual, at no shift, by true label.
 
     As in Marra et al. 2019, arXiv:1812.11842. Means over at most `limit` images of a label; photos, the control, come

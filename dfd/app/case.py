@@ -4,8 +4,6 @@ index.html, images/<sha256>.html, thumbs/, verdicts.csv and .json, case.json, ca
 Pages load nothing but the thumbnails beside them, and run nothing but the index's own script. `verify` hashes anew.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os
@@ -14,7 +12,7 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -48,8 +46,7 @@ class Case:
 
     def __init__(self, folder: Path, detector: Detector, about: Mapping[str, Any]):
         self.folder, self.about = folder, about
-        run = detector.run
-        stage = detector.stage1
+        run, stage = detector.run, detector.stage1
         made_by = {
             "name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
             "files": {name: _hash(run / name)["sha256"] for name in files_of(run)} if run else {},
@@ -63,23 +60,16 @@ class Case:
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
             raise FileExistsError(f"{folder} holds files and is no case; take an empty folder, or a new one")
-        self.record = (
-            {"id": str(uuid.uuid4()), "created": _now(), "examiner": None, "runs": []}
-            | self.record
-            | {"detector": made_by}
-        )
+        fresh: dict[str, Any] = {"id": str(uuid.uuid4()), "created": _now(), "examiner": None, "runs": []}
+        self.record = fresh | self.record | {"detector": made_by}
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
+        self.title = self.record.get("title") or f"Case {folder.resolve().name}"
         self.record["notes"] = [*self.record.get("notes", []), *about.get("notes", ())]
         self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
         for name in ("images", "thumbs"):
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / RECORD, self.record)
         self.journal = Journal(folder / VERDICTS, True, detector, keep=lambda row: not _is_changed(row))
-
-    @property
-    def title(self) -> str:
-        """What the case is called on its pages."""
-        return str(self.record.get("title") or f"Case {self.folder.resolve().name}")
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""
@@ -121,10 +111,8 @@ class Case:
             page.stream(**values, rows=rows, script=script, allowed=allowed, articles=()).dump(file)
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
-        whole = page.render(
-            **values, rows=rows, script="", allowed="", articles=[found[0] for found in articles if found]
-        )
-        write_pdf(whole, folder / PDF)
+        values |= {"rows": rows, "script": "", "allowed": "", "articles": [found[0] for found in articles if found]}
+        write_pdf(page.render(**values), folder / PDF)
         self.record["inputs"] = [
             {"path": v.path, "sha256": v.sha256, "bytes": os.path.getsize(v.path) if os.path.isfile(v.path) else None}
             for v in verdicts if v.path
@@ -132,7 +120,7 @@ class Case:
         self.record["runs"][-1]["ended"] = _now()
         self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}
         self.record["versions"] |= {"dfd": __version__, "python": sys.version.split()[0]}
-        self.record["outputs"] = {path.relative_to(folder).as_posix(): _hash(path) for path in _files(folder)}
+        self.record["outputs"] = _hashes(folder)
         write_json(folder / RECORD, self.record)
         return folder / INDEX
 
@@ -173,14 +161,14 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     """
     if not (record := read_json(folder / RECORD)) or "outputs" not in record:
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
-    wrong, away = [], []
-    for name, noted in record["outputs"].items():
-        if not (folder / name).is_file():
-            wrong.append(f"{name} is gone")
-        elif _hash(folder / name) != noted:
-            wrong.append(f"{name} was changed")
-    wrong += [f"{name} was added" for path in _files(folder)
-              if (name := path.relative_to(folder).as_posix()) not in record["outputs"]]  # fmt: skip
+    noted, found = record["outputs"], _hashes(folder)
+    wrong = [
+        f"{name} was changed" if name in found else f"{name} is gone"
+        for name in noted
+        if found.get(name) != noted[name]
+    ]
+    wrong += [f"{name} was added" for name in found if name not in noted]
+    away = []
     for noted in record["inputs"]:
         place = record["runs"][-1]["folder"]
         away += [f"{noted['path']} is not here"] if not Path(place, noted["path"]).is_file() else []
@@ -216,10 +204,10 @@ def write_pdf(html: str, path: Path) -> None:
         print_html.unlink()
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    """All files of a case but its record and hidden ones."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return (path for path in files if path.name != RECORD and not path.name.startswith("."))
+def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of all files of a case but its record and hidden ones, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != ".")
+    return {path.relative_to(folder).as_posix(): _hash(path) for path in files if path.name != RECORD}
 
 
 def _hash(path: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What an examination holds, and the pictures beside a verdict: map, residual, Grad-CAM, stability."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -182,12 +180,8 @@ def _nearest(detector: Detector, examination: Examination, image: Image.Image) -
 
 
 KINDS = {"map": _map, "nearest": _nearest, "residual": _residual, "gradcam": _gradcam}
-TITLES = {
-    "map": "Scores by place",
-    "nearest": "Nearest training images",
-    "residual": "Residual and spectrum",
-    "gradcam": "Grad-CAM",
-}
+TITLES = {"map": "Scores by place", "nearest": "Nearest training images", "residual": "Residual and spectrum"}
+TITLES |= {"gradcam": "Grad-CAM", "stability": "Does the answer stand?"}  # the last by `trace`
 TITLES["stability"] = "Does the answer stand?"  # by `trace`
 
 

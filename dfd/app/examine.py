@@ -14,16 +14,14 @@ from PIL import Image
 
 from dfd.app.evidence import Crop, Examination
 from dfd.app.metadata import lines, plain, read_metadata, sentence
-from dfd.core.images import ImageError, Source, as_rgb
-from dfd.core.io import template
+from dfd.core import ImageError, Source, as_rgb, template
 from dfd.inference.decide import decide
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.likelihood import rate_of
 
 
-def examine(
-    detector: Detector, source: Source, name: str | None = None, crops: int | None = None, mode: str | None = None
-) -> Examination:
+def examine(detector: Detector, source: Source, name: str | None = None, crops: int | None = None,
+        mode: str | None = None) -> Examination:  # fmt: skip
     """Judge one image, and say what the answer rests on; `name` is its path's last part unless given.
 
     The source is a path, a file's bytes, a PIL image, (H, W, 3) uint8 array, or (3, H, W) tensor in [0, 1]; crops and
@@ -43,9 +41,8 @@ def examine(
     return Examination(name, verdict, detector.threshold, text, tuple(windows), metadata, image)
 
 
-def examine_or_refuse(
-    detector: Detector, source: str | Path | bytes, name: str, *how: Any, errors: type[Exception] = ImageError
-) -> Examination:
+def examine_or_refuse(detector: Detector, source: str | Path | bytes, name: str, *how: Any,
+        errors: type[Exception] = ImageError) -> Examination:  # fmt: skip
     """As `examine`, but where it raises one of these errors the reason stands in the Examination's verdict."""
     try:
         return examine(detector, source, name, *how)

@@ -18,8 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dfd.core.images import FORMATS, Source, as_rgb, jpeg_quality, open_file, subsampling
-from dfd.core.io import template
+from dfd.core import FORMATS, Source, as_rgb, jpeg_quality, open_file, subsampling, template
 
 MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: the label of its JUMBF box)
 TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificates that may vouch for a signer

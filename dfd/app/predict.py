@@ -18,9 +18,7 @@ from dfd.app.evidence import draw, trace
 from dfd.app.examine import examine_or_refuse
 from dfd.app.journal import Journal
 from dfd.app.metadata import sentence
-from dfd.core import runs
-from dfd.core.images import load_rgb
-from dfd.core.io import explained
+from dfd.core import explained, load_rgb, runs
 from dfd.inference.detector import Detector, Verdict
 
 STDIN = "-"  # the path that stands for standard input
@@ -75,9 +73,8 @@ def _journal(path: Path, resume: bool, detector: Detector) -> Iterator[Journal]:
         yield journal
 
 
-def _judged(
-    detector: Detector, journal: Journal | None, paths: list[str], given: bytes | None, *how: Any
-) -> Generator[Verdict, None, None]:
+def _judged(detector: Detector, journal: Journal | None, paths: list[str], given: bytes | None,
+        *how: Any) -> Generator[Verdict, None, None]:  # fmt: skip
     """The verdict on each file, which is in the table before it is shown: a stream may fail."""
     read: dict[str, Any] = {} if given is None else {"read": lambda path: load_rgb(given if path == STDIN else path)}
     for verdict in detector.predict(paths, *how, report=lambda line: _say(printable(line)), **read):

@@ -21,9 +21,7 @@ from dfd.app.case import opened
 from dfd.app.evidence import KINDS, TITLES, Examination, draw, trace
 from dfd.app.examine import examine_or_refuse, fragment
 from dfd.app.metadata import plain, sentence
-from dfd.core.images import load_rgb
-from dfd.core.io import TEMPLATES
-from dfd.core.runs import HEADLESS
+from dfd.core import HEADLESS, TEMPLATES, load_rgb
 from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 

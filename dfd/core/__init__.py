@@ -3,11 +3,9 @@
 Everything else may import this room; it imports nothing of the package but `dfd.config`.
 """
 
-from dfd.core.images import ImageError, as_rgb, inspect, load_rgb
-from dfd.core.io import atomic_write, digest, read_json, template, write_json, write_text
-from dfd.core.runs import Interrupted, InUse, Stop, bar, deferred, run_lock
-
-__all__ = [
-    "ImageError", "InUse", "Interrupted", "Stop", "as_rgb", "atomic_write", "bar", "deferred", "digest",
-    "inspect", "load_rgb", "read_json", "run_lock", "template", "write_json", "write_text",
-]  # fmt: skip
+# ruff: noqa: F401, I001
+from dfd.core.images import FORMATS, ImageError, Source, as_rgb, begins_like_image, inspect, jpeg_quality, load_rgb
+from dfd.core.images import open_file, subsampling
+from dfd.core.io import PART, TEMPLATES, atomic_write, digest, explained, read_json, read_table, template, write_json
+from dfd.core.io import write_text
+from dfd.core.runs import HEADLESS, Interrupted, InUse, Stop, bar, cores, deferred, elapsed, run_lock

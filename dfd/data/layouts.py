@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfd.config import REAL
-from dfd.core.images import begins_like_image
-from dfd.core.io import TEMPLATES
+from dfd.core import TEMPLATES, begins_like_image
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}

@@ -3,7 +3,6 @@
 Imports nothing of `dfd`.
 """
 
+# ruff: noqa: F401
 from dfd.degrade.operators import DEGRADATIONS, jpeg, to_tensor
 from dfd.degrade.registry import RandomDegrade, compose, describe, parse, parse_all
-
-__all__ = ["DEGRADATIONS", "RandomDegrade", "compose", "describe", "jpeg", "parse", "parse_all", "to_tensor"]

@@ -157,21 +157,18 @@ class Degradation:
     text: str  # a caption's template, of the level and the operator's options
     options: Mapping[str, tuple] = field(default_factory=dict)  # of the grammar: words to choose from, or a range
     codec: bool = False  # ends in a file
-    curve: tuple[float, ...] = ()  # levels of the probe's curve
 
 
 _CHROMA, _KERNEL = {"subsampling": SUBSAMPLING}, {"kernel": KERNELS}
 DEGRADATIONS = {row.name: row for row in (
     Degradation("jpeg", jpeg, (1, 100), 100, "JPEG quality (Pillow)", "JPEG {level:.0f} {subsampling}", _CHROMA,
-                codec=True, curve=(95, 85, 75, 65, 50, 30)),
+                codec=True),
     Degradation("double_jpeg", double_jpeg, (1, 100), 100, "quality of the second JPEG",
                 "JPEG {first:.0f}, shift {shift}, JPEG {level:.0f} {subsampling}",
                 _CHROMA | {"first": (1, 100), "shift": (0, 15)}, codec=True),
     Degradation("webp", webp, (1, 100), 100, "WebP quality (Pillow)", "WebP {level:.0f}", codec=True),
-    Degradation("blur", gaussian_blur, (0.05, 50), 0, "sigma of the blur, pixels", "blur {level:.2f} px",
-                curve=(0.5, 1, 1.5, 2, 3)),
-    Degradation("rescale", rescale, (0.05, 8), 1, "new side / old side", "rescale {level:.2f} {kernel}", _KERNEL,
-                curve=(0.5, 0.75, 1.25, 1.5, 2)),
+    Degradation("blur", gaussian_blur, (0.05, 50), 0, "sigma of the blur, pixels", "blur {level:.2f} px"),
+    Degradation("rescale", rescale, (0.05, 8), 1, "new side / old side", "rescale {level:.2f} {kernel}", _KERNEL),
     Degradation("resample", resample, (0.05, 1), 1, "smaller side / old side",
                 "resample {level:.2f} {kernel}", _KERNEL),
     Degradation("noise", noise, (0.0001, 1), 0, "sigma of the noise, share of white", "noise {level:.3f}"),

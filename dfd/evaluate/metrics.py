@@ -27,9 +27,8 @@ BINS = 15  # equal-width bins of confidence, behind the calibration error and th
 Interval = dict[str, float | None]  # value, low, high; None where undefined
 
 
-def bootstrap(
-    groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0,
+        resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where it is undefined or lopsided:
     where nearly all draws lie on one side of the value, as those of a calibration error do, it shrinks to that end.
 
@@ -63,9 +62,8 @@ def bootstrap(
     return value, np.where(unusable, percentiles[0], low), np.where(unusable, percentiles[1], high)
 
 
-def bootstrap_all(
-    groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[Any, Interval]:
+def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0,
+        resamples: int = RESAMPLES) -> dict[Any, Interval]:  # fmt: skip
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
 
     A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups.
@@ -207,9 +205,8 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def evaluate(
-    scores: pd.DataFrame, temperature: float, seed: int = 0, only: Sequence[str] | Mapping[str, str] = ()
-) -> dict[str, Interval]:
+def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0,
+        only: Sequence[str] | Mapping[str, str] = ()) -> dict[str, Interval]:  # fmt: skip
     """A stage's metrics with their intervals over all rows: its STAGE_METRICS, or `only` these of METRICS.
 
     A mapping says what each is called: name -> metric.

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from dfd import __version__
 from dfd.config import REAL
-from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write, digest, read_table
-from dfd.core.runs import bar
+from dfd.core import atomic_write, bar, digest, load_rgb, read_table
 from dfd.degrade import compose, registry, to_tensor
 from dfd.degrade.registry import Condition
 from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share
@@ -84,9 +82,8 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
     return compose(to_tensor(load(path)), chain)
 
 
-def _score(
-    stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor], crops: int | None
-) -> dict[str, list[tuple[str, Scored]]]:
+def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor],
+        crops: int | None) -> dict[str, list[tuple[str, Scored]]]:  # fmt: skip
     """What each stage says of the images that it is asked about: (path, Scored) of each."""
     answers: dict[str, list[tuple[str, Scored]]] = {name: [] for name in stages}
     for is_fake, part in table.groupby("is_fake"):

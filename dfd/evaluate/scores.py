@@ -12,9 +12,7 @@ from sklearn.metrics import classification_report
 from torch import Tensor
 
 from dfd.config import CHECKPOINTS
-from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write, read_table
-from dfd.core.runs import bar
+from dfd.core import atomic_write, bar, load_rgb, read_table
 from dfd.degrade import compose, to_tensor
 from dfd.evaluate import metrics
 from dfd.inference import decide, likelihood
@@ -23,9 +21,8 @@ from dfd.inference.files import update_checkpoint
 from dfd.inference.stage import Scored, Stage
 
 
-def score(
-    stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0, crops: int | None = None
-) -> pd.DataFrame:
+def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0,
+        crops: int | None = None) -> pd.DataFrame:  # fmt: skip
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
     `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
@@ -72,9 +69,8 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
     return rest
 
 
-def calibrate(
-    stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9, accept: float = 0.95
-) -> pd.DataFrame:
+def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9,
+        accept: float = 0.95) -> pd.DataFrame:  # fmt: skip
     """Fit a stage's decisions on clean validation rows, see `decide.fit`, store them in its checkpoint, decide anew."""
     if stage.is_held_out:
         return with_predictions(stage, scores)
@@ -135,9 +131,8 @@ def jpeg_table(scores: pd.DataFrame, temperature: float, seed: int = 0) -> pd.Da
     return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"images"}, float))
 
 
-def at_operating_points(
-    scores: pd.DataFrame, points: dict[str, float], temperature: float, seed: int = 0
-) -> pd.DataFrame:
+def at_operating_points(scores: pd.DataFrame, points: dict[str, float], temperature: float,
+        seed: int = 0) -> pd.DataFrame:  # fmt: skip
     """What thresholds on p_fake that were fitted elsewhere, at this temperature, do on stage 1's rows.
 
     One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each beside

@@ -29,9 +29,8 @@ class Decisions(NamedTuple):
     candidates: np.ndarray  # (N, K) bool: the classes that stay possible, a conformal set; stage 1 rules none out
 
 
-def decide(
-    logits: ArrayLike, stage: Stage, ood_score: ArrayLike | None = None, threshold: float | None = None
-) -> Decisions:
+def decide(logits: ArrayLike, stage: Stage, ood_score: ArrayLike | None = None,
+        threshold: float | None = None) -> Decisions:  # fmt: skip
     """Decide on images by a stage's logits (N, K), for score tables and for the Detector alike.
 
     `ood_score`, (N,), says how far from the training images each lies; without it no generator is unknown. `threshold`
@@ -116,9 +115,8 @@ def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, n
     return p.max(1), closed_set(scores).eq(scores["label"]).to_numpy()
 
 
-def fit(
-    stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, coverage: float = 0.9, accept: float = 0.95
-) -> dict[str, Any]:
+def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, coverage: float = 0.9,
+        accept: float = 0.95) -> dict[str, Any]:  # fmt: skip
     """Fit what a stage decides by on validation rows of its score table: attributes and entries of checkpoints.
 
     temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure,
@@ -200,9 +198,8 @@ def fit_ood_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
     return float(np.quantile(known_scores, accept - 1e-9, method="inverted_cdf"))  # 0.07 * 100 is a little above 7
 
 
-def fit_conformal(
-    probabilities: np.ndarray, true: np.ndarray, coverage: float = 0.9, groups: ArrayLike | None = None
-) -> float:
+def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float = 0.9,
+        groups: ArrayLike | None = None) -> float:  # fmt: skip
     """How improbable the true class may be for a set of names to hold it at the promised rate, for `prediction_sets`.
 
     Split conformal prediction (Vovk et al. 2005) with 1 - p(true class) as its score (Sadinle, Lei and Wasserman 2019,

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CHECKPOINTS, DETECTOR, REAL, SHIPPED, SUMS
-from dfd.core import runs
-from dfd.core.images import ImageError, as_rgb, load_rgb
+from dfd.core import ImageError, as_rgb, load_rgb, runs
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import answer, decide, fit_threshold
 from dfd.inference.likelihood import log10_lr
@@ -52,9 +51,8 @@ class Detector:
     `Detector.load()("photo.jpg")` gives a Verdict of the detector that ships, `Detector.load("reports/demo")` of a run.
     """
 
-    def __init__(
-        self, stage1: Stage, stage2: Stage | None = None, run: Path | None = None, threshold: float | None = None
-    ):
+    def __init__(self, stage1: Stage, stage2: Stage | None = None, run: Path | None = None,
+            threshold: float | None = None):  # fmt: skip
         self.stage1, self.stage2, self.run = stage1, stage2, run
         self.stages = (stage1, stage2) if stage2 else (stage1,)
         self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
@@ -186,9 +184,8 @@ def score_files(
             yield item, prepared if isinstance(prepared, ImageError) else list(next(scored))
 
 
-def prefetch(
-    function: Callable[[Any], Any], items: Iterable[Any], size: int, threads: int, overlap: bool = True
-) -> Iterator[list[tuple[Any, Any]]]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any], size: int, threads: int,
+        overlap: bool = True) -> Iterator[list[tuple[Any, Any]]]:  # fmt: skip
     """Call a function on each item in threads, and give lists of (item, result) in order: 1, 2, 4, … up to `size`.
 
     The first answer comes at once, and later groups fill a network's batches. With `overlap` the next group is worked

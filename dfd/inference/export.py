@@ -1,7 +1,5 @@
 """A detector as ONNX, for programs that have no torch: one graph, what goes around it as JSON, and an example."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings

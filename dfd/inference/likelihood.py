@@ -5,8 +5,6 @@ common fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENF
 reporting in forensic science.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,8 +38,8 @@ def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray
 
 def costs(lr: np.ndarray, is_fake: np.ndarray) -> tuple[float, float]:
     """The Cllr, and the least that images in this order could have: the rest is calibration."""
-    given, best = (cllr(np.ones((1, len(lr))), x, is_fake) for x in (lr, recalibrated(lr, is_fake)))
-    return float(given[0]), float(best[0])
+    ones, best = np.ones((1, len(lr))), recalibrated(lr, is_fake)
+    return float(cllr(ones, lr, is_fake)[0]), float(cllr(ones, best, is_fake)[0])
 
 
 def recalibrated(lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
@@ -52,10 +50,8 @@ def recalibrated(lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
 def cross_entropy(lr: np.ndarray, is_fake: np.ndarray, odds: np.ndarray) -> np.ndarray:
     """Empirical cross-entropy, bits, at log10 prior odds (P,) of a fake; at 0 it is the Cllr."""
     prior, posterior = 1 / (1 + 10.0**-odds), (lr + odds[:, None]) * np.log2(10)
-    fakes, photos = (
-        np.logaddexp2(0, sign * posterior[:, among]).mean(1) for sign, among in ((-1, is_fake), (1, ~is_fake))
-    )
-    return prior * fakes + (1 - prior) * photos
+    fakes, photos = -posterior[:, is_fake], posterior[:, ~is_fake]
+    return prior * np.logaddexp2(0, fakes).mean(1) + (1 - prior) * np.logaddexp2(0, photos).mean(1)
 
 
 def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: ArrayLike) -> dict[str, Any]:

@@ -1,10 +1,7 @@
 """How far an image is from the training images, by its features."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -31,17 +28,14 @@ class FeatureBank:
     k: int = 10  # the neighbour that counts; the last one where there are fewer
 
     @classmethod
-    def fit(cls, features: np.ndarray, k: int = 10) -> FeatureBank:
+    def fit(cls, features: np.ndarray, k: int = 10) -> Self:
         """Keep (M, D) features of training images."""
         return cls(np.asarray(normalize(np.asarray(features, dtype=float)), dtype=np.float32), k)
 
-    @cached_property
-    def _neighbours(self) -> NearestNeighbors:
-        return NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine").fit(self.features)
-
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""
-        return self._neighbours.kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
+        nearest = NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine").fit(self.features)
+        return nearest.kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +49,11 @@ class Subspace:
     basis: np.ndarray  # (K, D), orthonormal
 
     @classmethod
-    def fit(cls, features: np.ndarray, seed: int = 0) -> Subspace:
+    def fit(cls, features: np.ndarray, seed: int = 0) -> Self:
         """Find the SPANNED directions, or half as many as there are rows, in which (M, D) features vary most."""
         features = np.asarray(features, dtype=np.float32)
-        found = PCA(
-            min(SPANNED, len(features) // 2, features.shape[1] // 2), svd_solver="randomized", random_state=seed
-        )
-        found.fit(features)
+        directions = min(SPANNED, len(features) // 2, features.shape[1] // 2)
+        found = PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
         return cls(np.asarray(found.mean_), np.asarray(found.components_))
 
     def project(self, features: np.ndarray) -> np.ndarray:
@@ -89,9 +81,9 @@ def fit_subspace(features: np.ndarray, images: pd.DataFrame, accept: float = 0.9
     weights = 1 / pd.Series(sources).map(pd.Series(sources).value_counts()).to_numpy()
     order, space = np.argsort(distance), Subspace.fit(flat)
     place = np.searchsorted(np.cumsum(weights[order]) / weights.sum(), accept - 1e-9)
+    basis, places = np.vstack([space.mean, space.basis]), space.project(features[:, 0])
     return {
         "ood_threshold": float(distance[order][min(place, len(order) - 1)]),
-        "feature_bank": torch.from_numpy(np.vstack([space.mean, space.basis])).half(),
-        "neighbours": torch.from_numpy(space.project(features[:, 0])).half(),
+        "feature_bank": torch.from_numpy(basis).half(), "neighbours": torch.from_numpy(places).half(),
         "neighbour_names": images[["label", "source", "path"]].to_numpy().tolist(),
-    }
+    }  # fmt: skip

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CLIPS
-from dfd.core import runs
-from dfd.core.images import load_rgb
+from dfd.core import load_rgb, runs
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
@@ -116,9 +115,8 @@ class Stage:
                 reason = f"it is cut short, or cannot be read ({reason}); copy it again, or train again"
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error
 
-    def stream(
-        self, images: Iterable[Image.Image | Tensor], crops: int | None = None, mode: str | None = None
-    ) -> Iterator[Scored]:
+    def stream(self, images: Iterable[Image.Image | Tensor], crops: int | None = None,
+            mode: str | None = None) -> Iterator[Scored]:  # fmt: skip
         """Score PIL images, or (1, 3, H, W) tensors in [0, 1], one after another, their crops batched together.
 
         `crops` is their number per image at most, MAX_CROPS at the utmost; none takes the checkpoint's or, for a grid

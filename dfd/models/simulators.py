@@ -138,9 +138,8 @@ class StyleGAN2Decoder(nn.Module):
 
     def __init__(self, style: int = 64):
         super().__init__()
-        self.mapping = nn.Sequential(
-            PixelNorm(), EqualLinear(CODE, style), nn.LeakyReLU(0.2), EqualLinear(style, style), nn.LeakyReLU(0.2)
-        )
+        first, second = EqualLinear(CODE, style), EqualLinear(style, style)
+        self.mapping = nn.Sequential(PixelNorm(), first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2))
         self.first = StyledConv(CODE, WIDTHS[0], style, layer=0)
         self.up = nn.ModuleList([StyledConv(a, b, style, 1 + i, up=True) for i, (a, b) in enumerate(PAIRS)])
         self.same = nn.ModuleList([StyledConv(b, b, style, 3 + i) for i, b in enumerate(WIDTHS[1:])])

@@ -15,8 +15,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
 from dfd import config, core, plots
-from dfd.core.io import PART, TEMPLATES, read_json, read_table, write_text
-from dfd.core.runs import elapsed
+from dfd.core import PART, TEMPLATES, elapsed, read_json, read_table, write_text
 from dfd.evaluate.compare import STAGES
 from dfd.evaluate.metrics import FEWEST, METRICS
 

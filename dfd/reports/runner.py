@@ -26,8 +26,7 @@ from papermill.iorw import papermill_io
 from tqdm import tqdm
 
 from dfd import __version__, config
-from dfd.core import runs
-from dfd.core.io import digest, read_json, read_table, write_json, write_text
+from dfd.core import digest, read_json, read_table, runs, write_json, write_text
 from dfd.data import manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
@@ -195,9 +194,8 @@ def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     return chosen or every
 
 
-def plan(
-    stems: Sequence[str], configs: Configs, shared: Mapping[str, Any], profile: str, parameters: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def plan(stems: Sequence[str], configs: Configs, shared: Mapping[str, Any], profile: str,
+        parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Which parameters each notebook is given: the shared ones, the profile's, then those of the command line.
 
     A ConfigError names a parameter that no notebook has, or a value of the wrong type or out of range.

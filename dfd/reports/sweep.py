@@ -19,8 +19,7 @@ import yaml
 from sklearn.model_selection import ParameterGrid
 
 from dfd import config
-from dfd.core import digest, read_json, runs, write_text
-from dfd.core.runs import cores, elapsed
+from dfd.core import cores, digest, elapsed, read_json, runs, write_text
 from dfd.evaluate.metrics import STAGE_METRICS
 from dfd.reports import html, runner
 
@@ -106,9 +105,8 @@ def entries_of(sweep: Sweep, out: str | Path, command: Words = COMMAND) -> dict[
     return entries
 
 
-def run(
-    sweep: Sweep, out: str | Path, jobs: int | None = None, command: Words = COMMAND, say: Callable[[str], None] = print
-) -> Path:
+def run(sweep: Sweep, out: str | Path, jobs: int | None = None, command: Words = COMMAND,
+        say: Callable[[str], None] = print) -> Path:  # fmt: skip
     """Run all, `jobs` at once (one for two cores), each in its process and a folder below `out`.
 
     One that fails stops no other. A RunError says which failed (code 1), or that a signal asked to end (130 or 143);
@@ -146,9 +144,8 @@ def run(
     return page
 
 
-def _execute(
-    folder: Path, entry: dict, env: dict, started: list[subprocess.Popen], stop: runs.Stop, say: Callable
-) -> tuple[str, dict]:
+def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Popen], stop: runs.Stop,
+        say: Callable) -> tuple[str, dict]:  # fmt: skip
     """Run in a session of its own, of which a signal to the sweep does not reach it twice, and wait."""
     if stop.number:
         return folder.name, {}

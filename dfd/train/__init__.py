@@ -3,6 +3,7 @@
 May import inference, data, models, losses, degrade, core and config; knows neither evaluate nor plots.
 """
 
+# ruff: noqa: F401
 from typing import Any
 
 import pandas as pd
@@ -13,8 +14,6 @@ from dfd.train.loop import OnEpoch
 from dfd.train.processes import is_main_process, main_process_first
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
-
-__all__ = ["fit", "fit_head", "fit_stage1", "fit_stage2", "is_main_process", "main_process_first"]
 
 
 def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:

@@ -268,13 +268,6 @@ def test_every_operator_takes_what_the_registry_allows(name):
         assert degraded.shape[:2] == (1, 3) and 0 <= degraded.min() and degraded.max() <= 1
 
 
-@pytest.mark.parametrize("degradation", [row for row in registry.DEGRADATIONS.values() if row.curve])
-def test_levels_of_the_curve_are_in_the_range_and_degrade(images, degradation):
-    assert degradation.neutral not in degradation.curve
-    for level in degradation.curve:
-        assert 0 <= registry.compose(images, [(degradation.name, level, {})]).min()
-
-
 def test_the_default_grid_is_large_and_a_table_row_tells_its_condition():
     conditions = registry.parse_all(config.Robustness().conditions)
     assert len(conditions) > 40
