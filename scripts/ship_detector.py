@@ -23,9 +23,11 @@ from dfd.data import manifest
 from dfd.data.crops import RealFakeDataset, Seeded, seeds
 from dfd.degrade import RandomDegrade, registry
 from dfd.evaluate import holdouts
+from dfd.evaluate.scores import with_predictions
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.detector import Detector
 from dfd.inference.files import ENTRY
+from dfd.inference.likelihood import costs
 from dfd.inference.openset import KEPT, fit_subspace
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL
@@ -108,6 +110,12 @@ def card(run: Path, table: pd.DataFrame) -> str:
     tables = {f"summary{stage[-1]}": holdouts.summary(rows[stage]).reset_index() for stage in rows}
     tables |= {f"frozen{stage[-1]}": holdouts.summary(frozen[stage]).reset_index() for stage in rows}
     tables |= {f"sources{stage[-1]}": holdouts.by_source(rows[stage], getattr(detector, stage)) for stage in rows}
+    own = with_predictions(detector.stage1, rows["stage1"])
+    tables["costs"] = pd.DataFrame([
+        {"condition": registry.name(name, level), "cllr": cost, "at best": best}
+        for (name, level), part in own.groupby(["degradation", "level"], sort=False)
+        for cost, best in [costs(part["log10_lr"].to_numpy(), part["label"].ne(REAL).to_numpy())]
+    ])  # fmt: skip
     tables["named"] = named(detector, rows["stage1"], judged(run, table, classes["stage2"], "stage2", photos=True))
     return template("detector_card.md.j2").render(
         blocks=BLOCKS,

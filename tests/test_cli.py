@@ -189,6 +189,8 @@ def test_predict_writes_json_lines_and_searches_folders(call, verdicts, tmp_path
         "crop_std": 0.1,
         "error": None,
         "sha256": None,  # this detector reads no file
+        "log10_lr": None,
+        "outside": None,
     }
     assert rows[2] == dict.fromkeys(rows[1]) | {"path": "bad.png", "error": "truncated"}
 
