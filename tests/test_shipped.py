@@ -2,16 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from sklearn.metrics import roc_auc_score
 
+from dfd.analysis import explain
 from dfd.config import DETECTOR, SHIPPED, SUMS
 from dfd.core.images import load_rgb
+from dfd.data.crops import plan
 from dfd.data.sample import PHOTOS
 from dfd.degrade import compose, to_tensor
 from dfd.degrade.registry import parse
 from dfd.inference import Detector
-from dfd.models import clip
+from dfd.models import clip, simulators
 
 
 @pytest.mark.parametrize("stage", SHIPPED)
@@ -25,18 +30,53 @@ def test_the_files_are_small_and_hold_what_a_stage_needs(stage):
     assert not any("trunk" in name for name in names)
 
 
-@pytest.mark.slow
-def test_it_answers_and_a_photo_is_not_called_fake(monkeypatch):
+@pytest.fixture
+def detector(monkeypatch):
     monkeypatch.delenv("DFD_CACHE")
     try:
         clip.weights_file()
     except ValueError as error:
         pytest.skip(f"no network and no cache: {error}")
-    detector = Detector.load()
+    return Detector.load()
+
+
+@pytest.mark.slow
+def test_it_answers_and_a_photo_is_not_called_fake(detector):
     for photo in PHOTOS[:4]:
         image = load_rgb(photo.path)
         verdict = detector(image)
         assert verdict.verdict in ("real", "unsure") and verdict == detector(image), photo.file
         assert abs(sum(verdict.p_source.values()) - 1) < 1e-6 and set(verdict.p_source) == set(detector.stage2.classes)
+        assert -3 < verdict.log10_lr < 0.5
+    crops = detector.stage1.prepare(image).windows[:2] / 255  # whose tokens are remembered: no layer runs for them
+    assert explain.grad_cam(detector.stage1, crops, "fake").shape == (2, 128, 128)
     saved = detector(compose(to_tensor(image), parse("jpeg 90").chain)[0])
     assert abs(saved.p_fake - verdict.p_fake) < 0.5
+
+
+@pytest.mark.slow
+def test_what_is_no_picture_of_anything_is_unsure_and_says_why(detector):
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    for pixels in (noise, np.full((128, 128, 3), 90, np.uint8)):
+        verdict = detector(pixels)
+        assert verdict.verdict == "unsure" and "unlike all images" in verdict.outside
+    assert detector(load_rgb(PHOTOS[0].path).crop((0, 0, 128, 128))).outside is None
+
+
+@pytest.mark.slow
+def test_a_generated_quarter_stands_out_on_the_map(detector, record_property):
+    aucs = []
+    for photo in [photo for photo in PHOTOS if photo.file in ("astronaut.png", "coffee.png")]:
+        pixels = to_tensor(load_rgb(photo.path))
+        height, width = (side // 8 * 4 for side in pixels.shape[-2:])
+        with torch.inference_mode():
+            pixels[..., :height, :width] = simulators.load("ProGAN")(pixels[..., :height, :width])
+        stage = detector.stage1
+        chosen = plan(*pixels.shape[-2:], stage.crop_size, 100, "grid", stage.crop_size)
+        (scored,) = stage.score([stage.cut_out(pixels, chosen)])
+        overlap = [max(0, min(128, height - top)) * max(0, min(128, width - left)) / 128**2
+                   for top, left in chosen.corners]  # fmt: skip
+        whole = [i for i, share in enumerate(overlap) if share < 0.05 or share > 0.95]
+        aucs.append(roc_auc_score([overlap[i] > 0.5 for i in whole], scored.crop_logits[whole, 1]))
+    record_property("auc over windows", aucs)
+    assert min(aucs) > 0.7

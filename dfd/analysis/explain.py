@@ -104,8 +104,8 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
     with torch.inference_mode(False):
         crops = crops.detach().clone().to(stage.device).requires_grad_()
         layers = [stage.backbone.get_submodule(info["module"]) for info in stage.backbone.feature_info]
-        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1])
-        large = layers[:1] + [layer for layer, out in zip(layers, outputs, strict=True) if min(out.shape[-2:]) >= CELLS]
+        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else []
+        large = layers[:1] + [x for x, out in zip(layers, outputs, strict=False) if min(out.shape[-2:]) >= CELLS]
         maps: Any = LayerGradCam(logits, large[-1]).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()

@@ -29,7 +29,7 @@ MAP_SIDE = 768  # pixels; the longer side of the map
 TILE_SIDE = 256  # pixels; small pictures are enlarged by whole factors to about this
 SIDE = 1024  # pixels; of a larger image the middle is degraded, so that the grid comes soon
 MAX_CAMS = 5  # crops that Grad-CAM is drawn for
-MAX_WINDOWS = 400  # of the map: a minute on two cores for the detector that ships
+MAX_WINDOWS, DENSE = 400, 128  # of the map, a minute on two cores; up to which they lie half a window apart
 REGION = 2  # windows each way that must agree before an image is called generated in part
 REAL_COLOUR, FAKE_COLOUR = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all
 QUALITIES, FACTORS = (None, 95, 85, 75, 60, 40), (1.0, 0.75, 0.5)  # of JPEG, none first, and of the scale before it
@@ -65,7 +65,7 @@ class Examination:
     crops: tuple[Crop, ...] = ()  # of stage 1
     metadata: Metadata = field(default_factory=Metadata)
     image: Image.Image | None = None  # RGB, upright
-    stride: int | None = None  # between the windows of the map, pixels; none: their side
+    stride: int | None = None  # between the windows of the map, pixels; none: half their side, or all of it where many
     pictures: dict[str, Picture] = field(default_factory=dict)  # by kind; filled by `draw` and `trace`
     stability: dict[tuple[float, int | None], Verdict] = field(default_factory=dict)  # factor, quality -> answer
     remarks: list[str] = field(default_factory=list)  # what the pictures add to the answer, in sentences
@@ -85,9 +85,11 @@ Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 
 def _map(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
     """Stage 1's windows over the whole image, coloured by what each scores alone; where they overlap, by their mean."""
-    stage = detector.stage1
-    size, stride = stage.crop_size, examination.stride or stage.crop_size
+    stage, size = detector.stage1, detector.stage1.crop_size
+    stride = examination.stride or size // 2
     chosen = plan(image.height, image.width, size, MAX_WINDOWS, "grid", stride)
+    if not examination.stride and chosen.needed > DENSE:
+        stride, chosen = size, plan(image.height, image.width, size, MAX_WINDOWS, "grid", size)
     (scored,) = stage.score([stage.cut_out(image, chosen)])
     p = decide(scored.crop_logits.numpy(), stage).probabilities[:, 1]
     scale = MAP_SIDE / max(image.size)
@@ -116,14 +118,12 @@ def in_part(p: np.ndarray, corners: Sequence[Corner], stage: Stage, verdict: Ver
     REGION x REGION neighbouring windows must all be above the stage's band, and the median of the image's below it.
     """
     rows, columns = (sorted({corner[axis] for corner in corners}) for axis in (0, 1))
-    grid = np.full((len(rows), len(columns)), np.nan)
-    for value, (top, left) in zip(p, corners, strict=True):
-        grid[rows.index(top), columns.index(left)] = value
+    grid = p.reshape(len(rows), len(columns))
     low, high = stage.band or (stage.threshold, stage.threshold)
-    if min(grid.shape) <= REGION or verdict.verdict == "fake" or np.nanmedian(grid) >= low:
+    if min(grid.shape) <= REGION or verdict.verdict == "fake" or np.median(grid) >= low:
         return None
     least = np.lib.stride_tricks.sliding_window_view(grid, (REGION, REGION)).min(axis=(2, 3))
-    row, column = np.unravel_index(np.nanargmax(least), least.shape)
+    row, column = np.unravel_index(least.argmax(), least.shape)
     if not least[row, column] >= high:
         return None
     return rows[row], columns[column], rows[row + REGION - 1] - rows[row] + stage.crop_size

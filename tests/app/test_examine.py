@@ -197,15 +197,22 @@ def test_the_map_covers_the_image_and_says_what_it_left_out(run, monkeypatch):
     assert picture.tiles[0][1].size == (768, 768) and "400 were judged" in picture.caption  # of 25 x 25
     assert "625 windows" in picture.caption and "not looked at" in picture.caption
     monkeypatch.setattr(evidence, "MAX_WINDOWS", 900)
-    for stride, windows in ((None, 625), (160, 36), (64, 169)):
+    for stride, windows in ((None, 625), (32, 625), (160, 36), (64, 169)):
         examination = replace(examine.examine(detector, noise(side, side), crops=1), stride=stride)
         evidence.draw(detector, examination, "map")
         assert examination.pictures["map"].caption.count(f"{windows} windows, one each {stride or 32} pixels") == 1
 
 
+def test_a_small_image_has_a_dense_map(run):
+    detector = Detector.load(run)
+    examination = examine.examine(detector, noise(96, 64))
+    evidence.draw(detector, examination, "map")
+    assert "15 windows, one each 16 pixels" in examination.pictures["map"].caption
+
+
 def test_the_map_shows_each_window_by_its_own_score(run):
     detector, image = Detector.load(run), noise(64, 96)
-    examination = examine.examine(detector, image)
+    examination = replace(examine.examine(detector, image), stride=32)
     evidence.draw(detector, examination, "map")
     tinted = np.asarray(examination.pictures["map"].tiles[0][1], dtype=float)
     pixels = np.asarray(image.resize((512, 768)), dtype=float)
