@@ -14,8 +14,8 @@ from bad_files import encoded, picture
 from networks import content
 from PIL import Image
 
+from dfd.config import CHECKPOINTS
 from dfd.inference import files as files_module
-from dfd.inference import stage as stage_module
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 FILES = int(os.environ.get("DFD_FUZZ", "1000"))
@@ -121,7 +121,7 @@ def test_mutations_are_seeded_and_reach_header_and_body():
 @pytest.mark.slow
 @pytest.mark.timeout(300 + FILES // 2)
 def test_damaged_files_are_answered_or_refused_everywhere(tmp_path):
-    for stage, name in stage_module.CHECKPOINTS.items():
+    for stage, name in CHECKPOINTS.items():
         files_module.save_checkpoint(content(stage), tmp_path / name)
     data, rng, sources = tmp_path / "data", np.random.default_rng(SEED), originals()
     for label in ("RealPhotos", "ProGAN"):

@@ -19,7 +19,6 @@ from PIL import Image
 from trainings import configured
 
 from dfd import cli, config
-from dfd.app import predict
 from dfd.core.io import read_json
 from dfd.data import layouts, manifest
 from dfd.evaluate import metrics, scores
@@ -172,7 +171,6 @@ def test_names_of_any_kind_go_from_scan_to_report(part, data, trained, tmp_path,
     data.draw(st.lists(st.integers(), min_size=part, max_size=part))  # so that the parts differ
     world = data.draw(WORLDS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "MAX_PICTURED", 0)  # what pages show in pictures, other tests look at
     monkeypatch.setattr("dfd.app.case.write_pdf", lambda *given: None)  # a browser each time
     monkeypatch.setattr(stage_module, "fold_batch_norms", lambda model, side: model)  # takes longer than it saves here
     folder, out = tmp_path / "data", tmp_path / "out"
