@@ -69,6 +69,8 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     for kind in (_logistic, _isotonic) if folds > 1 else ():
         held = np.zeros(len(logits))
         for learns, tests in splits.split(logits, is_fake, groups):
+            if len(set(is_fake[learns])) < 2:
+                continue  # all groups of a class lie in one part: of that nothing is said
             held[tests] = _limited(kind(logits[learns], is_fake[learns])(logits[tests]), photos, fakes)
         if not best[0] <= (measured := costs(held, is_fake))[0]:
             chosen, best = kind, measured
@@ -138,11 +140,8 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
         counts = part.groupby("is_fake")["path"].nunique().reindex([False, True], fill_value=0)
         if counts.min() < LEAST and not is_last:
             continue
-        row: dict[str, Any] = {
-            "side": (least, most),
-            "quality": (worst, best),
-            "sources": int(part["source"].nunique()),
-        }
+        row: dict[str, Any] = {"side": (least, most), "quality": (worst, best)}
+        row["sources"] = int(part["source"].nunique())
         for name, wrong, rate in (("photos", "fake", "false_alarms"), ("fakes", "real", "misses")):
             own = part[part["is_fake"] == (is_fake := name == "fakes")]
             of_images = own["answer"].eq(wrong).groupby([own["source"], own["path"]]).mean()

@@ -200,8 +200,8 @@ class Judge:
             self.detector = Detector.load(run, torch.device(device))
         self.detector.threshold = threshold
         shares = dict.fromkeys(self.detector.stage2.classes, 0.0) if self.detector.stage2 else None
-        every_type = {"path": "", "sha256": ""} | Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "").asdict()
-        self.schema = pa.Table.from_pylist([every_type]).schema
+        every_type = Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "", 0.0, "").asdict()  # none is None
+        self.schema = pa.Table.from_pylist([{"path": "", "sha256": ""} | every_type]).schema
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))

@@ -65,6 +65,8 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     for stage, name in CHECKPOINTS.items():
         save_checkpoint(checkpoint(stage, crop_size=32, crops=2), folder / name)
+    fitted = {"x": [-9.0, 9.0], "log10_lr": [-1.0, 1.0], "photos": 30, "fakes": 30}
+    update_checkpoint(folder / CHECKPOINTS["stage1"], likelihood=fitted)
     return folder
 
 
@@ -142,6 +144,7 @@ def assert_as_predicted(table, model, folder, prefix="", **options):
             verdict.p_source["ProGAN"], abs=1e-5
         )
         assert tuple(row.candidates) == verdict.candidates and len(row.sha256) == 64
+        assert row.log10_lr == pytest.approx(verdict.log10_lr, abs=1e-5) and row.outside is None
 
 
 def wait_for(what, seconds=240):
