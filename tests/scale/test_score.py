@@ -144,7 +144,7 @@ def assert_as_predicted(table, model, folder, prefix="", **options):
             verdict.p_source["ProGAN"], abs=1e-5
         )
         assert tuple(row.candidates) == verdict.candidates and len(row.sha256) == 64
-        assert row.log10_lr == pytest.approx(verdict.log10_lr, abs=1e-5) and row.outside is None
+        assert row.log10_lr == pytest.approx(verdict.log10_lr, abs=1e-5) and pd.isna(row.outside)
 
 
 def wait_for(what, seconds=240):
