@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfd import config
+from dfd.analysis import fingerprint
 from dfd.config import REAL
 from dfd.core.io import atomic_write, template, write_text
 from dfd.core.runs import bar
@@ -34,6 +35,7 @@ from dfd.models.clip import BLOCKS, SIDE, WHEEL
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.heads import history_of, judgements, sources_of
 
+SPECTRA_OF = 200  # images of each generator, whose mean spectrum pages show
 STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}  # the notebooks that profiles are for
 
 
@@ -155,4 +157,6 @@ if __name__ == "__main__":
     for name in config.SHIPPED:
         make_stage(folder, name, images, weights)
     ship(folder, config.DETECTOR)
+    prints = fingerprint.fingerprints(Detector.load(config.DETECTOR).stage2, images[images["is_fake"]], SPECTRA_OF)
+    fingerprint.save_spectra(prints, config.DETECTOR)
     print(f"Wrote {write_text(config.DETECTOR / 'README.md', card(folder, images))}")
