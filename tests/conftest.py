@@ -51,6 +51,17 @@ def run(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """Two untrained checkpoints in the folder `run` of the working directory."""
+    from networks import content
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for stage, name in CHECKPOINTS.items():
+        save_checkpoint(content(stage), tmp_path / "run" / name)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """A folder with 12 PNGs of each class, 64 to 96 px: smooth photos, and fakes with a texture of their own.

@@ -182,7 +182,6 @@ def _nearest(detector: Detector, examination: Examination, image: Image.Image) -
 KINDS = {"map": _map, "nearest": _nearest, "residual": _residual, "gradcam": _gradcam}
 TITLES = {"map": "Scores by place", "nearest": "Nearest training images", "residual": "Residual and spectrum"}
 TITLES |= {"gradcam": "Grad-CAM", "stability": "Does the answer stand?"}  # the last by `trace`
-TITLES["stability"] = "Does the answer stand?"  # by `trace`
 
 
 def _coloured(values: np.ndarray, colours: str) -> Tensor:

@@ -8,23 +8,19 @@ from hashlib import sha256
 import pytest
 from bad_files import encoded
 from click.testing import CliRunner
-from networks import content, noise
+from networks import noise
 
 from dfd import cli
 from dfd.app import case
 from dfd.app.journal import read_verdicts
 from dfd.config import CHECKPOINTS
 from dfd.core import runs
-from dfd.inference import Detector, save_checkpoint, update_checkpoint
+from dfd.inference import Detector, update_checkpoint
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
+def call(model, tmp_path):
     """Run predict --case, or another command, beside twelve images, two of them alike, and one that is none."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    for stage, name in CHECKPOINTS.items():
-        save_checkpoint(content(stage), tmp_path / "run" / name)
     (tmp_path / "in").mkdir()
     for number in range(11):
         (tmp_path / "in" / f"{number:02}.png").write_bytes(encoded(noise(70, 60, number), "PNG"))
@@ -48,7 +44,9 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     noted, folder = record(), tmp_path / "case"
     assert (noted["title"], noted["examiner"], noted["notes"]) == ("A & B", "me", ["one", "two"])
     assert noted["detector"]["threshold"] == 0.5 and noted["versions"].keys() >= {"dfd", "torch", "python"}
-    assert noted["created"].endswith("+00:00") and "--note" in noted["runs"][0]["command"] or noted["runs"]
+    (made_in,) = noted["runs"]
+    assert noted["created"].endswith("+00:00") and made_in["started"] <= made_in["ended"]
+    assert made_in["folder"] == str(tmp_path) and made_in["command"]
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert noted["outputs"].keys() == {name for name in files if name != "case.json" and not name.startswith(".")}
     for name, entry in noted["outputs"].items():

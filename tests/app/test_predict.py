@@ -11,22 +11,18 @@ import time
 import pytest
 from bad_files import encoded, picture
 from click.testing import CliRunner
-from networks import content, noise
+from networks import noise
 
 from dfd import cli, config
 from dfd.config import CHECKPOINTS
 from dfd.core import runs
 from dfd.data.layouts import find, find_images
-from dfd.inference.files import save_checkpoint, update_checkpoint
+from dfd.inference.files import update_checkpoint
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
+def call(model, tmp_path):
     """Run predict with tiny networks in a folder that holds three images and one that is none."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    for stage, name in CHECKPOINTS.items():
-        save_checkpoint(content(stage), tmp_path / "run" / name)
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b,\n.png", "deep/=c.jpg")):
         (tmp_path / "in" / name).write_bytes(encoded(noise(70, 60, number), "PNG"))
