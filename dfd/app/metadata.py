@@ -150,8 +150,8 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
 def blockiness(pixels: np.ndarray) -> float:
     """How far steps across the columns of one 8 x 8 grid of (H, W) grey levels stand out from those of the other seven.
 
-    In deviations of the others: above BLOCKY for 1 in 100 shrunk pictures of about 200 px, and for 65 of those that were
-    saved at quality 75 after it (the 480 pictures that chose BLOCKY).
+    In deviations of the others: above BLOCKY for 1 in 100 shrunk pictures of 200 px, and for 65 of those saved at
+    quality 75 after it (the 480 pictures that chose BLOCKY).
     """
     steps = np.minimum(np.abs(np.diff(pixels, axis=1)), 20).mean(0)
     excess = steps[1:-1] - (steps[:-2] + steps[2:]) / 2
