@@ -128,7 +128,7 @@ class Stage1(Training):
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer
     adversarial_weight: Weight = 1.0  # launderer: pass for a photo before the discriminator
     evasion_weight: Weight = 0.3  # launderer: pass for a photo before the detector
-    perceptual_weight: Weight = 10.0  # launderer: keep the content, in VGG16's features; 0 leaves the term out
+    perceptual_weight: Weight = 0.5  # launderer: keep the content, in VGG16's features; 0 leaves the term out
     laundered_weight: Weight = 0.5  # detector: laundered fakes, beside 1 for the batch
     launderer_width: int = Field(8, ge=4)  # channels of the launderer's first level
     launderer_bound: float = Field(0.03, gt=0, le=1)  # largest change of a pixel, in units of the [0, 1] range
@@ -144,7 +144,7 @@ class Stage2(Training):
     carried_every: Count = 4  # batches for one in which fingerprints are put on carriers
     carried_weight: Weight = 0.5  # name the generator of a photo with its fingerprint put on
     adversarial_weight: Weight = 0.1  # such a photo passes for one before the PatchGAN discriminator
-    perceptual_weight: Weight = 1.0  # and keeps its content, in VGG16's features
+    perceptual_weight: Weight = 0.05  # and keeps its content, in VGG16's features
     consistency_weight: Weight = 0.5  # two degraded views of one fake get the same answer
     coverage: Share = 0.9  # promise of the conformal prediction sets
     accept: Share = 0.95  # of the validation fakes of known generators, those that are not called unknown

@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 from dfd.config import CLIPS
 from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision, lite0
 
-LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15}  # places in torchvision's vgg16().features
+VGG16_PLACES = 3, 8, 15  # of relu1_2, relu2_2 and relu3_3 in torchvision's vgg16().features
+LITE0_PLACES = 2, 3, 4  # of the blocks with strides of 2, 4 and 8 pixels, behind convolution and norm
 VGG16 = VGG16_Weights.IMAGENET1K_V1
 
 
@@ -188,26 +189,23 @@ class VGGPerceptual(nn.Module):
 
     A layer's mean squared difference is divided by the mean square of the reference's features over the batch. ImageNet
     weights come from torch's hub cache (528 MB; an unreadable file is a ValueError), else from the network where it
-    answers quickly. Without them they are Kaiming-normal, drawn from `seed`: such a distance still grows with the
-    change, but has learnt nothing of what people notice (Zhang et al. 2018, arXiv:1801.03924). It never learns, and
-    works in float32 under autocast too: bfloat16's rounding is as large as the distance of a change of 1/1000.
+    answers quickly. Without them it is the first blocks of EfficientNet-Lite0, whose ImageNet weights are installed.
+    It never learns, and works in float32 under autocast too: bfloat16's rounding is as large as the distance of a
+    change of 1/1000.
     """
 
-    def __init__(self, pretrained: bool = True, seed: int = 0):
+    def __init__(self, pretrained: bool = True):
         super().__init__()
-        with torch.device("meta"):  # names and shapes alone: takes no memory, and nothing from the random generator
-            features: Any = vgg16().features
-        self.features = features[: max(LAYERS.values()) + 1].to_empty(device="cpu")
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in self.features.parameters():
-            if parameter.ndim == 1:  # a bias
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
-        is_loaded, source = _load_imagenet(self.features) if pretrained else (False, "not asked for ImageNet weights")
-        self.weights = "ImageNet" if is_loaded else f"random, seed {seed}"
-        print(f"VGG16: {self.weights} weights ({source}).")
-        statistics = VGG16.transforms().mean, VGG16.transforms().std
+        features, source = _vgg16() if pretrained else (None, "VGG16's ImageNet weights were not asked for")
+        self.network = "VGG16" if features else "EfficientNet-Lite0 in place of VGG16"
+        print(f"Perceptual loss: {self.network}; {source}.")
+        if features:
+            self.features, self.places = features, VGG16_PLACES
+            statistics = VGG16.transforms().mean, VGG16.transforms().std
+        else:
+            network = lite0(pretrained)
+            self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[: len(LITE0_PLACES)])
+            self.places, statistics = LITE0_PLACES, [network.default_cfg[name] for name in ("mean", "std")]
         self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in statistics)
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
@@ -216,7 +214,7 @@ class VGGPerceptual(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
-        """Distance () of (B, 3, H, W) images in [0, 1], H and W from 4 up, from a reference, which gets no gradient.
+        """Distance () of (B, 3, H, W) images in [0, 1], H and W from 8 up, from a reference, which gets no gradient.
 
         0 where the two are equal, about 1 where they differ by as much as the reference's features are large.
         """
@@ -232,23 +230,25 @@ class VGGPerceptual(nn.Module):
         outputs = []
         for place, layer in enumerate(self.features):
             x = layer(x)
-            if place in LAYERS.values():
+            if place in self.places:
                 outputs.append(x)
         return outputs
 
 
-def _load_imagenet(features: nn.Module) -> tuple[bool, str]:
-    """Load VGG16's weights where they can be had: whether they could, and in words where from or why not."""
+def _vgg16() -> tuple[Any, str]:
+    """VGG16's layers up to relu3_3 with ImageNet weights, or None; and in words where from, or why not."""
     path = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16.url).name)
     is_cached = path.exists()
     if not is_cached and not hub_answers(VGG16.url):
-        return False, "no ImageNet weights are cached or reachable"
+        return None, "VGG16's ImageNet weights are neither cached nor reachable"
     try:
         stored = torch.hub.load_state_dict_from_url(VGG16.url, map_location="cpu", check_hash=True, weights_only=True)
-        features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()})
+        with torch.device("meta"):  # takes no memory, and nothing from the random generator
+            features: Any = vgg16().features[: VGG16_PLACES[-1] + 1]
+        features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()}, assign=True)
     except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         if path.exists():
             text = f"{path} does not hold VGG16's weights ({type(error).__name__}); delete it and run again"
             raise ValueError(text) from error
-        return False, f"the download of ImageNet weights failed: {type(error).__name__}"
-    return True, "from the local hub cache" if is_cached else "downloaded"
+        return None, f"the download of VGG16's ImageNet weights failed ({type(error).__name__})"
+    return features, f"ImageNet weights {'from the local hub cache' if is_cached else 'downloaded'}"

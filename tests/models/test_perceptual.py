@@ -11,12 +11,15 @@ from dfd.models import backbones, networks
 from dfd.models.networks import UNetRes, VGGPerceptual
 
 CHANNELS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)]  # up to relu3_3
+SUBSTITUTE = "EfficientNet-Lite0 in place of VGG16"
 FILE_NAMES = [0, 2, 5, 7, 10, 12, 14]  # of these convolutions, in torchvision's file
 
 
 @pytest.fixture(scope="module")
 def network():
-    return VGGPerceptual(pretrained=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "_vgg16", lambda: (None, "left out"))
+        return VGGPerceptual()
 
 
 @pytest.fixture
@@ -69,8 +72,7 @@ def test_distance_is_that_of_the_stored_convolutions(hub, reference, capsys):
     torch.testing.assert_close(
         network(images, reference), distance_by_hand(weights, images, reference), rtol=1e-4, atol=0
     )
-    assert network.weights == "ImageNet"
-    assert capsys.readouterr().out == "VGG16: ImageNet weights (from the local hub cache).\n"
+    assert capsys.readouterr().out == "Perceptual loss: VGG16; ImageNet weights from the local hub cache.\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", {"features.0.weight": torch.zeros(64, 3, 3, 3)}])
@@ -97,11 +99,10 @@ def test_without_a_network_the_substitute_is_said_in_one_line(hub, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr(networks, "hub_answers", backbones.hub_answers)
-    network = VGGPerceptual(seed=3)
-    assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", "HEAD", True)]
-    assert network.weights == "random, seed 3" and not hub.exists()
-    said = capsys.readouterr().out
-    assert said == "VGG16: random, seed 3 weights (no ImageNet weights are cached or reachable).\n"
+    VGGPerceptual()
+    assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", "HEAD", True)] and not hub.exists()
+    reason = "VGG16's ImageNet weights are neither cached nor reachable"
+    assert capsys.readouterr().out == f"Perceptual loss: {SUBSTITUTE}; {reason}.\n"
 
 
 def test_a_network_that_answers_fills_the_cache(hub, monkeypatch, capsys):
@@ -114,7 +115,7 @@ def test_a_network_that_answers_fills_the_cache(hub, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     network = VGGPerceptual()
     assert torch.equal(network.features[2].weight, stored_weights()["features.2.weight"])
-    assert network.weights == "ImageNet" and "(downloaded)" in capsys.readouterr().out
+    assert "VGG16; ImageNet weights downloaded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [OSError("cut off"), RuntimeError("invalid hash value")])
@@ -124,36 +125,29 @@ def test_a_download_that_fails_leaves_the_substitute(hub, monkeypatch, capsys, e
 
     monkeypatch.setattr(networks, "hub_answers", lambda address: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert VGGPerceptual().weights == "random, seed 0"
+    assert VGGPerceptual().network == SUBSTITUTE
     said = capsys.readouterr().out
-    assert said.endswith(f"(the download of ImageNet weights failed: {type(error).__name__}).\n")
+    assert said.endswith(f"the download of VGG16's ImageNet weights failed ({type(error).__name__}).\n")
 
 
 def test_not_pretrained_asks_nobody_even_with_a_cached_file(hub):
     torch.save(stored_weights(), hub)
-    assert VGGPerceptual(pretrained=False).weights == "random, seed 0"
+    assert VGGPerceptual(pretrained=False).network == SUBSTITUTE
 
 
-def test_the_seed_alone_makes_the_network_and_the_generator_is_left_alone(network):
-    torch.manual_seed(123)
-    before = torch.random.get_rng_state()
-    same, other = VGGPerceptual(pretrained=False), VGGPerceptual(pretrained=False, seed=1)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
-    assert not torch.equal(network.features[0].weight, other.features[0].weight)
+def test_the_substitute_measures_in_the_features_of_the_installed_weights(network, reference):
+    """By hand from timm's own forward_intermediates: relative squared difference, mean of three blocks."""
+    images = (reference + 0.1 * torch.randn_like(reference)).clamp(0, 1)
+    model = backbones.lite0(pretrained=True).eval()
+    maps = [model.forward_intermediates(2 * x - 1, [0, 1, 2], intermediates_only=True) for x in (images, reference)]
+    expected = sum(((a - b) ** 2).sum() / (b**2).sum() for a, b in zip(*maps, strict=True)) / 3
+    torch.testing.assert_close(network(images, reference), expected, rtol=1e-4, atol=0)
 
 
-def test_random_weights_keep_the_size_of_the_signal(network):
-    """Kaiming-normal: deviation sqrt(2 / fan in), no bias."""
-    convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
-    for layer, (into, out) in zip(convolutions, CHANNELS, strict=True):
-        assert layer.weight.shape == (out, into, 3, 3) and not layer.bias.any()
-        assert layer.weight.std().item() == pytest.approx((2 / (9 * into)) ** 0.5, rel=0.05)
-
-
-def test_only_the_needed_layers_are_built(network):
-    assert len(network.features) == 16
-    assert [type(network.features[place]) for place in networks.LAYERS.values()] == [nn.ReLU] * 3
+def test_the_substitute_counts_structure_for_more_than_brightness(network, reference):
+    """Of two changes of like size people see the coarser pattern of noise, not three hundredths of brightness."""
+    brighter, noisy = reference + 0.03, reference + 0.01 * torch.randn_like(reference)
+    assert network(noisy, reference) > 3 * network(brighter, reference)
 
 
 def test_equal_images_are_at_0_and_larger_changes_are_farther(network, reference):
