@@ -15,6 +15,7 @@ from dfd.train import fit, is_main_process
 
 QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
 LOSSES = tuple(f"{name}_weight" for name in "carried adversarial perceptual consistency".split())
+NO_ADVERSARIES, BASELINE = "without adversarial part", "baseline: EfficientNet on {}"
 
 
 def variants(cfg: Any) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def variants(cfg: Any) -> dict[str, Any]:
     changes: dict[str, dict] = {}
     if isinstance(cfg, Stage1):
         if cfg.adversarial:
-            changes["without adversarial part"] = {"adversarial": False}
+            changes[NO_ADVERSARIES] = {"adversarial": False}
         if cfg.adversarial and cfg.perceptual_weight:
             changes["without perceptual part"] = {"perceptual_weight": 0.0}
         stage, key, kinds = "stage1", "representation", ("rgb", "highpass")
@@ -33,15 +34,24 @@ def variants(cfg: Any) -> dict[str, Any]:
             changes |= {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in weights}
             changes["source loss alone"] = dict.fromkeys(LOSSES, 0.0)
         stage, key, kinds = "stage2", "extractor", ("highpass", "rgb")
-        words = "baseline: EfficientNet on {}"
+        words = BASELINE
     if cfg.degrade:
         changes["without degradation"] = {"degrade": False}
     changes |= {words.format(kind): {key: kind} for kind in kinds if kind != getattr(cfg, key)}
-    folder = Path(cfg.out) / f"ablation_{stage}"
     return {"as configured": cfg} | {
-        name: cfg.model_copy(update={"out": str(folder / name.replace(": ", "_").replace(" ", "_")), **change})
+        name: cfg.model_copy(update={"out": str(_folder(cfg.out, stage, name)), **change})
         for name, change in changes.items()
     }
+
+
+def trained(out: str | Path, stage: str, name: str) -> Stage | None:
+    """The variant that an ablation in a run folder trained; None where it did not."""
+    path = _folder(out, stage, name) / CHECKPOINTS[stage]
+    return Stage.load(path) if path.exists() else None
+
+
+def _folder(out: str | Path, stage: str, name: str) -> Path:
+    return Path(out) / f"ablation_{stage}" / name.replace(": ", "_").replace(" ", "_")
 
 
 def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:

@@ -88,26 +88,34 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
     return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
 
 
-def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
+def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0, judge: Stage | None = None) -> pd.DataFrame:
     """Put residuals of test fakes on test photos: which generator does stage 2 name then?
 
     c is the photo's centre crop, r = G(x) the residual of a fake's; c + r is clipped to [0, 1]. c and c + r then pass
     the same codec on their way into the network. PSNR and SSIM compare them before that, so the codec's loss is not
     counted. Gives a row per fake, at most `limit` of each generator that the stage knows: path, label, group, carrier,
     carrier_group; alone and named, what stage 2 says of c and of c + r; psnr in dB, infinite where c + r is c; ssim.
+    With a judge, a stage 2 that learnt by itself, also what it says of these, of x and of x - r: judge_alone,
+    judge_named, judge_fake, judge_removed.
     """
     pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, seed)
-    rows = []
+    parts = []
     for start in range(0, len(pairs), BATCH):
-        carriers, _, sums = put_on(stage, table, pairs.iloc[start : start + BATCH])
-        images = carriers, sums
-        names = ([stage.classes[int(s.logits.argmax())] for s in stage.stream(x.split(1), 1, "five")] for x in images)
-        for alone, named, c, s in zip(*names, *(x.numpy() for x in images), strict=True):
-            with np.errstate(divide="ignore"):  # equal images: infinite
-                psnr = float(peak_signal_noise_ratio(c, s, data_range=1))
-            ssim: Any = structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM)
-            rows.append({"alone": alone, "named": named, "psnr": psnr, "ssim": float(ssim)})
-    return pairs.join(pd.DataFrame(rows))
+        fakes, carriers, own, sums = put_on(stage, table, pairs.iloc[start : start + BATCH])
+        asked = {"alone": (stage, carriers), "named": (stage, sums)}
+        if judge is not None:
+            asked |= {f"judge_{name}": (judge, images) for name, (_, images) in asked.items()}
+            asked |= {"judge_fake": (judge, fakes), "judge_removed": (judge, (fakes - own).clamp(0, 1))}
+        columns: dict[str, Any] = {
+            name: [by.classes[int(scored.logits.argmax())] for scored in by.stream(images.split(1), 1, "five")]
+            for name, (by, images) in asked.items()
+        }
+        images = [(c.numpy(), s.numpy()) for c, s in zip(carriers, sums, strict=True)]
+        with np.errstate(divide="ignore"):  # equal images: infinite
+            columns["psnr"] = [float(peak_signal_noise_ratio(c, s, data_range=1)) for c, s in images]
+        columns["ssim"] = [float(structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM)) for c, s in images]
+        parts.append(pd.DataFrame(columns))
+    return pairs.join(pd.concat(parts, ignore_index=True))
 
 
 def draw_pairs(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
@@ -126,11 +134,12 @@ def draw_pairs(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
     return fakes[["path", "label", "group"]].reset_index(drop=True).join(carriers.reset_index(drop=True))
 
 
-def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
-    """Carriers, residuals and their clipped sums of some pairs, (N, 3, S, S) each, before the last codec."""
+def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fakes behind the codec, and before it carriers, residuals and clipped sums of pairs, (N, 3, S, S) each."""
     carriers, fakes = (center_crops(table, pairs[name], stage.crop_size) for name in ("carrier", "path"))
-    own = residuals(stage, equalise(fakes, stage.equalise_quality))
-    return carriers, own, (carriers + own).clamp(0, 1)
+    fakes = equalise(fakes, stage.equalise_quality)
+    own = residuals(stage, fakes)
+    return fakes, carriers, own, (carriers + own).clamp(0, 1)
 
 
 def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -145,6 +154,7 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
 
     Means over generators: `carried`, share named as the fingerprint's source; `carrier_alone`, the same without the
     fingerprint; `carried_anew`, of carriers that are named otherwise alone. Over pairs: finite `psnr` in dB, `ssim`.
+    With a judge, shares named right of what it was asked: `judge_alone`, `judge_named`, `judge_fake`, `judge_removed`.
     """
     labels, alone, named = (pairs[name].to_numpy() for name in ("label", "alone", "named"))
     other, psnr, ssim = alone != labels, pairs["psnr"].to_numpy(), pairs["ssim"].to_numpy()
@@ -156,4 +166,6 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
         "psnr": partial(share, right=np.where(finite, psnr, 0), among=finite),
         "ssim": partial(share, right=ssim),
     }
+    for column in pairs.filter(like="judge_"):
+        statistics[column] = partial(mean_recall, labels=labels, right=pairs[column].to_numpy() == labels)
     return bootstrap_all(pairs["group"], statistics, seed)

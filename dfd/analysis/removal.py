@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dfd.analysis import ablation
 from dfd.config import CHECKPOINTS
 from dfd.core.runs import bar
 from dfd.degrade.operators import jpeg
@@ -30,12 +31,15 @@ def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> 
     Untouched; changed along its own gradient (PGD, Madry et al. 2018, arXiv:1706.06083); and by launderers that learnt
     for `steps` against each of them, within BOUND; centre crops. A row a detector and attack, a column a JPEG after it.
     """
-    own, fakes, rows = Path(out) / CHECKPOINTS["stage1"], table[table["is_fake"]], []
-    paths = {"this detector": own}
-    paths["one without adversaries"] = own.parent / "ablation_stage1" / "without_adversarial_part" / own.name
-    stages = {name: Stage.load(path) for name, path in paths.items() if path.exists()}
-    train, test = (fakes[fakes["split"] == split] for split in ("train", "test"))
-    launderers = {name: launderer(stage, train, steps, seed) for name, stage in stages.items()}
+    fakes, stages = table[table["is_fake"]], {"this detector": Stage.load(Path(out) / CHECKPOINTS["stage1"])}
+    if other := ablation.trained(out, "stage1", ablation.NO_ADVERSARIES):
+        stages["one without adversaries"] = other
+    return attacked(stages, *(fakes[fakes["split"] == split] for split in ("train", "test")), steps, seed)
+
+
+def attacked(stages: dict[str, Any], train: pd.DataFrame, test: pd.DataFrame, steps: int, seed=0) -> pd.DataFrame:
+    """The table of `measure` for any stages 1 by name; launderers learn on fakes `train`, and `test` is attacked."""
+    launderers, rows = {name: launderer(stage, train, steps, seed) for name, stage in stages.items()}, []
     for name, stage in stages.items():
         crops, _ = sample_crops(stage, test, TRIED, seed)
         attacks = {"untouched": crops, "along its gradient": along_gradient(stage, crops)}

@@ -256,7 +256,7 @@ def test_zero_residual_leaves_the_carrier_as_it_is(table, monkeypatch):
     assert pairs["alone"].equals(pairs["named"])
     metrics = fingerprint.summary(pairs)
     assert metrics["psnr"] == {"value": None, "low": None, "high": None} and metrics["ssim"]["value"] == 1
-    carriers, _, sums = fingerprint.put_on(stage, table, pairs)
+    _, carriers, _, sums = fingerprint.put_on(stage, table, pairs)
     assert torch.equal(sums, carriers)
 
 
@@ -284,6 +284,20 @@ def test_planted_patterns_are_carried_to_photos(table):
     with torch.no_grad():
         expected = dict(zip(rows["path"], stage.model(crops).argmax(1).tolist(), strict=True))
     assert [LABELS[expected[path]] for path in carriers["carrier"]] == carriers["alone"].tolist()
+
+
+def test_a_judge_names_what_is_carried_and_lets_go_of_what_is_removed(table, monkeypatch):
+    """It knows the planted patterns; the stage's residual is the high-pass part, which holds half of them."""
+    stage, judge = tiny_stage(), tiny_stage()
+    monkeypatch.setattr(stage.model.generator, "forward", backbones.high_pass)
+    judge.model = NearestPattern(backbones.high_pass)
+    metrics = fingerprint.summary(fingerprint.carry(stage, table, EACH, judge=judge))
+    assert metrics["judge_fake"]["value"] == metrics["judge_named"]["value"] == 1
+    assert metrics["judge_alone"]["value"] < 0.7
+    monkeypatch.setattr(stage.model.generator, "forward", lambda images: images - 0.5)
+    removed = fingerprint.summary(fingerprint.carry(stage, table, EACH, judge=judge))["judge_removed"]
+    assert removed["value"] == pytest.approx(1 / 3)  # nothing is left: one name for all
+    assert not any(name.startswith("judge") for name in fingerprint.summary(fingerprint.carry(stage, table, 2)))
 
 
 TRANSFERRED = pd.DataFrame(
