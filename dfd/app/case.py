@@ -29,7 +29,7 @@ from dfd.app.examine import fragment
 from dfd.app.journal import Journal, read_verdicts
 from dfd.app.metadata import plain, sentence
 from dfd.core.images import load_rgb, perceptual_hash
-from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, template, write_json, write_text
+from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.core.runs import run_lock
 from dfd.data.splits import components
 from dfd.inference.detector import Detector, Verdict, files_of
@@ -49,7 +49,7 @@ class Case:
         run, stage = detector.run, detector.stage1
         made_by = {
             "name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
-            "files": {name: _hash(run / name)["sha256"] for name in files_of(run)} if run else {},
+            "files": {name: sha256_of(run / name) for name in files_of(run)} if run else {},
             "threshold": detector.threshold, "band": stage.band, "temperature": stage.temperature,
             "likelihood": digest(stage.likelihood), "crops": about.get("crops"), "crop_mode": about.get("crop_mode"),
         }  # fmt: skip
@@ -211,14 +211,13 @@ def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:
     """Whether an image that was judged is there, and is another one by now; those that have no file are not."""
     path = Path(folder, noted["path"])
-    return path.is_file() and bool(noted["sha256"]) and _hash(path)["sha256"] != noted["sha256"]
+    return path.is_file() and bool(noted["sha256"]) and sha256_of(path) != noted["sha256"]
 
 
 def _now() -> str:

@@ -1,6 +1,5 @@
 """The Detector, which gives one Verdict per image from both stages."""
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CHECKPOINTS, DETECTOR, REAL, SHIPPED, SUMS
-from dfd.core import ImageError, as_rgb, load_rgb, runs
+from dfd.core import ImageError, as_rgb, load_rgb, runs, sha256_of
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import answer, decide, fit_threshold
 from dfd.inference.likelihood import log10_lr
@@ -67,7 +66,7 @@ class Detector:
         files = files_of(run)
         if SUMS in files:
             for digest, name in map(str.split, (run / SUMS).read_text("utf-8").splitlines()):
-                if hashlib.sha256((run / name).read_bytes()).hexdigest() != digest:
+                if sha256_of(run / name) != digest:
                     raise ValueError(f"{run / name} is not the file that {SUMS} names; restore it, or ship it anew")
         stages = [Stage.load(run / file, device) for file in files[:2]]
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
@@ -133,16 +132,10 @@ class Detector:
             candidates = tuple(name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept)
         return Verdict(
             path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
-            name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, sha256=_digest(path),
-            log10_lr=float(log10_lr(logit, fitted)) if fitted else None, outside=outside,
+            name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
+            sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,
+            log10_lr=float(log10_lr(logit, fitted)) if fitted else None,
         )  # fmt: skip
-
-
-def _digest(path: str | None) -> str | None:
-    if path is None or not Path(path).is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_of(run: Path) -> list[str]:

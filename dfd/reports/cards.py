@@ -4,7 +4,6 @@ After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.
 called unknown.
 """
 
-import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd.config import CHECKPOINTS
-from dfd.core import read_json, runs, write_text
+from dfd.core import read_json, runs, sha256_of, write_text
 from dfd.data import manifest, provenance
 from dfd.reports import html
 
@@ -53,8 +52,7 @@ def model_card(out: Path, stage: str) -> str:
     return _fill(
         "model_card.md.j2", out, stage=stage, name=checkpoint.name, content=content, table=table,
         card_data=ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=[*TAGS, stage]),
-        parameters=sum(tensor.numel() for tensor in content["weights"].values()),
-        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        parameters=sum(tensor.numel() for tensor in content["weights"].values()), sha256=sha256_of(checkpoint),
         swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "",
     )  # fmt: skip
 
