@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.utils.class_weight import compute_sample_weight
 
 from dfd.config import REAL
 
@@ -93,19 +94,15 @@ def _limited(lr: np.ndarray, photos: int, fakes: int) -> np.ndarray:
     return np.clip(lr, -low, high)
 
 
-def _class_weights(is_fake: np.ndarray) -> np.ndarray:
-    return np.where(is_fake, 0.5 / max(is_fake.sum(), 1), 0.5 / max((~is_fake).sum(), 1)) * len(is_fake)
-
-
 def _logistic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
-    model = LogisticRegression(C=1e4).fit(logits[:, None], is_fake, _class_weights(is_fake))
+    model = LogisticRegression(C=1e4, class_weight="balanced").fit(logits[:, None], is_fake)
     slope, bias = max(model.coef_[0, 0], 0), model.intercept_[0]  # a detector that is worse than chance says nothing
     return lambda z: (slope * z + bias * (slope > 0)) / np.log(10)
 
 
 def _isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
     model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
-    model.fit(logits, is_fake, sample_weight=_class_weights(is_fake))
+    model.fit(logits, is_fake, compute_sample_weight("balanced", is_fake))
 
     def curve(z: np.ndarray) -> np.ndarray:
         p = model.predict(z)
