@@ -15,7 +15,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
 from dfd import config, core, plots
-from dfd.core import PART, TEMPLATES, elapsed, read_json, read_table, write_text
+from dfd.core import PART, TEMPLATES, elapsed, printable, read_json, read_table, write_text
 from dfd.evaluate.compare import STAGES
 from dfd.evaluate.metrics import FEWEST, METRICS
 
@@ -54,11 +54,6 @@ def metric_name(name: str) -> str:
     """A metric in words."""
     label = METRICS[name].label if name in METRICS else name.replace("_", " ")
     return label[0].upper() + label[1:]
-
-
-def printable(value: Any) -> str:
-    """Text with its line breaks and control characters written out."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 def export(notebook: Path, error: dict | None = None) -> Path:
