@@ -162,11 +162,8 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     if not (record := read_json(folder / RECORD)) or "outputs" not in record:
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
     noted, found = record["outputs"], _hashes(folder)
-    wrong = [
-        f"{name} was changed" if name in found else f"{name} is gone"
-        for name in noted
-        if found.get(name) != noted[name]
-    ]
+    changed = (name for name in noted if found.get(name) != noted[name])
+    wrong = [f"{name} was changed" if name in found else f"{name} is gone" for name in changed]
     wrong += [f"{name} was added" for name in found if name not in noted]
     away = []
     for noted in record["inputs"]:

@@ -164,16 +164,14 @@ class Metric(NamedTuple):
         return partial(self.function, **{argument: getattr(table, name) for argument, name in self.inputs.items()})
 
 
-RANKED = {"positive": "is_fake", "score": "logit"}
+RANKED, DECIDED = {"positive": "is_fake", "score": "logit"}, {"right": "decided"}
 METRICS = {  # as in metrics.json
     "auc": Metric(weighted_auc, RANKED, "AUC"),
     "ap": Metric(average_precision, RANKED, "average precision"),
     "accuracy": Metric(share, {"right": "right"}, "accuracy"),
-    "accuracy_at_threshold": Metric(share, {"right": "decided"}, "accuracy at the threshold"),
+    "accuracy_at_threshold": Metric(share, DECIDED, "accuracy at the threshold"),
     "balanced_accuracy": Metric(mean_recall, {"labels": "true", "right": "right"}, "balanced accuracy"),
-    "balanced_accuracy_at_threshold": Metric(
-        mean_recall, {"labels": "true", "right": "decided"}, "balanced at threshold"
-    ),
+    "balanced_accuracy_at_threshold": Metric(mean_recall, DECIDED | {"labels": "true"}, "balanced at threshold"),
     "real_accuracy": Metric(share, {"right": "decided", "among": "is_real"}, "photos called real"),
     "fake_accuracy": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
     "false_positive_rate": Metric(share, {"right": "missed", "among": "is_real"}, "photos called fake", False),

@@ -152,8 +152,7 @@ def score_files(
 ) -> Generator[tuple[Any, Any], None, None]:  # fmt: skip
     """Score images by several stages: each item, in order, with a list of one Scored per stage, or with its ImageError.
 
-    Threads `read` the items, whose arguments and errors are those of `Detector.predict`, and cut their crops, once for
-    stages that take the same.
+    Threads `read` the items, with arguments and errors as in `Detector.predict`, and cut crops, once for like stages.
     """
     takes = [(stage.crop_size, stage.equalise_quality, stage.crops, stage.crop_mode) for stage in stages]
     takers = dict(zip(takes, stages, strict=True))

@@ -1,8 +1,7 @@
 """What a score is worth as evidence: likelihood ratios, and how often answers were wrong on images of the same kind.
 
-A likelihood ratio says how many times likelier such a score is from a fake than from a photo; it says nothing of how
-common fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015, guideline for evaluative
-reporting in forensic science.
+A likelihood ratio says how many times likelier such a score is from a fake than from a photo, and nothing of how common
+fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015, guideline for evaluative reporting.
 """
 
 from collections.abc import Callable, Mapping

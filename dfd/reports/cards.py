@@ -1,7 +1,6 @@
 """Model cards and a data sheet, written from what the run folder holds.
 
-After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.09010. What the files do not say is
-called unknown.
+After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.09010. What no file says is unknown.
 """
 
 import re

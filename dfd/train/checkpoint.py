@@ -18,9 +18,8 @@ from dfd.core.io import digest
 from dfd.data import manifest
 from dfd.inference import save_checkpoint, update_checkpoint
 
-NOT_LEARNT_FROM = {  # parameters that leave the weights as they are; the checkpoint does not hold them
-    "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
-}  # fmt: skip
+# parameters that leave the weights as they are; the checkpoint does not hold them
+NOT_LEARNT_FROM = {*"data out resume track checkpoint_minutes workers ablate leave_out coverage accept".split()}
 NOT_IN_KEY = {"crops", "crop_mode"}  # a training may go on with others
 MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
 

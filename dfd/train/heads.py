@@ -1,8 +1,7 @@
 """Linear heads on the feature bank, and judgements of images by heads that never saw their source.
 
-A head is Fisher's linear discriminant with one covariance for all classes. Sources weigh by the root of their size, so
-that no large one rules; the scatter between the sources of a class counts as scatter, so that what tells sources apart
-does not tell classes apart.
+A head is Fisher's linear discriminant with one covariance for all classes. Sources weigh by the root of their size: no
+large one rules. The scatter between a class's sources counts, so that what tells sources apart does not tell classes.
 """
 
 import time
