@@ -19,12 +19,10 @@ from dfd import __version__, config
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 HELP = config.PACKAGE / "templates" / "help"
 OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
-TYPES = {
-    "number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
-    "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
-    "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
-    "folder": click.Path(exists=True, file_okay=False, path_type=Path),
-}  # fmt: skip
+TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
+         "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
+         "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
+         "folder": click.Path(exists=True, file_okay=False, path_type=Path)}  # fmt: skip
 
 
 class Group(click.Group):

@@ -24,10 +24,8 @@ from dfd.inference.detector import Detector, Verdict
 STDIN = "-"  # the path that stands for standard input
 
 
-def run(
-    folder: Path, paths: list[str], shown: str, given: bytes | None, as_json: bool, table: str | None, resume: bool,
-    case: str | None, threshold_fpr: float | None, **about: Any,
-) -> int:  # fmt: skip
+def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json: bool, table: str | None, resume: bool,
+        case: str | None, threshold_fpr: float | None, **about: Any) -> int:  # fmt: skip
     """Judge files with the networks in a run folder, called `shown`, and print each answer as it comes.
 
     The content of the file - is `given`. The rest are options of the command line; `about` is told to `case.opened`.

@@ -93,10 +93,9 @@ class Detector:
         name = str(source) if isinstance(source, str | Path) else None
         return self.judge(name, *self.scored(as_rgb(source), crops, mode))
 
-    def predict(
-        self, paths: Iterable[Any], crops: int | None = None, mode: str | None = None,
-        report: Callable[[str], None] = print, read: Callable[[Any], Image.Image] = load_rgb, batch: int | None = None,
-    ) -> Iterator[Verdict]:  # fmt: skip
+    def predict(self, paths: Iterable[Any], crops: int | None = None, mode: str | None = None,
+                report: Callable[[str], None] = print, read: Callable[[Any], Image.Image] = load_rgb,
+                batch: int | None = None) -> Iterator[Verdict]:  # fmt: skip
         """Judge files one after another; an unreadable one gives a Verdict with its error.
 
         `paths` are whatever `read` takes, and their str() the path of the Verdict; `read` gives an upright RGB image or
@@ -130,12 +129,10 @@ class Detector:
             name = str(generator.prediction[0])
             p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
             candidates = tuple(name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept)
-        return Verdict(
-            path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
-            name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
-            sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,
-            log10_lr=float(log10_lr(logit, fitted)) if fitted else None,
-        )  # fmt: skip
+        return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
+                       name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
+                       sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,
+                       log10_lr=float(log10_lr(logit, fitted)) if fitted else None)  # fmt: skip
 
 
 def files_of(run: Path) -> list[str]:
@@ -146,10 +143,9 @@ def files_of(run: Path) -> list[str]:
     return [first, second] if (run / second).exists() else [first]
 
 
-def score_files(
-    stages: Sequence[Stage], items: Iterable[Any], read: Callable[[Any], Image.Image | Tensor] = load_rgb,
-    crops: int | None = None, mode: str | None = None, batch: int | None = None,
-) -> Generator[tuple[Any, Any], None, None]:  # fmt: skip
+def score_files(stages: Sequence[Stage], items: Iterable[Any], read: Callable[[Any], Image.Image | Tensor] = load_rgb,
+                crops: int | None = None, mode: str | None = None,
+                batch: int | None = None) -> Generator[tuple[Any, Any], None, None]:  # fmt: skip
     """Score images by several stages: each item, in order, with a list of one Scored per stage, or with its ImageError.
 
     Threads `read` the items, with arguments and errors as in `Detector.predict`, and cut crops, once for like stages.

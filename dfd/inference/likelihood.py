@@ -77,10 +77,9 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     corners = np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200)
     x = np.unique(np.concatenate(corners))
     y = _limited(chosen(logits, is_fake)(x), photos, fakes)
-    return {
-        "kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
-        "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes, "groups": len(np.unique(groups)),
-    }  # fmt: skip
+    return {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
+            "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes,
+            "groups": len(np.unique(groups))}  # fmt: skip
 
 
 def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:
@@ -124,11 +123,9 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
     by_path = files.set_index("path")
     own_quality = scores["path"].map(by_path["jpeg_quality"]).astype(float).fillna(LOSSLESS)
     judged = scores[["path", "answer"]].assign(
-        source=scores.get("source", scores["group"]),
-        is_fake=scores["label"].ne(REAL),
+        source=scores.get("source", scores["group"]), is_fake=scores["label"].ne(REAL),
         side=scores["path"].map(by_path[["width", "height"]].min(axis=1)),
-        quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality),
-    )
+        quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality))  # fmt: skip
     bins = []
     for (least, most), (worst, best) in [*kinds, (any_side, any_quality)]:
         is_of_kind = judged["side"].between(least, most, "left") & judged["quality"].between(worst, best, "left")
