@@ -19,11 +19,10 @@ from dfd import __version__, config
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 HELP = config.PACKAGE / "templates" / "help"
 OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
-TYPES = {
-    "number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
-    "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
-    "profile": click.Choice(config.PROFILES),
-}  # fmt: skip
+TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
+         "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
+         "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
+         "folder": click.Path(exists=True, file_okay=False, path_type=Path)}  # fmt: skip
 
 
 class Group(click.Group):
@@ -61,13 +60,14 @@ def manual(name: str) -> str:
 
 
 def options(name: str) -> list[Callable]:
-    """The decorators for the options that options.toml has for a command, or under a name that commands share."""
+    """The decorators for what options.toml has for a command, or under a name that commands share."""
     decorators = []
     for names, given in OPTIONS[name].items():
-        if names.startswith("-"):
-            decorators.append(click.option(*names.split(), **given | {"type": TYPES.get(given.get("type"))}))
-        else:
+        if names in OPTIONS and not given:
             decorators += options(names)
+        else:
+            declare = click.option if names.startswith("-") else click.argument
+            decorators.append(declare(*names.split(), **given | {"type": TYPES.get(given.get("type"))}))
     return decorators
 
 
@@ -87,7 +87,6 @@ def main(debug: bool) -> None:
 
 
 @command
-@click.argument("notebooks", nargs=-1)
 def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **given: str | None) -> None:
     """Run the notebooks on a folder of images and write the reports."""
     from dfd.reports import runner
@@ -98,7 +97,6 @@ def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **gi
 
 
 @command
-@click.argument("folder")
 def scan(folder: str, out: str | None, group_by: str, hold_out: tuple[str, ...]) -> None:
     """Check a folder of images: classes, bad files, duplicates, splits."""
     from dfd.data import manifest, provenance
@@ -118,7 +116,6 @@ def sample(out: str, seed: int) -> None:
 
 
 @command
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     """Judge images: real or fake, and made by which generator; - is an image on standard input."""
     folder = find_model(model)
@@ -135,7 +132,6 @@ def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
 
 
 @command
-@click.argument("case", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify(case: Path) -> None:
     """Hash all files of a case anew, and the images that it judged, and say what changed."""
     from dfd.app.case import verify as verifying
@@ -168,7 +164,6 @@ def card(model: str | None) -> None:
 
 
 @command
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> None:
     """Judge very many images, on all CPUs, GPUs or machines, and write Parquet."""
     folder = find_model(model)
@@ -188,21 +183,18 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> N
 
 
 @command
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 def compare(out: str | None, runs: tuple[str, ...]) -> None:
     """Compare runs: metrics, verdicts, and what differs in their making."""
     from dfd.evaluate import compare as comparing
     from dfd.reports import html
 
     comparisons = comparing.compare(runs)
-    texts = [html.fill("compare.txt.j2", comparison=comparison).rstrip() for comparison in comparisons]
-    click.echo("\n\n".join(texts))
+    click.echo("\n\n".join(html.fill("compare.txt.j2", comparison=pair).rstrip() for pair in comparisons))
     if out:
         click.echo(f"\nOpen {shown(html.render(Path(out).absolute(), 'compare.html.j2', comparisons=comparisons))}")
 
 
 @command
-@click.argument("grid", metavar="GRID.yaml")
 def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
     """Run the notebooks over a grid of parameters and compare."""
     from dfd.reports import sweep as sweeping
@@ -217,7 +209,6 @@ def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
 
 
 @command
-@click.argument("stage", type=click.Choice(tuple(config.CHECKPOINTS)))
 def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     """Train one stage by itself; `run` trains both."""
     from dfd import train as training

@@ -159,13 +159,11 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
     labels, alone, named = (pairs[name].to_numpy() for name in ("label", "alone", "named"))
     other, psnr, ssim = alone != labels, pairs["psnr"].to_numpy(), pairs["ssim"].to_numpy()
     finite = np.isfinite(psnr)
-    statistics = {
-        "carried": partial(mean_recall, labels=labels, right=named == labels),
-        "carrier_alone": partial(mean_recall, labels=labels, right=alone == labels),
-        "carried_anew": lambda weights: mean_recall(weights * other, labels, named == labels),
-        "psnr": partial(share, right=np.where(finite, psnr, 0), among=finite),
-        "ssim": partial(share, right=ssim),
-    }
+    statistics = {"carried": partial(mean_recall, labels=labels, right=named == labels),
+                  "carrier_alone": partial(mean_recall, labels=labels, right=alone == labels),
+                  "carried_anew": lambda weights: mean_recall(weights * other, labels, named == labels),
+                  "psnr": partial(share, right=np.where(finite, psnr, 0), among=finite),
+                  "ssim": partial(share, right=ssim)}  # fmt: skip
     for column in pairs.filter(like="judge_"):
         statistics[column] = partial(mean_recall, labels=labels, right=pairs[column].to_numpy() == labels)
     return bootstrap_all(pairs["group"], statistics, seed)

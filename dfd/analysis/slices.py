@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, combinations, product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from scipy import ndimage
 
 from dfd.core import load_rgb, runs
 from dfd.data import provenance
-from dfd.data.layouts import ManifestError
 from dfd.evaluate.metrics import bootstrap_all, flatten, share
 
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
@@ -57,13 +55,8 @@ def measure(table: pd.DataFrame) -> pd.DataFrame:
 
 def sources(table: pd.DataFrame) -> pd.Series:
     """Where each image comes from: the manifest's source, provenance.csv's, or the first word of the file name."""
-    if "source" in table:
-        return table["source"]
     first = table["path"].str.extract(r"([^/_]*)_[^/]*$", expand=False).fillna("unknown")
-    try:
-        return table["path"].map(provenance.read(Path(table.attrs["root"]), "source")).fillna(first)
-    except ManifestError:
-        return first
+    return provenance.of(table).fillna(first)
 
 
 def binned(measured: pd.DataFrame, bins: int = 3) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from dfd.app.examine import fragment
 from dfd.app.journal import Journal, read_verdicts
 from dfd.app.metadata import plain, sentence
 from dfd.core.images import load_rgb, perceptual_hash
-from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, template, write_json, write_text
+from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.core.runs import run_lock
 from dfd.data.splits import components
 from dfd.inference.detector import Detector, Verdict, files_of
@@ -47,12 +47,11 @@ class Case:
     def __init__(self, folder: Path, detector: Detector, about: Mapping[str, Any]):
         self.folder, self.about = folder, about
         run, stage = detector.run, detector.stage1
-        made_by = {
-            "name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
-            "files": {name: _hash(run / name)["sha256"] for name in files_of(run)} if run else {},
-            "threshold": detector.threshold, "band": stage.band, "temperature": stage.temperature,
-            "likelihood": digest(stage.likelihood), "crops": about.get("crops"), "crop_mode": about.get("crop_mode"),
-        }  # fmt: skip
+        made_by = {"name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
+                   "files": {name: sha256_of(run / name) for name in files_of(run)} if run else {},
+                   "threshold": detector.threshold, "band": stage.band, "temperature": stage.temperature,
+                   "likelihood": digest(stage.likelihood)}  # fmt: skip
+        made_by |= {name: about.get(name) for name in ("crops", "crop_mode")}
         self.record: dict[str, Any] = read_json(folder / RECORD)
         if self.record and self.record["detector"] != made_by:
             print(f"{folder} was judged by another detector or threshold: all is judged anew.", file=sys.stderr)
@@ -113,10 +112,9 @@ class Case:
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
         values |= {"rows": rows, "script": "", "allowed": "", "articles": [found[0] for found in articles if found]}
         write_pdf(page.render(**values), folder / PDF)
-        self.record["inputs"] = [
-            {"path": v.path, "sha256": v.sha256, "bytes": os.path.getsize(v.path) if os.path.isfile(v.path) else None}
-            for v in verdicts if v.path
-        ]  # fmt: skip
+        size = {v.path: os.path.getsize(v.path) for v in verdicts if v.path and os.path.isfile(v.path)}
+        inputs = [{"path": v.path, "sha256": v.sha256, "bytes": size.get(v.path)} for v in verdicts if v.path]
+        self.record["inputs"] = inputs
         self.record["runs"][-1]["ended"] = _now()
         self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}
         self.record["versions"] |= {"dfd": __version__, "python": sys.version.split()[0]}
@@ -133,12 +131,10 @@ class Case:
         sizes = groups.map(groups.value_counts())
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
         firsts = ~groups.duplicated()
-        return [
-            {"verdict": v, "name": plain(v.path), "headline": sentence("headline", v), "key": path.stem,
-             "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
-             "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place])}
-            for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))
-        ]  # fmt: skip
+        return [{"verdict": v, "name": plain(v.path), "headline": sentence("headline", v), "key": path.stem,
+                 "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
+                 "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place])}
+                for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))]  # fmt: skip
 
 
 @contextmanager
@@ -162,11 +158,8 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     if not (record := read_json(folder / RECORD)) or "outputs" not in record:
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
     noted, found = record["outputs"], _hashes(folder)
-    wrong = [
-        f"{name} was changed" if name in found else f"{name} is gone"
-        for name in noted
-        if found.get(name) != noted[name]
-    ]
+    changed = (name for name in noted if found.get(name) != noted[name])
+    wrong = [f"{name} was changed" if name in found else f"{name} is gone" for name in changed]
     wrong += [f"{name} was added" for name in found if name not in noted]
     away = []
     for noted in record["inputs"]:
@@ -198,8 +191,8 @@ def write_pdf(html: str, path: Path) -> None:
             HTML(filename=str(print_html)).write_pdf(str(path))
     except Exception as error:  # no package, no browser, or one that fails: the case is whole without
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"No {PDF}: {plain(why)}. `pip install playwright` with Chromium, or `pip install weasyprint`, makes it.",
-              file=sys.stderr)  # fmt: skip
+        remedy = "`pip install playwright` with Chromium, or `pip install weasyprint`, makes it"
+        print(f"No {PDF}: {plain(why)}. {remedy}.", file=sys.stderr)
     finally:
         print_html.unlink()
 
@@ -211,14 +204,13 @@ def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:
     """Whether an image that was judged is there, and is another one by now; those that have no file are not."""
     path = Path(folder, noted["path"])
-    return path.is_file() and bool(noted["sha256"]) and _hash(path)["sha256"] != noted["sha256"]
+    return path.is_file() and bool(noted["sha256"]) and sha256_of(path) != noted["sha256"]
 
 
 def _now() -> str:

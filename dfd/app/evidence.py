@@ -20,10 +20,9 @@ from dfd.analysis.fingerprint import SPECTRA
 from dfd.app.metadata import Metadata, sentence
 from dfd.data.crops import Corner, cut, equalise, plan
 from dfd.degrade import compose, to_tensor
+from dfd.inference import Detector, Stage, Verdict
 from dfd.inference.decide import decide
-from dfd.inference.detector import Detector, Verdict
 from dfd.inference.openset import Subspace
-from dfd.inference.stage import Stage
 
 MAP_SIDE = 768  # pixels; the longer side of the map
 TILE_SIDE = 256  # pixels; small pictures are enlarged by whole factors to about this

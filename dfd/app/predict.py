@@ -18,16 +18,14 @@ from dfd.app.evidence import draw, trace
 from dfd.app.examine import examine_or_refuse
 from dfd.app.journal import Journal
 from dfd.app.metadata import sentence
-from dfd.core import explained, load_rgb, runs
+from dfd.core import explained, load_rgb, printable, runs
 from dfd.inference.detector import Detector, Verdict
 
 STDIN = "-"  # the path that stands for standard input
 
 
-def run(
-    folder: Path, paths: list[str], shown: str, given: bytes | None, as_json: bool, table: str | None, resume: bool,
-    case: str | None, threshold_fpr: float | None, **about: Any,
-) -> int:  # fmt: skip
+def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json: bool, table: str | None, resume: bool,
+        case: str | None, threshold_fpr: float | None, **about: Any) -> int:  # fmt: skip
     """Judge files with the networks in a run folder, called `shown`, and print each answer as it comes.
 
     The content of the file - is `given`. The rest are options of the command line; `about` is told to `case.opened`.
@@ -139,8 +137,3 @@ def row(verdict: Verdict, width: int) -> str:
     if verdict.error:
         return f"{name:{width}}  {'error':7}  {'':7}  {printable(verdict.error)}"
     return f"{name:{width}}  {verdict.verdict:7}  {verdict.p_fake:7.3f}  {sentence('source', verdict)}"
-
-
-def printable(text: str) -> str:
-    """Text that does nothing to a terminal."""
-    return text if text.isprintable() else text.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")

@@ -146,10 +146,9 @@ class Probe:
 
     def _steps(self) -> Iterator[None]:
         """All that is missing; a yield stands before whatever only the latest work may show."""
-        parts = {
-            "examining": self._examine([self.shown] if self.shown else []), "drawing evidence": self._draw(),
-            "examining the others": self._examine(self.items), "stability": self._trace(), "saving": self._save(),
-        }  # fmt: skip
+        parts = {"examining": self._examine([self.shown] if self.shown else []), "drawing evidence": self._draw(),
+                 "examining the others": self._examine(self.items), "stability": self._trace(),
+                 "saving": self._save()}  # fmt: skip
         failed = []
         for what, part in parts.items():
             yield

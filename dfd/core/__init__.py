@@ -6,6 +6,6 @@ Everything else may import this room; it imports nothing of the package but `dfd
 # ruff: noqa: F401, I001
 from dfd.core.images import FORMATS, ImageError, Source, as_rgb, begins_like_image, inspect, jpeg_quality, load_rgb
 from dfd.core.images import open_file, subsampling
-from dfd.core.io import PART, TEMPLATES, atomic_write, digest, explained, read_json, read_table, template, write_json
-from dfd.core.io import write_text
+from dfd.core.io import PART, TEMPLATES, atomic_write, digest, explained, printable, read_json, read_table, sha256_of
+from dfd.core.io import template, write_json, write_text
 from dfd.core.runs import HEADLESS, Interrupted, InUse, Stop, bar, cores, deferred, elapsed, run_lock

@@ -86,13 +86,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
         image = _decode(file)
         rgb = _to_rgb(image)
         file.seek(0)
-        return {
-            "width": rgb.width, "height": rgb.height,
-            "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
-            "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell(),
-            "phash": perceptual_hash(rgb),
-        }  # fmt: skip
+        return {"width": rgb.width, "height": rgb.height,
+                "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
+                "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell(),
+                "phash": perceptual_hash(rgb)}  # fmt: skip
 
 
 def perceptual_hash(image: Image.Image) -> str | None:

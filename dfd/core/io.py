@@ -95,6 +95,17 @@ def need_home() -> None:
     os.environ["HOME"] = str(folder)
 
 
+def printable(value: Any) -> str:
+    """Text with its line breaks and control characters written out, which does nothing to a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 

@@ -117,17 +117,15 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold the system's lock on a file; a Timeout where another process does, a line where there are no locks."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(path, timeout=0, fallback_to_soft=False))
-        except OSError as error:  # a Timeout has no number
-            if error.errno not in NO_LOCKS:
-                raise
-            print(f"The file system of {path.parent} has no locks: see to it that no other run works there.")
-        yield
+def file_lock(path: Path) -> contextlib.AbstractContextManager:
+    """Take the system's lock on a file; a Timeout where another process has it, a line where there are no locks."""
+    try:
+        return FileLock(path, timeout=0, fallback_to_soft=False).acquire()
+    except OSError as error:  # a Timeout has no number
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"The file system of {path.parent} has no locks: see to it that no other run works there.")
+        return contextlib.nullcontext()
 
 
 def is_alone() -> bool:

@@ -25,10 +25,9 @@ COLUMNS += ["subsampling", "bytes", "phash"]  # for the format audit and the gro
 BATCH = 100  # images, which a stopped scan loses at most
 
 
-def scan(
-    folder: str | Path, out: str | Path | None = None, seed: int = 0, val_fraction: float = 0.2,
-    test_fraction: float = 0.2, group_by: str = "", hold_out: Sequence[str] = (), progress: bool = True,
-) -> pd.DataFrame:  # fmt: skip
+def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_fraction: float = 0.2,
+         test_fraction: float = 0.2, group_by: str = "", hold_out: Sequence[str] = (),
+         progress: bool = True) -> pd.DataFrame:  # fmt: skip
     """List, check, group and split the images of a folder, which is only ever read; manifest and CSVs go to `out`.
 
     Unchanged files are not decoded again, and images keep the split that an earlier scan with the same seed and

@@ -23,6 +23,16 @@ def read(root: Path, column: str) -> pd.Series:
     return sidecar(path, "file", column, root).rename_axis(str(path))
 
 
+def of(table: pd.DataFrame) -> pd.Series:
+    """The source of each image of a manifest, by its own column or by provenance.csv; NaN where neither has it."""
+    if "source" in table:
+        return table["source"]
+    try:
+        return table["path"].map(read(Path(table.attrs["root"]), "source"))
+    except ManifestError:
+        return pd.Series(None, table.index, dtype=object)
+
+
 def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
     """One column of a CSV file by its files, which are written as below `root`; what does not fit is a ManifestError.
 

@@ -106,11 +106,8 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tupl
     first, second = base.loc[both], other.loc[both]
     unknown = first["sha256"].isna() | second["sha256"].isna()
     same = (first["label"] == second["label"]) & (unknown | (first["sha256"] == second["sha256"]))
-    unshared = {
-        f"only in {names[0]}": len(base) - len(both),
-        f"only in {names[1]}": len(other) - len(both),
-        "of the same name, but with other content or another label": int((~same).sum()),
-    }
+    unshared = {f"only in {name}": len(run) - len(both) for name, run in zip(names, (base, other), strict=True)}
+    unshared["of the same name, but with other content or another label"] = int((~same).sum())
     group = min(first["group"][same], second["group"][same], key=pd.Series.nunique)
     first, second = (table[same].assign(group=group) for table in (first, second))
     return first, second, {why: count for why, count in unshared.items() if count}

@@ -53,8 +53,7 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
 def by_source(judged: pd.DataFrame, stage: Stage) -> pd.DataFrame:
     """Rates of each source under each condition by a stage's decisions, the worst first.
 
-    Of stage 1 the shares called fake, real and unsure, and `wrong`, called the opposite of what it is; of stage 2
-    wrong, named another generator.
+    Stage 1: the shares called fake, real, unsure, and `wrong`, the opposite; stage 2: wrong, named another generator.
     """
     decisions = decide(judged[logit_columns(judged)].to_numpy(float), stage)
     rows = judged[["label", "source", "path"]].copy()

@@ -51,10 +51,9 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore")  # undefined or constant draws, which are dealt with below
-        result = stats.bootstrap(
-            (np.arange(count),), of_groups, n_resamples=resamples, rng=seed, vectorized=True,
-            method="BCa" if count <= LARGEST_JACKKNIFE else "percentile", batch=max(1, 2**23 // len(codes)),
-        )  # fmt: skip
+        method, batch = "BCa" if count <= LARGEST_JACKKNIFE else "percentile", max(1, 2**23 // len(codes))
+        result = stats.bootstrap((np.arange(count),), of_groups, n_resamples=resamples, rng=seed, vectorized=True,
+                                 method=method, batch=batch)  # fmt: skip
         low, high = (np.array(limit, dtype=float) for limit in result.confidence_interval)
         percentiles = np.nanpercentile(result.bootstrap_distribution, [2.5, 97.5], axis=-1)
     outside = (value <= percentiles[0]) | (value >= percentiles[1])
@@ -164,16 +163,14 @@ class Metric(NamedTuple):
         return partial(self.function, **{argument: getattr(table, name) for argument, name in self.inputs.items()})
 
 
-RANKED = {"positive": "is_fake", "score": "logit"}
+RANKED, DECIDED = {"positive": "is_fake", "score": "logit"}, {"right": "decided"}
 METRICS = {  # as in metrics.json
     "auc": Metric(weighted_auc, RANKED, "AUC"),
     "ap": Metric(average_precision, RANKED, "average precision"),
     "accuracy": Metric(share, {"right": "right"}, "accuracy"),
-    "accuracy_at_threshold": Metric(share, {"right": "decided"}, "accuracy at the threshold"),
+    "accuracy_at_threshold": Metric(share, DECIDED, "accuracy at the threshold"),
     "balanced_accuracy": Metric(mean_recall, {"labels": "true", "right": "right"}, "balanced accuracy"),
-    "balanced_accuracy_at_threshold": Metric(
-        mean_recall, {"labels": "true", "right": "decided"}, "balanced at threshold"
-    ),
+    "balanced_accuracy_at_threshold": Metric(mean_recall, DECIDED | {"labels": "true"}, "balanced at threshold"),
     "real_accuracy": Metric(share, {"right": "decided", "among": "is_real"}, "photos called real"),
     "fake_accuracy": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
     "false_positive_rate": Metric(share, {"right": "missed", "among": "is_real"}, "photos called fake", False),
@@ -200,9 +197,8 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     lr = scores.get("log10_lr", pd.Series(np.nan, scores.index)).to_numpy(float)  # of tables of earlier versions: none
     return SimpleNamespace(
         true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
-        decided=prediction == true, lr=lr, missed=prediction != true, confidence=confidence,
-        before=confidences(scores, 1.0)[0],
-    )  # fmt: skip
+        decided=prediction == true, missed=prediction != true, confidence=confidence, lr=lr,
+        before=confidences(scores, 1.0)[0])  # fmt: skip
 
 
 def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0,

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,13 @@ HELD = 1 << 30  # bytes of decoded images that are held, the last ones
 CELLS = "cells"  # folder of the finished cells, in the run folder
 ALL = "all"  # the label of metrics over all images
 ACCURACY = {"stage1": "balanced_accuracy_at_threshold", "stage2": "balanced_accuracy"}  # chance: one over the classes
-MEASURED = {
-    "stage1": ("auc", ACCURACY["stage1"], "false_positive_rate", "true_positive_rate", "ece_before", "ece", "cllr"),
-    "stage2": (ACCURACY["stage2"], "ece_before", "ece"),
-}
+RATES = ("false_positive_rate", "true_positive_rate")
+MEASURED = {"stage1": ("auc", ACCURACY["stage1"], *RATES, "ece_before", "ece", "cllr"),
+            "stage2": (ACCURACY["stage2"], "ece_before", "ece")}  # fmt: skip
 
 
-def sweep(
-    stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Condition], out: str | Path,
-    crops: int | None = None, seed: int = 0,
-) -> dict[str, pd.DataFrame]:  # fmt: skip
+def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Condition], out: str | Path,
+          crops: int | None = None, seed: int = 0) -> dict[str, pd.DataFrame]:  # fmt: skip
     """Score a manifest's rows under each condition; stage 1 all of them, stage 2 the fakes.
 
     Each image is degraded once per condition, as a whole, before crops are cut. A finished cell, one condition of one
@@ -48,9 +46,7 @@ def sweep(
     weights = {name: _weights_digest(stage) for name, stage in stages.items()}
     cells = {
         (name, i): folder / f"{name}-{weights[name]}-{_key(condition, rows[name], stage, crops, seed)}.parquet"
-        for name, stage in stages.items()
-        for i, condition in enumerate(conditions)
-    }
+        for (name, stage), (i, condition) in product(stages.items(), enumerate(conditions))}  # fmt: skip
     missing = ([name for name in stages if not cells[name, i].exists()] for i in range(len(conditions)))
     todo, count = {i: names for i, names in enumerate(missing) if names}, len(conditions)
     print(f"{len(table)} images: {count - len(todo)} of {count} conditions kept, {len(todo)} to score")

@@ -15,10 +15,8 @@ from dfd.config import CHECKPOINTS
 from dfd.core import atomic_write, bar, load_rgb, read_table
 from dfd.degrade import compose, to_tensor
 from dfd.evaluate import metrics
-from dfd.inference import decide, likelihood
+from dfd.inference import Scored, Stage, decide, likelihood, update_checkpoint
 from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, stage_of, true_class
-from dfd.inference.files import update_checkpoint
-from dfd.inference.stage import Scored, Stage
 
 
 def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: float = 0.0,
@@ -27,8 +25,7 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
 
     `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
     line is printed. Columns stage, path, label, split, group, degradation, level, logit_<class> …, prediction (unknown
-    too, as the Detector has it), crops, crop_std; ood_score where the stage has a feature bank; and log10_lr, the
-    evidence, of stage 1.
+    too, as the Detector has it), crops, crop_std; ood_score where there is a feature bank; and stage 1's log10_lr.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")

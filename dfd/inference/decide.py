@@ -203,9 +203,8 @@ def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float =
     """How improbable the true class may be for a set of names to hold it at the promised rate, for `prediction_sets`.
 
     Split conformal prediction (Vovk et al. 2005) with 1 - p(true class) as its score (Sadinle, Lei and Wasserman 2019,
-    arXiv:1609.00451). The promise is on average over images like these ones, and says nothing about one class, a
-    degradation or an unknown generator. It is 1, and the sets hold every class, where images or groups are too few:
-    nine are needed for 0.9.
+    arXiv:1609.00451). The promise is on average over images like these, and says nothing about one class, a degradation
+    or an unknown generator. It is 1, and sets hold every class, where images or groups are too few: 0.9 needs nine.
 
     `probabilities`, (N, K), are of validation images that neither weights nor temperature were chosen on, strictly;
     `true`, (N,), are class numbers. Each of the `groups`, (N,), weighs the same and the promise is for an image of a

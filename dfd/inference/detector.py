@@ -1,6 +1,5 @@
 """The Detector, which gives one Verdict per image from both stages."""
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CHECKPOINTS, DETECTOR, REAL, SHIPPED, SUMS
-from dfd.core import ImageError, as_rgb, load_rgb, runs
+from dfd.core import ImageError, as_rgb, load_rgb, runs, sha256_of
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import answer, decide, fit_threshold
 from dfd.inference.likelihood import log10_lr
@@ -67,7 +66,7 @@ class Detector:
         files = files_of(run)
         if SUMS in files:
             for digest, name in map(str.split, (run / SUMS).read_text("utf-8").splitlines()):
-                if hashlib.sha256((run / name).read_bytes()).hexdigest() != digest:
+                if sha256_of(run / name) != digest:
                     raise ValueError(f"{run / name} is not the file that {SUMS} names; restore it, or ship it anew")
         stages = [Stage.load(run / file, device) for file in files[:2]]
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
@@ -94,10 +93,9 @@ class Detector:
         name = str(source) if isinstance(source, str | Path) else None
         return self.judge(name, *self.scored(as_rgb(source), crops, mode))
 
-    def predict(
-        self, paths: Iterable[Any], crops: int | None = None, mode: str | None = None,
-        report: Callable[[str], None] = print, read: Callable[[Any], Image.Image] = load_rgb, batch: int | None = None,
-    ) -> Iterator[Verdict]:  # fmt: skip
+    def predict(self, paths: Iterable[Any], crops: int | None = None, mode: str | None = None,
+                report: Callable[[str], None] = print, read: Callable[[Any], Image.Image] = load_rgb,
+                batch: int | None = None) -> Iterator[Verdict]:  # fmt: skip
         """Judge files one after another; an unreadable one gives a Verdict with its error.
 
         `paths` are whatever `read` takes, and their str() the path of the Verdict; `read` gives an upright RGB image or
@@ -131,18 +129,10 @@ class Detector:
             name = str(generator.prediction[0])
             p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
             candidates = tuple(name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept)
-        return Verdict(
-            path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
-            name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, sha256=_digest(path),
-            log10_lr=float(log10_lr(logit, fitted)) if fitted else None, outside=outside,
-        )  # fmt: skip
-
-
-def _digest(path: str | None) -> str | None:
-    if path is None or not Path(path).is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
+                       name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
+                       sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,
+                       log10_lr=float(log10_lr(logit, fitted)) if fitted else None)  # fmt: skip
 
 
 def files_of(run: Path) -> list[str]:
@@ -153,14 +143,12 @@ def files_of(run: Path) -> list[str]:
     return [first, second] if (run / second).exists() else [first]
 
 
-def score_files(
-    stages: Sequence[Stage], items: Iterable[Any], read: Callable[[Any], Image.Image | Tensor] = load_rgb,
-    crops: int | None = None, mode: str | None = None, batch: int | None = None,
-) -> Generator[tuple[Any, Any], None, None]:  # fmt: skip
+def score_files(stages: Sequence[Stage], items: Iterable[Any], read: Callable[[Any], Image.Image | Tensor] = load_rgb,
+                crops: int | None = None, mode: str | None = None,
+                batch: int | None = None) -> Generator[tuple[Any, Any], None, None]:  # fmt: skip
     """Score images by several stages: each item, in order, with a list of one Scored per stage, or with its ImageError.
 
-    Threads `read` the items, whose arguments and errors are those of `Detector.predict`, and cut their crops, once for
-    stages that take the same.
+    Threads `read` the items, with arguments and errors as in `Detector.predict`, and cut crops, once for like stages.
     """
     takes = [(stage.crop_size, stage.equalise_quality, stage.crops, stage.crop_mode) for stage in stages]
     takers = dict(zip(takes, stages, strict=True))

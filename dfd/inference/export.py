@@ -43,11 +43,9 @@ def export(detector: Detector, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stage1, stage2 = detector.stage1, detector.stage2
-    record: dict[str, Any] = {
-        "dfd": __version__, "detector": str(detector.run), "crop_size": stage1.crop_size, "crops": stage1.crops,
-        "equalise_quality": stage1.equalise_quality, "temperature": stage1.temperature, "band": stage1.band,
-        "threshold": detector.threshold, "likelihood": stage1.likelihood, "rates": stage1.rates,
-    }  # fmt: skip
+    names = ("crop_size", "crops", "equalise_quality", "temperature", "band", "likelihood", "rates")
+    record: dict[str, Any] = {"dfd": __version__, "detector": str(detector.run), "threshold": detector.threshold}
+    record |= {name: getattr(stage1, name) for name in names}
     if stage2:
         names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
         record["stage2"] = {name: getattr(stage2, name) for name in names}

@@ -62,14 +62,11 @@ def checked(content: Any) -> dict[str, Any]:
         raise ValueError(f"it lacks {lacks}; weights alone, a training's state, or of another version of dfd")
     side, classes = content["preprocessing"]["crop_size"], content["classes"]
     in_range = {
-        "stage": content["stage"] in CHECKPOINTS,
-        "crop_size": isinstance(side, int) and 8 <= side <= 2048,
+        "stage": content["stage"] in CHECKPOINTS, "crop_size": isinstance(side, int) and 8 <= side <= 2048,
         "classes": 2 <= len(classes) <= 1000 and all(isinstance(name, str) and len(name) <= 200 for name in classes),
         "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
-        "temperature": 0 < content["temperature"] < math.inf,
-        "threshold": math.isfinite(content["threshold"]),
-        "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512,
-    }
+        "temperature": 0 < content["temperature"] < math.inf, "threshold": math.isfinite(content["threshold"]),
+        "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512}  # fmt: skip
     if wrong := [name for name, good in in_range.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be right")
     return content

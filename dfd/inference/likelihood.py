@@ -1,8 +1,7 @@
 """What a score is worth as evidence: likelihood ratios, and how often answers were wrong on images of the same kind.
 
-A likelihood ratio says how many times likelier such a score is from a fake than from a photo; it says nothing of how
-common fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015, guideline for evaluative
-reporting in forensic science.
+A likelihood ratio says how many times likelier such a score is from a fake than from a photo, and nothing of how common
+fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015, guideline for evaluative reporting.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.utils.class_weight import compute_sample_weight
 
 from dfd.config import REAL
 
@@ -77,10 +77,9 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     corners = np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200)
     x = np.unique(np.concatenate(corners))
     y = _limited(chosen(logits, is_fake)(x), photos, fakes)
-    return {
-        "kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
-        "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes, "groups": len(np.unique(groups)),
-    }  # fmt: skip
+    return {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
+            "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes,
+            "groups": len(np.unique(groups))}  # fmt: skip
 
 
 def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:
@@ -93,19 +92,15 @@ def _limited(lr: np.ndarray, photos: int, fakes: int) -> np.ndarray:
     return np.clip(lr, -low, high)
 
 
-def _class_weights(is_fake: np.ndarray) -> np.ndarray:
-    return np.where(is_fake, 0.5 / max(is_fake.sum(), 1), 0.5 / max((~is_fake).sum(), 1)) * len(is_fake)
-
-
 def _logistic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
-    model = LogisticRegression(C=1e4).fit(logits[:, None], is_fake, _class_weights(is_fake))
+    model = LogisticRegression(C=1e4, class_weight="balanced").fit(logits[:, None], is_fake)
     slope, bias = max(model.coef_[0, 0], 0), model.intercept_[0]  # a detector that is worse than chance says nothing
     return lambda z: (slope * z + bias * (slope > 0)) / np.log(10)
 
 
 def _isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
     model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
-    model.fit(logits, is_fake, sample_weight=_class_weights(is_fake))
+    model.fit(logits, is_fake, compute_sample_weight("balanced", is_fake))
 
     def curve(z: np.ndarray) -> np.ndarray:
         p = model.predict(z)
@@ -128,11 +123,9 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
     by_path = files.set_index("path")
     own_quality = scores["path"].map(by_path["jpeg_quality"]).astype(float).fillna(LOSSLESS)
     judged = scores[["path", "answer"]].assign(
-        source=scores.get("source", scores["group"]),
-        is_fake=scores["label"].ne(REAL),
+        source=scores.get("source", scores["group"]), is_fake=scores["label"].ne(REAL),
         side=scores["path"].map(by_path[["width", "height"]].min(axis=1)),
-        quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality),
-    )
+        quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality))  # fmt: skip
     bins = []
     for (least, most), (worst, best) in [*kinds, (any_side, any_quality)]:
         is_of_kind = judged["side"].between(least, most, "left") & judged["quality"].between(worst, best, "left")

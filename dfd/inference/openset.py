@@ -82,8 +82,6 @@ def fit_subspace(features: np.ndarray, images: pd.DataFrame, accept: float = 0.9
     order, space = np.argsort(distance), Subspace.fit(flat)
     place = np.searchsorted(np.cumsum(weights[order]) / weights.sum(), accept - 1e-9)
     basis, places = np.vstack([space.mean, space.basis]), space.project(features[:, 0])
-    return {
-        "ood_threshold": float(distance[order][min(place, len(order) - 1)]),
-        "feature_bank": torch.from_numpy(basis).half(), "neighbours": torch.from_numpy(places).half(),
-        "neighbour_names": images[["label", "source", "path"]].to_numpy().tolist(),
-    }  # fmt: skip
+    return {"ood_threshold": float(distance[order][min(place, len(order) - 1)]),
+            "feature_bank": torch.from_numpy(basis).half(), "neighbours": torch.from_numpy(places).half(),
+            "neighbour_names": images[["label", "source", "path"]].to_numpy().tolist()}  # fmt: skip

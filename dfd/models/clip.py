@@ -154,11 +154,9 @@ def from_onnx(content: bytes) -> dict[str, Tensor]:
             layer = node.name.strip("/").rpartition("/")[0].replace("/", ".")
             stored[f"{layer}.weight"] = (values * stored[f"{matrix}_scale"]).T
     model, embeddings = "vision_model", "vision_model.embeddings"
-    weights = {
-        "cls_token": stored[f"{embeddings}.class_embedding"].reshape(1, 1, -1),
-        "pos_embed": stored[f"{embeddings}.position_embedding.weight"][None],
-        "patch_embed.proj.weight": stored[f"{embeddings}.patch_embedding.weight"],
-    }
+    weights = {"cls_token": stored[f"{embeddings}.class_embedding"].reshape(1, 1, -1),
+               "pos_embed": stored[f"{embeddings}.position_embedding.weight"][None],
+               "patch_embed.proj.weight": stored[f"{embeddings}.patch_embedding.weight"]}  # fmt: skip
     for kind in ("weight", "bias"):
         weights[f"norm_pre.{kind}"] = stored[f"{model}.pre_layrnorm.{kind}"]
         weights[f"norm.{kind}"] = stored[f"{model}.post_layernorm.{kind}"]

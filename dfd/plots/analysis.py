@@ -102,11 +102,9 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
     ax, labels = new_axes(8.6, 5.2), sorted(points["label"].unique())
     common = points["source"].value_counts().index[:10]
     source = points["source"].where(points["source"].isin(common), "other")
-    sns.scatterplot(
-        points.assign(generator=points["label"], source=source), x="x", y="y", hue="generator", hue_order=labels,
-        style="source", style_order=[*common, *({*source} - {*common})],
-        palette=sns.color_palette(PALETTE, len(labels)), s=34, alpha=0.75, ax=ax,
-    )  # fmt: skip
+    points, colours = points.assign(generator=points["label"], source=source), sns.color_palette(PALETTE, len(labels))
+    sns.scatterplot(points, x="x", y="y", hue="generator", hue_order=labels, style="source", palette=colours, s=34,
+                    style_order=[*common, *({*source} - {*common})], alpha=0.75, ax=ax)  # fmt: skip
     sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     ax.set(xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit", xticks=[], yticks=[])
     ax.set_title(f"classifier features of {len(points)} images")

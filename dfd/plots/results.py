@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -72,19 +73,16 @@ def plot_history(history: pd.DataFrame) -> Figure:
 
 def live_history() -> Callable[[pd.DataFrame], None]:
     """A callback `on_epoch(history)` that redraws plot_history below a notebook's cell; elsewhere it does nothing."""
-    handle = None
+    if "ipykernel" not in sys.modules:
+        return lambda history: None
+    from IPython.display import DisplayHandle
+
+    handle = DisplayHandle()
+    calls = chain([handle.display], repeat(handle.update))
 
     def on_epoch(history: pd.DataFrame) -> None:
-        nonlocal handle
-        if "ipykernel" not in sys.modules:
-            return
-        from IPython.display import display
-
         figure, about = plot_history(history), {"alt": "Training: losses and validation metrics over the epochs"}
-        if handle is None:
-            handle = display(figure, display_id=True, metadata=about)
-        else:
-            handle.update(figure, metadata=about)
+        next(calls)(figure, metadata=about)
         plt.close(figure)
 
     return on_epoch

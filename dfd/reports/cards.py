@@ -1,10 +1,8 @@
 """Model cards and a data sheet, written from what the run folder holds.
 
-After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.09010. What the files do not say is
-called unknown.
+After Mitchell et al. 2019, arXiv:1810.03993, and Gebru et al. 2021, arXiv:1803.09010. What no file says is unknown.
 """
 
-import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd.config import CHECKPOINTS
-from dfd.core import read_json, runs, write_text
+from dfd.core import read_json, runs, sha256_of, write_text
 from dfd.data import manifest, provenance
 from dfd.reports import html
 
@@ -50,27 +48,22 @@ def model_card(out: Path, stage: str) -> str:
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None
     if table is not None and manifest.digest(table) != content["manifest_hash"]:
         table = None  # not what it was trained on
-    return _fill(
-        "model_card.md.j2", out, stage=stage, name=checkpoint.name, content=content, table=table,
-        card_data=ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=[*TAGS, stage]),
-        parameters=sum(tensor.numel() for tensor in content["weights"].values()),
-        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "",
-    )  # fmt: skip
+    return _fill("model_card.md.j2", out, stage=stage, name=checkpoint.name, content=content, table=table,
+                 card_data=ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=[*TAGS, stage]),
+                 parameters=sum(tensor.numel() for tensor in content["weights"].values()), sha256=sha256_of(checkpoint),
+                 swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "")  # fmt: skip
 
 
 def data_sheet(out: Path) -> str:
     """The data sheet of the run's manifest, as Markdown."""
     table = manifest.load(out)
     beside = sorted(path.name for path in Path(table.attrs["root"]).glob("*") if path.is_file())
-    return _fill(
-        "data_sheet.md.j2", out, table=table, digest=manifest.digest(table),
-        card_data=DatasetCardData(task_categories=["image-classification"], tags=TAGS),
-        summary=manifest.summary(table).reset_index(),
-        sources=provenance.sources(table).reset_index() if "source" in table else None,
-        rejected=pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"]),
-        documents=[name for name in beside if name.lower().startswith(("licen", "readme", runs.PROVENANCE))],
-    )  # fmt: skip
+    return _fill("data_sheet.md.j2", out, table=table, digest=manifest.digest(table),
+                 card_data=DatasetCardData(task_categories=["image-classification"], tags=TAGS),
+                 summary=manifest.summary(table).reset_index(),
+                 sources=provenance.sources(table).reset_index() if "source" in table else None,
+                 documents=[name for name in beside if name.lower().startswith(("licen", "readme", runs.PROVENANCE))],
+                 rejected=pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"]))  # fmt: skip
 
 
 def _fill(template: str, out: Path, **values: Any) -> str:

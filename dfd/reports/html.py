@@ -15,7 +15,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
 from dfd import config, core, plots
-from dfd.core import PART, TEMPLATES, elapsed, read_json, read_table, write_text
+from dfd.core import PART, TEMPLATES, elapsed, printable, read_json, read_table, write_text
 from dfd.evaluate.compare import STAGES
 from dfd.evaluate.metrics import FEWEST, METRICS
 
@@ -56,11 +56,6 @@ def metric_name(name: str) -> str:
     return label[0].upper() + label[1:]
 
 
-def printable(value: Any) -> str:
-    """Text with its line breaks and control characters written out."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
-
-
 def export(notebook: Path, error: dict | None = None) -> Path:
     """Write `<stem>.html` beside an executed notebook; `error`, of the cell that stopped it, has `cell` and `text`."""
     nb = nbformat.read(notebook, as_version=4)
@@ -79,13 +74,11 @@ def box(notebook: Path, error: dict | None = None) -> str:
     manifest = out / "manifest.parquet"
     told = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     not_shown = [re.sub("</?p>", "", filters.markdown2html(text)) for text in re.findall(NOT_SHOWN, told)]
-    return fill(
-        "summary.html.j2", stem=stem, error=error, warnings=warnings(out), not_shown=not_shown[-1:],
-        record=read_json(out / "config.json"), metrics=read_json(out / "metrics.json"),
-        usual=config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"}),
-        timing=nb.metadata.get("papermill", {}),
-        table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
-    )  # fmt: skip
+    return fill("summary.html.j2", stem=stem, error=error, warnings=warnings(out), not_shown=not_shown[-1:],
+                record=read_json(out / "config.json"), metrics=read_json(out / "metrics.json"),
+                usual=config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"}),
+                table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
+                timing=nb.metadata.get("papermill", {}))  # fmt: skip
 
 
 def tidy(nb: nbformat.NotebookNode, resources: dict) -> tuple[nbformat.NotebookNode, dict]:
@@ -158,9 +151,8 @@ def write_index(out: Path) -> Path:
         notebooks.append(entry | {"title": title or stem, "question": question, "page": f"{stem}.html"})
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
-    return render(
-        out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics, notebooks=notebooks,
-        generators=pd.concat([pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage], axis=1),
-        environment=read_json(out / "environment.json"), warnings=warnings(out),
-        files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files},
-    )  # fmt: skip
+    generators = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
+    return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics,
+                  notebooks=notebooks, generators=pd.concat(generators, axis=1), warnings=warnings(out),
+                  environment=read_json(out / "environment.json"),
+                  files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files})  # fmt: skip

@@ -74,11 +74,9 @@ class Kernel(AsyncKernelManager):
         return True
 
 
-def run(
-    data: str = "data/sample", out: str = "reports/demo", profile: str = "demo",
-    parameters: Mapping[str, Any] | None = None, notebooks: Sequence[str] = (), fresh: bool = False,
-    folder: str | Path = NOTEBOOKS, configs: Configs = config.NOTEBOOKS,
-) -> Path:  # fmt: skip
+def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "demo",
+        parameters: Mapping[str, Any] | None = None, notebooks: Sequence[str] = (), fresh: bool = False,
+        folder: str | Path = NOTEBOOKS, configs: Configs = config.NOTEBOOKS) -> Path:  # fmt: skip
     """Run the notebooks `NN_*.ipynb` of a folder in order into `out`; write each as HTML, and `index.html` over them.
 
     What is finished and unchanged is kept, unless `fresh`. `notebooks` chooses by number, stem or path. `parameters`
@@ -160,8 +158,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
             {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()},
             kernel_name="python3", language="python", kernel_manager_class=f"{__name__}.Kernel", start_timeout=START,
             shutdown_kernel="immediate",  # all it had to say has been written
-            progress_bar=sys.stderr.isatty(), stdout_file=over_the_bar, on_cell_start=start,
-        )  # fmt: skip
+            progress_bar=sys.stderr.isatty(), stdout_file=over_the_bar, on_cell_start=start)  # fmt: skip
     except papermill.PapermillExecutionError as failure:
         error = {"cell": failure.cell_index + 1, "text": f"{failure.ename}: {failure.evalue}"}
     except RuntimeError as failure:  # the kernel died, or did not start
@@ -239,9 +236,7 @@ def environment() -> dict[str, Any]:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or no repository
         commit = None
-    return {
-        "dfd": __version__, "commit": commit, "python": platform.python_version(), "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "cpus": os.cpu_count(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    return {"dfd": __version__, "commit": commit, "python": platform.python_version(), "platform": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "cpus": os.cpu_count(),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "written": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip

@@ -181,12 +181,10 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     metrics = {metric: title for metric, title in METRICS.items() if metric in table}
     table = table.sort_values(list(metrics)[:1], ascending=False, kind="stable")
     write_text(out / "sweep.csv", table.to_csv(index=False))
-    return html.render(
-        out / "index.html", "sweep.html.j2", sweep=sweep, names=names, entries=entries, metrics=metrics,
-        runs=table.astype(object).where(table.notna(), None).to_dict("records"),
-        best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
-        seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if "seed" in names},
-    )  # fmt: skip
+    return html.render(out / "index.html", "sweep.html.j2", sweep=sweep, names=names, entries=entries, metrics=metrics,
+            best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
+            seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if "seed" in names},
+            runs=table.astype(object).where(table.notna(), None).to_dict("records"))  # fmt: skip
 
 
 def over_seeds(table: pd.DataFrame, names: list[str], metric: str) -> pd.DataFrame:

@@ -207,10 +207,8 @@ class Judge:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
         ahead, items = tee(item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
-        rows = (
-            verdict.asdict() | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
-            for verdict, item in zip(self.detector.predict(ahead, *settings), items, strict=True)
-        )
+        rows = (verdict.asdict() | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
+                for verdict, item in zip(self.detector.predict(ahead, *settings), items, strict=True))  # fmt: skip
         while part := list(islice(rows, self.options.part_size)):
             yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
 
@@ -256,8 +254,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
         Judge, fn_constructor_args=([ray.put(shared)], options, "cuda" if gpus else "cpu"),
         concurrency=options.workers or gpus or max(1, cpus // options.threads),
-        num_cpus=options.threads, num_gpus=1 if gpus else None,
-    )  # fmt: skip
+        num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:
         with terminable():  # Ray has put its own handlers in our place
             yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")

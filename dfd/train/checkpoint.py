@@ -18,9 +18,8 @@ from dfd.core.io import digest
 from dfd.data import manifest
 from dfd.inference import save_checkpoint, update_checkpoint
 
-NOT_LEARNT_FROM = {  # parameters that leave the weights as they are; the checkpoint does not hold them
-    "data", "out", "resume", "track", "checkpoint_minutes", "workers", "ablate", "leave_out", "coverage", "accept",
-}  # fmt: skip
+# parameters that leave the weights as they are; the checkpoint does not hold them
+NOT_LEARNT_FROM = {*"data out resume track checkpoint_minutes workers ablate leave_out coverage accept".split()}
 NOT_IN_KEY = {"crops", "crop_mode"}  # a training may go on with others
 MLFLOW = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ALLOW_FILE_STORE": "true"}
 
@@ -58,13 +57,11 @@ class Checkpoint:
         """Write the best epoch, the history's last."""
         buffers, cfg = dict(model.named_buffers()), self.cfg  # stage 2 normalises by the image: it has no mean, no std
         statistics = {name: buffers[name].flatten().tolist() if name in buffers else None for name in ("mean", "std")}
-        content = {
-            "stage": self.stage, "classes": self.classes, "weights": model.state_dict(),
-            "preprocessing": self.crops | statistics, "crops": cfg.crops, "crop_mode": cfg.crop_mode,
-            "threshold": 0.5, "temperature": 1.0,
-            "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
-            "metrics": {"val": history[-1]}, "history": history, "generators": self.generators,
-        }  # fmt: skip
+        content = {"stage": self.stage, "classes": self.classes, "weights": model.state_dict(),
+                   "preprocessing": self.crops | statistics, "crops": cfg.crops, "crop_mode": cfg.crop_mode,
+                   "threshold": 0.5, "temperature": 1.0,
+                   "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
+                   "metrics": {"val": history[-1]}, "history": history, "generators": self.generators}  # fmt: skip
         save_checkpoint(content, self.path)
 
     def _load(self, path: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Linear heads on the feature bank, and judgements of images by heads that never saw their source.
 
-A head is Fisher's linear discriminant with one covariance for all classes. Sources weigh by the root of their size, so
-that no large one rules; the scatter between the sources of a class counts as scatter, so that what tells sources apart
-does not tell classes apart.
+A head is Fisher's linear discriminant with one covariance for all classes. Sources weigh by the root of their size: no
+large one rules. The scatter between a class's sources counts, so that what tells sources apart does not tell classes.
 """
 
 import time
@@ -19,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dfd import config
 from dfd.core.runs import bar, run_lock
-from dfd.data import ManifestError, provenance
+from dfd.data import provenance
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.openset import KEPT, fit_subspace
 from dfd.train.bank import CONDITIONS, build
@@ -104,12 +103,7 @@ def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: i
 
 def sources_of(table: pd.DataFrame) -> np.ndarray:
     """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
-    if "source" in table:
-        return table["source"].to_numpy()
-    try:
-        sources = table["path"].map(provenance.read(Path(table.attrs["root"]), "source"))
-    except ManifestError:
-        return table["label"].to_numpy()
+    sources = provenance.of(table)
     return (table["label"] if sources.isna().any() else sources).to_numpy()
 
 

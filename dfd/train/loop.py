@@ -56,8 +56,7 @@ class Trainer:
             cpu=not has_gpu, log_with=self.tracking.name, project_dir=Path(cfg.out) / "tensorboard",
             mixed_precision="bf16" if uses_bfloat16(torch.device("cuda" if has_gpu else "cpu")) else "no",
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
-        )  # fmt: skip
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])  # fmt: skip
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         runs.keep_freed()
