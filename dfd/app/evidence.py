@@ -107,8 +107,7 @@ def _map(detector: Detector, examination: Examination, image: Image.Image) -> Dr
         examination.remarks.append(sentence("in_part", place, size))
         box = [round(length * scale) for length in (place[1], place[0], place[1] + place[2], place[0] + place[2])]
         pen.rectangle(box, outline="white", width=4)
-    covered = float((count > 0).mean())
-    return sentence("caption_map", size, stride, len(p), chosen.needed, covered), [("", tinted)]
+    return sentence("caption_map", size, stride, len(p), chosen.needed, float((count > 0).mean())), [("", tinted)]
 
 
 def in_part(p: np.ndarray, corners: Sequence[Corner], stage: Stage, verdict: Verdict) -> tuple[int, int, int] | None:

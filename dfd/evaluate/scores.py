@@ -35,8 +35,7 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
         image = load_rgb(Path(table.attrs["root"]) / path)
         return image if degradation == "none" else compose(to_tensor(image), [(degradation, level, {})])
 
-    paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
-    answers = list(stage.stream(map(read, paths), crops))
+    answers = list(stage.stream(map(read, bar(table["path"], desc=f"{stage.stage} {what}", unit="image")), crops))
     if short := [answer.needed for answer in answers if answer.crops < answer.needed]:
         print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {max(short)}")
     known = table[["path", "label", "split", "group"]].assign(degradation=degradation, level=float(level))

@@ -91,8 +91,7 @@ def plot_correlations(means: pd.DataFrame) -> Axes:
     """Heat map of `fingerprint.correlations`."""
     rows, columns = means.shape
     ax, limit = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), np.abs(means.to_numpy()).max()
-    bar = {"label": "mean correlation"}
-    results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
+    results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws={"label": "mean correlation"})
     ax.set(xlabel="mean residual of (training images)", ylabel="test images of")
     return ax
 

@@ -65,8 +65,7 @@ class Checkpoint:
         save_checkpoint(content, self.path)
 
     def _load(self, path: Path) -> dict[str, Any]:
-        is_wanted = self.cfg.resume and path.exists()
-        return torch.load(path, map_location="cpu", weights_only=True) if is_wanted else {}
+        return torch.load(path, map_location="cpu", weights_only=True) if self.cfg.resume and path.exists() else {}
 
 
 class Tracking:
