@@ -10,7 +10,6 @@ DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
 ARGS    ?=
-UPLOADS := {"websocket_max_message_size": 536870912}
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,12 +28,11 @@ test: $(ENV)  ## Run every test, the slow ones and the examples in docstrings to
 	OMP_NUM_THREADS=1 $(PY) -m pytest --doctest-modules -n 2 --dist worksteal $(ARGS)
 
 lab: $(ENV)  ## Open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb --LabApp.news_url=None \
-		--ServerApp.tornado_settings='$(UPLOADS)' $(ARGS)
+	$(PY) -m dfd lab -- $(ARGS)
 
 app: $(ENV)  ## Open the probe alone, as an app without code (Voilà)
 	$(PY) -c 'import voila' 2>/dev/null || $(PY) -m pip install --quiet -e '.[app]'
-	$(PY) -m voila notebooks/05_probe.ipynb --Voila.tornado_settings='$(UPLOADS)' $(ARGS)
+	$(PY) -m voila notebooks/05_probe.ipynb --Voila.tornado_settings='{"websocket_max_message_size": 536870912}' $(ARGS)
 
 lint: $(ENV)  ## Check style, notebooks without outputs, layers, types, and the bounds of the house
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

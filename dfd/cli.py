@@ -1,4 +1,4 @@
-"""The command line, `python -m dfd`: each command parses, calls one function and prints what it gives.
+"""The command line, `dfd` or `python -m dfd`: each command parses, calls one function and prints what it gives.
 
 Heavy libraries are imported by the commands that need them, so that `--help` answers at once.
 """
@@ -22,7 +22,9 @@ OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
 TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
          "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
          "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
-         "folder": click.Path(exists=True, file_okay=False, path_type=Path)}  # fmt: skip
+         "folder": click.Path(file_okay=False, path_type=Path)}  # fmt: skip
+EXTRAS = dict.fromkeys("nbformat nbconvert papermill jupyter_client jupyterlab pygments".split(), "notebooks")
+EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")  # of pyproject.toml, by what they bring
 
 
 class Group(click.Group):
@@ -45,6 +47,12 @@ class Group(click.Group):
         except BrokenPipeError:  # `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if not extra or ctx.params.get("debug"):
+                raise
+            click.echo(f"dfd: this needs {error.name}, which is not installed: pip install 'dfd[{extra}]'", err=True)
+            raise SystemExit(2) from None
         except Exception as error:
             if not isinstance(error, ValueError | OSError) and not type(error).__module__.startswith("dfd."):
                 raise
@@ -108,6 +116,25 @@ def scan(folder: str, out: str | None, group_by: str, hold_out: tuple[str, ...])
 
 
 @command
+def notebooks(folder: Path) -> None:
+    """Copy the notebooks and the profiles into a folder, to be opened and changed there."""
+    from dfd.reports import runner
+
+    click.echo(
+        f"{runner.copy_notebooks(folder)} files copied to {shown(folder.absolute())}; `python -m dfd lab` there opens them"
+    )
+
+
+@command
+def lab(arguments: tuple[str, ...]) -> None:
+    """Open the notebooks in JupyterLab."""
+    from dfd.reports import runner
+
+    runner.copy_notebooks(Path())
+    raise SystemExit(runner.open_lab(arguments))
+
+
+@command
 def sample(out: str, seed: int) -> None:
     """Make the built-in data: real photos, and simulated fakes of them."""
     from dfd.data import sample as built_in
@@ -118,7 +145,7 @@ def sample(out: str, seed: int) -> None:
 @command
 def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     """Judge images: real or fake, and made by which generator; - is an image on standard input."""
-    folder = find_model(model)
+    folder = model_folder(model)
     if how["resume"] and not how["table"]:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
     if how["table"] and how["case"]:
@@ -144,7 +171,7 @@ def verify(case: Path) -> None:
 @command
 def export(model: str | None, onnx: str) -> None:
     """Write a detector as ONNX, with an example that needs no torch."""
-    folder = find_model(model)
+    folder = model_folder(model)
     from dfd.inference import Detector
     from dfd.inference.export import export as exporting
 
@@ -154,7 +181,7 @@ def export(model: str | None, onnx: str) -> None:
 @command
 def card(model: str | None) -> None:
     """Print a detector's model card: how it was made, and how often it is wrong."""
-    folder = find_model(model)
+    folder = model_folder(model)
     names = ("README.md",) if folder == config.DETECTOR else ("model_card_stage1.md", "model_card_stage2.md")
     cards = [(folder / name).read_text("utf-8") for name in names if (folder / name).exists()]
     if not cards:
@@ -166,14 +193,12 @@ def card(model: str | None) -> None:
 @command
 def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> None:
     """Judge very many images, on all CPUs, GPUs or machines, and write Parquet."""
-    folder = find_model(model)
-    try:
-        from dfd.scale import score as scoring
+    folder = model_folder(model)
+    from dfd.scale import score as scoring
 
-        click.echo(f"model: {shown(folder)}", err=True)
+    click.echo(f"model: {shown(folder)}", err=True)
+    try:
         images, refused, before = scoring.score(inputs, out, folder, scoring.Options(**how))
-    except ModuleNotFoundError as error:
-        raise ValueError(f"score needs {error.name}, which is not installed: pip install 'ray[data]' s3fs") from error
     except KeyboardInterrupt as stopped:
         stopped.args = ("interrupted; the parts that are written stay, and the same command goes on",)
         raise
@@ -215,12 +240,11 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     from dfd.analysis import ablation
     from dfd.core.runs import run_lock
     from dfd.data import manifest
-    from dfd.reports import runner
 
     stem = next(stem for stem in config.NOTEBOOKS if stage in stem)
     chosen = remembered(out, given)
     shared = {"data": chosen["data"], "out": out}
-    parameters = runner.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
+    parameters = config.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
     cfg: Any = config.NOTEBOOKS[stem](**parameters)
     with run_lock(cfg.out):
         with training.main_process_first():
@@ -235,39 +259,11 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
             click.echo(ablation.leave_out(table, cfg).round(3).to_string())
 
 
-def find_model(model: str | None) -> Path:
-    """What to predict with: the folder given, else the newest trained run on real data, else the detector that ships.
+def model_folder(model: str | None) -> Path:
+    """What to predict with, see `find_model`."""
+    from dfd.inference.files import find_model
 
-    A run on the built-in data learnt simulated fakes alone, so that it must be asked for.
-    """
-    from dfd.core.io import read_json
-    from dfd.data import sample as built_in
-
-    def is_own(run: Path) -> bool:
-        try:
-            data = read_json(run / "config.json").get("data")
-        except ValueError as error:
-            click.echo(f"{error}; its networks are passed over", err=True)
-            return False
-        return not (data and built_in.is_sample(config.resolve(data)))
-
-    if model and Path(model).is_file():  # one of a detector's files stands for its folder
-        model = os.path.dirname(model) or "."
-    if model and (Path(model) / config.SUMS).exists():
-        return Path(model)
-    folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))
-    first, second = config.CHECKPOINTS.values()
-    trained = [folder for folder in folders if (folder / first).exists() and (model or (folder / second).exists())]
-    if not trained and not model and (config.DETECTOR / config.SUMS).exists():
-        return config.DETECTOR
-    if not trained:
-        remedy = "`make demo` or `python -m dfd run --data FOLDER` makes one"
-        if model and (Path(model) / second).exists():
-            remedy = f"it lacks {first}, which `python -m dfd train stage1 --out {model}` makes"
-        raise FileNotFoundError(f"no trained model in {model or 'reports/'}: {remedy}")
-    if not (trained[0] / second).exists():
-        click.echo(f"{shown(trained[0])} has no stage 2: real or fake, and nothing of generators", err=True)
-    return max(trained, key=lambda folder: (folder / first).stat().st_mtime)
+    return find_model(model, tell=lambda line: click.echo(line, err=True))
 
 
 def remembered(out: str, given: dict[str, str | None]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -186,8 +186,10 @@ SECTIONS = {model: stem[3:] for stem, model in NOTEBOOKS.items()}  # of configs/
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """Make a path absolute: relative to the working directory, or to the project when a notebook runs in place."""
-    return (ROOT if Path.cwd() == ROOT / "notebooks" else Path.cwd()) / Path(path).expanduser()
+    """Make a path absolute: relative to the working directory, or in the folder of the notebooks to the one above."""
+    here = Path.cwd()
+    in_place = here.name == "notebooks" and (here / "00_eda.ipynb").exists()
+    return (here.parent if in_place else here) / Path(path).expanduser()
 
 
 def profile(name: str, stem: str) -> dict[str, Any]:
@@ -195,6 +197,30 @@ def profile(name: str, stem: str) -> dict[str, Any]:
     if name not in PROFILES:
         raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text("utf-8")).get(stem[3:], {})
+
+
+def plan(stems: Iterable[str], configs: Mapping[str, type[Shared]], shared: Mapping[str, Any], profile_name: str,
+         parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Which parameters each notebook is given: the shared ones, the profile's, then those of the command line.
+
+    A ConfigError names a parameter that no notebook has, or a value of the wrong type or out of range.
+    """
+    models = {stem: configs.get(stem, Shared) for stem in stems}
+    given = {stem: dict(shared) | profile(profile_name, stem) for stem in models}
+    for name, value in parameters.items():
+        number, _, field = name.rpartition(".")
+        if field in shared:
+            raise ConfigError(f"set {field} with --{field}, once for all notebooks")
+        if not (matches := [s for s in models if field in models[s].model_fields and number in ("", s, s[:2])]):
+            raise ConfigError(
+                unknown_parameter(name, {field for model in models.values() for field in model.model_fields})
+            )
+        for stem in matches:
+            given[stem][field] = value
+    for stem, model in models.items():
+        checked = model(**given[stem])
+        given[stem] = {name: getattr(checked, name) for name in given[stem]} | dict(shared)
+    return given
 
 
 def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import dfd
 from dfd import cli, config
 from dfd.core.images import ImageError
+from dfd.inference import files
 from dfd.reports import runner
 
 HEAVY = ("torch", "pandas", "numpy", "sklearn", "papermill", "nbconvert", "matplotlib", "PIL")
@@ -103,17 +104,17 @@ def test_the_shipped_detector_answers_before_a_run_on_simulated_fakes(call, verd
     from dfd.core import io
 
     monkeypatch.setattr(config, "DETECTOR", tmp_path / "detector")
-    assert cli.find_model(None) == tmp_path / "reports" / "new"
+    assert files.find_model(None) == tmp_path / "reports" / "new"
     (tmp_path / "sample").mkdir()
     io.write_json(tmp_path / "sample" / "sample.json", {})
     for run in ("new", "old"):
         io.write_json(tmp_path / "reports" / run / "config.json", {"data": str(tmp_path / "sample")})
     with pytest.raises(FileNotFoundError, match="no trained model"):
-        cli.find_model(None)
+        files.find_model(None)
     (tmp_path / "detector").mkdir()
     (tmp_path / "detector" / config.SUMS).touch()
-    assert cli.find_model(None) == tmp_path / "detector" == cli.find_model(str(tmp_path / "detector"))
-    assert cli.find_model("reports/new") == Path("reports/new")
+    assert files.find_model(None) == tmp_path / "detector" == files.find_model(str(tmp_path / "detector"))
+    assert files.find_model("reports/new") == Path("reports/new")
 
 
 @pytest.fixture
@@ -295,3 +296,23 @@ def test_the_package_names_its_public_face_and_imports_it_when_asked():
     assert printed == "False Detector\n"
     with pytest.raises(AttributeError, match="no attribute 'detector_of_lies'"):
         dfd.detector_of_lies  # noqa: B018
+
+
+def test_notebooks_are_copied_once_and_run_in_place_on_the_folder_above(call, tmp_path, monkeypatch):
+    lab = tmp_path / "lab"
+    assert "files copied to lab" in call("notebooks", "lab").output
+    copied = {str(path.relative_to(lab)) for path in lab.rglob("*.*")}
+    own = {
+        f"{folder}/{path.name}"
+        for folder in ("notebooks", "configs")
+        for path in (config.ROOT / folder).glob("*.[iy]*")
+    }
+    assert copied == own and len(own) == 10
+    (lab / "notebooks" / "00_eda.ipynb").write_text("mine")
+    assert (
+        call("notebooks", "lab").output.startswith("0 files") and (lab / "notebooks/00_eda.ipynb").read_text() == "mine"
+    )
+    monkeypatch.chdir(lab / "notebooks")
+    assert config.resolve("data/mine") == lab / "data" / "mine"
+    monkeypatch.chdir(lab)
+    assert config.resolve("data/mine") == lab / "data" / "mine"

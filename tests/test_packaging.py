@@ -29,8 +29,18 @@ UNIMPORTED = {  # declared for what they do, not for an import
 }
 
 
+EXTRAS = PROJECT["optional-dependencies"]
+OURS = re.compile(r"dfd\[([\w,]+)\]")  # an extra that brings others
+
+
 def names(requirements):
-    return {re.match(r"[\w.-]+", text).group().lower().replace("_", "-") for text in requirements}
+    found = set()
+    for text in requirements:
+        if ours := OURS.fullmatch(text):
+            found |= set().union(*(names(EXTRAS[extra]) for extra in ours.group(1).split(",")))
+        else:
+            found.add(re.match(r"[\w.-]+", text).group().lower().replace("_", "-"))
+    return found
 
 
 def imported(sources):
@@ -68,21 +78,54 @@ def texts(folder):
 
 def test_every_import_of_the_package_and_the_notebooks_is_declared():
     modules = imported([*texts(config.ROOT / "dfd"), *cells(config.ROOT / "notebooks")])
-    extras = PROJECT["optional-dependencies"]
-    declared = names(PROJECT["dependencies"]).union(*(names(extras[name]) for name in extras if name != "dev"))
+    declared = names(PROJECT["dependencies"]).union(*(names(EXTRAS[name]) for name in EXTRAS if name != "dev"))
     assert undeclared(modules, declared) == set()
 
 
-def test_the_tests_have_what_the_extra_has():
-    assert set(PROJECT["optional-dependencies"]["scale"]) <= set(PROJECT["optional-dependencies"]["dev"])
+def test_the_tests_have_what_the_extras_have():
+    assert set().union(*(names(EXTRAS[name]) for name in ("notebooks", "app", "scale", "mlflow", "onnx"))) < names(
+        EXTRAS["dev"]
+    )
+
+
+JUPYTER = sorted({module.replace("-", "_") for module in names(EXTRAS["notebooks"])} - {"jupyterlab"} | {"IPython"})
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({JUPYTER + ['ray', 'voila', 'onnxruntime']}))\n"
+
+
+def without_extras(*arguments, cwd):
+    """`dfd` where no extra is installed."""
+    script = f"{WITHOUT}from dfd.cli import main; main({list(map(str, arguments))!r})"
+    environment = os.environ | {"PYTHONPATH": str(config.ROOT)}
+    return subprocess.run([sys.executable, "-c", script], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_core_scans_trains_and_judges_without_an_extra(tiny_data, tmp_path):
+    small = {"backbone": "test_efficientnet.r160_in1k", "crop_size": 32, "num_epochs": 1, "batch_size": 8,
+             "images_per_epoch": 8, "pretrained": "false", "workers": 0, "track": "none"}  # fmt: skip
+    settings = [text for name, value in small.items() for text in ("-p", name, value)]
+    for command in (["scan", tiny_data], ["train", "stage1", "--data", tiny_data, "--out", "run", *settings]):
+        ran = without_extras(*command, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+    image = next(Path(tiny_data).glob("RealPhotos/*"))
+    ran = without_extras("predict", "--model", "run", "--case", "case", image, cwd=tmp_path)
+    assert ran.returncode == 0 and (tmp_path / "case" / "index.html").exists(), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"), [("run", "notebooks"), ("notebooks", "notebooks"), ("score in --out out", "scale")]
+)
+def test_what_needs_an_extra_says_which(command, extra, tmp_path):
+    ran = without_extras(*command.split(), cwd=tmp_path)
+    assert ran.returncode == 2 and ran.stderr.splitlines()[-1].endswith(f"pip install 'dfd[{extra}]'"), ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_every_import_of_tests_benchmarks_and_scripts_is_declared():
     folders = [config.ROOT / name for name in ("tests", "benchmarks", "scripts")]
     siblings = {path.stem for folder in folders for path in folder.rglob("*.py")} | {"helpers"}
     modules = imported(text for folder in folders for text in texts(folder)) - siblings
-    extras = PROJECT["optional-dependencies"]
-    declared = names(PROJECT["dependencies"]) | names(extras["dev"]) | names(extras["docs"])
+    declared = names(PROJECT["dependencies"]) | names(EXTRAS["dev"]) | names(EXTRAS["docs"])
     assert undeclared(modules, declared) == set()
 
 
@@ -99,9 +142,8 @@ def test_conda_adds_only_python_to_what_pyproject_says():
 
 
 def test_every_dependency_has_a_lower_bound_and_no_other():
-    extras = PROJECT["optional-dependencies"].values()
-    for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
-        assert re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", text)
+    for text in [*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra)]:
+        assert OURS.fullmatch(text) or re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", text)
 
 
 @pytest.mark.parametrize(("name", "version"), [("torch", (2, 11)), ("torchvision", (0, 26)), ("timm", (1, 0, 99))])

@@ -3,7 +3,9 @@
 import errno
 import json
 import math
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from dfd.config import CHECKPOINTS, CLIPS
-from dfd.core.io import atomic_write
+from dfd import config
+from dfd.config import CHECKPOINTS, CLIPS, SUMS
+from dfd.core.io import atomic_write, read_json
+from dfd.data import sample
 from dfd.models.networks import Attribution, RealFakeClassifier
 
 ENTRY = "entry."  # before the names of tensors in a shipped stage that are no weights
@@ -70,3 +74,36 @@ def checked(content: Any) -> dict[str, Any]:
     if wrong := [name for name, good in in_range.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be right")
     return content
+
+
+def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path:
+    """What to predict with: the folder given, else the newest trained run on real data, else the detector that ships.
+
+    A run on the built-in data learnt simulated fakes alone, so that it must be asked for.
+    """
+
+    def is_own(run: Path) -> bool:
+        try:
+            data = read_json(run / "config.json").get("data")
+        except ValueError as error:
+            tell(f"{error}; its networks are passed over")
+            return False
+        return not (data and sample.is_sample(config.resolve(data)))
+
+    if model and Path(model).is_file():  # one of a detector's files stands for its folder
+        model = os.path.dirname(model) or "."
+    if model and (Path(model) / SUMS).exists():
+        return Path(model)
+    folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))
+    first, second = CHECKPOINTS.values()
+    trained = [folder for folder in folders if (folder / first).exists() and (model or (folder / second).exists())]
+    if not trained and not model and (config.DETECTOR / SUMS).exists():
+        return config.DETECTOR
+    if not trained:
+        remedy = "`make demo` or `python -m dfd run --data FOLDER` makes one"
+        if model and (Path(model) / second).exists():
+            remedy = f"it lacks {first}, which `python -m dfd train stage1 --out {model}` makes"
+        raise FileNotFoundError(f"no trained model in {model or 'reports/'}: {remedy}")
+    if not (trained[0] / second).exists():
+        tell(f"{trained[0]} has no stage 2: real or fake, and nothing of generators")
+    return max(trained, key=lambda folder: (folder / first).stat().st_mtime)

@@ -191,32 +191,32 @@ def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     return chosen or every
 
 
-def plan(stems: Sequence[str], configs: Configs, shared: Mapping[str, Any], profile: str,
-        parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Which parameters each notebook is given: the shared ones, the profile's, then those of the command line.
+def copy_notebooks(folder: Path) -> int:
+    """Copy notebooks and profiles below a folder, but for those that it has; gives how many were copied."""
+    names = [path for pattern in ("notebooks/*.ipynb", "configs/*.yaml") for path in config.ROOT.glob(pattern)]
+    missing = [path for path in names if not (folder / path.relative_to(config.ROOT)).exists()]
+    for path in missing:
+        (target := folder / path.relative_to(config.ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return len(missing)
 
-    A ConfigError names a parameter that no notebook has, or a value of the wrong type or out of range.
-    """
-    models = {stem: configs.get(stem, config.Shared) for stem in stems}
-    given = {stem: dict(shared) | config.profile(profile, stem) for stem in stems}
-    for name, value in parameters.items():
-        number, _, field = name.rpartition(".")
-        if field in shared:
-            raise config.ConfigError(f"set {field} with --{field}, once for all notebooks")
-        if not (matches := [s for s in stems if field in models[s].model_fields and number in ("", s, s[:2])]):
-            known = {field for model in models.values() for field in model.model_fields}
-            raise config.ConfigError(config.unknown_parameter(name, known))
-        for stem in matches:
-            given[stem][field] = value
-    for stem, model in models.items():
-        checked = model(**given[stem])
-        given[stem] = {name: getattr(checked, name) for name in given[stem]} | dict(shared)
-        try:
-            if isinstance(checked, config.Robustness):
-                registry.parse_all(checked.conditions)
-        except ValueError as error:
-            raise config.ConfigError(f"conditions: {error}") from None
-    return given
+
+def open_lab(arguments: Sequence[str]) -> int:
+    """Open JupyterLab at the first notebook below the working directory; gives its exit status."""
+    settings = ["--LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb", "--LabApp.news_url=None"]
+    settings += ["--ServerApp.tornado_settings={'websocket_max_message_size': 536870912}"]  # uploads of the probe
+    return subprocess.call([sys.executable, "-m", "jupyter", "lab", *settings, *arguments])
+
+
+def plan(stems: Sequence[str], configs: Configs, *given: Any) -> dict[str, dict[str, Any]]:
+    """What `config.plan` gives; conditions that notebook 03 cannot read are a ConfigError too."""
+    planned = config.plan(stems, configs, *given)
+    try:
+        for parameters in planned.values():
+            registry.parse_all(parameters.get("conditions", config.CONDITIONS))
+    except ValueError as error:
+        raise config.ConfigError(f"conditions: {error}") from None
+    return planned
 
 
 def finish(out: Path, record: dict, made_with: dict) -> None:
