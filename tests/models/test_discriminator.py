@@ -1,4 +1,4 @@
-"""PatchDiscriminator: patches on frozen features, and heads whose slope is bounded; that it learns, train/test_stage2 says."""
+"""PatchDiscriminator: patches on frozen features, heads of a bounded slope; that it learns, train/test_stage2 says."""
 
 import pytest
 import torch
