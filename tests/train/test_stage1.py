@@ -123,7 +123,7 @@ def step(optimizer, loss):
 
 
 def test_the_launderer_learns_to_pass_for_a_photo():
-    """Fakes are photos with a checkerboard, which a discriminator has learnt to see; it is hidden on unseen ones too."""
+    """Fakes are photos with a checkerboard, that a discriminator has learnt to see: it hides it on unseen ones too."""
     adversary = small(launderer_bound=0.1, perceptual_weight=0.0, pretrained=True)
     board = 0.03 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1)
     seen, unseen = (equalised(photo_crops(names, side=32), adversary.cfg) for names in (SEEN, UNSEEN))
