@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
-from trainings import FITS, configured, fit_one_epoch
+from trainings import BACKBONES, FITS, configured, fit_one_epoch
 
 from dfd import config
 from dfd.analysis import fingerprint
 from dfd.data import crops, manifest
+from dfd.degrade.operators import as_float
 from dfd.evaluate import scores as scores_module
 from dfd.inference import decide
 from dfd.inference.stage import Stage
@@ -118,10 +120,17 @@ def test_checkpoint_holds_what_the_design_says(table, tiny_data, tmp_path):
     assert content["preprocessing"] == {"crop_size": 32, "equalise_quality": 90, "mean": None, "std": None}
     assert content["manifest_hash"] == manifest.digest(table)
     assert content["config"]["unet_width"] == 4 and "out" not in content["config"] and content["finished"]
-    assert {"weights", "threshold", "temperature", "metrics", "feature_bank"} <= set(content)
+    assert (content["threshold"], content["temperature"]) == (0.5, 1.0)  # until they are fitted
+    pd.testing.assert_frame_equal(pd.DataFrame(content["history"]), pd.DataFrame([content["metrics"]["val"]]))
+    learnt_from = table[table["is_fake"] & (table["split"] == "train")]
+    features = Stage.load(tmp_path / config.CHECKPOINTS["stage2"]).backbone.get_classifier().in_features
+    assert content["feature_bank"].shape == (len(learnt_from), features)
     fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
     content = torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)
-    assert len(content["preprocessing"]["mean"]) == 3
+    normal = timm.get_pretrained_cfg(BACKBONES["stage1"])
+    assert content["preprocessing"]["mean"] == pytest.approx(normal.mean)
+    assert content["preprocessing"]["std"] == pytest.approx(normal.std)
+    assert content["generators"] == ["BigGAN", "ProGAN"] and content["classes"] == ["real", "fake"]
 
 
 def test_missing_classes_are_named(table, tiny_data, tmp_path):
@@ -194,6 +203,27 @@ def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_pa
     monkeypatch.setattr(stage2, "attribution_losses", lambda *a, **kw: put_on.append(bool(kw)) or losses(*a, **kw))
     fit(table, configured("stage2", tmp_path, tiny_data, num_epochs=1, images_per_epoch=48, carried_every=3))
     assert batches[:6] == put_on == [True, False, False] * 2
+
+
+@pytest.mark.parametrize(("stage", "judge"), [("stage1", "RealFakeClassifier"), ("stage2", "Attribution")])
+def test_all_networks_see_images_behind_one_codec(stage, judge, table, tiny_data, tmp_path, monkeypatch):
+    """Nine levels in place of the JPEG that all crops and sums pass: in no batch do G, C, D and V see any others."""
+    expected = {judge, "UNetRes", "PatchDiscriminator", "VGGPerceptual"}
+    monkeypatch.setattr(crops, "jpeg", lambda images, quality: (8 * as_float(images)).round() / 8)
+    seen, others = set(), set()
+
+    def look(module, images):
+        if (name := type(module).__name__) in expected:
+            seen.add(name)
+            if any((8 * x - (8 * x).round()).abs().max() > 1e-4 for x in images):
+                others.add(name)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        fit(table, configured(stage, tmp_path, tiny_data, num_epochs=1))
+    finally:
+        handle.remove()
+    assert seen == expected and others == set()
 
 
 def textures(folder, names, rng):
