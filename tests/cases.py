@@ -37,7 +37,7 @@ class Case:
 
     def run(self, **options):
         configs = {path.stem: Tiny for path in self.folder.glob("*.ipynb")}
-        return runner.run(str(self.data), str(self.out), folder=self.folder, configs=configs, **options)
+        return runner.run(str(self.data), str(self.out), folder=self.folder, **{"configs": configs, **options})
 
     def record(self):
         return json.loads((self.out / "config.json").read_text())["notebooks"]

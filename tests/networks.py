@@ -4,9 +4,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfd.core.images import load_rgb
+from dfd.data.sample import PHOTOS
 from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 
+SEEN, UNSEEN = ("astronaut", "chelsea", "coffee", "flower", "motorcycle"), ("rocket", "china", "retina")  # photos
 SETTINGS = {
     "stage1": {"backbone": "test_efficientnet.r160_in1k", "representation": "rgb"},
     "stage2": {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.05},
@@ -51,3 +54,13 @@ def noise(width, height, seed=0):
     strength = np.linspace(0, 60, height)[:, None, None] + np.linspace(0, 60, width)[None, :, None]
     pixels = 128 + strength * np.random.default_rng(seed).uniform(-1, 1, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def photo_crops(names, each=16, side=64):
+    """Random crops of installed photos, (len(names) * each, 3, side, side) in [0, 1]."""
+    photos, rng, crops = {photo.name: photo.path for photo in PHOTOS}, np.random.default_rng(0), []
+    for name in names:
+        pixels = np.array(load_rgb(photos[name]))
+        for top, left in rng.integers(0, [size - side for size in pixels.shape[:2]], (each, 2)):
+            crops.append(pixels[top : top + side, left : left + side])
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255

@@ -173,6 +173,8 @@ def test_names_of_any_kind_go_from_scan_to_report(part, data, trained, tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dfd.app.case.write_pdf", lambda *given: None)  # a browser each time
     monkeypatch.setattr(stage_module, "fold_batch_norms", lambda model, side: model)  # takes longer than it saves here
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no power fails
+    monkeypatch.setattr(gc, "collect", lambda *generation: 0)  # of all that pytest has imported, after each training
     folder, out = tmp_path / "data", tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)
     paths = build(folder, world)

@@ -90,9 +90,13 @@ def test_thresholds_refuse_what_they_cannot_be_fitted_on(noisy):
 
 def test_operating_points_are_three_thresholds(noisy):
     fitted = decide.fit(SimpleNamespace(stage="stage1"), noisy)
-    points = fitted["operating_points"]
-    shares = {"balanced": None, "fpr_5": 0.05, "fpr_1": 0.01}
-    assert points == {name: fit_threshold(noisy, fitted["temperature"], fpr) for name, fpr in shares.items()}
+    points, p = fitted["operating_points"], 1 / (1 + np.exp(-noisy["logit_fake"] / fitted["temperature"]))
+    fake = noisy["label"] != "RealPhotos"
+    assert fitted["threshold"] == points["balanced"]
+    best = max(balanced_accuracy_score(fake, p >= cut) for cut in p)
+    assert balanced_accuracy_score(fake, p >= points["balanced"]) == pytest.approx(best)
+    for name, allowed in {"fpr_5": 5, "fpr_1": 1}.items():  # of 100 photos
+        assert (p[~fake] >= points[name]).sum() == allowed
     assert points["balanced"] < points["fpr_5"] < points["fpr_1"]
 
 

@@ -1,11 +1,8 @@
-"""PatchDiscriminator: patches on frozen features, heads whose slope is bounded, and that it learns faint traces."""
+"""PatchDiscriminator: patches on frozen features, heads of a bounded slope; that it learns, train/test_stage2 says."""
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
-from dfd.losses import hinge_discriminator_loss
 from dfd.models.backbones import lite0
 from dfd.models.networks import PatchDiscriminator
 
@@ -41,31 +38,7 @@ def test_the_blocks_are_imagenets_and_stay_as_they_are():
     optimizer = torch.optim.AdamW(learnt, 0.1)
     network(images).mean().backward()
     optimizer.step()
-    assert images.grad.abs().max() > 0 and all(parameter.grad is not None for parameter in learnt)
+    assert images.grad.abs().max() > 0 and all(parameter.grad.abs().max() > 0 for parameter in learnt)
     for name, value in network.blocks.state_dict().items():  # batch norms' statistics too
         assert torch.equal(value, wanted.blocks.state_dict()[name])
     assert len(learnt) == 2 * len(heads_of(network))
-
-
-@pytest.mark.slow
-def test_it_learns_a_faint_trace_on_pictures_that_it_has_not_seen(three_generators):
-    """Photos against photos with a checkerboard of 2 of 255 levels: what a residual looks like."""
-    from dfd.core.images import load_rgb
-
-    paths = sorted((three_generators / "RealPhotos").iterdir())
-    photos = torch.stack([torch.from_numpy(np.array(load_rgb(path).crop((0, 0, 64, 64)))) for path in paths])
-    photos = photos.permute(0, 3, 1, 2) / 255
-    trace = 2 / 255 * ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 2 - 1)
-    torch.manual_seed(0)
-    network = PatchDiscriminator()
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-3)
-    for _ in range(40):
-        batch = photos[:8]
-        loss = hinge_discriminator_loss(network(batch), network((batch + trace).clamp(0, 1)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    network.eval()
-    with torch.no_grad():
-        logits = torch.cat([network(photos[8:]), network((photos[8:] + trace).clamp(0, 1))]).mean((1, 2, 3))
-    assert loss.item() < 1.7 and roc_auc_score([1] * 4 + [0] * 4, logits) > 0.9

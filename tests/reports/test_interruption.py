@@ -80,7 +80,7 @@ def test_a_signal_between_cells_is_not_lost(case):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_redoes_nothing(case):
+def test_a_killed_run_goes_on_and_redoes_nothing(case, capsys):
     log = 'print("{}", file=open(out + "/log.txt", "a"))'
     case.write("00_first", new_code_cell(log.format("first")))
     wait = 'import os, time; print("kernel", os.getpid()); time.sleep(300 * (not os.path.exists(out + "/go")))'
@@ -92,8 +92,8 @@ def test_a_killed_run_goes_on_and_redoes_nothing(case):
     whole = {path.name: path.read_bytes() for path in case.out.glob("00_first.*")}
     (case.out / "left.txt.part").write_text("half")
     (case.out / "go").touch()
-    with case.start() as process:
-        assert "00_first  finished before" in process.stdout.read()
+    case.run(configs={})
+    assert "00_first  finished before" in capsys.readouterr().out
     assert (case.out / "log.txt").read_text() == "first\nsecond\n"
     assert whole == {path.name: path.read_bytes() for path in case.out.glob("00_first.*")}
     assert [entry["status"] for entry in case.record().values()] == ["finished", "finished"]

@@ -9,9 +9,12 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
+from sklearn.metrics import roc_auc_score
 
 from dfd import cli, config
+from dfd.data import manifest
 from dfd.reports import runner, sweep
 
 # Does what `dfd run` leaves behind: `extractor` is its behaviour, and batch_size the number it reaches.
@@ -280,12 +283,20 @@ def test_a_real_sweep_trains_and_compares(tiny_data, tmp_path):
     grid = tmp_path / "rates.yaml"
     small = "backbone: test_resnet.r160_in1k, pretrained: false, num_epochs: 1, crop_size: 32, crops: 1, workers: 0"
     grid.write_text(
-        f"data: {tiny_data}\nnotebooks: [0, 1]\nparameters: {{{small}, batch_size: 8, launderer_width: 4,"
+        f"data: {tiny_data}\nnotebooks: [1]\nparameters: {{{small}, batch_size: 8, launderer_width: 4,"
         " images_per_epoch: 16, 01.lr_gc: [0.001, 0.01]}"
     )
+    runs = [tmp_path / "out" / f"01.lr_gc-{rate}" for rate in (0.001, 0.01)]
+    for run in runs:  # as notebook 00 does, which takes as long as a training
+        manifest.scan(tiny_data, run, progress=False)
     words = [sys.executable, "-m", "dfd", "sweep", str(grid), "--out", str(tmp_path / "out"), "--jobs", "2"]
     result = subprocess.run(words, capture_output=True, text=True, cwd=config.ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     frame = pd.read_csv(tmp_path / "out" / "sweep.csv")
-    assert frame["status"].tolist() == ["finished"] * 2 and frame["stage1_val_auc"].between(0, 1).all()
+    assert frame["status"].tolist() == ["finished"] * 2
+    for run, found in zip(runs, frame.sort_values("01.lr_gc")["stage1_val_auc"], strict=True):
+        rows = pd.read_parquet(run / "scores_stage1.parquet").query("split == 'val' and degradation == 'none'")
+        assert found == pytest.approx(roc_auc_score(rows["label"] != "RealPhotos", rows["logit_fake"]))
+        trained = torch.load(run / config.CHECKPOINTS["stage1"], weights_only=True)
+        assert f"-{trained['config']['lr_gc']}" in run.name and trained["finished"]
     assert "01.lr_gc" in (tmp_path / "out" / "index.html").read_text()

@@ -1,20 +1,25 @@
 """Training: fixed seeds, early stopping, what a checkpoint holds, which network learns from what, and real learning."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
-from trainings import FITS, configured, fit_one_epoch
+from trainings import BACKBONES, FITS, configured, fit_one_epoch
 
 from dfd import config
+from dfd.analysis import fingerprint
 from dfd.data import crops, manifest
+from dfd.degrade.operators import as_float
 from dfd.evaluate import scores as scores_module
+from dfd.inference import decide
 from dfd.inference.stage import Stage
 from dfd.train import fit, fit_stage1, fit_stage2, loop, stage2
+
+CLASSES = {"stage1": ("RealPhotos", "ProGAN"), "stage2": ("BigGAN", "ProGAN")}
 
 
 @pytest.fixture
@@ -115,10 +120,17 @@ def test_checkpoint_holds_what_the_design_says(table, tiny_data, tmp_path):
     assert content["preprocessing"] == {"crop_size": 32, "equalise_quality": 90, "mean": None, "std": None}
     assert content["manifest_hash"] == manifest.digest(table)
     assert content["config"]["unet_width"] == 4 and "out" not in content["config"] and content["finished"]
-    assert {"weights", "threshold", "temperature", "metrics", "feature_bank"} <= set(content)
+    assert (content["threshold"], content["temperature"]) == (0.5, 1.0)  # until they are fitted
+    pd.testing.assert_frame_equal(pd.DataFrame(content["history"]), pd.DataFrame([content["metrics"]["val"]]))
+    learnt_from = table[table["is_fake"] & (table["split"] == "train")]
+    features = Stage.load(tmp_path / config.CHECKPOINTS["stage2"]).backbone.get_classifier().in_features
+    assert content["feature_bank"].shape == (len(learnt_from), features)
     fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
     content = torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)
-    assert len(content["preprocessing"]["mean"]) == 3
+    normal = timm.get_pretrained_cfg(BACKBONES["stage1"])
+    assert content["preprocessing"]["mean"] == pytest.approx(normal.mean)
+    assert content["preprocessing"]["std"] == pytest.approx(normal.std)
+    assert content["generators"] == ["BigGAN", "ProGAN"] and content["classes"] == ["real", "fake"]
 
 
 def test_missing_classes_are_named(table, tiny_data, tmp_path):
@@ -193,6 +205,27 @@ def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_pa
     assert batches[:6] == put_on == [True, False, False] * 2
 
 
+@pytest.mark.parametrize(("stage", "judge"), [("stage1", "RealFakeClassifier"), ("stage2", "Attribution")])
+def test_all_networks_see_images_behind_one_codec(stage, judge, table, tiny_data, tmp_path, monkeypatch):
+    """Nine levels in place of the JPEG that all crops and sums pass: in no batch do G, C, D and V see any others."""
+    expected = {judge, "UNetRes", "PatchDiscriminator", "VGGPerceptual"}
+    monkeypatch.setattr(crops, "jpeg", lambda images, quality: (8 * as_float(images)).round() / 8)
+    seen, others = set(), set()
+
+    def look(module, images):
+        if (name := type(module).__name__) in expected:
+            seen.add(name)
+            if any((8 * x - (8 * x).round()).abs().max() > 1e-4 for x in images):
+                others.add(name)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        fit(table, configured(stage, tmp_path, tiny_data, num_epochs=1))
+    finally:
+        handle.remove()
+    assert seen == expected and others == set()
+
+
 def textures(folder, names, rng):
     """40 photos, and fakes of two textures under the given names: checkerboard and stripes."""
     rows, columns = np.mgrid[:40, :40]
@@ -206,33 +239,66 @@ def textures(folder, names, rng):
     return folder
 
 
-def answers(table, out, folder):
-    """Train stage 2 on the table; the names that its test images get, in the order of the table's test rows."""
-    cfg = configured(
-        "stage2", out, folder, num_epochs=5, images_per_epoch=64, lr_gc=3e-3, degrade=False, equalise_quality=95,
-        perceptual_weight=0.0, crops=1,
-    )  # fmt: skip
-    fit_stage2(table, cfg)
-    test = table[table["is_fake"] & (table["split"] == "test")]
-    stage = Stage.load(Path(cfg.out) / config.CHECKPOINTS["stage2"])
-    return test, scores_module.score(stage, test)["prediction"].to_numpy()
+def trained(table, out, **changes):
+    """A stage trained for a few seconds on the table, stage 2 unless named, and its answers on the test images."""
+    stage = changes.pop("stage", "stage2")
+    quick = {"num_epochs": 4, "images_per_epoch": 64, "lr_gc": 3e-3, "degrade": False, "equalise_quality": 95}
+    off = {"perceptual_weight": 0.0, "adversarial_weight": 0.0, "crops": 1}
+    fit(table, configured(stage, out, table.attrs["root"], **{**quick, **off, **changes}))
+    judge = Stage.load(out / config.CHECKPOINTS[stage])
+    test = table[(table["split"] == "test") & (table["is_fake"] | (stage == "stage1"))]
+    return judge, scores_module.score(judge, test)
 
 
 @pytest.mark.slow
-def test_swapped_folders_swap_the_answers_and_shuffled_labels_bring_chance(tmp_path):
-    right = {}
+def test_swapped_folders_swap_the_answers_which_photos_carry_and_shuffled_labels_bring_chance(tmp_path):
     for names in (("ProGAN", "BigGAN"), ("BigGAN", "ProGAN")):
         folder = textures(tmp_path / names[0], names, np.random.default_rng(0))
         table = manifest.scan(folder, tmp_path / f"scan {names[0]}", test_fraction=0.4, progress=False)
-        test, named = answers(table, tmp_path / f"run {names[0]}", folder)
-        right[names] = (named == test["label"]).mean()
-    assert min(right.values()) > 0.9, right  # the same pixels under the other name get the other name
+        stage, found = trained(table, tmp_path / f"run {names[0]}", carried_every=2)
+        assert (found["prediction"] == found["label"]).mean() > 0.9  # the same pixels under the other name
+        carried = fingerprint.summary(fingerprint.carry(stage, table, limit=20))
+        assert carried["carried"]["value"] > 0.9 and carried["carrier_alone"]["value"] < 0.7
     fakes = table.index[table["is_fake"]]
     shuffled = table.assign(label=table["label"].where(~table["is_fake"]))
     shuffled.loc[fakes, "label"] = np.random.default_rng(1).permutation(table.loc[fakes, "label"])
     shuffled.attrs = table.attrs
-    test, named = answers(shuffled, tmp_path / "shuffled", folder)
-    assert len(test) >= 28 and 0.25 < (named == test["label"]).mean() < 0.75
+    _, found = trained(shuffled, tmp_path / "shuffled", carried_weight=0.0)
+    assert len(found) >= 28 and 0.25 < (found["prediction"] == found["label"]).mean() < 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_where_the_subject_speaks_against_the_trace_the_trace_decides(stage, tmp_path):
+    """Of the images to learn from three in four of a class are warm, or cold, and all have its texture; of the test
+    images all have the other class's colour."""
+    rng, (first, second) = np.random.default_rng(0), CLASSES[stage]
+    rows, columns = np.mgrid[:40, :40]
+    kinds = {first: columns // 2 % 2 * 2 - 1, second: (rows + columns) % 2 * 2 - 1}
+    if stage == "stage2":
+        kinds["RealPhotos"] = 0 * rows
+    files = []
+    for label, texture in kinds.items():
+        (tmp_path / label).mkdir()
+        for number in range(40):
+            split = "train" if number < 20 else "val" if number < 28 else "test"
+            warm = (label == first) == (number % 4 > 0 if split != "test" else False)
+            small = rng.integers(60, 140, (5, 5, 3)) + 50 * np.array([warm, 0, not warm])
+            picture = Image.fromarray(small.astype(np.uint8)).resize((40, 40), Image.Resampling.BICUBIC)
+            pixels = (np.asarray(picture, dtype=float) + 8 * texture[..., None]).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{number:02}.png")
+            files.append((f"{label}/{number:02}.png", split, pixels[..., 0].mean() > pixels[..., 2].mean()))
+    table = manifest.scan(tmp_path, progress=False)
+    paths, splits, warm = zip(*files, strict=True)
+    subject = table["path"].map(dict(zip(paths, warm, strict=True)))
+    told = table.assign(split=table["path"].map(dict(zip(paths, splits, strict=True))))
+    told.attrs = table.attrs
+    by_subject = (subject == (told["label"] == first))[told["label"].isin(CLASSES[stage])]
+    shares = by_subject.groupby(told["split"]).mean()
+    assert shares["test"] == 0 and 0.7 < shares["train"] < 0.8  # what a judge of colours alone gets
+    part = {"adversarial": False} if stage == "stage1" else {"carried_weight": 0.0}
+    _, found = trained(told, tmp_path / "run", stage=stage, **part)
+    assert (found["prediction"] == decide.true_class(found)).mean() > 0.9
 
 
 @pytest.mark.slow
