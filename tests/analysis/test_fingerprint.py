@@ -16,6 +16,7 @@ from dfd.data import crops as crops_module
 from dfd.degrade.operators import jpeg
 from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
+from dfd.models import backbones
 
 LABELS = ["BigGAN", "ProGAN", "StyleGAN2"]
 SIZE, SIDE, EACH = 36, 32, 8  # of the images, of the crops, and images per label and split
