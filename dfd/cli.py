@@ -23,7 +23,9 @@ TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.
          "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
          "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
          "folder": click.Path(file_okay=False, path_type=Path)}  # fmt: skip
-EXTRAS = dict.fromkeys("nbformat nbconvert papermill jupyter_client jupyterlab pygments".split(), "notebooks")
+EXTRAS: dict[str, str] = dict.fromkeys(
+    "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split(), "notebooks"
+)
 EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")  # of pyproject.toml, by what they bring
 
 
@@ -120,9 +122,8 @@ def notebooks(folder: Path) -> None:
     """Copy the notebooks and the profiles into a folder, to be opened and changed there."""
     from dfd.reports import runner
 
-    click.echo(
-        f"{runner.copy_notebooks(folder)} files copied to {shown(folder.absolute())}; `python -m dfd lab` there opens them"
-    )
+    count = runner.copy_notebooks(folder)
+    click.echo(f"{count} files copied to {shown(folder.absolute())}; `python -m dfd lab` there opens them")
 
 
 @command

@@ -73,7 +73,7 @@ def carried(part: str, number: int, run: Path, table: pd.DataFrame) -> pd.DataFr
 def brought(measured: pd.DataFrame, metric: str) -> pd.DataFrame:
     """What each part brings under each condition: mean, low and high of "as configured" less "without"."""
     wide = measured.pivot_table(index=["draw", "condition"], columns="part", values=metric, sort=False)
-    gains = wide.drop(columns="none").rsub(wide["none"], axis=0).stack().rename("gain").reset_index()
+    gains = wide.drop(columns="none").rsub(wide["none"], axis=0).stack().dropna().rename("gain").reset_index()
     groups = gains.groupby(["part", "condition"], sort=False)["gain"].agg(["mean", "sem", "size"])
     reach = groups["sem"] * t.ppf(0.975, groups["size"] - 1)
     return groups.assign(low=groups["mean"] - reach, high=groups["mean"] + reach)[["mean", "low", "high", "size"]]

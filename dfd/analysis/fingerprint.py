@@ -113,8 +113,8 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0, judge: S
         images = [(c.numpy(), s.numpy()) for c, s in zip(carriers, sums, strict=True)]
         with np.errstate(divide="ignore"):  # equal images: infinite
             columns["psnr"] = [float(peak_signal_noise_ratio(c, s, data_range=1)) for c, s in images]
-        columns["ssim"] = [float(structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM)) for c, s in images]
-        parts.append(pd.DataFrame(columns))
+        ssim: Any = [structural_similarity(c, s, data_range=1, channel_axis=0, **SSIM) for c, s in images]
+        parts.append(pd.DataFrame(columns | {"ssim": np.array(ssim, dtype=float)}))
     return pairs.join(pd.concat(parts, ignore_index=True))
 
 
@@ -164,6 +164,6 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
                   "carried_anew": lambda weights: mean_recall(weights * other, labels, named == labels),
                   "psnr": partial(share, right=np.where(finite, psnr, 0), among=finite),
                   "ssim": partial(share, right=ssim)}  # fmt: skip
-    for column in pairs.filter(like="judge_"):
+    for column in map(str, pairs.filter(like="judge_")):
         statistics[column] = partial(mean_recall, labels=labels, right=pairs[column].to_numpy() == labels)
     return bootstrap_all(pairs["group"], statistics, seed)

@@ -34,7 +34,7 @@ def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> 
     fakes, stages = table[table["is_fake"]], {"this detector": Stage.load(Path(out) / CHECKPOINTS["stage1"])}
     if other := ablation.trained(out, "stage1", ablation.NO_ADVERSARIES):
         stages["one without adversaries"] = other
-    return attacked(stages, *(fakes[fakes["split"] == split] for split in ("train", "test")), steps, seed)
+    return attacked(stages, fakes[fakes["split"] == "train"], fakes[fakes["split"] == "test"], steps, seed)
 
 
 def attacked(stages: dict[str, Any], train: pd.DataFrame, test: pd.DataFrame, steps: int, seed=0) -> pd.DataFrame:

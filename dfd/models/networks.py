@@ -244,7 +244,8 @@ def _vgg16() -> tuple[Any, str]:
     try:
         stored = torch.hub.load_state_dict_from_url(VGG16.url, map_location="cpu", check_hash=True, weights_only=True)
         with torch.device("meta"):  # takes no memory, and nothing from the random generator
-            features: Any = vgg16().features[: VGG16_PLACES[-1] + 1]
+            features: Any = vgg16().features
+            features = features[: VGG16_PLACES[-1] + 1]
         features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()}, assign=True)
     except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         if path.exists():
