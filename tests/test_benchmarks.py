@@ -1,9 +1,7 @@
 """The benchmarks: each row runs on tiny inputs, bars are read the right way, and runs are kept."""
 
 import json
-from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,7 +14,6 @@ from benchmarks import (
     pictures,
     predicting,
     scanning,
-    scoring,
     speed,
     sweeping,
     training,
@@ -136,20 +133,6 @@ def test_rows_of_memory_run_in_processes_of_their_own(tmp_path):
     scan, score = memory.rows(tmp_path, 60, 20)
     assert 0.05 < scan.value < 2 and 0.05 < score.value < 2
     assert scan.unit == "GiB" and scan.met
-
-
-@pytest.mark.slow
-def test_rows_of_several_workers_score_all_images(tmp_path, monkeypatch):
-    small = partial(predicting.contents, backbone="test_efficientnet.r160_in1k", unet_width=4)
-    monkeypatch.setattr(scoring, "contents", small)
-    for name, value in {"IMAGES": 32, "PART": 4, "TURNS": 1, "SIDE": 64}.items():
-        monkeypatch.setattr(scoring, name, value)
-    steady, whole = scoring.rows(tmp_path)
-    assert steady.value > 0 and steady.bar == 1.7 and not measure.Row("x", 1.6, 1.7, steady.unit).met
-    assert whole.value > 0 and whole.bar is None
-    for workers in (1, 2):
-        table = pd.read_parquet(tmp_path / f"scores {workers} 0")
-        assert len(table) == 32 and table.error.isna().all()
 
 
 @pytest.mark.slow

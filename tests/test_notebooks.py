@@ -72,8 +72,8 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = {
         "01.backbone": "test_resnet.r160_in1k", "02.backbone": "test_efficientnet.r160_in1k", "pretrained": False,
-        "num_epochs": 1, "crop_size": 32, "crops": 2, "unet_width": 4, "workers": 0, "batch_size": 8,
-        "conditions": ["jpeg 90", "jpeg 50", "blur 1 + jpeg 75"], "removal_steps": 2, "examples": 2,
+        "num_epochs": 1, "images_per_epoch": 32, "crop_size": 32, "crops": 2, "unet_width": 4, "workers": 0,
+        "batch_size": 8, "conditions": ["jpeg 90", "jpeg 50", "blur 1 + jpeg 75"], "removal_steps": 2, "examples": 2,
         "worst": 3, "uncertain": 1,
     }  # fmt: skip
     index = runner.run(data=str(tiny_data), out=str(tmp_path / "run"), profile="demo", parameters=small)

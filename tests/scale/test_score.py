@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+from functools import partial
 
 import bad_files
 import pandas as pd
@@ -26,6 +27,7 @@ from moto.server import ThreadedMotoServer
 from networks import checkpoint
 from pyarrow import parquet
 
+from benchmarks import measure, predicting, scoring
 from dfd import cli
 from dfd.config import CHECKPOINTS
 from dfd.data.layouts import printable
@@ -174,7 +176,7 @@ def test_shards_images_and_lists_on_s3_become_parquet_there(score, model, tmp_pa
     s3.pipe_file("bucket/list.txt", b"s3://bucket/listed/006.png\ns3://bucket/listed/gone.png\n")
     s3.pipe_file("bucket/listed/006.png", data[6])
     inputs = [f"s3://bucket/{name}" for name in ("images", "shards/*.tar", "list.txt")]
-    words = [*inputs, "--out", "s3://bucket/scores", "--part-size", "2"]
+    words = [*inputs, "--out", "s3://bucket/scores", "--part-size", "2", "--workers", "1"]
 
     result = score(*words)
     assert result.exit_code == 1 and "10 images in s3://bucket/scores; 3 were refused" in result.stderr, result.output
@@ -247,11 +249,28 @@ def test_a_killed_run_goes_on_and_a_signal_ends_one_in_one_line(ray_here, score,
         assert len(before) < len(parts(out)) < 6, said
         assert all((out / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
     assert said[-1].endswith("interrupted; the parts that are written stay, and the same command goes on")
-    result = score("in", "--out", "out", *SLOW)
+    result = score("in", "--out", "out", *SLOW, "--workers", "1")
     assert result.exit_code == 0 and "24 images in out, " in result.stderr
     table = rows(out)
     assert len(table) == 24 and table.error.isna().all()
     assert_as_predicted(table, model, pictures, "in/", mode="grid")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_the_benchmark_scores_all_images_by_one_worker_and_by_two(tmp_path, monkeypatch):
+    for name in ("init", "shutdown"):  # there is one already
+        monkeypatch.setattr(ray, name, lambda *given, **options: None)
+    small = partial(predicting.contents, backbone="test_efficientnet.r160_in1k", unet_width=4)
+    monkeypatch.setattr(scoring, "contents", small)
+    for name, value in {"IMAGES": 32, "PART": 4, "TURNS": 1, "SIDE": 64}.items():
+        monkeypatch.setattr(scoring, name, value)
+    steady, whole = scoring.rows(tmp_path)
+    assert steady.value > 0 and steady.bar == 1.7 and not measure.Row("x", 1.6, 1.7, steady.unit).met
+    assert whole.value > 0 and whole.bar is None
+    for workers in (1, 2):
+        table = pd.read_parquet(tmp_path / f"scores {workers} 0")
+        assert len(table) == 32 and table.error.isna().all()
 
 
 @pytest.mark.slow
