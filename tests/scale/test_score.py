@@ -469,15 +469,6 @@ def test_a_part_that_cannot_be_written_whole_is_not_there(score, tmp_path, monke
     assert score("in", "--out", "out").exit_code == 0 and len(rows("out")) == 4
 
 
-def test_without_ray_the_error_says_how_to_get_it(score, tmp_path, monkeypatch):
-    fill(tmp_path / "in", 1)
-    monkeypatch.delitem(sys.modules, "dfd.scale.score")
-    monkeypatch.delattr("dfd.scale.score")
-    monkeypatch.setitem(sys.modules, "ray", None)
-    result = score("in", "--out", "out")
-    assert result.exit_code == 2 and "pip install 'ray[data]' s3fs" in result.stderr.splitlines()[-1]
-
-
 def test_a_dead_cluster_is_known_before_ray_tries_for_minutes(score, tmp_path, monkeypatch):
     fill(tmp_path / "in", 1)
     monkeypatch.setattr(ray, "init", lambda *args, **options: pytest.fail("Ray was started"))
