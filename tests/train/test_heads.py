@@ -1,6 +1,7 @@
 """Linear heads on the feature bank: the discriminant, joint hold-outs, and a stage fitted, calibrated and shipped."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from dfd import config
 from dfd.config import CHECKPOINTS, SHIPPED, SUMS
 from dfd.core.runs import Interrupted
+from dfd.data import manifest
 from dfd.data.crops import Seeded
 from dfd.evaluate import holdouts, scores
 from dfd.inference import Detector, Stage
@@ -73,29 +75,47 @@ def test_hold_outs_leave_a_source_out_of_every_label():
     assert not list(heads.joint_hold_outs(labels[2:], sources[2:], 40, seed=0))  # photos of one source
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """A run folder with both heads, and its manifest: 4 sources a class, 3 images a source, on a small trunk."""
-    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
-    clip.shared_trunk.cache_clear()
-    data, rows = tmp_path / "data", []
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run folder with both heads beside its images: 4 sources a class, 3 images a source, on a small trunk."""
+    folder, rows = tmp_path_factory.mktemp("heads"), []
     for place, label in enumerate(("RealPhotos", "ProGAN", "BigGAN")):
-        (data / label).mkdir(parents=True)
+        (folder / "data" / label).mkdir(parents=True)
         for number in range(12):
             name = f"{label}/{number}.png"
             pixels = np.asarray(picture(100 * place + number, 72, 64)).astype(int)
             pixels[:: place + 1] += 40 * (place > 0)
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data / name)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "data" / name)
             rows.append({"file": name, "source": f"{label} {number % 4}"})
-    pd.DataFrame(rows).to_csv(data / "provenance.csv", index=False)
-    out, options = tmp_path / "run", {"backbone": "clip", "pretrained": False, "crop_size": 32, "hold_outs": 6}
-    options |= {"equalise": False, "workers": 0, "track": "none", "data": str(data), "out": str(out)}
-    out.mkdir()
-    table = scan(data, out)
-    cfgs = {"stage1": config.Stage1(**options), "stage2": config.Stage2(**options)}
-    for cfg in cfgs.values():
-        fit(table, cfg)
-    yield table, cfgs, out
+    pd.DataFrame(rows).to_csv(folder / "data" / "provenance.csv", index=False)
+    (folder / "run").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+        patch.setenv("DFD_CACHE", str(folder / "cache"))
+        clip.shared_trunk.cache_clear()
+        table = scan(folder / "data", folder / "run")
+        for cfg in configs(folder).values():
+            fit(table, cfg)
+    clip.shared_trunk.cache_clear()
+    return folder
+
+
+def configs(folder):
+    options = {"backbone": "clip", "pretrained": False, "crop_size": 32, "hold_outs": 6, "equalise": False}
+    options |= {"workers": 0, "track": "none", "data": str(folder / "data"), "out": str(folder / "run")}
+    return {"stage1": config.Stage1(**options), "stage2": config.Stage2(**options)}
+
+
+@pytest.fixture
+def trained(made, tmp_path, monkeypatch):
+    """The manifest, the configs and the run folder of a copy of what is made."""
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    clip.shared_trunk.cache_clear()
+    for name in ("data", "run"):
+        shutil.copytree(made / name, tmp_path / name)
+    table = manifest.load(tmp_path / "run")
+    table.attrs["root"] = str(tmp_path / "data")
+    yield table, configs(tmp_path), tmp_path / "run"
     clip.shared_trunk.cache_clear()
 
 

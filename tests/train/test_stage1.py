@@ -122,6 +122,7 @@ def step(optimizer, loss):
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_the_launderer_learns_to_pass_for_a_photo():
     """Fakes are photos with a checkerboard, that a discriminator has learnt to see: it hides it on unseen ones too."""
     adversary = small(launderer_bound=0.1, perceptual_weight=0.0, pretrained=True)

@@ -305,10 +305,10 @@ def test_where_the_subject_speaks_against_the_trace_the_trace_decides(stage, tmp
 @pytest.mark.parametrize(("stage", "metric"), [("stage1", "val_auc"), ("stage2", "val_balanced_accuracy")])
 def test_both_stages_learn_obvious_textures(stage, metric, table, tiny_data, tmp_path):
     cfg = configured(
-        stage, tmp_path, tiny_data, num_epochs=8, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95,
+        stage, tmp_path, tiny_data, num_epochs=4, images_per_epoch=96, lr_gc=3e-3, degrade=False, equalise_quality=95,
         perceptual_weight=0.0,
     )  # fmt: skip
-    assert FITS[stage][0](table, cfg)[metric].max() > 0.9
+    assert FITS[stage][0](table, cfg)[metric].iloc[-1] > 0.9
 
 
 @pytest.mark.slow
