@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 from torch.utils.data import DataLoader, Dataset
 
@@ -134,7 +135,9 @@ class Launched:
 def alone(stage, data, out, monkeypatch, **changes):
     """The same command in this process: what it printed, and its checkpoint."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    AcceleratorState._reset_state(True)  # its precision is a process's, and other tests train in bfloat16
     ended = CliRunner().invoke(cli.main, words(stage, data, out, changes))
+    AcceleratorState._reset_state(True)
     assert ended.exit_code == 0, ended.output
     return ended.output, torch.load(out / config.CHECKPOINTS[stage], weights_only=True)
 
