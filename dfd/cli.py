@@ -22,7 +22,8 @@ OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
 TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
          "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
          "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
-         "folder": click.Path(file_okay=False, path_type=Path)}  # fmt: skip
+         "folder": click.Path(exists=True, file_okay=False, path_type=Path),
+         "new folder": click.Path(file_okay=False, path_type=Path)}  # fmt: skip
 EXTRAS: dict[str, str] = dict.fromkeys(
     "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split(), "notebooks"
 )
