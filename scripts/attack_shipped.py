@@ -28,7 +28,6 @@ from dfd.inference.stage import Stage, center_crops, extract_features
 from dfd.train.heads import Discriminants, joint_hold_outs, sources_of
 
 IMAGES, STEPS, TRIED = 24, 60, 15  # images of a source; steps of a launderer; fakes of a generator under attack
-QUALITIES = (95, 75, 50)
 
 
 def crops_of(stage: Stage, rows: pd.DataFrame) -> torch.Tensor:
@@ -45,18 +44,15 @@ def with_head(stage: Stage, features: np.ndarray, rows: pd.DataFrame) -> Stage:
     classes = rows["is_fake"].to_numpy(int)
     weight, bias = Discriminants(features, classes, rows["source"].to_numpy(), 0.1).fit()
     other: Any = copy.copy(stage)
-    other.model = copy.copy(stage.model)  # shares the trunk
-    other.model._modules = dict(stage.model._modules, backbone=copy.copy(stage.backbone))
-    head = torch.nn.Linear(features.shape[-1], 1)
-    head.load_state_dict({name: torch.from_numpy(values[1:] - values[:1]) for name, values in
-                          (("weight", weight), ("bias", bias))})  # fmt: skip
-    other.model.backbone._modules = dict(stage.backbone._modules, head=head.requires_grad_(False))
+    other.model = copy.deepcopy(stage.model, {id(stage.backbone.trunk): stage.backbone.trunk})  # they share the trunk
+    head = {"weight": torch.from_numpy(weight[1:] - weight[:1]), "bias": torch.from_numpy(bias[1:] - bias[:1])}
+    other.backbone.head.load_state_dict(head)
     return other
 
 
 def set_cut(stage: Any, name: str, images: torch.Tensor, rows: pd.DataFrame) -> None:
     """Call 5 % of the photos fake; says the AUC."""
-    for condition, behind in {"as it is": images, **{f"JPEG {q}": jpeg(images, q) for q in QUALITIES}}.items():
+    for condition, behind in {"as it is": images, **{f"JPEG {q}": jpeg(images, q) for q in removal.QUALITIES}}.items():
         with torch.inference_mode():
             parts = [stage.model(removal.seen(stage, part)).float() for part in behind.split(32)]
         logits, is_fake = torch.cat(parts).numpy(), rows["is_fake"].to_numpy(bool)
@@ -90,8 +86,7 @@ def main(data: str, run: Path) -> None:
     images = crops_of(shipped, test)
     for name, stage in stages.items():
         set_cut(stage, name, images, test)
-    removal.TRIED = TRIED
-    of_fakes = test[test["is_fake"]]
+    of_fakes = test[test["is_fake"]].groupby("label").head(TRIED)
     of_fakes.attrs = attrs
     print(removal.attacked(stages, train[fakes], of_fakes, STEPS).round(3).to_string())
 

@@ -148,8 +148,8 @@ class PatchDiscriminator(nn.Module):
     """PatchGAN on frozen features: a logit for each patch from each of three blocks of EfficientNet-Lite0.
 
     Isola et al. 2017, arXiv:1611.07004; projected as by Sauer et al. 2021, arXiv:2111.01007; the heads have spectral
-    normalisation, Miyato et al. 2018, arXiv:1802.05957. It sees eight times the high-pass part of an image: of
-    brightness and content, which are larger than any residual, it would learn nothing (docs/method.md).
+    normalisation, Miyato et al. 2018, arXiv:1802.05957. It sees eight times the high-pass part of an image: from
+    the image itself, whose brightness and content are larger than any residual, it learns later (docs/method.md).
     """
 
     BLOCKS = 2, 3, 4  # with strides of 8, 16 and 16 pixels
@@ -203,7 +203,7 @@ class VGGPerceptual(nn.Module):
             self.features, self.places = features, VGG16_PLACES
             statistics = VGG16.transforms().mean, VGG16.transforms().std
         else:
-            network = lite0(pretrained)
+            network = lite0(pretrained=True)
             self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[: len(LITE0_PLACES)])
             self.places, statistics = LITE0_PLACES, [network.default_cfg[name] for name in ("mean", "std")]
         self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in statistics)
