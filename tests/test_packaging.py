@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from dfd import __version__, config
 
@@ -138,7 +141,53 @@ def test_nothing_is_declared_in_vain():
 def test_conda_adds_only_python_to_what_pyproject_says():
     environment = yaml.safe_load((config.ROOT / "environment.yml").read_text())
     assert environment["name"] == PROJECT["name"]
-    assert environment["dependencies"] == [f"python{PROJECT['requires-python']}", "pip", {"pip": ["-e .[dev]"]}]
+    assert environment["dependencies"] == [
+        f"python{PROJECT['requires-python']}",
+        "pip",
+        {"pip": ["--constraint constraints.txt", "-e .[dev]"]},
+    ]
+
+
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (config.ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+
+def needed(requirements):
+    """The names of what these requirements install on this machine, with all that those need, by what is installed."""
+    waiting, found = [(Requirement(text), "") for text in requirements], set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in ["", *requirement.extras]:
+            if (name, wanted) not in found:
+                found.add((name, wanted))
+                waiting += [(Requirement(text), wanted) for text in metadata.requires(name) or []]
+    return {name for name, _ in found}
+
+
+def test_what_the_environments_install_is_pinned():
+    environment = yaml.safe_load((config.ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    assert environment == ["--constraint constraints.txt", "-e .[dev]"]
+    assert needed(["dfd[dev]"]) - set(PINS) == {"dfd"}
+    declared = [text for text in [*PROJECT["dependencies"], *sum(EXTRAS.values(), [])] if not OURS.fullmatch(text)]
+    for requirement in map(Requirement, declared):
+        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_image_copies_what_is_there_and_runs_without_rights():
+    lines = (config.ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    copied = [name for step, rest in steps if step == "COPY" for name in rest.split()[:-1]]
+    kept = (config.ROOT / ".dockerignore").read_text().splitlines()
+    assert all((config.ROOT / name).exists() and f"!{name}" in kept for name in copied)
+    assert {"dfd", "notebooks", "configs", "data/simulators", "data/detector", "constraints.txt"} <= set(copied)
+    (user,) = (rest for step, rest in steps if step == "USER")
+    assert user not in ("root", "0")
+    (volumes,) = (json.loads(rest) for step, rest in steps if step == "VOLUME")
+    assert volumes == ["/work/data", "/work/reports"]
+    (entry,) = (json.loads(rest) for step, rest in steps if step == "ENTRYPOINT")
+    assert entry[0] in PROJECT["scripts"]
 
 
 def test_every_dependency_has_a_lower_bound_and_no_other():
