@@ -25,7 +25,8 @@ DETECTOR = ROOT / "data" / "detector"  # the heads that ship: Detector.load() wi
 SHIPPED = {"stage1": "stage1.safetensors", "stage2": "stage2.safetensors"}
 ADAPTER = DETECTOR / "adapter.safetensors"  # what clip-tuned adds to CLIP's matrices
 SUMS = "SHA256SUMS"  # of these files, beside them
-PROFILES = ("demo", "quick", "full", "clip")  # configs/*.yaml
+Profile = Literal["demo", "quick", "full", "clip"]
+PROFILES = get_args(Profile)  # configs/*.yaml
 CONDITIONS = tuple((PACKAGE / "templates" / "conditions.txt").read_text("utf-8").splitlines())
 
 Count = Annotated[int, Field(ge=1)]
@@ -178,10 +179,24 @@ class Probe(Shared):
     static: bool = False  # show the examples without widgets, as `run` does
 
 
+class OwnData(Shared):
+    """Notebook 06: from a folder of one's own to a report, a comparison and a case; it runs the others."""
+
+    out: Place = "reports/own"
+    profile: Profile = "demo"
+    hold_out: Texts = ()  # sources of provenance.csv that make the test split; none: a share of the groups
+    notebooks: Texts = ("00", "01", "02")  # what runs first
+    settings: dict[str, Any] = {}  # parameters beside the profile's
+    change: dict[str, Any] = {"01.representation": "rgb"}  # what the second run does otherwise
+    again: Texts = ("00", "01")  # what runs the second time
+    images: Count = 8  # of each class judged by the detector that ships, and in all put into the case
+
+
 NOTEBOOKS: dict[str, type[Shared]] = {
     "00_eda": Eda, "01_stage1_real_fake": Stage1, "02_stage2_attribution": Stage2, "03_robustness": Robustness,
-    "04_error_analysis": ErrorAnalysis, "05_probe": Probe,
+    "04_error_analysis": ErrorAnalysis, "05_probe": Probe, "06_your_own_data": OwnData,
 }  # fmt: skip
+GUIDE = "06_your_own_data"  # runs the others, so that `run` does not run it
 SECTIONS = {model: stem[3:] for stem, model in NOTEBOOKS.items()}  # of configs/*.yaml: the notebook without its number
 
 

@@ -179,7 +179,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
 
 def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     """The notebooks that were asked for by number (1, `01`), stem or path; all of them for no names."""
-    if not (every := sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))):
+    if not (every := sorted(p for p in Path(folder).glob("[0-9][0-9]_*.ipynb") if p.stem != config.GUIDE)):
         raise config.ConfigError("no notebooks found; run from a checkout of the project")
     chosen = []
     for name in names:
