@@ -1,11 +1,17 @@
-"""The README is short, links lead somewhere, and each room has its page of modules."""
+"""The README is short, links lead somewhere, each room has its page of modules, and commands do what is said."""
 
 import pkgutil
 import re
+import shlex
+import subprocess
+import sys
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from dfd import config
+from dfd import cli, config
+from dfd.data import sample
 
 PATTERNS = ("*.md", "docs/**/*.md", "data/*.md", "reports/*.md")
 PAGES = [path for pattern in PATTERNS for path in config.ROOT.glob(pattern)]
@@ -43,3 +49,84 @@ def test_the_walks_name_what_exists():
             pkgutil.resolve_name(name)
         rooms = {name.split(".")[1] for name in names} - {"cli", "losses"}
         assert len(rooms) <= 8, rooms
+
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+README, TUTORIAL = config.ROOT / "README.md", config.ROOT / "docs" / "tutorial.md"
+
+
+def commands(page):
+    """The lines of a page's code blocks that are commands, without comments, as words."""
+    blocks = [code for language, code in BLOCK.findall(page.read_text("utf-8")) if not language]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def parsed(words):
+    """The context of `dfd COMMAND …` as click reads it; an option that is not there is an error."""
+    name, *rest = words
+    return cli.main.commands[name].make_context(name, rest, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("page", [README, *(config.ROOT / "docs").glob("*.md"), config.ROOT / "data" / "README.md",
+                                  config.ROOT / "reports" / "README.md"], ids=lambda page: page.name)  # fmt: skip
+def test_commands_have_the_options_that_a_page_gives_them(page, tmp_path, monkeypatch):
+    """What an argument names need not be there; all else is as click, make and pip have it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: value)
+    targets = re.search(r"^\.PHONY: (.+)$", (config.ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
+    for words in commands(page):
+        words = words[2:] if words[:2] == ["python", "-m"] else words
+        if words[0] == "dfd":
+            parsed(words[1:])
+        elif words[0] == "make":
+            assert words[1] in targets, words
+        elif words[0] == "python":
+            assert (config.ROOT / words[1]).exists(), words
+
+
+SMALL = {"01.backbone": "test_resnet.r160_in1k", "02.backbone": "test_efficientnet.r160_in1k", "pretrained": "false",
+         "num_epochs": "1", "images_per_epoch": "16", "crop_size": "32", "crops": "1", "unet_width": "4",
+         "workers": "0", "batch_size": "8", "track": "none", "examples": "1"}  # fmt: skip
+FEW = ("astronaut", "coffee", "brick", "camera", "chelsea", "china")
+MASKED = re.compile(r"\d+")
+
+
+def same(text):
+    """A printed line but for its numbers and spaces."""
+    return " ".join(MASKED.sub("N", text).split())
+
+
+@pytest.mark.slow
+def test_the_tutorial_can_be_copied_and_pasted(tmp_path, monkeypatch):
+    """Every block in order in an empty folder; only photos are fewer, and networks tiny. Outputs are as printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sample, "PHOTOS", [photo for photo in sample.PHOTOS if photo.name in FEW])
+    output, ran = "", []
+    for language, code in BLOCK.findall(TUTORIAL.read_text("utf-8")):
+        if language == "python":
+            exec(code, {})
+        elif language == "text":
+            printed = {same(line) for line in output.splitlines()}
+            assert [line for line in code.splitlines() if same(line) not in printed] == []
+        for line in code.splitlines() if not language else ():
+            program, *words = shlex.split(line)
+            if program == "papermill":
+                names = {name.removeprefix("01."): value for name, value in SMALL.items()}
+                extra = [["-p", name, value] for name, value in names.items() if name in config.Stage1.model_fields]
+                words = [sys.executable, "-m", "papermill", *words, *sum(extra, [])]
+                subprocess.run(words, check=True, capture_output=True)
+            elif program != "dfd":
+                subprocess.run(line, shell=True, check=True)
+            elif words[0] == "predict" and "--model" not in words:
+                parsed(words)  # the detector that ships may need the network
+            else:
+                extra = [text for name, value in SMALL.items() for text in ("-p", name, value)]
+                asked = ["run", *extra, *words[1:]] if words[0] == "run" else words
+                answer = CliRunner().invoke(cli.main, asked, catch_exceptions=False)
+                assert answer.exit_code == 0, f"{line}\n{answer.output}"
+                output = answer.output
+            ran.append(program if program != "dfd" else words[0])
+    assert {"scan", "run", "compare", "notebooks", "papermill", "predict", "verify"} <= set(ran)
+    assert (tmp_path / "reports/mine/index.html").exists() and (tmp_path / "cases/mine/index.html").exists()
+    assert (tmp_path / "reports/mine-rgb/again.ipynb").exists()
