@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,17 +14,19 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 
 from dfd import config
 from dfd.app.case import opened
 from dfd.app.evidence import KINDS, TITLES, Examination, draw, trace
-from dfd.app.examine import examine_or_refuse, fragment
+from dfd.app.examine import address, examine_or_refuse, fragment
 from dfd.app.metadata import plain, sentence
-from dfd.core import HEADLESS, TEMPLATES, load_rgb
+from dfd.core import HEADLESS, TEMPLATES, load_rgb, template
 from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 
+ALL = "all"
 MAX_ITEMS = 50  # images that are kept; the oldest go first
 ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SHEETS = [(TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("examination", "probe")]
@@ -233,3 +235,53 @@ class Probe:
         self.on.list.value = self.shown if self.shown in self.items else None
         self.is_filling = False
         self.on.save.disabled = not any(item.examination for item in self.items)
+
+
+def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), shown: int = 24) -> widgets.Widget | HTML:
+    """Pictures of the images that rows name by `path`, to filter by some columns and order by others, page by page.
+
+    Paths are relative to attrs["root"]; a row with a `reason` is a file that cannot be used, and has no picture.
+    Values of the first column take turns. Where `run` executes the notebook this is still: the first page.
+    """
+    by = [name for name in by if name in rows and rows[name].nunique() > 1]
+    rows = rows.iloc[rows.groupby(by[0], dropna=False).cumcount().argsort(kind="stable")] if by else rows
+    root, is_still = rows.attrs["root"], HEADLESS in os.environ
+
+    def page(kept: pd.DataFrame, first: int) -> str:
+        listed = []
+        for row in kept.iloc[first : first + shown].to_dict("records"):
+            picture = (
+                None if isinstance(row.get("reason"), str) else address(load_rgb(Path(root, row["path"])), 160, "JPEG")
+            )
+            texts = [
+                f"{name.replace('_', ' ')}: {plain(row[name])}"
+                for name in (*by, *order, "reason")
+                if pd.notna(row.get(name))
+            ]
+            listed.append({"name": plain(row["path"]), "picture": picture, "facts": texts})
+        return STYLE + template("gallery.html.j2").render(rows=listed, count=len(kept), first=first, still=is_still)
+
+    if is_still:
+        return HTML(page(rows, 0))
+    every = {name: [ALL, *sorted(map(str, rows[name].dropna().unique()))] for name in by}
+    filters = {name: widgets.Dropdown(options=options, description=name) for name, options in every.items()}
+    ways = [(f"{name}, {way} first", (name, way == "lowest")) for name in order for way in ("highest", "lowest")]
+    sort = widgets.Dropdown(options=[("as listed", None), *ways], description="order")
+    number, view = widgets.BoundedIntText(1, min=1, description="page"), widgets.HTML()
+
+    def show(change: Any = None) -> None:
+        kept = rows
+        for name, choice in filters.items():
+            kept = kept if choice.value == ALL else kept[kept[name].astype(str) == choice.value]
+        kept = kept.sort_values(sort.value[0], ascending=sort.value[1]) if sort.value else kept
+        if change and change.owner is not number:
+            number.value = 1
+        number.max = max(1, -(-len(kept) // shown))
+        view.value = page(kept, (number.value - 1) * shown)
+
+    controls = [*filters.values(), *([sort] if order else []), number]
+    for control in controls:
+        control.observe(show, "value")
+    show()
+    row = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
+    return widgets.VBox([row, view], layout=widgets.Layout(max_width="72rem"))

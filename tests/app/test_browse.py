@@ -1,0 +1,62 @@
+"""The browser of images: what it shows after each choice, and that nothing of a name becomes a part of the page."""
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dfd.app import probe
+from dfd.core import HEADLESS
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Ten photos and three fakes, one of them with a hostile name, and a file that was refused."""
+    names = [f"RealPhotos/{n}.png" for n in range(10)] + ["ProGAN/a.png", "ProGAN/b.png", "ProGAN/<b>c.png"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32 + number, 40), (number * 20, 0, 0)).save(tmp_path / name)
+    table = pd.DataFrame({"path": names, "label": [name.split("/")[0] for name in names], "split": "test"})
+    table["width"] = range(32, 32 + len(names))
+    refused = {"path": "ProGAN/x.png", "label": "ProGAN", "reason": "not an image"}
+    table = pd.concat([table, pd.DataFrame([refused])], ignore_index=True)
+    table.attrs["root"] = str(tmp_path)
+    return table
+
+
+def controls(view):
+    row, page = view.children
+    return {control.description: control for control in row.children}, page
+
+
+def names(page):
+    return [text.split("<")[0] for text in page.value.split("<figcaption>")[1:]]
+
+
+def test_filters_order_and_pages_show_what_they_say(rows):
+    found, page = controls(probe.browse(rows, ["label", "split", "nothing"], ["width"], shown=4))
+    assert list(found) == ["label", "order", "page"]  # one split, and no column `nothing`
+    assert names(page) == ["RealPhotos/0.png", "ProGAN/a.png", "RealPhotos/1.png", "ProGAN/b.png"]
+    assert found["page"].max == 4 and "14 images, 1 to 4 are shown" in page.value
+    found["page"].value = 4
+    assert names(page) == ["RealPhotos/8.png", "RealPhotos/9.png"]
+    found["label"].value = "RealPhotos"
+    assert (found["page"].value, found["page"].max) == (1, 3) and "10 images" in page.value
+    found["order"].value = ("width", False)
+    assert names(page) == [f"RealPhotos/{n}.png" for n in (9, 8, 7, 6)] and "width: 41" in page.value
+
+
+def test_a_refused_file_has_its_reason_and_no_picture(rows):
+    found, page = controls(probe.browse(rows, ["label"]))
+    found["label"].value = "ProGAN"
+    assert page.value.count("<img") == 3 and "no picture" in page.value and "reason: not an image" in page.value
+
+
+def test_names_of_files_are_text(rows):
+    found, page = controls(probe.browse(rows, ["label"]))
+    assert "ProGAN/&lt;b&gt;c.png" in page.value and "<b>c" not in page.value
+
+
+def test_a_report_has_the_first_page_without_widgets(rows, monkeypatch):
+    monkeypatch.setenv(HEADLESS, "1")
+    still = probe.browse(rows, ["label"], shown=6)
+    assert still.data.count("<figure>") == 6 and "dfd-probe static" in still.data
