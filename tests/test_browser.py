@@ -49,7 +49,8 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     number = {"value": 0.9, "low": 0.8, "high": 0.95}
     names = ("auc", "accuracy", "real_accuracy", "fake_accuracy", "tpr_at_fpr_5", "balanced_accuracy", "ece")
-    stages = {stage: {"test": dict.fromkeys(names, number)} for stage in ("stage1", "stage2")}
+    test = {name: number | {"value": 0.85 + 0.01 * place} for place, name in enumerate(names)}
+    stages = {stage: {"test": test} for stage in ("stage1", "stage2")}
     audit = {stage: {"auc": number, "warning": "The files give it away."} for stage in stages}
     (out / "metrics.json").write_text(json.dumps(stages | {"audit": audit, "notes": ["A note."]}))
     entries = {stem: {"status": "finished", "seconds": 1, "parameters": {}, "error": None} for stem in STEMS}
@@ -130,6 +131,20 @@ def test_a_page_asks_for_nothing_and_describes_its_images(opened, stem):
     assert found["overflow"] <= 0 and found["lost"] == []
     assert found["contents"] == ([] if stem in WHOLE else ["contents beside"])
     assert found["links"] == (0 if stem in WHOLE else 4)
+
+
+def test_the_table_of_all_metrics_sorts_by_each_column(browser, run):
+    page = browser.new_page()
+    page.goto((run / "index.html").as_uri())
+    page.locator("summary").click()
+    rows = page.locator("table.sortable tbody tr")
+    for name, column, kind in (("Value", 2, float), ("Metric", 1, str)):
+        for order in ("ascending", "descending"):
+            page.get_by_role("button", name=name).press("Enter")
+            shown = [kind(row.locator("th, td").nth(column).inner_text()) for row in rows.all()]
+            assert shown == sorted(shown, reverse=order == "descending") and len(set(shown)) > 1
+            assert page.locator(f"th[aria-sort={order}]").inner_text().startswith(name)
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -227,6 +227,21 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
     return {name: evaluate(scores[scores["label"].isin([name, REAL])], 1.0, seed, only) for name in names}
 
 
+def by_source(scores: pd.DataFrame, sources: pd.Series, seed: int = 0) -> pd.DataFrame:
+    """Stage 1 on each source by itself, named for each row (N,): images, called_fake, and of fakes auc, with intervals.
+
+    The AUC is of the source's fakes against all photos. Intervals are over groups, as everywhere.
+    """
+    rows, photos = [], scores[scores["label"] == REAL]
+    for (label, source), part in scores.groupby(["label", sources.to_numpy()]):
+        only, judged_on = {"called_fake": "false_positive_rate"}, part
+        if label != REAL:
+            only, judged_on = {"auc": "auc", "called_fake": "fake_accuracy"}, pd.concat([part, photos])
+        measured = flatten(evaluate(judged_on, 1.0, seed, only))
+        rows.append({"label": label, "source": source, "images": len(part)} | measured)
+    return pd.DataFrame(rows)
+
+
 def measure(scores: pd.DataFrame, temperature: float, seed: int = 0) -> dict:
     """A stage's metrics on the clean images of each split: split -> name -> {value, low, high}, and by_generator."""
     parts = {split: clean(scores, split) for split in ("val", "test")}

@@ -11,7 +11,7 @@ from dfd.plots.results import (
 )  # fmt: skip
 from dfd.plots.analysis import (
     captions, plot_conditions, plot_correlations, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints,
-    plot_levels, plot_probe, plot_recalls,
+    plot_levels, plot_probe, plot_recalls, plot_sources,
 )  # fmt: skip
 
 letters.install()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from dfd.analysis import slices
 from dfd.analysis.explain import Dossier, stretch
 from dfd.analysis.fingerprint import Fingerprint
+from dfd.config import REAL
 from dfd.degrade import registry
 from dfd.evaluate import robustness
 from dfd.inference.decide import true_class
@@ -167,3 +168,20 @@ def plot_probe(probe: pd.DataFrame) -> Axes:
     ax.set(xlabel="AUC of stage 1 (0.5: guessing)", xlim=(None, 1.02))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=9)
     return ax
+
+
+def plot_sources(table: pd.DataFrame) -> Figure:
+    """Where stage 1 can be trusted: AUC and share called fake by source, worst first, from `metrics.by_source`."""
+    worse = table["called_fake"].where(table["label"] == REAL, -table.get("auc", table["called_fake"]))
+    table = table.assign(worse=worse).sort_values(["label", "worse"], ascending=[True, False], ignore_index=True)
+    figure, (axes,) = new_grid(1, 2, (5.2, 1.2 + 0.26 * len(table)), sharey=True)
+    for ax, metric, text in zip(axes, ("auc", "called_fake"), ("AUC against all photos", "called fake"), strict=True):
+        for colour, (label, rows) in zip(PALETTE * len(table), table.groupby("label"), strict=False):
+            if metric in rows:
+                draw_intervals(ax, rows.index, rows, metric, color=colour, marker="o", label=label)
+        name_rows(ax, table["source"] + " (" + table["images"].astype(str) + ")")
+        ax.set(xlabel=text, xlim=(-0.02, 1.02))
+        ax.axvline(0.5, color="0.6", ls=":", lw=1)
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return figure

@@ -1,6 +1,7 @@
-"""Templates and the pages of them: an executed notebook's, a run's index. These load and run nothing."""
+"""Templates and the pages of them: an executed notebook's, a run's index. They load nothing; the index sorts."""
 
 import base64
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -22,6 +23,10 @@ from dfd.evaluate.metrics import FEWEST, METRICS
 BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
 CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
 DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
+PICTURES = {  # notebook -> the call whose picture stands on the run's index
+    "01_stage1_real_fake": "plots.plot_roc(", "03_robustness": "plots.plot_conditions(",
+    "04_error_analysis": "plots.plot_dossiers(",
+}  # fmt: skip
 NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 
 
@@ -132,6 +137,16 @@ def title_and_question(nb: nbformat.NotebookNode) -> tuple[str, str]:
     return first_heading(text), re.sub(r"[*_`]", "", " ".join(paragraphs[0].split()))
 
 
+def picture(notebook: Path) -> dict[str, str]:
+    """What stands on the index of an executed notebook: its first such picture, as address and text; or nothing."""
+    if notebook.stem in PICTURES and notebook.exists():
+        for cell in nbformat.read(notebook, as_version=4).cells:
+            for output in cell.get("outputs", []) if PICTURES[notebook.stem] in cell.source else ():
+                if image := output.get("data", {}).get("image/png"):
+                    return {"address": f"data:image/png;base64,{image.strip()}", "alt": describe(cell, 1)}
+    return {}
+
+
 def warnings(out: Path) -> list[str]:
     """What a reader must know before trusting the numbers of a run folder."""
     metrics, rejected = read_json(out / "metrics.json"), out / "rejected.csv"
@@ -148,11 +163,15 @@ def write_index(out: Path) -> Path:
     for stem, entry in sorted(record.get("notebooks", {}).items()):
         path = out / f"{stem}.ipynb"
         title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
-        notebooks.append(entry | {"title": title or stem, "question": question, "page": f"{stem}.html"})
+        notebooks.append(
+            entry | {"title": title or stem, "question": question, "page": f"{stem}.html", "picture": picture(path)}
+        )
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     generators = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
-    return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics,
-                  notebooks=notebooks, generators=pd.concat(generators, axis=1), warnings=warnings(out),
-                  environment=read_json(out / "environment.json"),
+    script = (TEMPLATES / "sort.js").read_text("utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics, script=script,
+                  allowed=allowed, notebooks=notebooks, generators=pd.concat(generators, axis=1),
+                  warnings=warnings(out), environment=read_json(out / "environment.json"),
                   files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files})  # fmt: skip

@@ -81,6 +81,22 @@ def test_by_generator_compares_each_with_all_photos(noisy):
     assert found["ProGAN"]["auc"]["value"] == pytest.approx(expected)
 
 
+def test_by_source_counts_each_source_by_itself_and_ranks_its_fakes_against_all_photos(noisy):
+    sources = noisy["label"].str[:3] + (noisy["group"] % 2).astype(str)
+    table = metrics.by_source(noisy, sources, seed=0).set_index("source")
+    photos = noisy["label"] == "RealPhotos"
+    assert set(table.index) == set(sources) and table["images"].sum() == len(noisy)
+    for source, row in table.iterrows():
+        its = sources == source
+        assert row["called_fake"] == pytest.approx((noisy["prediction"][its] == "fake").mean())
+        assert row["called_fake_low"] <= row["called_fake"] <= row["called_fake_high"]
+        if row["label"] == "RealPhotos":
+            assert np.isnan(row["auc"])
+        else:
+            both = its | photos
+            assert row["auc"] == pytest.approx(skm.roc_auc_score(~photos[both], noisy["logit_fake"][both]))
+
+
 def test_accuracy_of_a_generator_weighs_photos_and_its_fakes_alike(noisy):
     called = noisy["prediction"] == "fake"
     fakes, photos = called[noisy["label"] == "BigGAN"].head(7), called[noisy["label"] == "RealPhotos"]

@@ -28,6 +28,20 @@ def rows(labels, predictions, **logits):
     return pd.DataFrame({"label": labels, "prediction": predictions, "split": "test", "degradation": "none", **named})
 
 
+def test_sources_stand_worst_first_by_label_with_their_intervals():
+    labels = ["RealPhotos", "RealPhotos", "ProGAN", "ProGAN"]
+    table = pd.DataFrame({"label": labels, "source": list("abcd"), "images": 9,
+                          "called_fake": [0.1, 0.6, 0.9, 0.5], "auc": [np.nan, np.nan, 0.95, 0.7]})  # fmt: skip
+    for end, step in (("_low", -0.05), ("_high", 0.05)):
+        table = table.assign(**{name + end: table[name] + step for name in ("called_fake", "auc")})
+    left, right = plots.plot_sources(table).axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["d (9)", "c (9)", "b (9)", "a (9)"]
+    points = {line.get_label(): line.get_xydata().tolist() for line in right.lines if line.get_marker() == "o"}
+    assert points == {"ProGAN": [[0.5, 0], [0.9, 1]], "RealPhotos": [[0.6, 2], [0.1, 3]]}
+    spans = [segment[:, 0].round(3).tolist() for lines in right.collections for segment in lines.get_segments()]
+    assert spans == [[0.45, 0.55], [0.85, 0.95], [0.55, 0.65], [0.05, 0.15]]
+
+
 def test_plot_cm_writes_counts_and_row_shares():
     ax = plots.plot_cm(["a", "a", "a", "a", "b"], ["a", "a", "a", "b", "b"], ["a", "b"], plt.figure().gca(), "title")
     assert [text.get_text() for text in ax.texts] == ["3\n(75%)", "1\n(25%)", "0\n(0%)", "1\n(100%)"]

@@ -117,6 +117,21 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
     assert "Which generator: accuracy" not in page and "http" not in page.replace("http-equiv", "")
 
 
+def test_the_index_shows_the_first_picture_of_the_notebooks_that_have_one(tmp_path):
+    first, second = png(30, 20), png(20, 30)
+    outputs = [new_output("display_data", data={"image/png": image}) for image in (first, second)]
+    cells = [new_markdown_cell("# T?\n\n## Results"), new_code_cell("plots.plot_pr(x)", outputs=[outputs[1]]),
+             new_code_cell("plots.plot_roc(x)", outputs=outputs)]  # fmt: skip
+    entries = {stem: {"status": "finished"} for stem in ("00_eda", "01_stage1_real_fake", "04_error_analysis")}
+    for stem in list(entries)[:2]:
+        nbformat.write(new_notebook(cells=cells), tmp_path / f"{stem}.ipynb")
+    (tmp_path / "config.json").write_text(json.dumps({"notebooks": entries}))
+    page = html.write_index(tmp_path).read_text()
+    assert re.findall(r'<img src="data:image/png;base64,(.*?)" alt="(.*?)"', page) == [
+        (first, "ROC curve of stage 1 for each generator against all photos, from rows of a score table")
+    ]
+
+
 def test_only_wide_pictures_scroll_on_a_phone(tmp_path):
     outputs = [new_output("display_data", data={"image/png": png(*size)}) for size in ((40, 10), (10, 10))]
     nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "00_x.ipynb")
