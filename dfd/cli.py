@@ -104,7 +104,7 @@ def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **gi
 
     chosen = remembered(out, given)
     index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
-    click.echo(f"Open {shown(index)}")
+    click.echo(runner.ending(index, out, shown(index)))
 
 
 @command

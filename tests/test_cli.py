@@ -52,7 +52,18 @@ def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
     result = call(*words)
     assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
-    assert result.output == "Open r/index.html\n"
+    assert result.output.startswith("Open r/index.html\nNext: judge a picture with `python -m dfd predict --model r ")
+
+
+def test_run_ends_with_what_was_found(call, monkeypatch, tmp_path):
+    """The numbers of the test split with their intervals, where there are some."""
+    sure, few = {"value": 0.91234, "low": 0.8, "high": 0.95}, {"value": 0.5, "low": None, "high": None}
+    numbers = {"stage1": {"test": {"auc": sure, "real_accuracy": few, "fake_accuracy": few}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers))
+    monkeypatch.setattr(runner, "run", lambda *args: tmp_path / "index.html")
+    found, opened, after = call("run", "--out", "r").output.splitlines()
+    assert "AUC 0.912 (0.800 to 0.950), photos called real 0.500, fakes" in found and "which generator" not in found
+    assert opened.startswith("Open ") and after.startswith("Next: ")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +318,7 @@ def test_notebooks_are_copied_once_and_run_in_place_on_the_folder_above(call, tm
         for folder in ("notebooks", "configs")
         for path in (config.ROOT / folder).glob("*.[iy]*")
     }
-    assert copied == own and len(own) == 10
+    assert copied == own and len(own) == 11
     (lab / "notebooks" / "00_eda.ipynb").write_text("mine")
     assert (
         call("notebooks", "lab").output.startswith("0 files") and (lab / "notebooks/00_eda.ipynb").read_text() == "mine"

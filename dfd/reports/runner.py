@@ -35,6 +35,14 @@ ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
+SHARES = {
+    "00_eda": 0.03,
+    "01_stage1_real_fake": 0.32,
+    "02_stage2_attribution": 0.33,
+    "03_robustness": 0.22,
+    "04_error_analysis": 0.06,
+    "05_probe": 0.04,
+}  # of the demo's time, to tell what is left
 INTERRUPTED = "Interrupted. What is done is kept in {}; the same command goes on from there."
 Configs = Mapping[str, type[config.Shared]]
 
@@ -116,12 +124,29 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}
                     write_json(target / "config.json", record)
                     execute(path, target, given[path.stem], entry, stop)
+                    print(f"{path.stem}  finished after {runs.elapsed(entry['seconds'])}{to_go(done, path, chosen)}")
                 newest = max(newest, entry.get("ended", ""))
         except KeyboardInterrupt as stopped:
             raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
         finally:
             finish(target, record, made_with)
     return target / "index.html"
+
+
+def to_go(done: Mapping[str, dict], path: Path, chosen: Sequence[Path]) -> str:
+    """How long the notebooks after this one will take, by what those before took of a demo's time; or nothing."""
+    names = [each.stem for each in chosen]
+    before, after = names[: names.index(path.stem) + 1], names[names.index(path.stem) + 1 :]
+    seconds = sum(done[stem].get("seconds", 0) for stem in before if stem in done)
+    share = sum(SHARES.get(stem, 0) for stem in before if stem in done)
+    left = seconds / share * sum(SHARES.get(stem, 0) for stem in after) if share > 0.1 else 0
+    return f"; about {runs.elapsed(left)} to go" if left else ""
+
+
+def ending(index: Path, out: str, shown: str) -> str:
+    """Three lines for who waited for a run: what was found, what to open, what to try next."""
+    metrics = read_json(index.parent / "metrics.json")
+    return html.fill("ran.txt.j2", metrics=metrics, out=out, index=shown).strip()
 
 
 def left_out(stem: str, out: Path) -> str:
@@ -148,7 +173,8 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
     whole = SimpleNamespace(write=lambda text, path: write_text(Path(path), text), pretty_path=str)
     papermill_io.register(str(result), whole)  # papermill's own way would leave half a notebook when killed
-    print(f"{path.stem}  started at {datetime.now():%H:%M:%S}")
+    question = html.title_and_question(nbformat.read(path, as_version=4))[0].rpartition("· ")[2]
+    print(f"{path.stem}  started at {datetime.now():%H:%M:%S}: {question}")
     over_the_bar: Any = SimpleNamespace(write=lambda text: tqdm.write(text, end=""), flush=lambda: None)
     # papermill would say that a parameter is not in the parameters cell: that holds those which people change
     logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown"))
@@ -169,7 +195,6 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
         raise runs.Interrupted(number=stop.number)
     seconds, ended = round(time.monotonic() - began, 1), datetime.now(UTC).isoformat()
     entry |= {"status": "failed" if error else "finished", "seconds": seconds, "ended": ended, "error": error}
-    print(f"{path.stem}  {entry['status']} after {runs.elapsed(seconds)}")
     html.export(result, error)
     if error:
         last = "\n".join(f"    {line}" for line in error["text"].strip().splitlines()[-8:])

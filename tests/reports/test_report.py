@@ -109,6 +109,16 @@ def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
     assert given == {"00_a": {}, "01_b": {"rate": 1.0}, "02_c": {"rate": 1.0, "name": "z"}}
 
 
+def test_what_is_left_of_a_run_goes_by_what_was_done():
+    """A notebook of 32 % of a demo took 64 s beside one of 3 %; those after it take as long by their own shares."""
+    paths = [Path(f"{stem}.ipynb") for stem in runner.SHARES]
+    done = {"00_eda": {"seconds": 6}, "01_stage1_real_fake": {"seconds": 64}}
+    assert sum(runner.SHARES.values()) == pytest.approx(1)
+    assert runner.to_go(done, paths[0], paths) == ""  # too little was done to tell
+    assert runner.to_go(done, paths[1], paths) == "; about 2:10 to go"
+    assert runner.to_go(done, paths[1], paths[:2]) == ""
+
+
 def test_missing_data_and_unknown_notebooks_and_profiles_are_named(case):
     case.write("00_first")
     with pytest.raises(config.ConfigError, match="no notebook '7'; there are: 00_first"):
