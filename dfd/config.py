@@ -180,8 +180,7 @@ class Probe(Shared):
 
 NOTEBOOKS: dict[str, type[Shared]] = {
     "00_eda": Eda, "01_stage1_real_fake": Stage1, "02_stage2_attribution": Stage2, "03_robustness": Robustness,
-    "04_error_analysis": ErrorAnalysis, "05_probe": Probe,
-}  # fmt: skip
+    "04_error_analysis": ErrorAnalysis, "05_probe": Probe}  # fmt: skip
 SECTIONS = {model: stem[3:] for stem, model in NOTEBOOKS.items()}  # of configs/*.yaml: the notebook without its number
 
 
@@ -212,9 +211,8 @@ def plan(stems: Iterable[str], configs: Mapping[str, type[Shared]], shared: Mapp
         if field in shared:
             raise ConfigError(f"set {field} with --{field}, once for all notebooks")
         if not (matches := [s for s in models if field in models[s].model_fields and number in ("", s, s[:2])]):
-            raise ConfigError(
-                unknown_parameter(name, {field for model in models.values() for field in model.model_fields})
-            )
+            every = {field for model in models.values() for field in model.model_fields}
+            raise ConfigError(unknown_parameter(name, every))
         for stem in matches:
             given[stem][field] = value
     for stem, model in models.items():

@@ -168,5 +168,4 @@ DEGRADATIONS = {row.name: row for row in (
     Degradation("noise", noise, (0.0001, 1), 0),
     Degradation("gamma", gamma, (0.1, 10), 1),
     Degradation("crop", crop, (0.05, 1), 1),
-    Degradation("social", social, (1, 100), 100, {"factor": (0.05, 1)}, codec=True),
-)}  # fmt: skip
+    Degradation("social", social, (1, 100), 100, {"factor": (0.05, 1)}, codec=True))}  # fmt: skip
