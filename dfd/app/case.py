@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dfd import __version__, config
@@ -127,7 +126,7 @@ class Case:
         thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:16]}.jpg" for v in verdicts]
         known = pd.DataFrame({"sha256": [v.sha256 or f"none {place}" for place, v in enumerate(verdicts)]})
         known["phash"] = [perceptual_hash(load_rgb(path)) if path.exists() else None for path in thumbs]
-        groups = pd.Series(components(known) if len(known) else np.zeros(0, int))
+        groups = pd.Series(components(known))
         sizes = groups.map(groups.value_counts())
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
         firsts = ~groups.duplicated()
