@@ -24,9 +24,8 @@ TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.
          "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
          "folder": click.Path(exists=True, file_okay=False, path_type=Path),
          "new folder": click.Path(file_okay=False, path_type=Path)}  # fmt: skip
-EXTRAS: dict[str, str] = dict.fromkeys(
-    "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split(), "notebooks"
-)
+JUPYTER = "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split()
+EXTRAS: dict[str, str] = dict.fromkeys(JUPYTER, "notebooks")
 EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")  # of pyproject.toml, by what they bring
 
 

@@ -227,9 +227,8 @@ def plan(stems: Iterable[str], configs: Mapping[str, type[Shared]], shared: Mapp
         if field in shared:
             raise ConfigError(f"set {field} with --{field}, once for all notebooks")
         if not (matches := [s for s in models if field in models[s].model_fields and number in ("", s, s[:2])]):
-            raise ConfigError(
-                unknown_parameter(name, {field for model in models.values() for field in model.model_fields})
-            )
+            every = {field for model in models.values() for field in model.model_fields}
+            raise ConfigError(unknown_parameter(name, every))
         for stem in matches:
             given[stem][field] = value
     for stem, model in models.items():

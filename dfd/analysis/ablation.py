@@ -1,6 +1,5 @@
 """What each part is worth: variants trained without it, and generators left out."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,10 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
     at the threshold of that variant's validation images, and the AUC of each generator against all photos; for stage 2
     accuracy, balanced accuracy and each generator's recall. Of several processes only the main one has any rows.
     """
-    stage, rows = "stage1" if isinstance(cfg, Stage1) else "stage2", []
-    images, path = table if stage == "stage1" else table[table["is_fake"]], Path(cfg.out) / f"ablation_{stage}.csv"
+    is_first, rows = isinstance(cfg, Stage1), []
+    stage, of_generator = ("stage1", "auc") if is_first else ("stage2", "recall")
+    only = {"auc": "auc", "accuracy": "accuracy_at_threshold"} if is_first else ("accuracy", "balanced_accuracy")
+    images, path = table if is_first else table[table["is_fake"]], Path(cfg.out) / f"ablation_{stage}.csv"
     val, test = (images[images["split"] == split] for split in ("val", "test"))
     for name, variant in variants(cfg).items():
         print(f"ablation: {name}")
@@ -70,7 +71,13 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
         if is_main_process():
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
-            rows += _measure(scores.jpeg_sweep(trained, test, QUALITIES), name, cfg)
+            swept = scores.jpeg_sweep(trained, test, QUALITIES)
+            for (degradation, level), part in swept.groupby(["degradation", "level"], sort=False):
+                values = metrics.evaluate(part, 1.0, cfg.seed, only)
+                apart = metrics.by_generator(part, cfg.seed).items()
+                values |= {f"{of_generator} {label}": own[of_generator] for label, own in apart}
+                degradation = "as it is" if degradation == "none" else f"JPEG {level:.0f}"
+                rows.append({"variant": name, "degradation": degradation} | metrics.flatten(values))
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
@@ -104,15 +111,3 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         rows.append(row | {"accepted": (judged.loc[unknown, "ood_score"] <= stage.ood_threshold).mean()})
         write_text(Path(cfg.out) / "left_out.csv", pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
-
-
-def _measure(table: pd.DataFrame, variant: str, cfg: Training) -> Iterator[dict[str, Any]]:
-    """The rows of one variant in the table of `run`, one a degradation."""
-    is_first = isinstance(cfg, Stage1)
-    only = {"auc": "auc", "accuracy": "accuracy_at_threshold"} if is_first else ("accuracy", "balanced_accuracy")
-    metric = "auc" if is_first else "recall"
-    for (degradation, level), part in table.groupby(["degradation", "level"], sort=False):
-        values = metrics.evaluate(part, 1.0, cfg.seed, only)
-        values |= {f"{metric} {label}": own[metric] for label, own in metrics.by_generator(part, cfg.seed).items()}
-        degradation = "as it is" if degradation == "none" else f"JPEG {level:.0f}"
-        yield {"variant": variant, "degradation": degradation} | metrics.flatten(values)

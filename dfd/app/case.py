@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dfd import __version__, config
@@ -127,7 +126,7 @@ class Case:
         thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:16]}.jpg" for v in verdicts]
         known = pd.DataFrame({"sha256": [v.sha256 or f"none {place}" for place, v in enumerate(verdicts)]})
         known["phash"] = [perceptual_hash(load_rgb(path)) if path.exists() else None for path in thumbs]
-        groups = pd.Series(components(known) if len(known) else np.zeros(0, int))
+        groups = pd.Series(components(known))
         sizes = groups.map(groups.value_counts())
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
         firsts = ~groups.duplicated()
@@ -157,16 +156,13 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     """
     if not (record := read_json(folder / RECORD)) or "outputs" not in record:
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
-    noted, found = record["outputs"], _hashes(folder)
+    noted, found, place = record["outputs"], _hashes(folder), record["runs"][-1]["folder"]
     changed = (name for name in noted if found.get(name) != noted[name])
     wrong = [f"{name} was changed" if name in found else f"{name} is gone" for name in changed]
     wrong += [f"{name} was added" for name in found if name not in noted]
-    away = []
-    for noted in record["inputs"]:
-        place = record["runs"][-1]["folder"]
-        away += [f"{noted['path']} is not here"] if not Path(place, noted["path"]).is_file() else []
-        wrong += [f"{noted['path']}, an image that was judged, was changed"] if _is_changed(noted, place) else []
-    return wrong, away
+    judged = record["inputs"]
+    wrong += [f"{row['path']}, an image that was judged, was changed" for row in judged if _is_changed(row, place)]
+    return wrong, [f"{row['path']} is not here" for row in judged if not Path(place, row["path"]).is_file()]
 
 
 def write_pdf(html: str, path: Path) -> None:
@@ -199,12 +195,9 @@ def write_pdf(html: str, path: Path) -> None:
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Of all files of a case but its record and hidden ones, by name."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != ".")
-    return {path.relative_to(folder).as_posix(): _hash(path) for path in files if path.name != RECORD}
-
-
-def _hash(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file() and path.name != RECORD)
+    about = ((path, {"sha256": sha256_of(path), "bytes": path.stat().st_size}) for path in files)
+    return {path.relative_to(folder).as_posix(): facts for path, facts in about}
 
 
 def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:

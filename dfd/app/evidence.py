@@ -20,6 +20,7 @@ from dfd.analysis.fingerprint import SPECTRA
 from dfd.app.metadata import Metadata, sentence
 from dfd.data.crops import Corner, cut, equalise, plan
 from dfd.degrade import compose, to_tensor
+from dfd.degrade.operators import as_float
 from dfd.inference import Detector, Stage, Verdict
 from dfd.inference.decide import decide
 from dfd.inference.openset import Subspace
@@ -133,8 +134,7 @@ def _residual(detector: Detector, examination: Examination, image: Image.Image) 
     Without a stage 2 it is the high-pass part that stage 1 looks at.
     """
     stage = detector.stage2 or detector.stage1
-    corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
-    crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
+    crop = as_float(stage.cut_out(image, plan(image.height, image.width, stage.crop_size, 1)).windows)
     with torch.inference_mode():
         residual = explain.residuals(stage, crop)
     stretched = torch.from_numpy(explain.stretch(residual[0].numpy()))
@@ -166,8 +166,7 @@ def _nearest(detector: Detector, examination: Examination, image: Image.Image) -
     stage = detector.stage1
     if stage.neighbours is None or not isinstance(stage.feature_bank, Subspace):
         return sentence("caption_nearest", []), []
-    corner = plan(image.height, image.width, stage.crop_size, 1).corners[0]
-    crop = equalise(cut(image, corner, stage.crop_size), stage.equalise_quality)
+    crop = as_float(stage.cut_out(image, plan(image.height, image.width, stage.crop_size, 1)).windows)
     with torch.inference_mode():
         features = stage.model.describe(crop.to(stage.device))[1].float().cpu().numpy()
     distance = np.linalg.norm(stage.neighbours.float().numpy() - stage.feature_bank.project(features), axis=1)

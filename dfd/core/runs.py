@@ -94,7 +94,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     a training under that of the first, and a folder inside a held one under that one.
     """
     folder = Path(folder).resolve()
-    if HEADLESS in os.environ or rank() > 0 or not _held.isdisjoint((folder, *folder.parents)):
+    if HEADLESS in os.environ or not is_main_process() or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
     holder = folder / HOLDER
@@ -140,9 +140,9 @@ def is_alone() -> bool:
     return bool(missing)
 
 
-def rank() -> int:
-    """The number of this process in a training of several, 0 for the first and for one alone."""
-    return 0 if is_alone() else int(os.environ["RANK"])
+def is_main_process() -> bool:
+    """Whether this process is the first of a training's, or the only one."""
+    return is_alone() or int(os.environ["RANK"]) == 0
 
 
 @contextlib.contextmanager

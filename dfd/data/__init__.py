@@ -3,17 +3,8 @@
 Imports `dfd.config`, `dfd.core`, `dfd.degrade`, and `dfd.models` for the built-in sample's simulators.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-from dfd.data.layouts import ManifestError
-from dfd.data.manifest import load, scan, summary
-
-__all__ = ["CarrierBuilder", "GFDTwoViewDataset", "ManifestError", "RealFakeDataset", "load", "scan", "summary"]
-
-
-# pyright: reportUnsupportedDunderAll=false
-def __getattr__(name: str) -> Any:  # torch takes seconds to import, and a scan needs none of it
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("dfd.data.crops"), name)
+_HOMES = {"layouts": ["ManifestError"], "manifest": ["load", "scan", "summary"]}
+_HOMES |= {"crops": ["CarrierBuilder", "GFDTwoViewDataset", "RealFakeDataset"]}
+__getattr__, _, __all__ = lazy_loader.attach(__name__, submod_attrs=_HOMES)  # a scan needs no torch, which is slow

@@ -153,27 +153,19 @@ class Degradation:
     operator: Callable[..., Tensor]  # images, level and options to images
     range: tuple[float, float]  # of the level
     neutral: float  # the level that changes nothing, or least; the further from it, the worse
-    axis: str  # the level in words, for an axis
-    text: str  # a caption's template, of the level and the operator's options
     options: Mapping[str, tuple] = field(default_factory=dict)  # of the grammar: words to choose from, or a range
     codec: bool = False  # ends in a file
 
 
 _CHROMA, _KERNEL = {"subsampling": SUBSAMPLING}, {"kernel": KERNELS}
 DEGRADATIONS = {row.name: row for row in (
-    Degradation("jpeg", jpeg, (1, 100), 100, "JPEG quality (Pillow)", "JPEG {level:.0f} {subsampling}", _CHROMA,
-                codec=True),
-    Degradation("double_jpeg", double_jpeg, (1, 100), 100, "quality of the second JPEG",
-                "JPEG {first:.0f}, shift {shift}, JPEG {level:.0f} {subsampling}",
-                _CHROMA | {"first": (1, 100), "shift": (0, 15)}, codec=True),
-    Degradation("webp", webp, (1, 100), 100, "WebP quality (Pillow)", "WebP {level:.0f}", codec=True),
-    Degradation("blur", gaussian_blur, (0.05, 50), 0, "sigma of the blur, pixels", "blur {level:.2f} px"),
-    Degradation("rescale", rescale, (0.05, 8), 1, "new side / old side", "rescale {level:.2f} {kernel}", _KERNEL),
-    Degradation("resample", resample, (0.05, 1), 1, "smaller side / old side",
-                "resample {level:.2f} {kernel}", _KERNEL),
-    Degradation("noise", noise, (0.0001, 1), 0, "sigma of the noise, share of white", "noise {level:.3f}"),
-    Degradation("gamma", gamma, (0.1, 10), 1, "exponent", "gamma {level:.2f}"),
-    Degradation("crop", crop, (0.05, 1), 1, "share of each side that is kept", "crop {level:.2f}"),
-    Degradation("social", social, (1, 100), 100, "JPEG quality after shrinking",
-                "social {factor:.2f}, JPEG {level:.0f}", {"factor": (0.05, 1)}, codec=True),
-)}  # fmt: skip
+    Degradation("jpeg", jpeg, (1, 100), 100, _CHROMA, codec=True),
+    Degradation("double_jpeg", double_jpeg, (1, 100), 100, _CHROMA | {"first": (1, 100), "shift": (0, 15)}, codec=True),
+    Degradation("webp", webp, (1, 100), 100, codec=True),
+    Degradation("blur", gaussian_blur, (0.05, 50), 0),
+    Degradation("rescale", rescale, (0.05, 8), 1, _KERNEL),
+    Degradation("resample", resample, (0.05, 1), 1, _KERNEL),
+    Degradation("noise", noise, (0.0001, 1), 0),
+    Degradation("gamma", gamma, (0.1, 10), 1),
+    Degradation("crop", crop, (0.05, 1), 1),
+    Degradation("social", social, (1, 100), 100, {"factor": (0.05, 1)}, codec=True))}  # fmt: skip

@@ -4,7 +4,6 @@ Training, sweep, audit and probe read the same DEGRADATIONS, so that a level mea
 list of steps, (operator, level, options), applied in that order.
 """
 
-import inspect
 import math
 import operator
 import re
@@ -34,17 +33,6 @@ def compose(images: Tensor, chain: Iterable[Step]) -> Tensor:
         if name != "none":
             images = _row(name, level, options).operator(images, level, **options)
     return images
-
-
-def describe(chain: Iterable[Step]) -> str:
-    """A chain in words for a caption, as in 'rescale 0.71 bicubic · JPEG 62 4:4:4'; JPEG is 4:2:0 if not said."""
-    words = []
-    for name, level, options in chain:
-        row = _row(name, level, options)
-        call = inspect.signature(row.operator).bind(None, level, **options)
-        call.apply_defaults()
-        words.append(row.text.format(level=level, **call.arguments).removesuffix(" 4:2:0"))
-    return " · ".join(words) or "unchanged"
 
 
 def _row(name: str, level: float, options: dict[str, Any]) -> Degradation:

@@ -55,8 +55,7 @@ def export(detector: Detector, folder: Path) -> Path:
     with atomic_write(folder / GRAPH) as draft, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             Graph(detector).eval(), (crops,), str(draft), input_names=["crops"], output_names=names, dynamo=False,
-            dynamic_axes={name: {0: "N"} for name in ("crops", *names)}, opset_version=OPSET,
-        )  # fmt: skip
+            dynamic_axes={name: {0: "N"} for name in ("crops", *names)}, opset_version=OPSET)  # fmt: skip
         import onnx
 
         graph = onnx.load(str(draft))

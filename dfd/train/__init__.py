@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from dfd import config
+from dfd.core.runs import is_main_process
 from dfd.train.heads import fit_head
 from dfd.train.loop import OnEpoch
-from dfd.train.processes import is_main_process, main_process_first
+from dfd.train.processes import main_process_first
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
 

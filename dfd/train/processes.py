@@ -24,11 +24,6 @@ SHARED_MEMORY = "/dev/shm"  # what loader processes hand batches over in
 MAX_WORKERS = 8  # loader processes, where none are asked for
 
 
-def is_main_process() -> bool:
-    """Whether this process is the first of a training's, or the only one."""
-    return runs.rank() == 0
-
-
 def main_process_first() -> AbstractContextManager[None]:
     """Let the first process of a training go through a block before the others do."""
     others = f"the {os.environ.get('WORLD_SIZE')} processes of this training at {os.environ.get('MASTER_ADDR')}"

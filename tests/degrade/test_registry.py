@@ -82,32 +82,6 @@ def test_compose_is_one_operator_after_another(images):
     assert registry.compose(images, []) is images
 
 
-def test_describe_says_what_was_done():
-    chain = [
-        ("jpeg", 85, {"subsampling": "4:2:0"}),
-        ("rescale", 0.7123, {"kernel": "bicubic"}),
-        ("jpeg", 62, {"subsampling": "4:4:4"}),
-    ]
-    assert registry.describe(chain) == "JPEG 85 · rescale 0.71 bicubic · JPEG 62 4:4:4"
-    chain = [
-        ("crop", 0.9, {"position": (0.1, 0.2)}),
-        ("rescale", 2, {}),
-        ("noise", 0.0123, {}),
-        ("double_jpeg", 60, {}),
-    ]
-    assert registry.describe(chain) == "crop 0.90 · rescale 2.00 bicubic · noise 0.012 · JPEG 90, shift 4, JPEG 60"
-    chain = [("blur", 0.8, {}), ("gamma", 1.2, {}), ("webp", 50, {}), ("social", 75, {"factor": 0.5})]
-    assert registry.describe(chain) == "blur 0.80 px · gamma 1.20 · WebP 50 · social 0.50, JPEG 75"
-    assert registry.describe([]) == "unchanged"
-
-
-def test_describe_has_words_for_every_operator_that_can_be_drawn():
-    torch.manual_seed(0)
-    draw = registry.RandomDegrade(**OFF | dict.fromkeys(["p_crop", "p_rescale", "p_gamma"], 1) | {"p_codec": 0.5}).draw
-    assert all(registry.describe(draw()).startswith("crop ") for _ in range(20))
-    assert all(registry.describe([(name, level, {})]) for name, level in LEVELS.items())
-
-
 def test_random_degrade_repeats_under_a_seed_and_varies_without(images):
     everything = registry.RandomDegrade(**dict.fromkeys(STEPS, 0.7))
 
