@@ -1,10 +1,12 @@
 """The README is short, links lead somewhere, each room has its page of modules, and commands do what is said."""
 
+import json
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import click
 import pytest
@@ -15,6 +17,7 @@ from dfd.data import sample
 
 PATTERNS = ("*.md", "docs/**/*.md", "data/*.md", "reports/*.md")
 PAGES = [path for pattern in PATTERNS for path in config.ROOT.glob(pattern)]
+ARCHITECTURE = (config.ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
 def test_the_readme_has_at_most_8_kilobytes():
@@ -39,9 +42,9 @@ def test_each_room_has_a_page_of_modules():
 
 
 def test_the_walks_name_what_exists():
-    """Every dotted name in the two walks of docs/method.md can be imported, and they pass eight rooms at most."""
-    text = (config.ROOT / "docs/method.md").read_text("utf-8")
-    walks = text.split("\n## From ")[-2:]
+    """Every dotted name in the two walks of docs/architecture.md can be imported; they pass eight rooms at most."""
+    walks = [part.partition("\n## ")[0] for part in ARCHITECTURE.split("\n## From ")[1:]]
+    assert len(walks) == 2
     for walk in walks:
         names = re.findall(r"`(dfd(?:\.\w+)+)`", walk)
         assert len(names) > 10
@@ -130,3 +133,30 @@ def test_the_tutorial_can_be_copied_and_pasted(tmp_path, monkeypatch):
     assert {"scan", "run", "compare", "notebooks", "papermill", "predict", "verify"} <= set(ran)
     assert (tmp_path / "reports/mine/index.html").exists() and (tmp_path / "cases/mine/index.html").exists()
     assert (tmp_path / "reports/mine-rgb/again.ipynb").exists()
+
+
+def test_the_rooms_and_layers_on_paper_are_those_that_lint_holds():
+    rooms = {path.parent.name for path in (config.ROOT / "dfd").glob("*/__init__.py")} | {"config", "losses", "cli"}
+    rows = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \|", ARCHITECTURE.partition("## From ")[0])
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(rooms)
+    (contract,) = tomllib.loads((config.ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = " > ".join(contract["layers"]).replace("__main__ : cli", "cli")
+    assert f"\n{layers}\n" in ARCHITECTURE
+
+
+def test_files_between_notebooks_are_those_that_the_notebooks_name():
+    """What the table says of a notebook stands in its first cell."""
+    rows = re.findall(r"(?m)^\| `(\d\d_\w+)` \| (.+) \|$", ARCHITECTURE)
+    assert [stem for stem, _ in rows] == list(config.NOTEBOOKS)
+    for stem, files in rows:
+        cells = json.loads((config.ROOT / "notebooks" / f"{stem}.ipynb").read_text("utf-8"))["cells"]
+        told = "".join(cells[0]["source"])
+        assert [name for name in re.findall(r"`([^`]+)`", files) if f"`{name}`" not in told] == []
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (config.ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = [path.relative_to(config.ROOT / "docs").as_posix() for path in (config.ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f" {page}\n" not in navigation] == []
