@@ -215,6 +215,19 @@ def test_ci_runs_lint_and_test():
     assert os.access(script, os.X_OK) and "make lint\n" in script.read_text() and "make test" in script.read_text()
 
 
+def test_hosted_ci_runs_the_same_script_and_the_quick_tests_elsewhere():
+    text = (config.ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    jobs = yaml.safe_load(text)["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands["linux"][-1] == ".ci/run"
+    assert {f">={version}" for version in jobs["linux"]["strategy"]["matrix"]["python"][:1]} == {
+        PROJECT["requires-python"].split(",")[0]
+    }
+    assert jobs["others"]["strategy"]["matrix"]["system"] == ["macos-latest", "windows-latest"]
+    assert "--constraint constraints.txt" in commands["others"][0] and '-m "not slow"' in commands["others"][1]
+    assert all(job["timeout-minutes"] <= 90 for job in jobs.values())
+
+
 def test_files_that_name_the_version_agree():
     citation = yaml.safe_load((config.ROOT / "CITATION.cff").read_text())
     latest = re.search(r"^## (\S+)", (config.ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1)

@@ -58,7 +58,7 @@ class RunError(RuntimeError):
 class Kernel(AsyncKernelManager):
     """Starts `sys.executable`, whatever "python3" points to, with sockets in a folder that no one else can read."""
 
-    transport = "ipc"
+    transport = "ipc" if os.name == "posix" else "tcp"
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel_spec: Any = KernelSpec(argv=argv, display_name="Python 3", language="python", env={runs.HEADLESS: "1"})
     process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
@@ -66,7 +66,7 @@ class Kernel(AsyncKernelManager):
     def _ip_default(self) -> str:
         folder = tempfile.mkdtemp(prefix="dfd-kernel-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return f"{folder}/socket"
+        return f"{folder}/socket" if self.transport == "ipc" else "127.0.0.1"
 
     async def start_kernel(self, **options: Any) -> None:
         """Start the process and remember it."""
@@ -78,7 +78,10 @@ class Kernel(AsyncKernelManager):
         """Press Ctrl-C in the kernel and what it started; False where none runs."""
         if cls.process is None or cls.process.poll() is not None:
             return False
-        os.killpg(cls.process.pid, signal.SIGINT)  # jupyter_client gives a kernel a session of its own
+        if os.name == "posix":
+            os.killpg(cls.process.pid, signal.SIGINT)  # jupyter_client gives a kernel a session of its own
+        else:
+            cls.process.send_signal(signal.CTRL_BREAK_EVENT)
         return True
 
 
