@@ -18,7 +18,7 @@ from dfd.config import CHECKPOINTS
 from dfd.inference.files import save_checkpoint
 
 LIBRARIES = "import torch, timm, numpy, PIL.Image, scipy.sparse"
-CELL = "from dfd import config, manifest, training"  # what notebook 01 begins with
+CELL = "from dfd import config, plots, train"  # what notebook 01 begins with
 
 
 def rows(folder: Path, repeats: int) -> Iterator[Row]:

@@ -14,16 +14,17 @@ from typing import Any
 
 import click
 
-from dfd import __version__, config
+from dfd import __version__
 
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
-HELP = config.PACKAGE / "templates" / "help"
+HELP = Path(__file__).parent / "templates" / "help"
 OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
+CHOICES = OPTIONS.pop("choices")  # those of dfd.config, whose import takes longer than all else here
 TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
-         "share": click.FloatRange(0, 1, max_open=True), "crop mode": click.Choice(config.CROP_MODES),
-         "profile": click.Choice(config.PROFILES), "stage": click.Choice(tuple(config.CHECKPOINTS)),
+         "share": click.FloatRange(0, 1, max_open=True),
          "folder": click.Path(exists=True, file_okay=False, path_type=Path),
-         "new folder": click.Path(file_okay=False, path_type=Path)}  # fmt: skip
+         "new folder": click.Path(file_okay=False, path_type=Path),
+         **{name: click.Choice(values) for name, values in CHOICES.items()}}  # fmt: skip
 JUPYTER = "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split()
 EXTRAS: dict[str, str] = dict.fromkeys(JUPYTER, "notebooks")
 EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")  # of pyproject.toml, by what they bring
@@ -182,6 +183,8 @@ def export(model: str | None, onnx: str) -> None:
 @command
 def card(model: str | None) -> None:
     """Print a detector's model card: how it was made, and how often it is wrong."""
+    from dfd import config
+
     folder = model_folder(model)
     names = ("README.md",) if folder == config.DETECTOR else ("model_card_stage1.md", "model_card_stage2.md")
     cards = [(folder / name).read_text("utf-8") for name in names if (folder / name).exists()]
@@ -237,6 +240,7 @@ def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
 @command
 def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     """Train one stage by itself; `run` trains both."""
+    from dfd import config
     from dfd import train as training
     from dfd.analysis import ablation
     from dfd.core.runs import run_lock
@@ -269,6 +273,7 @@ def model_folder(model: str | None) -> Path:
 
 def remembered(out: str, given: dict[str, str | None]) -> dict[str, str]:
     """What was given, and for the rest what the run folder was made with, or the built-in data and the demo."""
+    from dfd import config
     from dfd.core.io import read_json
 
     known = {"data": "data/sample", "profile": "demo"} | read_json(config.resolve(out) / "config.json")
