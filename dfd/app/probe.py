@@ -253,11 +253,9 @@ def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), sho
             picture = (
                 None if isinstance(row.get("reason"), str) else address(load_rgb(Path(root, row["path"])), 160, "JPEG")
             )
-            texts = [
-                f"{name.replace('_', ' ')}: {plain(row[name])}"
-                for name in (*by, *order, "reason")
-                if pd.notna(row.get(name))
-            ]
+            texts = [" · ".join(plain(row[name]) for name in by if pd.notna(row[name]))]
+            texts += [f"{name} {row[name]:.3g}" for name in order if pd.notna(row.get(name))]
+            texts += [plain(row["reason"])] if picture is None else []
             listed.append({"name": plain(row["path"]), "picture": picture, "facts": texts})
         return STYLE + template("gallery.html.j2").render(rows=listed, count=len(kept), first=first, still=is_still)
 

@@ -139,11 +139,14 @@ def title_and_question(nb: nbformat.NotebookNode) -> tuple[str, str]:
 
 def picture(notebook: Path) -> dict[str, str]:
     """What stands on the index of an executed notebook: its first such picture, as address and text; or nothing."""
-    if notebook.stem in PICTURES and notebook.exists():
-        for cell in nbformat.read(notebook, as_version=4).cells:
-            for output in cell.get("outputs", []) if PICTURES[notebook.stem] in cell.source else ():
-                if image := output.get("data", {}).get("image/png"):
-                    return {"address": f"data:image/png;base64,{image.strip()}", "alt": describe(cell, 1)}
+    cells = nbformat.read(notebook, as_version=4).cells if notebook.stem in PICTURES and notebook.exists() else ()
+    section = ""
+    for cell in cells:
+        section = (first_heading(cell.source) if cell.cell_type == "markdown" else "") or section
+        cell.metadata["section"] = section
+        for output in cell.get("outputs", []) if PICTURES[notebook.stem] in cell.source else ():
+            if image := output.get("data", {}).get("image/png"):
+                return {"address": f"data:image/png;base64,{image.strip()}", "alt": describe(cell, 1)}
     return {}
 
 
