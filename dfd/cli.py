@@ -100,11 +100,13 @@ def main(debug: bool) -> None:
 @command
 def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **given: str | None) -> None:
     """Run the notebooks on a folder of images and write the reports."""
-    from dfd.reports import runner
+    from dfd.core.io import read_json
+    from dfd.reports import html, runner
 
     chosen = remembered(out, given)
     index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
-    click.echo(runner.ending(index, out, shown(index)))
+    metrics = read_json(index.with_name("metrics.json"))
+    click.echo(html.fill("ran.txt.j2", metrics=metrics, out=out, index=shown(index)).strip())
 
 
 @command

@@ -43,13 +43,10 @@ def _texts(value: Any) -> Any:
     return value
 
 
-def _place(path: str | os.PathLike) -> str:
-    """A path from the working directory; absolute ones stay."""
-    return os.fspath(path) if os.path.isabs(path) else os.path.relpath(resolve(path))
-
-
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-Place = Annotated[str, BeforeValidator(_place)]
+Place = Annotated[  # from the working directory; absolute ones stay
+    str, BeforeValidator(lambda path: str(path) if os.path.isabs(path) else os.path.relpath(resolve(path)))
+]
 
 
 class ConfigError(ValueError):
@@ -194,8 +191,7 @@ class OwnData(Shared):
 
 NOTEBOOKS: dict[str, type[Shared]] = {
     "00_eda": Eda, "01_stage1_real_fake": Stage1, "02_stage2_attribution": Stage2, "03_robustness": Robustness,
-    "04_error_analysis": ErrorAnalysis, "05_probe": Probe, "06_your_own_data": OwnData,
-}  # fmt: skip
+    "04_error_analysis": ErrorAnalysis, "05_probe": Probe, "06_your_own_data": OwnData}  # fmt: skip
 GUIDE = "06_your_own_data"  # runs the others, so that `run` does not run it
 SECTIONS = {model: stem[3:] for stem, model in NOTEBOOKS.items()}  # of configs/*.yaml: the notebook without its number
 

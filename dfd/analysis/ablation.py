@@ -11,8 +11,8 @@ from dfd.core.io import write_text
 from dfd.evaluate import metrics, scores
 from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process
+from dfd.train.bank import CONDITIONS
 
-QUALITIES = (95, 75, 50)  # Pillow qualities at which every variant is compared, beside the images as they are
 LOSSES = tuple(f"{name}_weight" for name in "carried adversarial perceptual consistency".split())
 NO_ADVERSARIES, BASELINE = "without adversarial part", "baseline: EfficientNet on {}"
 
@@ -71,13 +71,13 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
         if is_main_process():
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
             scores.calibrate(trained, scores.score(trained, val), variant.out)
-            swept = scores.jpeg_sweep(trained, test, QUALITIES)
-            for (degradation, level), part in swept.groupby(["degradation", "level"], sort=False):
+            for condition in CONDITIONS:
+                part = scores.score(trained, test, condition.degradation, condition.level)
                 values = metrics.evaluate(part, 1.0, cfg.seed, only)
                 apart = metrics.by_generator(part, cfg.seed).items()
                 values |= {f"{of_generator} {label}": own[of_generator] for label, own in apart}
-                degradation = "as it is" if degradation == "none" else f"JPEG {level:.0f}"
-                rows.append({"variant": name, "degradation": degradation} | metrics.flatten(values))
+                row = {"variant": name, "degradation": condition.name.replace("jpeg", "JPEG")}
+                rows.append(row | metrics.flatten(values))
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 

@@ -247,39 +247,33 @@ def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), sho
     rows = rows.iloc[rows.groupby(by[0], dropna=False).cumcount().argsort(kind="stable")] if by else rows
     root, is_still = rows.attrs["root"], HEADLESS in os.environ
 
-    def page(kept: pd.DataFrame, first: int) -> str:
-        listed = []
-        for row in kept.iloc[first : first + shown].to_dict("records"):
-            picture = (
-                None if isinstance(row.get("reason"), str) else address(load_rgb(Path(root, row["path"])), 160, "JPEG")
-            )
-            texts = [" · ".join(plain(row[name]) for name in by if pd.notna(row[name]))]
-            texts += [f"{name} {row[name]:.3g}" for name in order if pd.notna(row.get(name))]
-            texts += [plain(row["reason"])] if picture is None else []
-            listed.append({"name": plain(row["path"]), "picture": picture, "facts": texts})
-        return STYLE + template("gallery.html.j2").render(rows=listed, count=len(kept), first=first, still=is_still)
+    def page(kept: pd.DataFrame, first: int = 0) -> str:
+        listed = kept.iloc[first : first + shown].to_dict("records")
+        for row in listed:
+            is_refused = isinstance(row.get("reason"), str)
+            row["picture"] = "" if is_refused else address(load_rgb(Path(root, row["path"])), 160, "JPEG")
+        values = {"by": by, "order": order, "count": len(kept), "first": first, "still": is_still}
+        return STYLE + template("gallery.html.j2").render(rows=listed, **values)
+
+    def show(change: Any = None) -> None:
+        kept = rows
+        for name, choice in filters.items():
+            kept = kept[(kept[name].astype(str) == choice.value) | (choice.value == ALL)]
+        if change and change.owner is not number:
+            number.value = 1
+        number.max = max(1, -(-len(kept) // shown))
+        kept = kept.sort_values(sort.value[0], ascending=sort.value[1]) if sort.value else kept
+        view.value = page(kept, (number.value - 1) * shown)
 
     if is_still:
-        return HTML(page(rows, 0))
+        return HTML(page(rows))
     every = {name: [ALL, *sorted(map(str, rows[name].dropna().unique()))] for name in by}
     filters = {name: widgets.Dropdown(options=options, description=name) for name, options in every.items()}
     ways = [(f"{name}, {way} first", (name, way == "lowest")) for name in order for way in ("highest", "lowest")]
     sort = widgets.Dropdown(options=[("as listed", None), *ways], description="order")
     number, view = widgets.BoundedIntText(1, min=1, description="page"), widgets.HTML()
-
-    def show(change: Any = None) -> None:
-        kept = rows
-        for name, choice in filters.items():
-            kept = kept if choice.value == ALL else kept[kept[name].astype(str) == choice.value]
-        kept = kept.sort_values(sort.value[0], ascending=sort.value[1]) if sort.value else kept
-        if change and change.owner is not number:
-            number.value = 1
-        number.max = max(1, -(-len(kept) // shown))
-        view.value = page(kept, (number.value - 1) * shown)
-
-    controls = [*filters.values(), *([sort] if order else []), number]
-    for control in controls:
+    controls = widgets.HBox([*filters.values(), sort, number], layout=widgets.Layout(flex_flow="row wrap"))
+    for control in controls.children:
         control.observe(show, "value")
     show()
-    row = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
-    return widgets.VBox([row, view], layout=widgets.Layout(max_width="72rem"))
+    return widgets.VBox([controls, view], layout=widgets.Layout(max_width="72rem"))

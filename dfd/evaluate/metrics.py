@@ -234,11 +234,10 @@ def by_source(scores: pd.DataFrame, sources: pd.Series, seed: int = 0) -> pd.Dat
     """
     rows, photos = [], scores[scores["label"] == REAL]
     for (label, source), part in scores.groupby(["label", sources.to_numpy()]):
-        only, judged_on = {"called_fake": "false_positive_rate"}, part
-        if label != REAL:
-            only, judged_on = {"auc": "auc", "called_fake": "fake_accuracy"}, pd.concat([part, photos])
-        measured = flatten(evaluate(judged_on, 1.0, seed, only))
-        rows.append({"label": label, "source": source, "images": len(part)} | measured)
+        fakes = {} if label == REAL else {"auc": "auc"}
+        only = fakes | {"called_fake": "fake_accuracy" if fakes else "false_positive_rate"}
+        measured = evaluate(pd.concat([part, photos]) if fakes else part, 1.0, seed, only)
+        rows.append({"label": label, "source": source, "images": len(part)} | flatten(measured))
     return pd.DataFrame(rows)
 
 

@@ -43,7 +43,10 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     folder = Path(out) / CELLS
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: table if name == "stage1" else table[table["is_fake"]] for name in stages}
-    weights = {name: _weights_digest(stage) for name, stage in stages.items()}
+    decides = ("stage", "classes", "crop_size", "equalise_quality")  # with the weights, logits and ood_score
+    weights = {name: digest(*(getattr(stage, part) for part in decides), stage.model.state_dict(),
+                            getattr(stage.feature_bank, "features", None))
+               for name, stage in stages.items()}  # fmt: skip
     cells = {
         (name, i): folder / f"{name}-{weights[name]}-{_key(condition, rows[name], stage, crops, seed)}.parquet"
         for (name, stage), (i, condition) in product(stages.items(), enumerate(conditions))}  # fmt: skip
@@ -97,12 +100,6 @@ def _write(answers: list[tuple[str, Scored]], stage: Stage, path: Path) -> None:
     columns.insert(0, "path", [name for name, _ in answers])
     with atomic_write(path) as draft:
         columns.to_parquet(draft, index=False)
-
-
-def _weights_digest(stage: Stage) -> str:
-    """A digest of all that decides a stage's logits and ood_score."""
-    bank = getattr(stage.feature_bank, "features", None)
-    return digest(stage.stage, stage.classes, stage.crop_size, stage.equalise_quality, stage.model.state_dict(), bank)
 
 
 def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | None, seed: int) -> str:

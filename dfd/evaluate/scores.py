@@ -78,12 +78,6 @@ def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: flo
     return with_predictions(stage, scores)
 
 
-def jpeg_sweep(stage: Stage, table: pd.DataFrame, qualities: Sequence[int], crops: int | None = None) -> pd.DataFrame:
-    """Score every image as it is and at each JPEG quality, the best first; arguments as in `score`."""
-    levels = [("none", 0.0), *(("jpeg", float(q)) for q in sorted(set(qualities), reverse=True))]
-    return pd.concat([score(stage, table, name, level, crops) for name, level in levels], ignore_index=True)
-
-
 def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | None = None) -> None:
     """Write a stage's score table to a run folder; of the one that is there only rows of degradation `keep` stay."""
     if keep is not None:

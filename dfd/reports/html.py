@@ -23,17 +23,14 @@ from dfd.evaluate.metrics import FEWEST, METRICS
 BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
 CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
 DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
-PICTURES = {  # notebook -> the call whose picture stands on the run's index
-    "01_stage1_real_fake": "plots.plot_roc(", "03_robustness": "plots.plot_conditions(",
-    "04_error_analysis": "plots.plot_dossiers(",
-}  # fmt: skip
 NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 
 
 def fill(template: str, **values: Any) -> str:
     """Fill in one of the templates; in HTML the values are escaped. What is missing in a record is undefined."""
     pages = core.template("page.html.j2").environment.overlay(undefined=jinja2.ChainableUndefined)
-    pages.filters |= {"decimal": decimal, "elapsed": elapsed, "metric": metric_name, "printable": printable}
+    pages.filters |= {"elapsed": elapsed, "metric": metric_name, "printable": printable}
+    pages.filters["decimal"] = lambda value: "–" if pd.isna(value) else f"{value:.3f}"
     pages.globals |= {"STAGES": STAGES, "fewest": FEWEST}
     return pages.get_template(template).render(**values)
 
@@ -48,11 +45,6 @@ def style() -> str:
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "zenburn"))
     own = (TEMPLATES / "style.css").read_text("utf-8")
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
-
-
-def decimal(value: float | None) -> str:
-    """Three decimals; a dash for what is missing."""
-    return "–" if pd.isna(value) else f"{value:.3f}"
 
 
 def metric_name(name: str) -> str:
@@ -138,14 +130,13 @@ def title_and_question(nb: nbformat.NotebookNode) -> tuple[str, str]:
 
 
 def picture(notebook: Path) -> dict[str, str]:
-    """What stands on the index of an executed notebook: its first such picture, as address and text; or nothing."""
-    cells = nbformat.read(notebook, as_version=4).cells if notebook.stem in PICTURES and notebook.exists() else ()
+    """What stands on the index of an executed notebook, as address and text: of a cell with the tag `index`, if any."""
     section = ""
-    for cell in cells:
+    for cell in nbformat.read(notebook, as_version=4).cells if notebook.exists() else ():
         section = (first_heading(cell.source) if cell.cell_type == "markdown" else "") or section
-        cell.metadata["section"] = section
-        for output in cell.get("outputs", []) if PICTURES[notebook.stem] in cell.source else ():
+        for output in cell.get("outputs", ()) if "index" in cell.metadata.get("tags", ()) else ():
             if image := output.get("data", {}).get("image/png"):
+                cell.metadata["section"] = section
                 return {"address": f"data:image/png;base64,{image.strip()}", "alt": describe(cell, 1)}
     return {}
 
@@ -166,9 +157,8 @@ def write_index(out: Path) -> Path:
     for stem, entry in sorted(record.get("notebooks", {}).items()):
         path = out / f"{stem}.ipynb"
         title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
-        notebooks.append(
-            entry | {"title": title or stem, "question": question, "page": f"{stem}.html", "picture": picture(path)}
-        )
+        entry |= {"title": title or stem, "question": question, "page": f"{stem}.html", "picture": picture(path)}
+        notebooks.append(entry)
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     generators = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]

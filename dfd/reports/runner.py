@@ -35,14 +35,7 @@ ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
-SHARES = {
-    "00_eda": 0.03,
-    "01_stage1_real_fake": 0.32,
-    "02_stage2_attribution": 0.33,
-    "03_robustness": 0.22,
-    "04_error_analysis": 0.06,
-    "05_probe": 0.04,
-}  # of the demo's time, to tell what is left
+SHARES = dict(zip(config.NOTEBOOKS, (0.03, 0.32, 0.33, 0.22, 0.06, 0.04), strict=False))  # of the demo's time
 INTERRUPTED = "Interrupted. What is done is kept in {}; the same command goes on from there."
 Configs = Mapping[str, type[config.Shared]]
 
@@ -78,10 +71,8 @@ class Kernel(AsyncKernelManager):
         """Press Ctrl-C in the kernel and what it started; False where none runs."""
         if cls.process is None or cls.process.poll() is not None:
             return False
-        if os.name == "posix":
-            os.killpg(cls.process.pid, signal.SIGINT)  # jupyter_client gives a kernel a session of its own
-        else:
-            cls.process.send_signal(signal.CTRL_BREAK_EVENT)
+        kill = os.killpg if os.name == "posix" else os.kill  # jupyter_client gives a kernel a session of its own
+        kill(cls.process.pid, signal.SIGINT)
         return True
 
 
@@ -138,18 +129,11 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
 
 def to_go(done: Mapping[str, dict], path: Path, chosen: Sequence[Path]) -> str:
     """How long the notebooks after this one will take, by what those before took of a demo's time; or nothing."""
-    names = [each.stem for each in chosen]
-    before, after = names[: names.index(path.stem) + 1], names[names.index(path.stem) + 1 :]
-    seconds = sum(done[stem].get("seconds", 0) for stem in before if stem in done)
-    share = sum(SHARES.get(stem, 0) for stem in before if stem in done)
-    left = seconds / share * sum(SHARES.get(stem, 0) for stem in after) if share > 0.1 else 0
+    place, share = chosen.index(path) + 1, lambda paths: sum(SHARES.get(each.stem, 0) for each in paths)
+    ran = [each for each in chosen[:place] if each.stem in done]
+    seconds = sum(done[each.stem].get("seconds", 0) for each in ran)
+    left = seconds / share(ran) * share(chosen[place:]) if share(ran) > 0.1 else 0
     return f"; about {runs.elapsed(left)} to go" if left else ""
-
-
-def ending(index: Path, out: str, shown: str) -> str:
-    """Three lines for who waited for a run: what was found, what to open, what to try next."""
-    metrics = read_json(index.parent / "metrics.json")
-    return html.fill("ran.txt.j2", metrics=metrics, out=out, index=shown).strip()
 
 
 def left_out(stem: str, out: Path) -> str:

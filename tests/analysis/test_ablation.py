@@ -12,6 +12,7 @@ from dfd import config
 from dfd.analysis import ablation
 from dfd.config import CHECKPOINTS
 from dfd.data import manifest
+from dfd.degrade import parse_all
 from dfd.evaluate import scores
 from dfd.inference.decide import UNKNOWN, decide
 from dfd.inference.stage import Stage
@@ -69,7 +70,7 @@ def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
 def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, monkeypatch):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
     cfg = small(config.Stage2, tiny_data, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4)
-    monkeypatch.setattr(ablation, "QUALITIES", (50,))
+    monkeypatch.setattr(ablation, "CONDITIONS", parse_all(["jpeg 50"]))
     some = {name: one for name, one in ablation.variants(cfg).items() if name in ("as configured", RGB)}
     monkeypatch.setattr(ablation, "variants", lambda cfg: some)
     found = ablation.run(table, cfg)
@@ -89,7 +90,7 @@ def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, m
 def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
     cfg = small(config.Stage1, tiny_data, tmp_path, backbone="test_resnet.r160_in1k", launderer_width=4)
-    monkeypatch.setattr(ablation, "QUALITIES", (50,))
+    monkeypatch.setattr(ablation, "CONDITIONS", parse_all(["jpeg 50"]))
     first = ablation.run(table, cfg)
     assert list(first["variant"].unique()) == list(ablation.variants(cfg))
     assert set(first["degradation"]) == {"as it is", "JPEG 50"}

@@ -117,13 +117,14 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
     assert "Which generator: accuracy" not in page and "http" not in page.replace("http-equiv", "")
 
 
-def test_the_index_shows_the_first_picture_of_the_notebooks_that_have_one(tmp_path):
+def test_the_index_shows_the_first_picture_of_a_cell_with_its_tag(tmp_path):
     first, second = png(30, 20), png(20, 30)
     outputs = [new_output("display_data", data={"image/png": image}) for image in (first, second)]
-    cells = [new_markdown_cell("# T?"), new_markdown_cell("## Results"), new_code_cell("plots.plot_pr(x)", outputs=[outputs[1]]),
-             new_code_cell("plots.plot_roc(x)", outputs=outputs)]  # fmt: skip
+    cells = [new_markdown_cell("# T?"), new_markdown_cell("## Results")]
+    cells += [new_code_cell("plots.plot_pr(x)", outputs=outputs[1:])]
+    cells += [new_code_cell("plots.plot_roc(x)", outputs=outputs, metadata={"tags": ["index"]})]
     entries = {stem: {"status": "finished"} for stem in ("00_eda", "01_stage1_real_fake", "04_error_analysis")}
-    for stem in list(entries)[:2]:
+    for stem in list(entries)[1:2]:
         nbformat.write(new_notebook(cells=cells), tmp_path / f"{stem}.ipynb")
     (tmp_path / "config.json").write_text(json.dumps({"notebooks": entries}))
     page = html.write_index(tmp_path).read_text()
