@@ -26,7 +26,12 @@ from dfd.train.heads import sources_of
 
 DRAWS, PAIRS = 3, 60  # of each generator
 JUDGE = "UNet"
-SHORT = {"stage1": {}, "stage2": {"num_epochs": 2}}  # beside those of hold_out_networks.py
+LOSSES = ("carried_weight", "adversarial_weight", "perceptual_weight", "consistency_weight")
+ALL = {name: config.Stage2.model_fields[name].default for name in LOSSES}  # profile quick leaves them out
+SHORT = {  # beside those of hold_out_networks.py
+    "stage1": {"perceptual_weight": config.Stage1.model_fields["perceptual_weight"].default},
+    "stage2": {"num_epochs": 2, "carried_every": 1} | ALL,
+}
 PARTS = {
     "stage1": {"adversaries": {"adversarial": False}, "perceptual loss": {"perceptual_weight": 0.0}},
     "stage2": {
@@ -35,9 +40,7 @@ PARTS = {
         "adversarial loss": {"adversarial_weight": 0.0},
         "perceptual loss": {"perceptual_weight": 0.0},
         "consistency loss": {"consistency_weight": 0.0},
-        "all but the source loss": dict.fromkeys(
-            ("carried_weight", "adversarial_weight", "perceptual_weight", "consistency_weight"), 0.0
-        ),
+        "all but the source loss": dict.fromkeys(LOSSES, 0.0),
     },
 }
 
