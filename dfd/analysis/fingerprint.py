@@ -91,12 +91,11 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
 def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0, judge: Stage | None = None) -> pd.DataFrame:
     """Put residuals of test fakes on test photos: which generator does stage 2 name then?
 
-    c is the photo's centre crop, r = G(x) the residual of a fake's; c + r is clipped to [0, 1]. c and c + r then pass
-    the same codec on their way into the network. PSNR and SSIM compare them before that, so the codec's loss is not
-    counted. Gives a row per fake, at most `limit` of each generator that the stage knows: path, label, group, carrier,
-    carrier_group; alone and named, what stage 2 says of c and of c + r; psnr in dB, infinite where c + r is c; ssim.
-    With a judge, a stage 2 that learnt by itself, also what it says of these, of x and of x - r: judge_alone,
-    judge_named, judge_fake, judge_removed.
+    c is the photo's centre crop, r = G(x) the residual of a fake's; c + r is clipped to [0, 1]. Both then pass the same
+    codec into the network; PSNR and SSIM compare them before it. Gives a row per fake, at most `limit` of each
+    generator that the stage knows: path, label, group, carrier, carrier_group; alone and named, what stage 2 says of c
+    and of c + r; psnr in dB, infinite where c + r is c; ssim. With a judge, a stage 2 that learnt by itself, also what
+    it says of these, of x and of x - r: judge_alone, judge_named, judge_fake, judge_removed.
     """
     pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, seed)
     parts = []

@@ -10,22 +10,14 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from dfd.core import load_rgb, runs
+from dfd.core import TEMPLATES, load_rgb, runs
 from dfd.data import provenance
 from dfd.evaluate.metrics import bootstrap_all, flatten, share
 
 WINDOW = 1024  # side of the middle window that brightness, texture and the like are measured in, pixels
-NUMBERS = {  # property -> what its axis says; the first five are `describe`'s
-    "brightness": "mean luminance (0 to 1)",
-    "contrast": "deviation of the luminance (0 to 0.5)",
-    "saturation": "mean saturation (0 to 1)",
-    "texture": "mean absolute Laplacian (luminance)",
-    "sharpness": "Laplacian's deviation / contrast",
-    "size": "shorter side (pixels)",
-    "jpeg_quality": "JPEG quality of the file (1 to 100)",
-}
+NUMBERS = dict(pd.read_csv(TEMPLATES / "properties.csv").to_numpy().tolist())  # property -> what its axis says
 NAMES = ("label", "source", "format")
-MEASURED = tuple(NUMBERS)[:5]
+MEASURED = tuple(NUMBERS)[:5]  # by `describe`
 LEAST = 10  # images in a slice that is tested
 SPANS = 3  # groups that it has images of, at least
 COVERED = 0.8  # share of a slice's images in one listed before it, from which the slice is not news

@@ -28,10 +28,7 @@ FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below wh
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
-STARTS = {  # of a file that is no image -> what it is
-    b"<": "an HTML page or SVG drawing",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the real file",
-}
+OTHERS = {b"<": "an HTML page or SVG drawing", b"version https://git-lfs": "a Git LFS pointer; fetch the real file"}
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
 Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
@@ -216,7 +213,7 @@ def _what_it_is(file: Any) -> str:
         return "empty file (0 bytes)"
     if _is_image_start(start):
         return "damaged or truncated header, or an unsupported variety"
-    kinds = [kind for magic, kind in STARTS.items() if start.lstrip().startswith(magic)]
+    kinds = [kind for magic, kind in OTHERS.items() if start.lstrip().startswith(magic)]
     kinds += ["a video"] if start[4:8] == b"ftyp" else []
     what = f"not an image: {kinds[0]}" if kinds else "not an image"
     return f"{what}; supported are {', '.join(FORMATS)}"

@@ -189,9 +189,8 @@ class VGGPerceptual(nn.Module):
 
     A layer's mean squared difference is divided by the mean square of the reference's features over the batch. ImageNet
     weights come from torch's hub cache (528 MB; an unreadable file is a ValueError), else from the network where it
-    answers quickly. Without them it is the first blocks of EfficientNet-Lite0, whose ImageNet weights are installed.
-    It never learns, and works in float32 under autocast too: bfloat16's rounding is as large as the distance of a
-    change of 1/1000.
+    answers quickly. Without them it is the first blocks of EfficientNet-Lite0, whose ImageNet weights are installed. It
+    never learns, and works in float32 under autocast too: bfloat16 rounds by as much as a change of 1/1000 gives.
     """
 
     def __init__(self, pretrained: bool = True):
