@@ -137,8 +137,8 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
                 names.remove(name)
             else:
                 folders.append((*parts, name))
-    unreadable = {os.path.relpath(error.filename, root): f"{UNREADABLE}: {error.strerror}" for error in closed}
-    return files, folders, unreadable | refused
+    unread = {Path(error.filename).relative_to(root).as_posix(): error for error in closed}
+    return files, folders, {name: f"{UNREADABLE}: {error.strerror}" for name, error in unread.items()} | refused
 
 
 def _hint(tops: set[str], folders: list[Parts]) -> str:

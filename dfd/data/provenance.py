@@ -57,7 +57,7 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         name = given.removeprefix("./")
         if os.path.isabs(name) or not os.path.lexists(root / name):  # else it is as it stands, backslashes too
             name = given.strip().replace("\\", "/")
-            name = os.path.relpath(name, root) if os.path.isabs(name) else name.removeprefix("./")
+            name = Path(os.path.relpath(name, root)).as_posix() if os.path.isabs(name) else name.removeprefix("./")
         line = f"{path}, line {number}"
         if not value:
             raise ManifestError(f"{line}: {given or 'a line without a file'} has no {column}")

@@ -57,6 +57,8 @@ class Kernel(AsyncKernelManager):
     process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
 
     def _ip_default(self) -> str:
+        if self.transport == "tcp":  # Windows
+            return super()._ip_default()
         folder = tempfile.mkdtemp(prefix="dfd-kernel-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return f"{folder}/socket" if self.transport == "ipc" else "127.0.0.1"
@@ -176,7 +178,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
         error = {"cell": failure.cell_index + 1, "text": f"{failure.ename}: {failure.evalue}"}
     except RuntimeError as failure:  # the kernel died, or did not start
         status = Kernel.process and Kernel.process.poll()
-        memory = "; it was killed, most often because memory ran out" if status == -signal.SIGKILL else ""
+        memory = "; it was killed, most often because memory ran out" if status == -9 else ""
         error = {"cell": number, "text": f"the Python process ended with exit status {status}{memory}: {failure}"}
     if error and stop.number:
         raise runs.Interrupted(number=stop.number)
