@@ -87,9 +87,10 @@ def need_home() -> None:
     with contextlib.suppress(RuntimeError):  # neither HOME nor an entry in passwd
         if os.access(Path.home(), os.W_OK):
             return
-    folder = Path(tempfile.gettempdir()) / f"dfd-{os.getuid()}"
+    user = os.getuid() if os.name == "posix" else 0  # Windows has a temporary folder for each user
+    folder = Path(tempfile.gettempdir()) / f"dfd-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():  # another user's, and what lies in it too
+    if folder.stat().st_uid != user:  # another user's, and what lies in it too
         raise OSError(f"{folder} is another user's; set HOME to a folder of your own")
     print(f"There is no home that can be written to: {folder} is used.", file=sys.stderr)
     os.environ["HOME"] = str(folder)

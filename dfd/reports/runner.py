@@ -51,14 +51,12 @@ class RunError(RuntimeError):
 class Kernel(AsyncKernelManager):
     """Starts `sys.executable`, whatever "python3" points to, with sockets in a folder that no one else can read."""
 
-    transport = "ipc" if os.name == "posix" else "tcp"
+    transport = "ipc" if os.name == "posix" else "tcp"  # Windows has no sockets that are files
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel_spec: Any = KernelSpec(argv=argv, display_name="Python 3", language="python", env={runs.HEADLESS: "1"})
     process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
 
     def _ip_default(self) -> str:
-        if self.transport == "tcp":  # Windows
-            return super()._ip_default()
         folder = tempfile.mkdtemp(prefix="dfd-kernel-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return f"{folder}/socket" if self.transport == "ipc" else "127.0.0.1"
