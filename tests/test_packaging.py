@@ -12,8 +12,10 @@ from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -297,3 +299,20 @@ def test_make_report_takes_any_folder(tmp_path):
     }
     printed = subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True, check=True, env=rest).stdout
     assert printed == "[-m][dfd][run][--data][it's here #1][--out][reports/it's here #1][--profile][quick]"
+
+
+def test_nbdiff_shows_what_changed_between_two_executed_notebooks_and_nothing_else(tmp_path):
+    """Times, counts and papermill's records differ in any two; the checkout's nbdime_config.json leaves them out."""
+    for name, number, printed in (("a", 1, "0.9"), ("b", 2, "0.9"), ("c", 1, "0.8")):
+        cell = new_code_cell(
+            "x", outputs=[new_output("execute_result", {"text/plain": printed}, execution_count=number)]
+        )
+        cell.metadata = {"papermill": {"duration": number}, "execution": {"iopub.execute_input": str(number)}}
+        cell.update(id=f"cell-{name}", execution_count=number)
+        book = new_notebook(cells=[cell], metadata={"papermill": {"duration": number}})
+        nbformat.write(book, tmp_path / f"{name}.ipynb")
+    differ = [Path(sys.executable).with_name("nbdiff"), "--no-color"]
+    for other, shown in (("b", False), ("c", True)):
+        command = [*differ, tmp_path / "a.ipynb", tmp_path / f"{other}.ipynb"]
+        printed = subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True, check=True).stdout
+        assert bool(printed.strip()) == shown == ("0.8" in printed) and "papermill" not in printed, printed
