@@ -13,10 +13,9 @@ import click
 from filelock import Timeout
 from tqdm import tqdm
 
-from dfd.app.case import Case, opened
+from dfd.app.case import Case, Journal, opened
 from dfd.app.evidence import draw, trace
 from dfd.app.examine import examine_or_refuse
-from dfd.app.journal import Journal
 from dfd.app.metadata import sentence
 from dfd.core import explained, load_rgb, printable, runs
 from dfd.inference.detector import Detector, Verdict

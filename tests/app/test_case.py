@@ -12,7 +12,7 @@ from networks import noise
 
 from dfd import cli
 from dfd.app import case
-from dfd.app.journal import read_verdicts
+from dfd.app.case import read_verdicts
 from dfd.config import CHECKPOINTS
 from dfd.core import runs
 from dfd.inference import Detector, update_checkpoint
