@@ -166,6 +166,24 @@ def test_ci_runs_lint_and_test():
     assert os.access(script, os.X_OK) and "make lint\n" in script.read_text() and "make test" in script.read_text()
 
 
+def test_the_workflow_runs_what_ci_runs_on_each_python_and_may_only_read():
+    workflow = yaml.safe_load((config.ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+    assert set(workflow[True]) == {"push", "pull_request"}  # YAML takes `on` for true
+    assert workflow["permissions"] == {"contents": "read"} and workflow["concurrency"]["cancel-in-progress"] is True
+    jobs = workflow["jobs"]
+    assert all(job["timeout-minutes"] <= 180 for job in jobs.values())
+    steps = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert ".ci/run" in steps["linux"] and (config.ROOT / ".ci" / "run").exists()
+    low, high = (int(text) for text in re.findall(r"3\.(\d+)", PROJECT["requires-python"]))
+    assert jobs["linux"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(low, high)]
+    assert jobs["others"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
+    assert steps["others"] == ['python -m pip install -e ".[dev]"', 'python -m pytest -m "not slow" -n 2']
+    versions = [
+        step["with"]["python-version"] for step in jobs["others"]["steps"] if "python-version" in step.get("with", {})
+    ]
+    assert versions == [f"3.{high - 1}"]
+
+
 def test_files_that_name_the_version_agree():
     citation = yaml.safe_load((config.ROOT / "CITATION.cff").read_text())
     latest = re.search(r"^## (\S+)", (config.ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1)
