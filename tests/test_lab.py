@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from networks import content, noise
 
 from dfd import config
@@ -145,6 +146,47 @@ def test_the_probe_in_jupyterlab(place):
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.get_by_text("Run All Cells", exact=True).click()
         use(page, place)
+
+
+def test_images_are_chosen_by_keyboard_in_jupyterlab(place):
+    """The browser of notebooks 00 and 04: every control takes the focus and keys, and pictures follow."""
+    for label in ("RealPhotos", "ProGAN"):
+        (place / label).mkdir()
+        for number in range(3):
+            noise(40, 40).save(place / label / f"{number}.png")
+    code = f"""import pandas as pd
+from dfd.app import probe
+labels = ["RealPhotos"] * 3 + ["ProGAN"] * 3
+rows = pd.DataFrame({{"label": labels, "width": [0, 1, 2] * 2}})
+rows["path"] = rows["label"] + "/" + rows["width"].astype(str) + ".png"
+rows.attrs["root"] = {str(place)!r}
+probe.browse(rows, ["label"], ["width"], shown=4)"""
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), place / "images.ipynb")
+    options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root", "--LabApp.news_url=None")
+    with served(place, "jupyterlab", *options) as address, browser(1280) as page:
+        page.goto(f"{address}/lab/tree/images.ipynb")
+        page.get_by_text(re.compile(r"\| Idle$")).wait_for()
+        page.locator(".jp-Cell").first.click()
+        page.keyboard.press("Shift+Enter")
+        names = page.locator(".dfd-probe figcaption")
+        page.locator(".dfd-probe", has_text="6 files, 1 to 4 are shown").wait_for()
+        assert [text.split(".png")[0] for text in names.all_inner_texts()] == [
+            "RealPhotos/0", "ProGAN/0", "RealPhotos/1", "ProGAN/1"]  # fmt: skip
+        label, order, number = (page.get_by_label(name, exact=True) for name in ("label", "order", "page"))
+        number.focus()
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("Enter")
+        page.locator(".dfd-probe", has_text="6 files, 5 to 6 are shown").wait_for()
+        label.focus()
+        page.keyboard.type("ProGAN")
+        page.keyboard.press("Enter")
+        page.locator(".dfd-probe", has_text="3 files").wait_for()
+        order.focus()
+        page.keyboard.type("width, highest first")
+        page.keyboard.press("Tab")
+        page.locator(".dfd-probe figcaption").first.get_by_text("ProGAN/2.png").wait_for()
+        assert names.count() == 3 and page.locator(".dfd-probe img").count() == 3
 
 
 @pytest.mark.skipif(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,6 @@ from dfd.core import HEADLESS, TEMPLATES, load_rgb, template
 from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 
-ALL = "all"
 MAX_ITEMS = 50  # images that are kept; the oldest go first
 ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SHEETS = [(TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("examination", "probe")]
@@ -258,19 +258,21 @@ def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), sho
     def show(change: Any = None) -> None:
         kept = rows
         for name, choice in filters.items():
-            kept = kept[(kept[name].astype(str) == choice.value) | (choice.value == ALL)]
+            kept = kept[(kept[name].astype(str) == choice.value) | (choice.value == "")]
         if change and change.owner is not number:
             number.value = 1
         number.max = max(1, -(-len(kept) // shown))
-        kept = kept.sort_values(sort.value[0], ascending=sort.value[1]) if sort.value else kept
+        kept = kept.sort_values(ways[sort.value][0], ascending=ways[sort.value][1]) if sort.value else kept
         view.value = page(kept, (number.value - 1) * shown)
 
     if is_still:
         return HTML(page(rows))
-    every = {name: [ALL, *sorted(map(str, rows[name].dropna().unique()))] for name in by}
-    filters = {name: widgets.Dropdown(options=options, description=name) for name, options in every.items()}
-    ways = [(f"{name}, {way} first", (name, way == "lowest")) for name in order for way in ("highest", "lowest")]
-    sort = widgets.Dropdown(options=[("as listed", None), *ways], description="order")
+    # text boxes with a list: JupyterLab takes the arrow keys away from drop-downs
+    box = partial(widgets.Combobox, ensure_option=True, continuous_update=False)
+    every = {name: sorted(map(str, rows[name].dropna().unique())) for name in by}
+    filters = {name: box(options=options, description=name, placeholder="all") for name, options in every.items()}
+    ways = {f"{name}, {way} first": (name, way == "lowest") for name in order for way in ("highest", "lowest")}
+    sort = box(options=[*ways], description="order", placeholder="as listed")
     number, view = widgets.BoundedIntText(1, min=1, description="page"), widgets.HTML()
     controls = widgets.HBox([*filters.values(), sort, number], layout=widgets.Layout(flex_flow="row wrap"))
     for control in controls.children:

@@ -41,7 +41,7 @@ def test_filters_order_and_pages_show_what_they_say(rows):
     assert names(page) == ["RealPhotos/8.png", "RealPhotos/9.png"]
     found["label"].value = "RealPhotos"
     assert (found["page"].value, found["page"].max) == (1, 3) and "10 files" in page.value
-    found["order"].value = ("width", False)
+    found["order"].value = "width, highest first"
     assert names(page) == [f"RealPhotos/{n}.png" for n in (9, 8, 7, 6)] and "width 41" in page.value
 
 
