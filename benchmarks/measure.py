@@ -20,6 +20,7 @@ from dfd import config
 
 KEPT = config.ROOT / "benchmarks" / "history.jsonl"  # in git: runs on the project's own machine
 HISTORY = config.ROOT / "reports" / "benchmarks.jsonl"  # not in git: everybody's own runs
+TOLERANCE = 0.1  # share by which a ratio may fall below the last kept one
 RATIOS = ("of bare", "of one")  # units: of what bounds the work; of the same with one worker
 
 
@@ -88,6 +89,18 @@ def keep(rows: Sequence[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def regressions(rows: Sequence[Row], path: Path = KEPT, here: str = "") -> list[str]:
+    """The ratios that fell by more than TOLERANCE below the last ones kept from the same kind of machine, in words."""
+    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    before = {}
+    for entry in entries:
+        if entry["machine"] == (here or machine()):
+            before |= {row["what"]: (row["value"], entry["commit"]) for row in entry["rows"] if row["unit"] in RATIOS}
+    known = [(row, *before[row.what]) for row in rows if row.what in before and row.unit in RATIOS]
+    return [f"{row.what}: {row.value:.2f}, at commit {commit} {value:.2f}"
+            for row, value, commit in known if row.value < (1 - TOLERANCE) * value]  # fmt: skip
 
 
 def machine() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from benchmarks import (
+    engines,
     gpu,
     measure,
     memory,
@@ -27,6 +28,7 @@ from benchmarks import (
     sweeping,
     training,
 )
+from dfd.core.runs import cores
 
 
 @click.command()
@@ -51,9 +53,13 @@ def main(long: bool, on_gpu: bool, only: str, repeats: int, keep: bool) -> None:
                 for row in _quietly(rows):
                     print(row, flush=True)
                     found.append(row)
-    path = measure.KEPT if keep else measure.HISTORY
+    path, fallen = measure.KEPT if keep else measure.HISTORY, measure.regressions(found)
     measure.keep(found, path)
     print(f"kept in {path}")
+    if os.getloadavg()[0] > cores() + 0.5:
+        print("Other work ran beside this: ratios are not held against earlier ones.")
+    elif fallen:
+        raise SystemExit("\n".join(["More than 10 % below the last kept run on such a machine:", *fallen]))
 
 
 def _groups(folder: Path, repeats: int, long: bool) -> dict[str, Iterator[measure.Row]]:
@@ -73,6 +79,7 @@ def _groups(folder: Path, repeats: int, long: bool) -> dict[str, Iterator[measur
             "long scanning": scanning.long_rows(folder),
             "long memory": memory.rows(folder),
             "long networks": networks.long_rows(repeats),
+            "long engines": engines.rows(folder, small, repeats),
         }
     return groups
 

@@ -23,8 +23,9 @@ from dfd.data import manifest
 TINY = {"pretrained": False, "batch_size": 4, "crop_size": 32, "num_epochs": 1, "workers": 0}
 STAGES = {
     "stage1": {**TINY, "backbone": "test_resnet.r160_in1k", "launderer_width": 4, "adversarial_every": 2},
-    "stage2": {**TINY, "backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "carried_every": 2},
-}
+    "stage2": {**TINY, "backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "carried_every": 2,
+               "carried_weight": 0.5, "adversarial_weight": 0.1},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,19 @@ def test_bare_training_takes_the_same_passes_and_changes_nothing(stage, folder, 
         assert training.seconds(stage, table, kind, **STAGES[stage]) > 0
     assert passes[training.Timed] == passes[training.Bare] and len(passes[training.Bare]) > 4
     assert set(steps) == {training.Timed}
+
+
+def test_a_ratio_that_fell_by_more_than_a_tenth_is_named_with_the_last_one(tmp_path):
+    """Of the same kind of machine, of ratios alone, and of each row the last that was kept."""
+    rows = [("a", 1.0, "of bare"), ("b", 0.8, "of bare"), ("c", 9.0, "s")]
+    kept = (("mine", "old", rows), ("mine", "new", rows[:1]), ("other", "x", [("a", 9.0, "of bare")]))
+    entries = [dict(zip(("machine", "commit", "rows"), entry, strict=True)) for entry in kept]
+    for entry in entries:
+        entry["rows"] = [dict(zip(("what", "value", "unit"), row, strict=True)) for row in entry["rows"]]
+    (path := tmp_path / "history.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+    now = [measure.Row("a", 0.89), measure.Row("b", 0.73), measure.Row("c", 1.0, unit="s"), measure.Row("d", 0.1)]
+    assert measure.regressions(now, path, "mine") == ["a: 0.89, at commit new 1.00"]
+    assert measure.regressions(now, tmp_path / "none.jsonl", "mine") == []
 
 
 def test_rows_of_scanning_and_sweeping_run(folder, tmp_path, monkeypatch):
