@@ -35,7 +35,7 @@ ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
-SHARES = dict(zip(config.NOTEBOOKS, (0.03, 0.32, 0.33, 0.22, 0.06, 0.04), strict=False))  # of the demo's time
+SHARES = dict(zip(config.NOTEBOOKS, (0.03, 0.25, 0.40, 0.22, 0.06, 0.04), strict=False))  # of the demo's time
 INTERRUPTED = "Interrupted. What is done is kept in {}; the same command goes on from there."
 Configs = Mapping[str, type[config.Shared]]
 
