@@ -112,7 +112,7 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
 
 
 def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, ax: Axes | None = None) -> Axes:
-    """Metrics of `robustness.wide` under each condition as dots with their 95 % intervals, a line per condition.
+    """Metrics under each condition as dots with their 95 % intervals, a line per condition.
 
     `names` gives columns their words in the legend. One alone has none, but a dashed line at its value as it is.
     """

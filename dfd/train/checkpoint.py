@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import patch_environment
-from torch import nn
+from torch import Tensor, nn
+from torchvision.utils import save_image
 
 from dfd import __version__, config
 from dfd.core.io import digest
@@ -83,8 +85,8 @@ class Tracking:
         variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out / "mlruns").as_uri()}
         return patch_environment(**{name: value for name, value in variables.items() if name not in os.environ})
 
-    def log(self, accelerator: Accelerator, history: list[dict[str, Any]]) -> None:
-        """Log the last epoch, or all of them where this process has logged none."""
+    def log(self, accelerator: Accelerator, history: list[dict[str, Any]], views: Tensor) -> None:
+        """Log the last epoch, or all where this process logged none, and some crops of it, (N, 3, S, S) in [0, 1]."""
         try:
             rows = history[-1:]
             if self.name and not accelerator.trackers:
@@ -94,6 +96,13 @@ class Tracking:
                 accelerator.init_trackers(name, self.settings, {"mlflow": {"run_name": run_name}})
             for row in rows if self.name else ():
                 accelerator.log(row, step=row["epoch"])
+            for tracker in accelerator.trackers if len(views) else ():
+                if self.name == "tensorboard":
+                    tracker.log_images({"training views": views}, history[-1]["epoch"])
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    save_image(views, path := Path(folder, f"training views {history[-1]['epoch']:03}.png"))
+                    tracker.log_artifact(path)
         except Exception as error:  # whatever a log or its server does, the training goes on
             reason = (str(error).splitlines() or [""])[0]
             print(f"{self.stage}: {self.name} failed ({type(error).__name__}: {reason}); going on without it.")

@@ -65,7 +65,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
         self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
-        self.stop, self.saved, self.began = runs.Stop(), time.monotonic(), 0.0
+        self.stop, self.saved, self.began, self.views = runs.Stop(), time.monotonic(), 0.0, torch.empty(0)
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""
@@ -134,6 +134,7 @@ class Trainer:
         with runs.bar(None, desc=title, initial=first, total=self.sampler.batches, disable=not self.is_main) as shown:
             for step, batch in enumerate(self._read("train", first), first):
                 set_seed(seeds(1, self.cfg.seed, epoch + 1, step + 1)[0])
+                self.views = (batch["view1"] if isinstance(batch, dict) else batch[0])[:16]  # for the tracker
                 yield step, batch
                 self.step_number = step + 1
                 shown.set_postfix(loss=f"{np.mean(self.losses['train'][-20:]):.3f}", refresh=False)
@@ -190,7 +191,7 @@ class Trainer:
         title = f"{self.stage} epoch {row['epoch']}/{self.cfg.num_epochs}"
         self.accelerator.print(f"{title}: {shown} ({row['seconds']:.0f} s, at most {left:.0f} s left)")
         if self.is_main:
-            self.tracking.log(self.accelerator, self.history)
+            self.tracking.log(self.accelerator, self.history, self.views.float().cpu())
             if self.on_epoch:
                 self.on_epoch(pd.DataFrame(self.history))
             if is_better:

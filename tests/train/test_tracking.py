@@ -33,6 +33,8 @@ def test_the_event_files_of_a_training_hold_its_history_and_a_resumed_one_double
     assert len(history) == 3
     expected = {name: list(enumerate(history[name], 1)) for name in history}
     assert curves(out) == expected
+    shown = EventAccumulator(str(out / "tensorboard" / "stage1")).Reload().Images("training views")
+    assert [image.step for image in shown] == [2, 3] and all(image.width >= 32 for image in shown)  # of this process
     before = sorted((out / "tensorboard").rglob("*"))
     assert any(b"test_resnet.r160_in1k" in path.read_bytes() for path in before if path.is_file())
     fit(table, configured("stage1", out, tiny_data))  # already trained: nothing is logged
@@ -53,6 +55,8 @@ def test_mlflow_holds_the_history_of_a_training(table, tiny_data, tmp_path, monk
     for name in history:
         logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         assert logged == list(enumerate(history[name], 1))
+    names = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+    assert [name for name in names if name.endswith(".png")] == [f"training views {n:03}.png" for n in (1, 2)]
     assert run.data.params["unet_width"] == "4" and "track" not in run.data.params
     assert run.info.status == "FINISHED" and not (out / "tensorboard").exists()
 
