@@ -167,8 +167,8 @@ probe.browse(rows, ["label"], ["width"], shown=4)"""
     with served(place, "jupyterlab", *options) as address, browser(1280) as page:
         page.goto(f"{address}/lab/tree/images.ipynb")
         page.get_by_text(re.compile(r"\| Idle$")).wait_for()
-        page.locator(".jp-Cell").first.click()
-        page.keyboard.press("Shift+Enter")
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.get_by_text("Run All Cells", exact=True).click()
         names = page.locator(".dfd-probe figcaption")
         page.locator(".dfd-probe", has_text="6 files, 1 to 4 are shown").wait_for()
         assert [text.split(".png")[0] for text in names.all_inner_texts()] == [
