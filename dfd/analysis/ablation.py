@@ -31,7 +31,7 @@ def variants(cfg: Any) -> dict[str, Any]:
         if cfg.extractor == "unet":
             weights = [name for name in LOSSES if getattr(cfg, name)]
             changes |= {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in weights}
-            changes["source loss alone"] = dict.fromkeys(LOSSES, 0.0)
+            changes |= {"source loss alone": dict.fromkeys(LOSSES, 0.0)} if weights else {}
         stage, key, kinds = "stage2", "extractor", ("highpass", "rgb")
         words = BASELINE
     if cfg.degrade:

@@ -46,6 +46,8 @@ def test_each_variant_changes_one_thing(tmp_path):
 def test_what_is_off_already_is_not_left_out_again():
     found = ablation.variants(config.Stage1(adversarial=False, degrade=False))
     assert not {"without adversarial part", "without perceptual part", "without degradation"} & set(found)
+    found = ablation.variants(config.Stage2(**config.profile("quick", "02_stage2_attribution")))
+    assert list(found) == ["as configured", "without degradation", *map(ablation.BASELINE.format, ("highpass", "rgb"))]
 
 
 def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
