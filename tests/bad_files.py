@@ -23,9 +23,9 @@ def make(folder: Path) -> dict[str, str | None]:
     return {**_good(folder), **_damaged(folder), **_no_images(folder), **_no_files(folder)}
 
 
-def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    """A smooth random RGB picture; another seed gives one that looks quite different."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+def picture(seed: int, width: int = 64, height: int = 48, detail: int = 6) -> Image.Image:
+    """A random RGB picture of detail x detail soft spots; another seed gives one that looks quite different."""
+    small = np.random.default_rng(seed).integers(0, 256, (detail, detail, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 

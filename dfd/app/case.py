@@ -5,7 +5,6 @@ Pages load nothing but the thumbnails beside them, and run nothing but the index
 verdicts.csv is a Journal, which `predict --csv` writes too.
 """
 
-import base64
 import csv
 import hashlib
 import io
@@ -166,16 +165,15 @@ class Case:
         """Write tables, index, PDF and the record with its hashes; gives the index."""
         verdicts, folder = read_verdicts(self.folder / VERDICTS), self.folder
         write_json(folder / "verdicts.json", [verdict.asdict() for verdict in verdicts])
-        rows, script = self._rows(verdicts), (TEMPLATES / "case.js").read_text("utf-8")
-        allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        rows = self._rows(verdicts)
         counts = pd.Series(["refused" if verdict.error else verdict.verdict for verdict in verdicts]).value_counts()
         values = {"case": self.record, "title": self.title, "counts": counts.to_dict(), **_facts()}
         page = template("case.html.j2")
         with atomic_write(folder / INDEX) as draft, draft.open("w", encoding="utf-8") as file:
-            page.stream(**values, rows=rows, script=script, allowed=allowed, articles=()).dump(file)
+            page.stream(**values, rows=rows).dump(file)
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
-        values |= {"rows": rows, "script": "", "allowed": "", "articles": [found[0] for found in articles if found]}
+        values |= {"rows": rows, "articles": [found[0] for found in articles if found]}
         write_pdf(page.render(**values), folder / PDF)
         size = {v.path: os.path.getsize(v.path) for v in verdicts if v.path and os.path.isfile(v.path)}
         inputs = [{"path": v.path, "sha256": v.sha256, "bytes": size.get(v.path)} for v in verdicts if v.path]

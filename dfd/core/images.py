@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from io import BufferedReader, BytesIO
@@ -23,7 +24,9 @@ with suppress(ImportError):  # a machine that only trains may lack it
 MAX_PIXELS = 128_000_000  # above: rejected from the header alone, before anything is decoded
 MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an uncompressed BMP fit
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
-HASH_SIZE = 16  # the perceptual hash has HASH_SIZE ** 2 bits
+HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of a thumbnail of HASH_SIDE ** 2 pixels
+COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
+DESCRIPTION = 2  # raise it when `inspect` says other things: earlier ones are not taken from a cache
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
@@ -78,26 +81,26 @@ def as_rgb(source: Source) -> Image.Image:
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Decode a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
+    """Read a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
     with open_file(path) as file:
-        image = _decode(file)
-        rgb = _to_rgb(image)
+        image = _decode(file, draft=True)
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        width, height = image.info["header_size"][:: -1 if is_turned else 1]
         file.seek(0)
-        return {"width": rgb.width, "height": rgb.height,
+        return {"width": width, "height": height,
                 "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
                 "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell(),
-                "phash": perceptual_hash(rgb)}  # fmt: skip
+                "phash": perceptual_hash(_to_rgb(image, ("L", "RGB")))}  # fmt: skip
 
 
 def perceptual_hash(image: Image.Image) -> str | None:
-    """Hash an RGB image's low frequencies, in hexadecimal; None for a flat one, whose hash would be noise."""
-    import imagehash  # here: it brings scipy, and reading an image needs neither
-
-    thumbnail = image.convert("L").resize((HASH_SIZE * 4, HASH_SIZE * 4), Image.Resampling.LANCZOS)
-    if np.asarray(thumbnail, dtype=np.float32).std() < FLAT:
+    """Hash an RGB or grey image's low frequencies, in hexadecimal; None for a flat one, whose hash would be noise."""
+    thumbnail = image.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=1).convert("L")
+    if (pixels := np.asarray(thumbnail, dtype=np.float32)).std() < FLAT:
         return None
-    return np.packbits(imagehash.phash(thumbnail, hash_size=HASH_SIZE).hash).tobytes().hex()  # str() takes longer
+    waves = COSINES @ pixels @ COSINES.T
+    return np.packbits(waves > np.median(waves)).tobytes().hex()
 
 
 def jpeg_quality(image: Image.Image) -> int | None:
@@ -118,7 +121,7 @@ def _libjpeg_tables() -> np.ndarray:
 
 def subsampling(image: Image.Image) -> str | None:
     """Name a JPEG's chroma subsampling; None for grey ones and other formats."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or len(image.getbands()) == 1:
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.layers == 1:
         return None
     return SAMPLINGS.get(JpegImagePlugin.get_sampling(image), "other")
 
@@ -156,12 +159,15 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(f"too small: {width} x {height} pixels, each side needs at least {MIN_SIDE}")
 
 
-def _decode(source: Any) -> Image.Image:
-    """Decode the first frame of an open file, or of a picture, completely; what Pillow raises becomes one reason."""
+def _decode(source: Any, draft: bool = False) -> Image.Image:
+    """Decode the first frame of a file or picture, of a JPEG's draft no more than a hash needs; errors become one."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         _check_size(*image.size)
+        if draft:
+            image.info["header_size"] = image.size
+            image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits of a JPEG are read, not all pixels made
         image.load()
         return image
     except ImageError:
@@ -169,7 +175,7 @@ def _decode(source: Any) -> Image.Image:
     except (ValueError, Image.UnidentifiedImageError) as error:
         is_picture = isinstance(source, Image.Image)  # then there is no file to mend
         if not is_picture and (bare := _without_texts(source)):
-            return _decode(bare)  # the pixels may be sound, and are what is judged
+            return _decode(bare, draft)  # the pixels may be sound, and are what is judged
         is_known = is_picture or isinstance(error, ValueError)
         raise ImageError(f"damaged or truncated: {one_line(error)}" if is_known else _what_it_is(source)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -189,8 +195,8 @@ def _without_texts(file: Any) -> BytesIO | None:
     return BytesIO(b"".join(kept)) if sum(map(len, kept[1:])) < chunks.tell() else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a decoded image upright and into RGB; see `load_rgb` for the rules."""
+def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
+    """Turn a decoded image upright and into RGB; see `load_rgb` for the rules. Some modes may stay as they are."""
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
     try:
@@ -201,7 +207,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+        return image if image.mode in as_it_is else image.convert("RGB")
     except Exception as error:
         raise ImageError(f"cannot become RGB: {one_line(error)}") from error
 

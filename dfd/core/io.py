@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under another name, put on disk, then renamed."""
 
+import base64
 import contextlib
 import errno
 import hashlib
@@ -120,12 +121,13 @@ def write_text(path: Path, text: str) -> Path:
 
 @cache
 def template(name: str) -> Any:
-    """One of the package's Jinja templates; what is filled into those for HTML is escaped."""
+    """One of the package's Jinja templates; what is filled into those for HTML is escaped. `hash` is for scripts."""
     import jinja2  # here: most of what writes files fills no template
 
     loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
-    options = {"trim_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(loader=loader, autoescape=escape, **options).get_template(name)
+    pages = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    pages.filters["hash"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return pages.get_template(name)
 
 
 def digest(*values: Any) -> str:

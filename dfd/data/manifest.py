@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from dfd import __version__
 from dfd.config import REAL
 from dfd.core import images, io, runs
 from dfd.data import layouts, provenance, splits
@@ -22,7 +21,7 @@ from dfd.data.layouts import Listing, ManifestError
 
 COLUMNS = "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
 COLUMNS += ["subsampling", "bytes", "phash"]  # for the format audit and the grouping
-BATCH = 100  # images, which a stopped scan loses at most
+BATCH = 250  # images, which a stopped scan loses at most
 
 
 def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_fraction: float = 0.2,
@@ -164,7 +163,7 @@ def _describe(root: Path, listing: Listing, cache: ScanCache, progress: bool) ->
         except images.ImageError as error:  # what the system refused may be allowed tomorrow, the file being the same
             return {"error": str(error), "passing": bool(getattr(error.__cause__, "errno", None))}
 
-    keys = {path: f"file {__version__} {listing.stamps[path]} {path}" for path, *_ in listing.files}
+    keys = {path: f"file {images.DESCRIPTION} {listing.stamps[path]} {path}" for path, *_ in listing.files}
     known = {path: json.loads(cache.entries[key]) for path, key in keys.items() if key in cache.entries}
     new = [path for path in keys if path not in known]
     bar = runs.bar(total=len(new), desc="images", disable=not (progress and new))
@@ -185,7 +184,7 @@ def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
     if not {REAL} < set(listing.labels):
         missing = "generator" if REAL in listing.labels else REAL
         raise ManifestError(f"no {missing}: the layout was read as {listing.layout}, which has both")
-    for label in (label for label in listing.labels if table.empty or label not in set(table.label)):
+    for label in set(listing.labels) - set([] if table.empty else table.label):
         paths = {path for path, of, _ in listing.files if of == label}
         rows = [row for row in listing.rejected if row["path"] in paths or f"/{label}/" in f"/{row['path']}/"]
         reasons = "".join(f"\n  {row['path']}: {row['reason']}" for row in rows[:3]) or " (it is empty)"

@@ -1,7 +1,6 @@
 """Templates and the pages of them: an executed notebook's, a run's index. They load nothing; the index sorts."""
 
 import base64
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -162,9 +161,7 @@ def write_index(out: Path) -> Path:
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     generators = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
-    script = (TEMPLATES / "sort.js").read_text("utf-8")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics, script=script,
-                  allowed=allowed, notebooks=notebooks, generators=pd.concat(generators, axis=1),
-                  warnings=warnings(out), environment=read_json(out / "environment.json"),
+    return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics,
+                  notebooks=notebooks, generators=pd.concat(generators, axis=1), warnings=warnings(out),
+                  environment=read_json(out / "environment.json"),
                   files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files})  # fmt: skip

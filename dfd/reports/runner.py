@@ -34,7 +34,7 @@ from dfd.reports import cards, html
 ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis")  # they need two
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
-PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow imagehash papermill nbconvert".split()
+PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow papermill nbconvert".split()
 SHARES = dict(zip(config.NOTEBOOKS, (0.03, 0.25, 0.40, 0.22, 0.06, 0.04), strict=False))  # of the demo's time
 INTERRUPTED = "Interrupted. What is done is kept in {}; the same command goes on from there."
 Configs = Mapping[str, type[config.Shared]]

@@ -3,11 +3,11 @@
 import hashlib
 import os
 
-import imagehash
 import numpy as np
 import pytest
 from bad_files import GOOD, encoded, make, picture, png_header
 from PIL import Image, ImageFile, PngImagePlugin
+from scipy.fft import dctn
 
 from dfd.core import images
 from dfd.data import splits
@@ -65,14 +65,43 @@ def test_grey_jpeg_has_no_subsampling(save):
     assert images.inspect(save("photo.jpg", picture(0).convert("L")))["subsampling"] is None
 
 
+def apart(one, two):
+    """Differing bits of two hashes."""
+    return (int(one, 16) ^ int(two, 16)).bit_count()
+
+
 def test_near_duplicates_hash_alike_and_others_do_not():
     photo, other = picture(0, 256, 256), picture(1, 256, 256)
     small = photo.resize((128, 128), Image.Resampling.BICUBIC)
+    photo, small, other = map(images.perceptual_hash, (photo, small, other))
+    assert apart(photo, small) <= splits.NEAR < apart(photo, other)
 
-    def bits(one, two):
-        return imagehash.hex_to_hash(images.perceptual_hash(one)) - imagehash.hex_to_hash(images.perceptual_hash(two))
 
-    assert bits(photo, small) <= splits.NEAR < bits(photo, other)
+def test_hash_has_the_signs_of_the_lowest_cosines_beside_their_median():
+    side = images.HASH_SIDE
+    low = dctn(np.asarray(picture(0, side, side).convert("L"), dtype=float))[: images.HASH_SIZE, : images.HASH_SIZE]
+    bits = "".join("01"[int(value > np.median(low))] for value in low.ravel())
+    assert apart(images.perceptual_hash(picture(0, side, side)), hex(int(bits, 2))) <= 2  # rounding at the median
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_large_jpeg_is_described_as_it_would_be_after_whole_decoding(mode, orientation, save):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save("photo.jpg", picture(0, 520, 330, 24).convert(mode), exif=exif, quality=85)
+    found, whole = images.inspect(path), images.load_rgb(path)
+    assert (found["width"], found["height"]) == whole.size
+    assert apart(found["phash"], images.perceptual_hash(whole)) <= 12
+    assert found["jpeg_quality"] == 85
+    assert found["subsampling"] == {"RGB": "4:2:0", "L": None, "CMYK": "other"}[mode]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.98])
+def test_large_jpeg_that_ends_early_is_rejected(share, save):
+    content = encoded(picture(0, 520, 330), "JPEG", quality=85)
+    with pytest.raises(images.ImageError, match="truncated"):
+        images.inspect(save("photo.jpg", content[: int(share * len(content))]))
 
 
 def test_flat_image_has_no_perceptual_hash():

@@ -111,11 +111,11 @@ def test_cache_holds_whole_batches(data):
             assert other.entries == {"a": "b"}
 
 
-def test_what_another_version_learnt_is_not_trusted_but_its_splits_stay(data, decoded, monkeypatch):
+def test_what_an_earlier_description_learnt_is_not_trusted_but_its_splits_stay(data, decoded, monkeypatch):
     classes(data, 10)
     first = scan(data).set_index("path").split
     decoded.clear()
-    monkeypatch.setattr(manifest, "__version__", "0.0.0")
+    monkeypatch.setattr(images, "DESCRIPTION", images.DESCRIPTION + 1)
     fill(data / "ProGAN", 5, start=10)
     second = scan(data).set_index("path").split
     assert len(decoded) == 35

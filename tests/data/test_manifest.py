@@ -160,7 +160,7 @@ def test_adding_images_moves_no_old_one(data):
 def test_copies_stay_together_across_classes_and_formats(data):
     classes(data, 20)
     for i in range(10):
-        photo = picture(7000 + i, 256, 256)
+        photo = picture(7000 + i, 256, 256, 24)  # as much detail as photos have
         photo.save(data / "RealPhotos" / f"photo{i}.png")
         photo.save(data / "ProGAN" / f"photo{i}.jpg", quality=40)
         photo.resize((100, 100), Image.Resampling.BICUBIC).save(data / "BigGAN" / f"photo{i}.webp")
