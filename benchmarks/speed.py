@@ -17,9 +17,11 @@ import click
 from benchmarks import (
     engines,
     gpu,
+    growth,
     measure,
     memory,
     networks,
+    peers,
     pictures,
     predicting,
     scanning,
@@ -32,9 +34,7 @@ from dfd.core.runs import cores
 
 
 @click.command()
-@click.option(
-    "--long", is_flag=True, help="Also scan 10,000 pictures and 200,000 small files, score 20,000, compile: ½ hour."
-)
+@click.option("--long", is_flag=True, help="Also many files, engines, peers, growth, what compiling brings: an hour.")
 @click.option(
     "--gpu", "on_gpu", is_flag=True, help="Images a second and the share of the matrix rate, on the GPU alone."
 )
@@ -80,6 +80,8 @@ def _groups(folder: Path, repeats: int, long: bool) -> dict[str, Iterator[measur
             "long memory": memory.rows(folder),
             "long networks": networks.long_rows(repeats),
             "long engines": engines.rows(folder, small, repeats),
+            "long peers": peers.rows(folder),
+            "long growth": growth.rows(folder),
         }
     return groups
 

@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from benchmarks import (
     gpu,
+    growth,
     measure,
     memory,
     networks,
+    peers,
     pictures,
     predicting,
     scanning,
@@ -107,6 +110,39 @@ def test_a_ratio_that_fell_by_more_than_a_tenth_is_named_with_the_last_one(tmp_p
     now = [measure.Row("a", 0.89), measure.Row("b", 0.73), measure.Row("c", 1.0, unit="s"), measure.Row("d", 0.1)]
     assert measure.regressions(now, path, "mine") == ["a: 0.89, at commit new 1.00"]
     assert measure.regressions(now, tmp_path / "none.jsonl", "mine") == []
+
+
+@pytest.mark.parametrize("work", ["scan", "predict", "sweep", "feature bank", "case"])  # score has tests of its own
+def test_work_of_growth_takes_as_many_images_as_it_is_told(work, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFD_CACHE", str(tmp_path))  # which the scan sets anew
+    monkeypatch.setattr(growth, "SIDE", 64)
+    growth.WORK[work](folder, 24, tmp_path)  # asserts it
+
+
+def test_growth_is_an_exponent_between_the_two_largest_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth.pictures, "folder", lambda *_: tmp_path)
+    monkeypatch.setattr(growth, "PICTURE", tmp_path / "growth.png")
+    monkeypatch.setattr(growth, "WORK", {"squares": lambda images, count, out: None})
+    monkeypatch.setattr(growth.memory, "alone", lambda call: (1.0 + call.args[1] / 1000, call.args[1] ** 2 / 1e4))
+    time, space = growth.rows(tmp_path, (10, 100, 1000))
+    assert time.value == pytest.approx(2) and not time.met
+    assert space.value == pytest.approx(2 / 1.1) and (tmp_path / "growth.png").exists()
+
+
+@pytest.mark.parametrize("peer", [peers.resnet, peers.ladeda])
+def test_peers_answer_for_each_file_whatever_its_size(peer, folder, tmp_path):
+    large = pictures.folder(tmp_path, 8, 256)
+    answers = list(peer()([*sorted(folder.glob("*/*"))[:3], *sorted(large.glob("*/*"))[:2]]))
+    assert len(answers) == 5 and len({float(np.ravel(answer)[0]) for answer in answers}) > 1
+
+
+def test_a_peer_that_does_not_run_is_skipped_by_name(tmp_path, monkeypatch):
+    def fail(call):
+        raise RuntimeError
+
+    monkeypatch.setattr(peers.memory, "alone", fail)
+    rows = list(peers.rows(tmp_path, 8))
+    assert len(rows) == len(peers.PEERS) and all("skipped" in row.what for row in rows)
 
 
 def test_rows_of_scanning_and_sweeping_run(folder, tmp_path, monkeypatch):
