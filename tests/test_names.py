@@ -29,7 +29,7 @@ from dfd.inference.files import save_checkpoint
 from dfd.reports import cards
 from dfd.train import fit
 
-EXAMPLES = 100
+EXAMPLES = 40
 IMAGES = 3  # of each class: one for each split
 WORDS = [
     "fake", "unknown", "unsure", "real fake", "p_fake", "logit_real", "path", "label", "NA", "nan", "None", "null", "",

@@ -43,6 +43,7 @@ def test_items_are_made_ahead_and_errors_arrive():
 @pytest.mark.slow
 def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    monkeypatch.setattr(clip, "SIDE", 32)
     monkeypatch.setattr(tune_clip, "Trunk", partial(clip.Trunk, pretrained=False))
     for name, value in {"DRAWS": 2, "STEPS": 2, "BATCH": 4, "SUBJECTS": 2, "CLEAN": 1, "DEGRADED": 1}.items():
         monkeypatch.setattr(tune_clip, name, value)
