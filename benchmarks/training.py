@@ -15,10 +15,11 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 
-from benchmarks.measure import Row, in_turns
+from benchmarks.measure import Row, against, in_turns
 from dfd import config
 from dfd.data import manifest
-from dfd.train import fit, stage1, stage2
+from dfd.inference.files import build_model
+from dfd.train import bank, fit, stage1, stage2
 from dfd.train.loop import Trainer
 
 WARM, TIMED = 8, 16  # batches: one cycle of the adversaries to warm up, two that count
@@ -102,3 +103,27 @@ def rows(folder: Path, repeats: int) -> Iterator[Row]:
         mine, bare = in_turns(calls, max(1, repeats - 1))
         what = f"{stage}: {TIMED} steps of training, profile quick, bare: its passes alone"
         yield Row(what, bare / mine, 0.90, seconds=mine, bare_seconds=bare)
+    images = table.groupby("label").head(12)
+    images.attrs = table.attrs
+    yield of_bank(images, repeats)
+
+
+def of_bank(table: pd.DataFrame, repeats: int, **settings) -> Row:
+    """CLIP's feature bank against the backbone alone, on as many random crops in the same batches."""
+    cfg = config.Stage1(**{**config.profile("clip", "01_stage1_real_fake"), **settings})
+    backbone = build_model("stage1", cfg.model_dump(), 2, cfg.pretrained).backbone
+    views = len(bank.CONDITIONS) + cfg.random_views
+
+    def built() -> None:
+        backbone.trunk.remembered.clear()
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+            bank.build(table, cfg.model_copy(update={"out": out}), backbone)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for start in range(0, len(table), bank.IMAGES):
+            count = min(bank.IMAGES, len(table) - start)
+            backbone.forward_features(torch.rand(count * views, 3, cfg.crop_size, cfg.crop_size))
+
+    what = f"feature bank of CLIP, {len(table)} images of {views} views, bare: the backbone alone"
+    return against(what, built, bare, max(1, repeats - 1), 0.95)

@@ -22,6 +22,7 @@ from benchmarks import (
     training,
 )
 from dfd.data import manifest
+from dfd.models import clip
 
 TINY = {"pretrained": False, "batch_size": 4, "crop_size": 32, "num_epochs": 1, "workers": 0}
 STAGES = {
@@ -97,6 +98,19 @@ def test_bare_training_takes_the_same_passes_and_changes_nothing(stage, folder, 
         assert training.seconds(stage, table, kind, **STAGES[stage]) > 0
     assert passes[training.Timed] == passes[training.Bare] and len(passes[training.Bare]) > 4
     assert set(steps) == {training.Timed}
+
+
+def test_the_feature_bank_is_held_against_as_many_crops_of_its_backbone(folder, monkeypatch):
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    monkeypatch.setattr(clip, "SIDE", 32)
+    monkeypatch.setattr(clip, "shared_trunk", clip.shared_trunk.__wrapped__)
+    crops, tokens = [], clip.Trunk.tokens
+    monkeypatch.setattr(clip.Trunk, "tokens", lambda trunk, x: crops.append(len(x)) or tokens(trunk, x))
+    table = manifest.scan(folder, progress=False).groupby("label").head(3)
+    table.attrs["root"] = str(folder)
+    row = training.of_bank(table, 1, pretrained=False, workers=0, crop_size=32)
+    assert row.bar == 0.95 and row.value > 0
+    assert sum(crops) == 4 * 12 * 5  # twice each: once to warm up, once that counts
 
 
 def test_a_ratio_that_fell_by_more_than_a_tenth_is_named_with_the_last_one(tmp_path):
