@@ -165,9 +165,11 @@ def test_rows_of_scanning_and_sweeping_run(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping, "untrained", lambda: small)
     monkeypatch.setattr(predicting, "untrained", lambda: small)
     first, second = scanning.rows(folder, 1)
-    assert 0 < first.value and first.bar == 0.80 and second.bar is None
+    assert 0 < first.value and first.bar == 0.85 and second.bar is None
     monkeypatch.setattr(scanning, "MANY", 48)
-    assert list(scanning.rows(folder, 1))[1].bar == 2
+    assert list(scanning.rows(folder, 1))[1].bar == 0.5
+    monkeypatch.setattr(scanning, "HASHES", 200)
+    assert list(scanning.long_rows(tmp_path))[-1].met
     (row,) = sweeping.rows(folder, 8, 1)
     assert 0 < row.value < 1.5 and "8 images x 3" in row.what
     (row,) = predicting.rows(folder, 4, 1)
