@@ -139,12 +139,7 @@ class Probe:
 
     def _begin(self) -> None:
         self.turn += 1
-        self.thread.submit(self._run, self.turn)
-
-    def _run(self, turn: int) -> None:
-        for _ in self._steps():
-            if turn != self.turn:
-                return
+        self.thread.submit(lambda turn: any(turn != self.turn for _ in self._steps()), self.turn)  # until newer work
 
     def _steps(self) -> Iterator[None]:
         """All that is missing; a yield stands before whatever only the latest work may show."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import nbformat
 import papermill
+import psutil
 import torch
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -62,7 +63,11 @@ class Kernel(AsyncKernelManager):
         return f"{folder}/socket" if self.transport == "ipc" else "127.0.0.1"
 
     async def start_kernel(self, **options: Any) -> None:
-        """Start the process and remember it."""
+        busy = round(psutil.cpu_percent(0.5) / 100 * (os.cpu_count() or 1))  # cores: threads wait for their last one
+        if busy and "OMP_NUM_THREADS" not in os.environ:
+            threads = max(1, runs.cores() - busy)
+            print(f"Other work keeps {busy} of the cores busy: threads of this notebook {threads}.")
+            options["env"] = {**(options.get("env") or os.environ), "OMP_NUM_THREADS": str(threads)}
         await super().start_kernel(**options)
         Kernel.process = getattr(self.provisioner, "process", None)
 

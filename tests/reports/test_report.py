@@ -161,6 +161,23 @@ def test_a_dead_kernel_fails_the_run(case, dies, how):
     assert stopped.value.code == 1 and case.record()["00_first"]["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("percent", "own", "threads"), [(5, None, "None"), (30, None, "3"), (100, None, "1"), (100, "2", "2")]
+)
+def test_a_notebook_leaves_busy_cores_to_others_unless_told(percent, own, threads, case, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.psutil, "cpu_percent", lambda seconds: percent)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(runner.runs, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    seen = tmp_path / "threads.txt"
+    code = f"import os, pathlib; pathlib.Path({str(seen)!r}).write_text(str(os.environ.get('OMP_NUM_THREADS')))"
+    case.write("00_first", new_code_cell(code))
+    case.run()
+    assert seen.read_text() == threads
+
+
 def test_kernels_that_start_at_once_share_no_socket():
     one, other = runner.Kernel(), runner.Kernel()
     places = [Path(found.ip).parent for found in (one, other)]
