@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ def rows(root: Path, sizes: tuple[int, ...] = SIZES) -> Iterator[Row]:
                 peak, seconds = memory.alone(partial(work, images, size, Path(out)))
             measured.append({"what": what, "images": size, "seconds": seconds, "GiB": peak})
         (less, more), (n, m) = measured[-2:], sizes[-2:]
-        exponent = np.log(more["seconds"] / less["seconds"]) / np.log(m / n)
+        exponent = float(np.log(more["seconds"] / less["seconds"]) / np.log(m / n))
         yield Row(f"{what}, {n} to {m} images: exponent", exponent, BAR, "", more["seconds"])
         yield Row(f"{what}, {m} images: peak memory, of that for {n}", more["GiB"] / less["GiB"], unit="times")
     draw(pd.DataFrame(measured))
@@ -48,7 +50,7 @@ def draw(measured: pd.DataFrame) -> None:
         ax.set(xscale="log", xlabel="images", ylabel=label)
     axes[0].set_yscale("log")
     axes[1].set_ylim(0, None)
-    axes[0].legend(fontsize=9)
+    axes[1].legend(loc="lower center", ncols=3, fontsize=9)
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
     plt.close(figure)
@@ -84,7 +86,9 @@ def bank(images: Path, count: int, out: Path) -> None:
     from dfd.train.bank import build
 
     backbone = SimpleNamespace(head=SimpleNamespace(in_features=3), forward_features=lambda x: x.mean((2, 3)))
-    assert len(build(_table(images, count), config.Stage1(out=str(out), workers=2), backbone)) == count
+    with contextlib.redirect_stderr(io.StringIO()):  # whose bar would stand among the rows
+        built = build(_table(images, count), config.Stage1(out=str(out), workers=2), backbone)
+    assert len(built) == count
 
 
 def case(images: Path, count: int, out: Path) -> None:

@@ -332,3 +332,11 @@ def test_notebooks_are_copied_once_and_run_in_place_on_the_folder_above(call, tm
     assert config.resolve("data/mine") == lab / "data" / "mine"
     monkeypatch.chdir(lab)
     assert config.resolve("data/mine") == lab / "data" / "mine"
+
+
+def test_judging_imports_neither_what_fits_nor_what_draws():
+    """A second and a half of `predict`'s start: they are needed for training and for cases."""
+    late = ("sklearn.metrics", "sklearn.neighbors", "captum", "skimage", "matplotlib", "dfd.app.evidence")
+    code = f"import sys, dfd.app.predict; print([name for name in {late} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

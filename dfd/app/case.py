@@ -26,8 +26,6 @@ from typing import Any
 import pandas as pd
 
 from dfd import __version__, config
-from dfd.app.evidence import Examination
-from dfd.app.examine import fragment
 from dfd.app.metadata import plain, sentence
 from dfd.core.images import load_rgb, perceptual_hash
 from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, sha256_of, template, write_json, write_text
@@ -142,7 +140,7 @@ class Case:
         """Whether the case has a row and a page of this file as it was when the case was opened."""
         return path in self.journal.done and self.page_of(self.journal.done[path]).exists()
 
-    def add(self, examination: Examination) -> None:
+    def add(self, examination: Any) -> None:  # an evidence.Examination
         """Take in an image that was judged or refused: a row, and a page, thumbnail and, where wanted, a copy of it."""
         verdict, image = examination.verdict, examination.image
         if image is not None:
@@ -157,6 +155,8 @@ class Case:
                 (self.folder / "originals").mkdir(exist_ok=True)
                 suffix = re.sub(r"[^\w.]", "", Path(path).suffix)[:10]
                 shutil.copyfile(path, self.folder / "originals" / f"{sha256[:16]}{suffix}")
+            from dfd.app.examine import fragment  # here: the evidence behind it takes a second to import
+
             values = {"title": self.title, "article": fragment("article", examination), "name": examination.name}
             write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
         self.journal.write(verdict)

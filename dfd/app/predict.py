@@ -14,8 +14,6 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from dfd.app.case import Case, Journal, opened
-from dfd.app.evidence import draw, trace
-from dfd.app.examine import examine_or_refuse
 from dfd.app.metadata import sentence
 from dfd.core import explained, load_rgb, printable, runs
 from dfd.inference.detector import Detector, Verdict
@@ -85,6 +83,9 @@ def _judged(detector: Detector, journal: Journal | None, paths: list[str], given
 
 def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | None) -> Generator[Verdict, None, None]:
     """The verdict on each file, which is in the case before it is shown, the first ones with pictures."""
+    from dfd.app.evidence import draw, trace  # here: without a case none of it is needed, and it takes a second
+    from dfd.app.examine import examine_or_refuse
+
     pictures = case.about["pictures"]
     for path in paths:
         source = given if path == STDIN and given is not None else path

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import roc_curve
 
 from dfd.config import REAL
 from dfd.inference import likelihood
 from dfd.inference.stage import Stage
 
+sklearn = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
 ERRORS = 0.05  # share of photos that are called fake, and of fakes that are called real; between them: unsure
 PER_SOURCE = 200  # rows of each source, drawn with replacement, that all but rates is fitted on
@@ -182,7 +183,7 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
         raise ValueError("a threshold is fitted on validation photos and fakes, and one of them is missing")
     p = np.concatenate([photos, fakes])
     if fpr is None:
-        false, true, cuts = roc_curve(np.arange(len(p)) >= len(photos), p, drop_intermediate=False)
+        false, true, cuts = sklearn.metrics.roc_curve(np.arange(len(p)) >= len(photos), p, drop_intermediate=False)
         gain = true - false
         best = np.flatnonzero(gain >= gain.max() - 1e-12)
         cut = cuts[best[len(best) // 2]]

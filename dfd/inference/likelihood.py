@@ -7,16 +7,14 @@ fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.utils.class_weight import compute_sample_weight
 
 from dfd.config import REAL
 
+sklearn = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 FOLDS = 10  # groups of sources, each of which the others calibrate
 LEAST = 50  # images of photos, and of fakes, that a rate is stated for
 SIDES = (0, 192, 384, 100_000)  # classes of the shorter side, pixels
@@ -64,7 +62,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
     least = pd.Series(np.asarray(groups)).groupby(is_fake).nunique()
     folds = int(min(FOLDS, least.min())) if len(least) == 2 else 0
-    splits = StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
+    splits = sklearn.model_selection.StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
     chosen, best = _logistic, (np.nan, np.nan)
     for kind in (_logistic, _isotonic) if folds > 1 else ():
         held = np.zeros(len(logits))
@@ -93,14 +91,14 @@ def _limited(lr: np.ndarray, photos: int, fakes: int) -> np.ndarray:
 
 
 def _logistic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
-    model = LogisticRegression(C=1e4, class_weight="balanced").fit(logits[:, None], is_fake)
+    model = sklearn.linear_model.LogisticRegression(C=1e4, class_weight="balanced").fit(logits[:, None], is_fake)
     slope, bias = max(model.coef_[0, 0], 0), model.intercept_[0]  # a detector that is worse than chance says nothing
     return lambda z: (slope * z + bias * (slope > 0)) / np.log(10)
 
 
 def _isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
-    model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
-    model.fit(logits, is_fake, compute_sample_weight("balanced", is_fake))
+    model = sklearn.isotonic.IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
+    model.fit(logits, is_fake, sklearn.utils.class_weight.compute_sample_weight("balanced", is_fake))
 
     def curve(z: np.ndarray) -> np.ndarray:
         p = model.predict(z)

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
 
 from dfd.core.runs import bar
 
+sklearn = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 SPANNED = 128  # directions of a Subspace
 KEPT = 64  # images of a source that a Subspace is made of
 
@@ -30,11 +29,12 @@ class FeatureBank:
     @classmethod
     def fit(cls, features: np.ndarray, k: int = 10) -> Self:
         """Keep (M, D) features of training images."""
-        return cls(np.asarray(normalize(np.asarray(features, dtype=float)), dtype=np.float32), k)
+        return cls(np.asarray(sklearn.preprocessing.normalize(np.asarray(features, dtype=float)), dtype=np.float32), k)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""
-        nearest = NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine").fit(self.features)
+        k, nearest = min(self.k, len(self.features)), sklearn.neighbors.NearestNeighbors
+        nearest = nearest(n_neighbors=k, metric="cosine").fit(self.features)
         return nearest.kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
 
 
@@ -53,7 +53,7 @@ class Subspace:
         """Find the SPANNED directions, or half as many as there are rows, in which (M, D) features vary most."""
         features = np.asarray(features, dtype=np.float32)
         directions = min(SPANNED, len(features) // 2, features.shape[1] // 2)
-        found = PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
+        found = sklearn.decomposition.PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
         return cls(np.asarray(found.mean_), np.asarray(found.components_))
 
     def project(self, features: np.ndarray) -> np.ndarray:
