@@ -33,9 +33,8 @@ class FeatureBank:
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""
-        k, nearest = min(self.k, len(self.features)), sklearn.neighbors.NearestNeighbors
-        nearest = nearest(n_neighbors=k, metric="cosine").fit(self.features)
-        return nearest.kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
+        nearest = sklearn.neighbors.NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine")
+        return nearest.fit(self.features).kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
 
 
 @dataclass(frozen=True, eq=False)

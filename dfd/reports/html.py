@@ -94,8 +94,8 @@ def tidy(nb: nbformat.NotebookNode, resources: dict) -> tuple[nbformat.NotebookN
             cell.outputs = [output for output in cell.outputs if _shown(output)]
             pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
             for number, picture in enumerate(pictures, 1):
-                width, height = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))).size
-                picture.metadata["wide"] = width > 1.8 * height  # on a phone: scrolled rather than shrunk
+                width = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))).width
+                picture.metadata["wide"] = width > 750  # pixels; on a phone: scrolled rather than shrunk
                 picture.metadata.setdefault("alt", describe(cell, number))
     return nb, resources
 
@@ -111,8 +111,9 @@ def _shown(output: nbformat.NotebookNode) -> bool:
 
 def describe(cell: nbformat.NotebookNode, number: int) -> str:
     """The section a picture stands in, and what the function that drew it says it draws; else its number there."""
-    drawn = [getattr(plots, name, None) for name in re.findall(r"\b(plot_\w+)\(", cell.source)]
-    texts = [" ".join(plot.__doc__.split("\n\n")[0].split()).rstrip(".") for plot in drawn if plot and plot.__doc__]
+    names = re.findall(r"\b(plot_\w+)\(", cell.source)
+    drawn = [getattr(plots, name).__doc__ for name in names if hasattr(plots, name)]
+    texts = [" ".join(text.replace("`", "").split("\n\n")[0].split()).rstrip(".") for text in drawn]
     return ": ".join(filter(None, (cell.metadata.get("section"), texts[-1] if texts else f"figure {number}")))
 
 

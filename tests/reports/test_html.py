@@ -134,7 +134,7 @@ def test_the_index_shows_the_first_picture_of_a_cell_with_its_tag(tmp_path):
 
 
 def test_only_wide_pictures_scroll_on_a_phone(tmp_path):
-    outputs = [new_output("display_data", data={"image/png": png(*size)}) for size in ((40, 10), (10, 10))]
+    outputs = [new_output("display_data", data={"image/png": png(*size)}) for size in ((751, 9), (750, 9))]
     nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "00_x.ipynb")
     page = html.export(tmp_path / "00_x.ipynb").read_text()
     assert re.findall(r'<figure class="([\w ]+)"', page) == ["output wide", "output"]
