@@ -15,7 +15,7 @@ from dfd.config import REAL
 from dfd.inference import likelihood
 from dfd.inference.stage import Stage
 
-sklearn = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
+sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
 ERRORS = 0.05  # share of photos that are called fake, and of fakes that are called real; between them: unsure
 PER_SOURCE = 200  # rows of each source, drawn with replacement, that all but rates is fitted on

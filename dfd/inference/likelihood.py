@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from dfd.config import REAL
 
-sklearn = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
+sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 FOLDS = 10  # groups of sources, each of which the others calibrate
 LEAST = 50  # images of photos, and of fakes, that a rate is stated for
 SIDES = (0, 192, 384, 100_000)  # classes of the shorter side, pixels

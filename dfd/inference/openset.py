@@ -10,7 +10,7 @@ import torch
 
 from dfd.core.runs import bar
 
-sklearn = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
+sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 SPANNED = 128  # directions of a Subspace
 KEPT = 64  # images of a source that a Subspace is made of
 
