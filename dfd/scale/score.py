@@ -118,8 +118,8 @@ def write(fs: Any, path: str, table: pa.Table) -> None:
 def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
     """Path and error of the rows in a folder."""
     schema = pa.schema([("path", pa.string()), ("error", pa.string())])
-    rows = dataset.dataset(fs.glob(f"{folder}/*.parquet"), schema, "parquet", fs).to_table().to_pylist()
-    return {row["path"]: row["error"] for row in rows}
+    rows = dataset.dataset(fs.glob(f"{folder}/*.parquet"), schema, "parquet", fs).to_table()
+    return dict(zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True))
 
 
 def listed(given: str) -> Iterator[str]:
