@@ -4,16 +4,20 @@ import json
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 
 import click
+import networks
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from dfd import cli, config
 from dfd.data import sample
+from dfd.inference.files import save_checkpoint
 
 PATTERNS = ("*.md", "docs/**/*.md", "data/*.md", "reports/*.md")
 PAGES = [path for pattern in PATTERNS for path in config.ROOT.glob(pattern)]
@@ -134,6 +138,39 @@ def test_the_tutorial_can_be_copied_and_pasted(tmp_path, monkeypatch):
     assert {"scan", "run", "compare", "notebooks", "papermill", "predict", "verify"} <= set(ran)
     assert (tmp_path / "reports/mine/index.html").exists() and (tmp_path / "cases/mine/index.html").exists()
     assert (tmp_path / "reports/mine-rgb/again.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_do_what_they_say(tiny_data, tmp_path, monkeypatch):
+    """Every block but `make`, in order; an untrained detector stands in for what ships, and networks are tiny."""
+    monkeypatch.chdir(tmp_path)
+    for stage, name in config.CHECKPOINTS.items():
+        (tmp_path / "untrained").mkdir(exist_ok=True)
+        save_checkpoint(networks.checkpoint(stage), tmp_path / "untrained" / name)
+    photo = next((tiny_data / "RealPhotos").iterdir())
+    for name in ("photo.jpg", "more/one.jpg", "some/image.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.open(photo).save(tmp_path / name)
+    for language, code in BLOCK.findall(README.read_text("utf-8")):
+        if language == "python":
+            exec(code.replace("Detector.load()", "Detector.load('reports/mine')"), {})
+        for line in code.splitlines() if not language and not code.startswith("make") else ():
+            words = shlex.split(line, comments=True)
+            if words[0] == "mkdir":
+                subprocess.run(["bash", "-c", line], check=True)
+                for label in ("RealPhotos", "ProGAN", "StyleGAN2"):
+                    source = tiny_data / label.replace("StyleGAN2", "BigGAN")
+                    shutil.copytree(source, f"data/mine/{label}", dirs_exist_ok=True)
+                continue
+            assert words[:3] == ["python", "-m", "dfd"], line
+            name, *words = words[3:]
+            if name == "predict" and "--model" not in words:
+                words += ["--model", "untrained"]
+            if name == "run":
+                words += ["00", "01", *(text for name, value in SMALL.items() for text in ("-p", name, value))]
+            answer = CliRunner().invoke(cli.main, [name, *words], catch_exceptions=False)
+            assert answer.exit_code == 0, f"{line}\n{answer.output}"
+    assert (tmp_path / "reports/mine/index.html").exists() and (tmp_path / "cases/mine/case.json").exists()
 
 
 def test_the_rooms_and_layers_on_paper_are_those_that_lint_holds():
