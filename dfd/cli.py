@@ -39,7 +39,7 @@ class Group(click.Group):
 
         for stream in (sys.stdout, sys.stderr):  # what it cannot encode, of a file's name say, must not end the work
             if reconfigure := getattr(stream, "reconfigure", None):
-                reconfigure(errors="backslashreplace")
+                reconfigure(errors="backslashreplace", line_buffering=True)
         try:
             need_home()
             with terminable():

@@ -51,5 +51,5 @@ class Case:
             "except (report.RunError, interruption.InUse) as error: print(error); sys.exit(getattr(error, 'code', 2))"
         )
         return subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -340,3 +340,12 @@ def test_judging_imports_neither_what_fits_nor_what_draws():
     code = f"import sys, dfd.app.predict; print([name for name in {late} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_lines_are_there_as_they_are_said_though_nobody_watches(tmp_path):
+    """Into a pipe Python writes blocks: `make demo > log` would show nothing for minutes."""
+    say = "cli.main.command('say')(lambda: print('said')); cli.main(['say'], standalone_mode=False); os._exit(0)"
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", f"import os; from dfd import cli; {say}"]
+    ran = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=True)
+    assert ran.stdout == "said\n"  # not lost with the buffer
