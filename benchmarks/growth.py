@@ -73,12 +73,13 @@ def predict(images: Path, count: int, out: Path) -> None:
 
 
 def sweep(images: Path, count: int, out: Path) -> None:
-    """Stage 1 under two conditions."""
+    """Stage 1 on the images as they are and under two conditions."""
     from dfd.degrade import registry
     from dfd.evaluate import robustness
 
     stages = {"stage1": predicting.untrained(**MODEL).stage1}
-    robustness.sweep(stages, _table(images, count), registry.parse_all(["jpeg 75", "blur 1"]), out)
+    swept = robustness.sweep(stages, _table(images, count), registry.parse_all(["jpeg 75", "blur 1"]), out)
+    assert len(swept["stage1"]) == 3 * count  # and as it is
 
 
 def bank(images: Path, count: int, out: Path) -> None:

@@ -129,8 +129,7 @@ def test_a_ratio_that_fell_by_more_than_a_tenth_is_named_with_the_last_one(tmp_p
 @pytest.mark.parametrize("work", ["scan", "predict", "sweep", "feature bank", "case"])  # score has tests of its own
 def test_work_of_growth_takes_as_many_images_as_it_is_told(work, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DFD_CACHE", str(tmp_path))  # which the scan sets anew
-    monkeypatch.setattr(growth, "SIDE", 64)
-    growth.WORK[work](folder, 24, tmp_path)  # asserts it
+    growth.WORK[work](folder, 24, tmp_path)  # each asserts it
 
 
 def test_growth_is_an_exponent_between_the_two_largest_sizes(tmp_path, monkeypatch):

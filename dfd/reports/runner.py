@@ -63,7 +63,7 @@ class Kernel(AsyncKernelManager):
         return f"{folder}/socket" if self.transport == "ipc" else "127.0.0.1"
 
     async def start_kernel(self, **options: Any) -> None:
-        busy = round(psutil.cpu_percent(0.5) / 100 * (os.cpu_count() or 1))  # cores: threads wait for their last one
+        busy = round(psutil.cpu_percent(0.5) / 100 * (os.cpu_count() or 1))  # cores; threads wait for the slowest
         if busy and "OMP_NUM_THREADS" not in os.environ:
             threads = max(1, runs.cores() - busy)
             print(f"Other work keeps {busy} of the cores busy: threads of this notebook {threads}.")
