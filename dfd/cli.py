@@ -25,9 +25,8 @@ TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.
          "folder": click.Path(exists=True, file_okay=False, path_type=Path),
          "new folder": click.Path(file_okay=False, path_type=Path),
          **{name: click.Choice(values) for name, values in CHOICES.items()}}  # fmt: skip
-JUPYTER = "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split()
-EXTRAS: dict[str, str] = dict.fromkeys(JUPYTER, "notebooks")
-EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")  # of pyproject.toml, by what they bring
+JUPYTER = "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split()  # extras of pyproject.toml bring:
+EXTRAS: dict[str, str] = {**dict.fromkeys(JUPYTER, "notebooks"), **dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")}
 
 
 class Group(click.Group):
@@ -35,14 +34,14 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from dfd.core.io import need_home
-        from dfd.core.runs import terminable
+        from dfd.core.runs import deferred
 
         for stream in (sys.stdout, sys.stderr):  # what it cannot encode, of a file's name say, must not end the work
             if reconfigure := getattr(stream, "reconfigure", None):
                 reconfigure(errors="backslashreplace", line_buffering=True)
         try:
             need_home()
-            with terminable():
+            with deferred("", pass_on=lambda: False):  # a SIGTERM ends it as Ctrl-C does, with its own status
                 return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
             click.echo(f"dfd: {stopped or 'Interrupted.'}", err=True)

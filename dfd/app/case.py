@@ -51,7 +51,7 @@ class Journal:
     def __init__(self, path: Path, resume: bool, detector: Detector, keep: Callable[[dict], bool] = lambda row: True):
         networks = "-".join(stage.key for stage in detector.stages)
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
-        self.done, refused, before = dict[str, str](), False, path.read_bytes() if path.exists() else b""
+        self.done, before = dict[str, str](), path.read_bytes() if path.exists() else b""
         if before and not resume:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
         if length := before.rfind(b"\n") + 1:
@@ -67,11 +67,10 @@ class Journal:
             if any(row[name] != value for name, value in self.judged_by.items()):
                 raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
             if row["error"] or not keep(row):  # perhaps it can be read by now
-                refused = True
                 continue
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
-        if refused:
+        if before and kept.getvalue() != text:
             with atomic_write(path) as draft:
                 draft.write_bytes(kept.getvalue().encode("utf-8", "surrogateescape"))
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115

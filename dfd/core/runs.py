@@ -81,11 +81,6 @@ def deferred(say: str, pass_on: Callable[[], bool] | None = None, grace: float =
         yield stop
 
 
-def terminable() -> contextlib.AbstractContextManager[Stop]:
-    """Let a SIGTERM end the block as Ctrl-C does, with an exit status of its own."""
-    return deferred("", pass_on=lambda: False)
-
-
 @contextlib.contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
     """Work in a run folder that nobody else writes to meanwhile, made where it is missing; InUse names who does.

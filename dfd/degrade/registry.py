@@ -84,8 +84,8 @@ def parse_all(texts: Iterable[str]) -> list[Condition]:
 
 def name(degradation: str, level: float) -> str:
     """The condition that a score table's row belongs to, in the grammar."""
-    last_operator = r"\w+(?=[^+]*$)"  # of the words after the last +, the first
-    return AS_IT_IS if degradation == "none" else re.sub(last_operator, rf"\g<0> {level:g}", degradation, count=1)
+    named = re.sub(r"\w+(?=[^+]*$)", rf"\g<0> {level:g}", degradation, count=1)  # the first word after the last +
+    return AS_IT_IS if degradation == "none" else named
 
 
 def last_operator(degradation: str) -> str:

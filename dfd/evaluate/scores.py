@@ -91,8 +91,7 @@ def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
     """Read a stage's score table from a run folder; a FileNotFoundError names the notebook that writes it."""
     path = Path(out) / f"scores_{stage}.parquet"
     if not path.exists():
-        notebook = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}[stage]
-        raise FileNotFoundError(f"{path} is missing; run notebook {notebook} with the same `out` first")
+        raise FileNotFoundError(f"{path} is missing; run notebook 0{stage[-1]} with the same `out` first")
     return read_table(path)
 
 
@@ -158,9 +157,8 @@ def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Metrics for reading, each "value [low, high]", a dash where undefined; a row with a quality is named by it."""
 
     def cell(value: float, low: float, high: float) -> str:
-        if np.isnan(value):
-            return "–"
-        return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        shown = f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return "–" if np.isnan(value) else shown
 
     index = table.index
     if "quality" in table:

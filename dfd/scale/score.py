@@ -32,7 +32,7 @@ from ray.exceptions import RayError
 from dfd import __version__
 from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
 from dfd.core.io import atomic_write, damaged, digest
-from dfd.core.runs import bar, cores, run_lock, terminable, waiting
+from dfd.core.runs import bar, cores, deferred, run_lock, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
 from dfd.inference.detector import Detector, Verdict, files_of
 
@@ -256,7 +256,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
         concurrency=options.workers or gpus or max(1, cpus // options.threads),
         num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:
-        with terminable():  # Ray has put its own handlers in our place
+        with deferred("", pass_on=lambda: False):  # Ray has put its own handlers in our place
             yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")
     except RayError as error:
         raise OSError(f"a worker failed: {one_line(getattr(error, 'cause', error))}") from error

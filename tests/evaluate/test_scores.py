@@ -99,7 +99,7 @@ def test_a_sweep_leaves_the_clean_rows_as_they_were(tmp_path, noisy):
 
 
 def test_missing_scores_name_the_notebook(tmp_path):
-    with pytest.raises(FileNotFoundError, match="02_stage2_attribution"):
+    with pytest.raises(FileNotFoundError, match="run notebook 02"):
         scores.load_scores(tmp_path, "stage2")
 
 
