@@ -33,8 +33,7 @@ BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
 REMEMBERED = 1024  # crops whose tokens are kept, so that two stages compute them once
 SIDE = 224  # pixels to which crops are enlarged, those of every class alike: its own size
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-LAYERS = {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2"}  # timm's names, the file's
-LAYERS |= {layer: layer for layer in ("mlp.fc1", "mlp.fc2")}
+LAYERS = "attn.proj norm1 norm2 mlp.fc1 mlp.fc2", "self_attn.out_proj layer_norm1 layer_norm2 mlp.fc1 mlp.fc2"  # timm's
 
 
 class Trunk(nn.Module):
@@ -72,11 +71,21 @@ class Trunk(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed anew, and with gradients where something asks for them."""
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
-        taken = [number - 1 for number in self.blocks]
-        options = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
-        answers = self.vit.forward_intermediates(TF.normalize(x, MEAN, STD), taken, **options)
-        tokens = torch.stack([of_class[:, 0].float() for _, of_class in answers], 1)
-        return F.layer_norm(tokens, (self.vit.embed_dim,))
+        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(TF.normalize(x, MEAN, STD))))
+        taken = []
+        for number, block in enumerate(self.vit.blocks, 1):
+            x = block(x) if number < len(self.vit.blocks) else class_token(block, x)
+            taken += [x[:, 0].float()] if number in self.blocks else []
+        return F.layer_norm(torch.stack(taken, 1), (self.vit.embed_dim,))
+
+
+def class_token(block: Any, x: Tensor) -> Tensor:
+    """What a block of timm's makes of the first of (B, N, D) tokens alone, (B, 1, D): a sixth of its work."""
+    y, qkv, proj, heads = block.norm1(x).transpose(0, 1), block.attn.qkv, block.attn.proj, block.attn.num_heads
+    weights = qkv.weight, qkv.bias, None, None, False, 0.0, proj.weight, proj.bias
+    seen, _ = F.multi_head_attention_forward(y[:1], y, y, x.shape[-1], heads, *weights, need_weights=False)
+    x = x[:, :1] + seen.transpose(0, 1)
+    return x + block.mlp(block.norm2(x))
 
 
 class ClipBackbone(nn.Module):
@@ -164,6 +173,6 @@ def from_onnx(content: bytes) -> dict[str, Tensor]:
             layer = f"{model}.encoder.layers.{block}"
             parts = [stored[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
             weights[f"blocks.{block}.attn.qkv.{kind}"] = np.concatenate(parts)
-            for ours, theirs in LAYERS.items():
+            for ours, theirs in zip(*map(str.split, LAYERS), strict=True):
                 weights[f"blocks.{block}.{ours}.{kind}"] = stored[f"{layer}.{theirs}.{kind}"]
     return {name: torch.from_numpy(np.array(values, dtype=np.float32, order="C")) for name, values in weights.items()}

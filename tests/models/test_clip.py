@@ -35,6 +35,18 @@ def test_tokens_are_normalised_and_of_the_blocks_asked_for(tiny):
     assert torch.allclose(again[:, 0], expected, atol=1e-3)
 
 
+def test_the_last_block_makes_the_class_token_alone_and_as_timm_does(tiny):
+    images, calls = torch.rand(2, 3, 32, 48), []
+    enlarged = torch.nn.functional.interpolate(images, (clip.SIDE, clip.SIDE), mode="bicubic").clamp(0, 1)
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (clip.MEAN, clip.STD))
+    options = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
+    indices = [number - 1 for number in clip.BLOCKS]
+    answers = tiny.trunk.vit.forward_intermediates((enlarged - mean) / deviation, indices, **options)
+    expected = torch.nn.functional.layer_norm(torch.stack([first[:, 0] for _, first in answers], 1), (192,))
+    tiny.trunk.vit.blocks[-1].mlp.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
+    assert torch.allclose(tiny.trunk(images), expected, atol=1e-5) and calls == [(2, 1, 192)]
+
+
 def test_a_crop_that_was_seen_costs_nothing_and_says_the_same(tiny):
     images, calls = torch.rand(3, 3, 32, 32), []
     first = tiny.trunk(images)
