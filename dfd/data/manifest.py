@@ -164,7 +164,8 @@ def _describe(root: Path, listing: Listing, cache: ScanCache, progress: bool) ->
             return {"error": str(error), "passing": bool(getattr(error.__cause__, "errno", None))}
 
     keys = {path: f"file {images.DESCRIPTION} {listing.stamps[path]} {path}" for path, *_ in listing.files}
-    known = {path: json.loads(cache.entries[key]) for path, key in keys.items() if key in cache.entries}
+    known = {path: cache.entries[key] for path, key in keys.items() if key in cache.entries}
+    known = dict(zip(known, json.loads(f"[{','.join(known.values())}]"), strict=True))
     new = [path for path in keys if path not in known]
     bar = runs.bar(total=len(new), desc="images", disable=not (progress and new))
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(runs.cores()) as pool, bar:

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 SPLITS = ("train", "val", "test")
 NEAR, BITS = 60, 256  # differing bits of a hash, up to which two images are near-duplicates; see `components`
-BLOCK = 128  # hashes that are looked up at a time: were all alike, 100,000 would take 1 GB
+PAIRS = 12_800_000  # of hashes that are looked at together: were all alike, they would take 1 GB
 
 
 def components(table: pd.DataFrame) -> np.ndarray:
@@ -93,8 +93,8 @@ def _near(hashes: Sequence[str]) -> np.ndarray:
     group = every = np.arange(len(hashes))
     packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(-1, BITS // 8)
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # (N, bits): products are whole numbers, exact
-    for start in range(0, len(signs), BLOCK):
-        block, rest = slice(start, start + BLOCK), slice(start, None)
+    for start in range(0, len(signs), step := max(1, PAIRS // max(1, len(signs)))):
+        block, rest = slice(start, start + step), slice(start, None)
         if (group[block] == group[start]).all():  # linked already, as frames of one film: what is linked to others?
             rest = start + np.flatnonzero(group[start:] != group[start])
         near = signs[block] @ signs[rest].T >= BITS - 2 * NEAR

@@ -237,7 +237,7 @@ def test_blocks_change_no_group(block, monkeypatch):
         expected.append(group)
         rest -= group
     assert 12 < len(expected) < 70
-    monkeypatch.setattr(splits, "BLOCK", block)
+    monkeypatch.setattr(splits, "PAIRS", block * len(bits))
     numbers = splits.components(images([np.packbits(row).tobytes().hex() for row in bits]))
     groups = pd.Series(range(len(bits))).groupby(numbers).agg(set)
     assert sorted(map(min, groups)) == sorted(map(min, expected)) and all(group in expected for group in groups)
