@@ -15,7 +15,7 @@ from dfd.inference.files import save_checkpoint
 
 IMAGES, PART, TURNS = 720, 24, 2
 SIDE = 256  # pixels
-BAR = 1.7
+BAR = 1.8
 
 
 def rows(root: Path) -> Iterator[Row]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from jupyter_client.manager import KernelManager
 from PIL import Image
 
-from benchmarks.measure import Row, against
+from benchmarks.measure import Row, against, in_turns
 from benchmarks.predicting import contents
 from dfd import config
 from dfd.config import CHECKPOINTS
 from dfd.inference.files import save_checkpoint
 
-LIBRARIES = "import torch, timm, numpy, PIL.Image, scipy.sparse"
+LIBRARIES = "import sys, torch, torchvision, timm, pandas, scipy.sparse, pydantic, huggingface_hub"
+OPENING = f"{LIBRARIES}; [torch.load(path, weights_only=True) for path in sys.argv[1:]]"
 CELL = "from dfd import config, plots, train"  # what notebook 01 begins with
 
 
@@ -28,13 +29,12 @@ def rows(folder: Path, repeats: int) -> Iterator[Row]:
     for content in contents():
         save_checkpoint(content, run / CHECKPOINTS[content["stage"]])
     Image.linear_gradient("L").save(image)
-    libraries = partial(python, "-c", LIBRARIES)
-    helped = partial(python, "-m", "dfd", "--help")
-    yield against(
-        "start: importing torch (bare), against `dfd --help`", helped, partial(python, "-c", "import torch"), 2, 1
-    )
+    in_turns([helped := partial(python, "-m", "dfd", "--help")], 1)
+    yield Row("start: `dfd --help`", *in_turns([helped], repeats), 0.15, "s")
+    opening = partial(python, "-c", OPENING, *map(str, sorted(run.glob("*.pt"))))
     predicted = partial(python, "-m", "dfd", "predict", "--model", str(run), str(image))
-    yield against("start: `dfd predict` of one image, bare: importing its libraries", predicted, libraries, repeats)
+    what = "start: `dfd predict` of one image, bare: importing its libraries and opening its weights"
+    yield against(what, predicted, opening, repeats, 1 / 1.15)
     yield against(
         "start: kernel to the first cell of notebook 01, bare: a kernel that imports torch",
         partial(kernel, CELL),
