@@ -51,8 +51,8 @@ class Bare(Timed):
     """The same passes of the same networks on random pixels: no files, degradations, optimisers or averages."""
 
     def source(self) -> Iterator:
-        for learner in self.learners.values():
-            learner.network.train()
+        for network in self.networks.values():
+            network.module.train()
         size, side = self.cfg.batch_size, self.cfg.crop_size
         pixels = torch.rand(3, size, 3, side, side, device=self.device)
         targets = torch.arange(size, device=self.device) % len(self.classes)
@@ -65,8 +65,8 @@ class Bare(Timed):
     def step(self, name: str, losses: torch.Tensor | dict[str, torch.Tensor]) -> None:
         if isinstance(losses, dict):
             losses = sum(getattr(self.cfg, f"{part}_weight", 1.0) * loss for part, loss in losses.items())
-        losses.backward(inputs=self.learners[name].parameters)
-        for parameter in self.learners[name].parameters:
+        losses.backward(inputs=self.networks[name].parameters)
+        for parameter in self.networks[name].parameters:
             parameter.grad = None
 
 
@@ -115,7 +115,7 @@ def of_bank(table: pd.DataFrame, repeats: int, **settings) -> Row:
     views = len(bank.CONDITIONS) + cfg.random_views
 
     def built() -> None:
-        backbone.trunk.remembered.clear()
+        backbone.trunk.cached.clear()
         with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
             bank.build(table, cfg.model_copy(update={"out": out}), backbone)
 

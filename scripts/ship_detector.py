@@ -29,7 +29,7 @@ from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.detector import Detector
 from dfd.inference.files import ENTRY
 from dfd.inference.likelihood import costs
-from dfd.inference.openset import KEPT, fit_subspace
+from dfd.inference.openset import PER_SOURCE, fit_subspace
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL
 from dfd.train.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
     update_checkpoint(checkpoint.path, finished=True, is_held_out=True)
     update_checkpoint(checkpoint.path, **decide.fit(Stage.load(checkpoint.path), rows, table))
     if stage == "stage1":
-        kept = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(KEPT).sort_index()
+        kept = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(PER_SOURCE).sort_index()
         features = features_of(run, kept, Stage.load(checkpoint.path), table.attrs["root"])
         update_checkpoint(checkpoint.path, **fit_subspace(features, kept))
 

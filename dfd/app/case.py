@@ -57,9 +57,9 @@ class Journal:
         if length := before.rfind(b"\n") + 1:
             os.truncate(path, length)  # a run that was killed may have left half a line
         text = before[:length].decode("utf-8", "surrogateescape")
-        kept = io.StringIO(newline="")
+        unchanged = io.StringIO(newline="")
         lines = csv.DictReader(io.StringIO(text, newline=""))
-        rows = csv.DictWriter(kept, lines.fieldnames or [])
+        rows = csv.DictWriter(unchanged, lines.fieldnames or [])
         rows.writeheader()
         for row in lines:
             if not {"path", "error", *self.judged_by} <= row.keys():
@@ -70,9 +70,9 @@ class Journal:
                 continue
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
-        if before and kept.getvalue() != text:
+        if before and unchanged.getvalue() != text:
             with atomic_write(path) as draft:
-                draft.write_bytes(kept.getvalue().encode("utf-8", "surrogateescape"))
+                draft.write_bytes(unchanged.getvalue().encode("utf-8", "surrogateescape"))
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
         classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
         self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])

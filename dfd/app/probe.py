@@ -242,23 +242,23 @@ def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), sho
     rows = rows.iloc[rows.groupby(by[0], dropna=False).cumcount().argsort(kind="stable")] if by else rows
     root, is_still = rows.attrs["root"], HEADLESS in os.environ
 
-    def page(kept: pd.DataFrame, first: int = 0) -> str:
-        listed = kept.iloc[first : first + shown].to_dict("records")
+    def page(chosen: pd.DataFrame, first: int = 0) -> str:
+        listed = chosen.iloc[first : first + shown].to_dict("records")
         for row in listed:
             is_refused = isinstance(row.get("reason"), str)
             row["picture"] = "" if is_refused else address(load_rgb(Path(root, row["path"])), 160, "JPEG")
-        values = {"by": by, "order": order, "count": len(kept), "first": first, "still": is_still}
+        values = {"by": by, "order": order, "count": len(chosen), "first": first, "still": is_still}
         return STYLE + template("gallery.html.j2").render(rows=listed, **values)
 
     def show(change: Any = None) -> None:
-        kept = rows
+        chosen = rows
         for name, choice in filters.items():
-            kept = kept[(kept[name].astype(str) == choice.value) | (choice.value == "")]
+            chosen = chosen[(chosen[name].astype(str) == choice.value) | (choice.value == "")]
         if change and change.owner is not number:
             number.value = 1
-        number.max = max(1, -(-len(kept) // shown))
-        kept = kept.sort_values(ways[sort.value][0], ascending=ways[sort.value][1]) if sort.value else kept
-        view.value = page(kept, (number.value - 1) * shown)
+        number.max = max(1, -(-len(chosen) // shown))
+        chosen = chosen.sort_values(ways[sort.value][0], ascending=ways[sort.value][1]) if sort.value else chosen
+        view.value = page(chosen, (number.value - 1) * shown)
 
     if is_still:
         return HTML(page(rows))

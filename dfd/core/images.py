@@ -187,12 +187,12 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
 def _without_texts(file: Any) -> BytesIO | None:
     """A PNG without its texts and profile, which may be damaged or more than Pillow takes; None for any other file."""
     file.seek(0)
-    kept = [file.read(8)]
-    chunks = BytesIO(file.read() if kept[0].startswith(b"\x89PNG") else b"")
+    parts = [file.read(8)]
+    chunks = BytesIO(file.read() if parts[0].startswith(b"\x89PNG") else b"")
     while head := chunks.read(8):
         rest = chunks.read(int.from_bytes(head[:4]) + 4)  # with its checksum
-        kept += [] if head[4:] in TEXTS else [head, rest]
-    return BytesIO(b"".join(kept)) if sum(map(len, kept[1:])) < chunks.tell() else None
+        parts += [] if head[4:] in TEXTS else [head, rest]
+    return BytesIO(b"".join(parts)) if sum(map(len, parts[1:])) < chunks.tell() else None
 
 
 def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:

@@ -128,9 +128,9 @@ def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -
 def average_precision(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Average precision (R,); NaN where a draw has no positive."""
     ups, downs = _ranked(weights, positive, score)
-    found = np.cumsum(ups, axis=1)
+    hits = np.cumsum(ups, axis=1)
     with np.errstate(invalid="ignore"):
-        precision = np.nan_to_num(found / (found + np.cumsum(downs, axis=1)))
+        precision = np.nan_to_num(hits / (hits + np.cumsum(downs, axis=1)))
         return (ups * precision).sum(1) / ups.sum(1)
 
 
@@ -139,8 +139,8 @@ def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr
     ups, downs = (np.cumsum(part, axis=1) for part in _ranked(weights, positive, score))
     with np.errstate(invalid="ignore"):
         true, false = ups / ups[:, -1:], downs / downs[:, -1:]
-    found = np.where(false <= fpr, true, 0.0).max(1)
-    return np.where((ups[:, -1] > 0) & (downs[:, -1] > 0), found, np.nan)
+    best = np.where(false <= fpr, true, 0.0).max(1)
+    return np.where((ups[:, -1] > 0) & (downs[:, -1] > 0), best, np.nan)
 
 
 def calibration_error(weights: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,7 +128,7 @@ class Detector:
             generator = decide(second.logits[None].numpy(), self.stage2, ood_score)
             name = str(generator.prediction[0])
             p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
-            candidates = tuple(name for name, kept in zip(p_source, generator.candidates[0], strict=True) if kept)
+            candidates = tuple(compress(p_source, generator.candidates[0]))
         return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
                        name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
                        sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,

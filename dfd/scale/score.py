@@ -205,10 +205,10 @@ class Judge:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
-        ahead, items = tee(item for item in items if printable(item) not in self.done)
+        queued, items = tee(item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
         rows = (verdict.asdict() | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
-                for verdict, item in zip(self.detector.predict(ahead, *settings), items, strict=True))  # fmt: skip
+                for verdict, item in zip(self.detector.predict(queued, *settings), items, strict=True))  # fmt: skip
         while part := list(islice(rows, self.options.part_size)):
             yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
 

@@ -20,7 +20,7 @@ from dfd import config
 from dfd.core.runs import bar, run_lock
 from dfd.data import provenance
 from dfd.inference import Stage, build_model, decide, update_checkpoint
-from dfd.inference.openset import KEPT, fit_subspace
+from dfd.inference.openset import PER_SOURCE, fit_subspace
 from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
@@ -52,14 +52,14 @@ class Discriminants:
         scatter, means = np.zeros_like(self.totals[0]), {}
         for number in range(len(self.totals)):
             cells = [cell for cell in self.cells if cell[0] == number]
-            kept = [cell for cell in cells if cell[1] not in without]
-            if not kept:
+            remaining = [cell for cell in cells if cell[1] not in without]
+            if not remaining:
                 continue
             within = self.totals[number].copy()
-            for cell in set(cells) - set(kept):
+            for cell in set(cells) - set(remaining):
                 within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
-            weights = np.array([len(self.cells[cell]) ** 0.5 for cell in kept], np.float32)
-            of_sources = np.stack([self.means[cell] for cell in kept])
+            weights = np.array([len(self.cells[cell]) ** 0.5 for cell in remaining], np.float32)
+            of_sources = np.stack([self.means[cell] for cell in remaining])
             means[number] = np.average(of_sources, axis=0, weights=weights)
             between = (of_sources - means[number]) * np.sqrt(weights)[:, None]
             scatter += (within + between.T @ between) / weights.sum()
@@ -154,10 +154,10 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
                 judged.to_parquet(Path(cfg.out) / f"hold_outs_{stage}.parquet", index=False)
                 fitted |= decide.fit(Stage.load(checkpoint.path), judged, table)
                 if stage == "stage1":
-                    kept = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)
-                    kept = kept.groupby(["label", "source"]).head(KEPT)
+                    sample = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)
+                    sample = sample.groupby(["label", "source"]).head(PER_SOURCE)
                     views = [0, -1] if cfg.random_views else [0]
-                    fitted |= fit_subspace(features[images.index.get_indexer(kept.index)][:, views], kept)
+                    fitted |= fit_subspace(features[images.index.get_indexer(sample.index)][:, views], sample)
             update_checkpoint(checkpoint.path, **fitted)
     if on_epoch:
         on_epoch(pd.DataFrame(history))

@@ -31,17 +31,17 @@ OnEpoch = Callable[[pd.DataFrame], None] | None
 PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
 
 
-class Learner:
-    """A network with its optimizer and schedule: a linear warm-up over 5 % of its steps, then a cosine to 1 %."""
+class TrainedNetwork:
+    """A module with its optimizer and schedule: a linear warm-up over 5 % of its steps, then a cosine to 1 %."""
 
-    def __init__(self, network: nn.Module, lr: float, weight_decay: float, steps: int, loss_name: str):
-        self.network, self.loss_name, warmup = network, loss_name, max(1, round(0.05 * steps))
-        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    def __init__(self, module: nn.Module, lr: float, weight_decay: float, steps: int, loss_name: str):
+        self.module, self.loss_name, warmup = module, loss_name, max(1, round(0.05 * steps))
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr, weight_decay=weight_decay, fused=True)
         rise = LinearLR(self.optimizer, 0.01, total_iters=warmup)
         fall = CosineAnnealingLR(self.optimizer, max(1, steps - warmup), eta_min=0.01 * lr)
         self.schedule = SequentialLR(self.optimizer, [rise, fall], [warmup])
-        self.parts = {"network": network, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.parts = {"module": module, "optimizer": self.optimizer, "schedule": self.schedule}
 
 
 class Trainer:
@@ -60,7 +60,7 @@ class Trainer:
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         runs.keep_freed()
-        self.learners: dict[str, Learner] = {}
+        self.networks: dict[str, TrainedNetwork] = {}
         self.loaders: dict[str, DataLoader] = {}
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
@@ -97,7 +97,7 @@ class Trainer:
         """Let a network learn, at most at `lr`, by a `step` of its name in `every` batches of the loaded data."""
         steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
         loss_name = "train" if network is self.model else name
-        self.learners[name] = Learner(network, lr, self.cfg.weight_decay, steps, loss_name)
+        self.networks[name] = TrainedNetwork(network, lr, self.cfg.weight_decay, steps, loss_name)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -128,8 +128,8 @@ class Trainer:
         """The rest of the epoch's batches on the device, with their numbers, under a progress bar."""
         epoch, first = len(self.history), self.step_number
         self.sampler.epoch = epoch
-        for learner in self.learners.values():
-            learner.network.train()
+        for network in self.networks.values():
+            network.module.train()
         title = f"{self.stage} epoch {epoch + 1}/{self.cfg.num_epochs}"
         with runs.bar(None, desc=title, initial=first, total=self.sampler.batches, disable=not self.is_main) as shown:
             for step, batch in enumerate(self._read("train", first), first):
@@ -142,23 +142,23 @@ class Trainer:
 
     def step(self, name: str, losses: Tensor | dict[str, Tensor]) -> None:
         """Backpropagate a loss, or losses by name with the config's weights, into one network only, and update it."""
-        learner, parts = self.learners[name], losses if isinstance(losses, dict) else {}
+        network, parts = self.networks[name], losses if isinstance(losses, dict) else {}
         weighted = [getattr(self.cfg, f"{part}_weight", 1.0) * value for part, value in parts.items()]
         loss: Any = sum(weighted) if parts else losses
         values = torch.stack([value.detach().float() for value in (loss, *parts.values())])
-        learner.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss, inputs=learner.parameters)
-        gradients = [parameter.grad for parameter in learner.parameters if parameter.grad is not None]
+        network.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss, inputs=network.parameters)
+        gradients = [parameter.grad for parameter in network.parameters if parameter.grad is not None]
         average_over_processes(self.accelerator, [values, *gradients])
         numbers = values.tolist()
         if not math.isfinite(numbers[0]):
             raise ValueError(f"{self.stage}: the loss of {name} became {numbers[0]}; lower lr_gc and run again")
-        nn.utils.clip_grad_norm_(learner.parameters, 1.0)
-        learner.optimizer.step()
-        learner.schedule.step()
-        for part, value in zip((learner.loss_name, *parts), numbers, strict=True):
+        nn.utils.clip_grad_norm_(network.parameters, 1.0)
+        network.optimizer.step()
+        network.schedule.step()
+        for part, value in zip((network.loss_name, *parts), numbers, strict=True):
             self.losses[part].append(value)
-        if learner.loss_name == "train":
+        if network.loss_name == "train":
             self.averaged.update_parameters(self.model)
 
     @torch.inference_mode()
@@ -179,7 +179,7 @@ class Trainer:
         """Add the epoch to the history, keep it if its score is the best or its loss the lowest of those, save all."""
         losses = {name: float(np.mean(values)) for name, values in self.losses.items()}
         row = {"epoch": len(self.history) + 1, "seconds": time.monotonic() - self.began}
-        row["lr"] = next(iter(self.learners.values())).optimizer.param_groups[0]["lr"]
+        row["lr"] = next(iter(self.networks.values())).optimizer.param_groups[0]["lr"]
         row |= {"train_loss": losses.pop("train"), "val_loss": val_loss, **metrics}
         row |= {f"{name}_loss": value for name, value in losses.items()} | {"score": score}
         self.history.append(row)
@@ -244,19 +244,19 @@ class Trainer:
         self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
         if self.is_main:
             state = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
-            for name, learner in self.learners.items():
-                state[name] = {key: part.state_dict() for key, part in learner.parts.items()}
+            for name, network in self.networks.items():
+                state[name] = {key: part.state_dict() for key, part in network.parts.items()}
             state |= {"averaged": self.averaged.state_dict(), "key": self.checkpoint.key}
             save_checkpoint(state, self.checkpoint.state_path)
 
     def _resume(self) -> None:
         (state,) = broadcast_object_list([self.checkpoint.load_state() if self.is_main else {}])
         if not state:
-            for learner in self.learners.values():
-                broadcast_module(self.accelerator, learner.network)
+            for network in self.networks.values():
+                broadcast_module(self.accelerator, network.module)
             return
-        for name, learner in self.learners.items():
-            for key, part in learner.parts.items():
+        for name, network in self.networks.items():
+            for key, part in network.parts.items():
                 part.load_state_dict(state[name][key])
         self.averaged.load_state_dict(state["averaged"])
         for name in PROGRESS:

@@ -85,11 +85,11 @@ def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, t
 
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth(table, tiny_data, tmp_path):
     cfg = configured("stage1", tmp_path, tiny_data, num_epochs=10, images_per_epoch=160, lr_gc=0.5)  # 200 steps
-    learner, rates = trainer_of(table, cfg).learners["detector"], []
+    network, rates = trainer_of(table, cfg).networks["detector"], []
     for _ in range(200):
-        rates.append(learner.optimizer.param_groups[0]["lr"])
-        learner.optimizer.step()
-        learner.schedule.step()
+        rates.append(network.optimizer.param_groups[0]["lr"])
+        network.optimizer.step()
+        network.schedule.step()
     assert rates[0] == pytest.approx(0.005) and rates[10] == pytest.approx(0.5) == pytest.approx(max(rates))
     assert rates[105] == pytest.approx(0.5 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 95 / 190))), rel=1e-3)
     assert rates[-1] == pytest.approx(0.005, rel=0.05)
@@ -178,10 +178,10 @@ def test_networks_take_their_turns_and_a_step_changes_one_alone(
     steps, step = [], loop.Trainer.step
 
     def watched(self, name, loss):
-        before = {n: [p.clone() for p in learner.parameters] for n, learner in self.learners.items()}
+        before = {n: [p.clone() for p in network.parameters] for n, network in self.networks.items()}
         step(self, name, loss)
-        for other, learner in self.learners.items():
-            moved = any(not torch.equal(*pair) for pair in zip(learner.parameters, before[other], strict=True))
+        for other, network in self.networks.items():
+            moved = any(not torch.equal(*pair) for pair in zip(network.parameters, before[other], strict=True))
             assert moved == (other == name), (name, other)
         steps.append(name)
 
