@@ -28,7 +28,6 @@ from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 
 MAX_ITEMS = 50  # images that are kept; the oldest go first
-ACCEPTED = ".jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff,.gif"
 SHEETS = [(TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("examination", "probe")]
 STYLE = "<style>.dfd-probe {{\n{}\n}}\n{}</style>".format(*SHEETS)  # both for what has the class dfd-probe only
 
@@ -100,7 +99,7 @@ class Probe:
         self.thread, self.turn = ThreadPoolExecutor(1, "dfd probe"), 0
         self.on = on = SimpleNamespace()
         on.status, on.answer, on.evidence, on.metadata = (widgets.HTML() for _ in range(4))
-        on.upload = widgets.FileUpload(description="Choose images", accept=ACCEPTED, multiple=True)
+        on.upload = widgets.FileUpload(description="Choose images", accept=",".join(layouts.SUFFIXES), multiple=True)
         on.list = widgets.Select(description="Images", rows=4)
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")

@@ -141,9 +141,10 @@ class ScanCache:
         self.close = self.connection.close
 
     def store(self, entries: dict[str, str]) -> None:
-        """Put entries on disk, all or none."""
+        """Put on disk, all or none, the entries that are not there."""
+        new = [(key, value) for key, value in entries.items() if self.entries.get(key) != value]
         with self._explained(), self.connection:
-            self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", list(entries.items()))
+            self.connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", new)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
