@@ -141,7 +141,8 @@ class Attribution(nn.Module):
 
     def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) of (B, 3, H, W) images in [0, 1], and the features (B, D) they are made from."""
-        return self.classifier.describe(normalize_residual(self.generator(images).float()))
+        seen = images if self.sees_image else normalize_residual(self.generator(images).float())
+        return self.classifier.describe(seen)
 
 
 class PatchDiscriminator(nn.Module):

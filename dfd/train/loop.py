@@ -60,8 +60,7 @@ class Trainer:
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         runs.keep_freed()
-        self.networks: dict[str, TrainedNetwork] = {}
-        self.loaders: dict[str, DataLoader] = {}
+        self.networks, self.loaders = dict[str, TrainedNetwork](), dict[str, DataLoader]()
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
         self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished

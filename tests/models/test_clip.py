@@ -8,7 +8,7 @@ import tune_clip
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from dfd.models import clip
+from dfd.models import clip, networks
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ def test_the_last_block_makes_the_class_token_alone_and_as_timm_does(tiny):
     expected = torch.nn.functional.layer_norm(torch.stack([first[:, 0] for _, first in answers], 1), (192,))
     tiny.trunk.vit.blocks[-1].mlp.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
     assert torch.allclose(tiny.trunk(images), expected, atol=1e-5) and calls == [(2, 1, 192)]
+
+
+def test_stage2_names_and_describes_the_image_and_not_its_residual(tiny):
+    model = networks.Attribution("clip", 3, unet_width=4, residual_bound=0.1).eval()
+    images = torch.rand(2, 3, 32, 32)
+    logits, features = model.describe(images)
+    torch.testing.assert_close(logits, model(images))
+    torch.testing.assert_close(features, model.classifier.backbone.forward_features(images))
 
 
 def test_a_crop_that_was_seen_costs_nothing_and_says_the_same(tiny):
