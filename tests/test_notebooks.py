@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,10 @@ def test_notebooks_tell_and_dfd_does(path):
     texts = [cell.source for cell in cells(path, "markdown")]
     assert texts[0].splitlines()[0].endswith("?") and "Reads" in texts[0] and "Writes" in texts[0]
     assert "Learnt" in texts[-1] and "Not shown" in texts[-1]
+    before, after = texts[0].rpartition("Before:")[2].split("After:")
+    for text in (before, after):  # which notebook comes there, as links that are there
+        stems = re.findall(r"\[`(\w+)`\]\(\1\.ipynb\)", text)
+        assert stems and path.stem not in stems and set(stems) <= config.NOTEBOOKS.keys()
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def export(notebook: Path, error: dict | None = None) -> Path:
     template = {"template_name": "notebook", "extra_template_basedirs": [str(TEMPLATES)]}
     exporter = HTMLExporter(embed_images=True, preprocessors=steps, **template)
     title = title_and_question(nb)[0] or notebook.stem
-    page = {"style": style(), "title": title, "error": error, "box": box(notebook, error)}
+    page = {"style": style(), "title": title, "error": error, "box": box(notebook, error), "stems": [*config.NOTEBOOKS]}
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dfd": page}
     return write_text(notebook.with_suffix(".html"), exporter.from_notebook_node(nb, resources)[0])
 

@@ -72,6 +72,14 @@ def test_code_is_there_but_folded_and_the_title_is_escaped(executed):
     assert "ValueError: &lt;bad&gt;" in page
 
 
+def test_a_link_to_another_notebook_leads_to_the_list_of_all_in_a_report(executed):
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells.append(new_markdown_cell("After: [`01`](01_stage1_real_fake.ipynb), not [mine](mine.ipynb)."))
+    nbformat.write(notebook, executed)
+    links = re.findall(r'<a href="([^"#]+)"', html.export(executed).read_text().partition("<main>")[2])
+    assert links == ["index.html", "mine.ipynb"]
+
+
 def test_papermill_error_marks_are_left_out(tmp_path):
     mark = new_markdown_cell("An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]})
     nbformat.write(new_notebook(cells=[mark, new_markdown_cell("# Own title")]), tmp_path / "00_x.ipynb")
