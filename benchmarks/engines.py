@@ -18,6 +18,7 @@ from dfd.core.runs import cores
 from dfd.inference.decide import answer
 from dfd.inference.detector import Detector
 from dfd.inference.export import GRAPH, Graph, export
+from dfd.models.clip import Trunk
 
 IMAGES, BATCH = 64, 32
 Engine = Callable[[torch.Tensor], np.ndarray]
@@ -45,9 +46,10 @@ def engines(detector: Detector, folder: Path) -> dict[str, Engine]:
     import onnxruntime
 
     graph = Graph(detector).eval()
-    per_channel = {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}
-    with warnings.catch_warnings(action="ignore"):
-        small = quantization.quantize_dynamic(copy.deepcopy(graph), per_channel)
+    per_channel, small = {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}, copy.deepcopy(graph)
+    for trunk in [module for module in small.modules() if isinstance(module, Trunk)]:
+        with warnings.catch_warnings(action="ignore"):  # of the last block the class token alone is made, by hand
+            quantization.quantize_dynamic(trunk.vit.blocks[:-1], per_channel, inplace=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     path = str(export(detector, folder / "onnx").with_name(GRAPH))

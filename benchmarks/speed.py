@@ -48,14 +48,16 @@ def main(long: bool, on_gpu: bool, only: str, repeats: int, keep: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["DFD_CACHE"] = str(Path(name) / "cache")
         groups = {"gpu": gpu.rows(Path(name))} if on_gpu else _groups(Path(name), repeats, long)
-        for group, rows in groups.items():
-            if only in group or group == "pictures":  # which others need
-                for row in _quietly(rows):
-                    print(row, flush=True)
-                    found.append(row)
-    path, fallen = measure.KEPT if keep else measure.HISTORY, measure.regressions(found)
-    measure.keep(found, path)
-    print(f"kept in {path}")
+        try:
+            for group, rows in groups.items():
+                if only in group or group == "pictures":  # which others need
+                    for row in _quietly(rows):
+                        print(row, flush=True)
+                        found.append(row)
+        finally:  # an hour's rows are not lost for one that fails
+            path, fallen = measure.KEPT if keep else measure.HISTORY, measure.regressions(found)
+            measure.keep(found, path)
+            print(f"kept in {path}")
     if os.getloadavg()[0] > cores() + 0.5:
         print("Other work ran beside this: ratios are not held against earlier ones.")
     elif fallen:

@@ -23,6 +23,7 @@ from dfd.train import bank, fit, stage1, stage2
 from dfd.train.loop import Trainer
 
 WARM, TIMED = 8, 16  # batches: one cycle of the adversaries to warm up, two that count
+LOADED = 8  # batches
 
 
 class _Enough(Exception):
@@ -45,6 +46,25 @@ class Timed(Trainer):
 
     def source(self) -> Iterator:
         return super().batches()
+
+
+class Loaded(Timed):
+    """Training as it is, on LOADED batches that are there already."""
+
+    def source(self) -> Iterator:
+        self.losses["train"] = [0.0]  # which the bar shows the mean of
+        batches = [batch for _, batch in itertools.islice(super().source(), LOADED)]
+        yield from enumerate(itertools.cycle(batches))
+
+
+class Loaders(Timed):
+    """The batches alone, with nothing learnt from them."""
+
+    def batches(self) -> Iterator:
+        self.losses["train"] = [0.0]
+        for _ in super().batches():
+            pass
+        yield
 
 
 class Bare(Timed):
@@ -96,13 +116,15 @@ def seconds(stage: str, table: pd.DataFrame, kind: type[Timed], profile: str = "
 
 
 def rows(folder: Path, repeats: int) -> Iterator[Row]:
-    """One row a stage: training as profile `quick` does it, and its networks alone, in turns."""
+    """Training as profile `quick` does it, a stage each, and its networks alone, in turns; then what takes the rest."""
     table = manifest.scan(folder, progress=False)
     for stage in ("stage1", "stage2"):
-        calls = [partial(seconds, stage, table, kind) for kind in (Timed, Bare)]
-        mine, bare = in_turns(calls, max(1, repeats - 1))
+        calls = [partial(seconds, stage, table, kind) for kind in (Timed, Bare, Loaded, Loaders)]
+        mine, bare, loaded, loaders = in_turns(calls, max(1, repeats - 1))
         what = f"{stage}: {TIMED} steps of training, profile quick, bare: its passes alone"
         yield Row(what, bare / mine, 0.90, seconds=mine, bare_seconds=bare)
+        yield Row(f"{stage}: the same on batches that are there already", bare / loaded, None, "of bare", loaded, bare)
+        yield Row(f"{stage}: its loaders alone, {TIMED} batches", loaders, unit="s")
     images = table.groupby("label").head(12)
     images.attrs = table.attrs
     yield of_bank(images, repeats)

@@ -93,11 +93,12 @@ def test_bare_training_takes_the_same_passes_and_changes_nothing(stage, folder, 
         backward(loss, *given, inputs=inputs, **options)
 
     monkeypatch.setattr(torch.Tensor, "backward", counted)
-    for kind in (training.Timed, training.Bare):
+    for kind in (training.Timed, training.Bare, training.Loaded, training.Loaders):
         passes[kind] = []
         assert training.seconds(stage, table, kind, **STAGES[stage]) > 0
-    assert passes[training.Timed] == passes[training.Bare] and len(passes[training.Bare]) > 4
-    assert set(steps) == {training.Timed}
+    assert passes[training.Timed] == passes[training.Bare] == passes[training.Loaded]
+    assert len(passes[training.Bare]) > 4 and not passes[training.Loaders]
+    assert set(steps) == {training.Timed, training.Loaded}
 
 
 def test_the_feature_bank_is_held_against_as_many_crops_of_its_backbone(folder, monkeypatch):

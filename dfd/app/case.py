@@ -70,7 +70,7 @@ class Journal:
                 continue
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
-        if before and unchanged.getvalue() != text:
+        if text and unchanged.getvalue() != text:
             with atomic_write(path) as draft:
                 draft.write_bytes(unchanged.getvalue().encode("utf-8", "surrogateescape"))
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
