@@ -41,7 +41,7 @@ class TrainedNetwork:
         rise = LinearLR(self.optimizer, 0.01, total_iters=warmup)
         fall = CosineAnnealingLR(self.optimizer, max(1, steps - warmup), eta_min=0.01 * lr)
         self.schedule = SequentialLR(self.optimizer, [rise, fall], [warmup])
-        self.parts = {"module": module, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.parts = {"network": module, "optimizer": self.optimizer, "schedule": self.schedule}
 
 
 class Trainer:
