@@ -149,11 +149,11 @@ class Stage:
     def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
         """What the stage says of prepared images, in order; `batch` crops, or BATCH, pass the network at a time."""
         images, sources = tee(prepared)
-        crops = (as_float(crop) for image in sources for crop in image.windows)
+        crops = (crop for image in sources for crop in image.windows)  # uint8: floats that wait fragment the heap
 
         def answers() -> Iterator[tuple[Tensor, Any]]:
             while waiting := list(islice(crops, batch or BATCH)):
-                yield from self._of_crops(torch.stack(waiting))
+                yield from self._of_crops(torch.stack([as_float(crop) for crop in waiting]))
 
         of_crops = answers()
         for image in images:
