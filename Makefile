@@ -28,8 +28,8 @@ report: export REPORT_OUT := $(OUT)
 report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
 	$(PY) -m dfd run --data "$$REPORT_DATA" --out "$$REPORT_OUT" --profile $(PROFILE) $(ARGS)
 
-test: $(ENV)  ## Run every test, the slow ones and the examples in docstrings too, three at a time
-	OMP_NUM_THREADS=1 $(PY) -m pytest --doctest-modules -n 3 --dist worksteal $(ARGS)
+test: $(ENV)  ## Run every test, the slow ones and the examples in docstrings too, two at a time
+	OMP_NUM_THREADS=1 $(PY) -m pytest --doctest-modules -n 2 --dist worksteal $(ARGS)
 
 lab: $(ENV)  ## Open the notebooks in JupyterLab
 	$(PY) -m dfd lab -- $(ARGS)
