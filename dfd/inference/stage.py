@@ -170,7 +170,7 @@ class Stage:
 
     @cached_property
     def _network(self) -> Any:
-        return fold_batch_norms(self.model, min(self.crop_size, 32)) if self.device.type == "cpu" else self.model
+        return fold_batch_norms(self.model, self.crop_size) if self.device.type == "cpu" else self.model
 
     def _of_crops(self, crops: Tensor) -> list[tuple[Tensor, Any]]:
         """Logits (classes,) and ood_score of each of (B, 3, S, S) equalised crops in [0, 1]."""
