@@ -18,9 +18,9 @@ from dfd.core import atomic_write, bar, digest, load_rgb, read_table
 from dfd.degrade import compose, registry, to_tensor
 from dfd.degrade.registry import Condition
 from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share
-from dfd.evaluate.scores import answer_columns, with_predictions
+from dfd.evaluate.scores import as_columns, as_row, with_predictions
 from dfd.inference.detector import score_files
-from dfd.inference.stage import Scored, Stage
+from dfd.inference.stage import Stage
 
 HELD = 1 << 30  # bytes of decoded images that are held, the last ones
 CELLS = "cells"  # folder of the finished cells, in the run folder
@@ -58,7 +58,8 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     for i in bar(todo, desc="conditions", unit="condition"):
         read = partial(_degraded, load=load, condition=conditions[i], seed=seed)
         for name, answers in _score({name: stages[name] for name in todo[i]}, table, read, crops).items():
-            _write(answers, stages[name], cells[name, i])
+            with atomic_write(cells[name, i]) as draft:
+                answers.to_parquet(draft, index=False)
     for name, own in weights.items():
         for path in set(folder.glob(f"{name}-*")) - set(folder.glob(f"{name}-{own}-*")):
             path.unlink()  # another model's
@@ -82,24 +83,19 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
 
 
 def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor],
-        crops: int | None) -> dict[str, list[tuple[str, Scored]]]:  # fmt: skip
-    """What each stage says of the images that it is asked about: (path, Scored) of each."""
-    answers: dict[str, list[tuple[str, Scored]]] = {name: [] for name in stages}
+        crops: int | None) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """What each stage says of the images that it is asked about: path, and the columns of a score table."""
+    paths, rows = ({name: [] for name in stages} for _ in range(2))
     for is_fake, part in table.groupby("is_fake"):
         asked = [name for name in stages if is_fake or name == "stage1"]
         for path, scored in score_files([stages[name] for name in asked], part["path"], read, crops) if asked else []:
             if isinstance(scored, Exception):
                 raise scored
             for name, answer in zip(asked, scored, strict=True):
-                answers[name].append((path, answer))
-    return answers
-
-
-def _write(answers: list[tuple[str, Scored]], stage: Stage, path: Path) -> None:
-    columns = answer_columns(stage, [answer for _, answer in answers])
-    columns.insert(0, "path", [name for name, _ in answers])
-    with atomic_write(path) as draft:
-        columns.to_parquet(draft, index=False)
+                paths[name].append(path)
+                rows[name].append(as_row(answer))
+    tables = {name: as_columns(stage, rows[name]).drop(columns="needed") for name, stage in stages.items()}
+    return {name: table.assign(path=paths[name]) for name, table in tables.items()}
 
 
 def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | None, seed: int) -> str:
