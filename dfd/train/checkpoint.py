@@ -17,7 +17,7 @@ from torchvision.utils import save_image
 
 from dfd import __version__, config
 from dfd.core.io import digest
-from dfd.data import manifest
+from dfd.data import manifest, provenance
 from dfd.inference import save_checkpoint, update_checkpoint
 
 # parameters that leave the weights as they are; the checkpoint does not hold them
@@ -73,10 +73,13 @@ class Checkpoint:
 class Tracking:
     """The epochs of a training in TensorBoard or MLflow, by accelerate; a log that fails is given up with one line."""
 
-    def __init__(self, stage: str, cfg: config.Training):
+    def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training):
         self.name = None if cfg.track == "none" else cfg.track
         self.stage, self.out = stage, Path(cfg.out).resolve()
         self.settings = cfg.model_dump(mode="json", exclude=NOT_LEARNT_FROM)
+        names = table["label"], provenance.of(table).astype("string")
+        label, source = ("/" + part.str.replace(r"[^\w -]+", "_", regex=True) for part in names)
+        self.names = "right" + label + source.fillna("")
         if self.name and importlib.util.find_spec(self.name) is None:
             raise config.ConfigError(f"track is {self.name}, but the package {self.name} is not installed")
 
@@ -85,8 +88,8 @@ class Tracking:
         variables = MLFLOW | {"MLFLOW_TRACKING_URI": (self.out / "mlruns").as_uri()}
         return patch_environment(**{name: value for name, value in variables.items() if name not in os.environ})
 
-    def log(self, accelerator: Accelerator, history: list[dict[str, Any]], views: Tensor) -> None:
-        """Log the last epoch, or all where this process logged none, and some crops of it, (N, 3, S, S) in [0, 1]."""
+    def log(self, accelerator: Accelerator, history: list[dict[str, Any]], right: pd.Series, views: Tensor) -> None:
+        """Log the last epoch, or all where none was; of the last, shares judged `right` and crops (N, 3, S, S) too."""
         try:
             rows = history[-1:]
             if self.name and not accelerator.trackers:
@@ -96,6 +99,7 @@ class Tracking:
                 accelerator.init_trackers(name, self.settings, {"mlflow": {"run_name": run_name}})
             for row in rows if self.name else ():
                 accelerator.log(row, step=row["epoch"])
+            accelerator.log(right.groupby(self.names[right.index]).mean().to_dict(), step=history[-1]["epoch"])
             for tracker in accelerator.trackers if len(views) else ():
                 if self.name == "tensorboard":
                     tracker.log_images({"training views": views}, history[-1]["epoch"])

@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: Any, classes: list[str], on_epoch: OnEpoch = None):
         self.stage, self.cfg, self.classes, self.on_epoch = stage, cfg, classes, on_epoch
-        self.checkpoint, self.tracking = Checkpoint(stage, table, cfg, classes), Tracking(stage, cfg)
+        self.checkpoint, self.tracking = Checkpoint(stage, table, cfg, classes), Tracking(stage, table, cfg)
         self.crops: Any = {"root": Path(table.attrs["root"])} | self.checkpoint.crops
         has_gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(
@@ -174,8 +174,8 @@ class Trainer:
         logits, targets = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
         return logits, targets
 
-    def end_epoch(self, score: float, val_loss: float, **metrics: float) -> None:
-        """Add the epoch to the history, keep it if its score is the best or its loss the lowest of those, save all."""
+    def end_epoch(self, score: float, val_loss: float, right: pd.Series, **metrics: float) -> None:
+        """Add the epoch to the history, keep it if its score or, of equals, loss is best, save all; log `right` too."""
         losses = {name: float(np.mean(values)) for name, values in self.losses.items()}
         row = {"epoch": len(self.history) + 1, "seconds": time.monotonic() - self.began}
         row["lr"] = next(iter(self.networks.values())).optimizer.param_groups[0]["lr"]
@@ -190,7 +190,7 @@ class Trainer:
         title = f"{self.stage} epoch {row['epoch']}/{self.cfg.num_epochs}"
         self.accelerator.print(f"{title}: {shown} ({row['seconds']:.0f} s, at most {left:.0f} s left)")
         if self.is_main:
-            self.tracking.log(self.accelerator, self.history, self.views.float().cpu())
+            self.tracking.log(self.accelerator, self.history, right, self.views.float().cpu())
             if self.on_epoch:
                 self.on_epoch(pd.DataFrame(self.history))
             if is_better:

@@ -139,7 +139,8 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
             loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(source)).item()
             accuracy = balanced_accuracy_score(source, logits.argmax(1))
             curves = carrying(trainer, adversary, cfg) if adversary else {}
-            trainer.end_epoch(accuracy, loss, val_balanced_accuracy=accuracy, **curves)
+            right = pd.Series(logits.argmax(1) == source, splits["val"].index)
+            trainer.end_epoch(accuracy, loss, right, val_balanced_accuracy=accuracy, **curves)
     if trainer.is_main:
         path = trainer.checkpoint.path
         fit_feature_bank(Stage.load(path), splits["train"], path, seed=cfg.seed)

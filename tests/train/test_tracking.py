@@ -11,7 +11,7 @@ from trainings import configured, fit_one_epoch
 
 from dfd import config
 from dfd.data import manifest
-from dfd.train import fit
+from dfd.train import checkpoint, fit, loop
 
 
 @pytest.fixture
@@ -31,8 +31,9 @@ def test_the_event_files_of_a_training_hold_its_history_and_a_resumed_one_double
     fit_one_epoch(table, configured("stage1", out, tiny_data))
     history = fit(table, configured("stage1", out, tiny_data))
     assert len(history) == 3
-    expected = {name: list(enumerate(history[name], 1)) for name in history}
-    assert curves(out) == expected
+    logged, expected = curves(out), {name: list(enumerate(history[name], 1)) for name in history}
+    shares = {name: dict(logged.pop(f"right/{name}")) for name in ("RealPhotos", "ProGAN", "BigGAN")}
+    assert logged == expected and all(shares[name].keys() == {2, 3} for name in shares)  # of this process
     shown = EventAccumulator(str(out / "tensorboard" / "stage1")).Reload().Images("training views")
     assert [image.step for image in shown] == [2, 3] and all(image.width >= 32 for image in shown)  # of this process
     before = sorted((out / "tensorboard").rglob("*"))
@@ -51,7 +52,7 @@ def test_mlflow_holds_the_history_of_a_training(table, tiny_data, tmp_path, monk
     client = mlflow.MlflowClient((out / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("dfd")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert set(run.data.metrics) == set(history)
+    assert set(run.data.metrics) == {*history, "right/ProGAN", "right/BigGAN"}
     for name in history:
         logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         assert logged == list(enumerate(history[name], 1))
@@ -59,6 +60,25 @@ def test_mlflow_holds_the_history_of_a_training(table, tiny_data, tmp_path, monk
     assert [name for name in names if name.endswith(".png")] == [f"training views {n:03}.png" for n in (1, 2)]
     assert run.data.params["unet_width"] == "4" and "track" not in run.data.params
     assert run.info.status == "FINISHED" and not (out / "tensorboard").exists()
+
+
+def test_shares_are_those_of_the_images_that_are_judged_right(table, tiny_data, tmp_path, monkeypatch):
+    said, validate = [], loop.Trainer.validate
+    monkeypatch.setattr(loop.Trainer, "validate", lambda *given: said.append(validate(*given)) or said[-1])
+    fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
+    (logits, is_fake), images = said[0], table[table["split"] == "val"]
+    assert (is_fake == images["is_fake"]).all()
+    right, logged = (logits > 0) == images["is_fake"], curves(tmp_path)
+    for label, share in right.groupby(images["label"]).mean().items():
+        assert logged[f"right/{label}"] == [(1, pytest.approx(share))]
+
+
+def test_shares_are_logged_by_source_under_names_that_mlflow_takes(table, tiny_data, tmp_path):
+    cfg = configured("stage1", tmp_path, tiny_data)
+    sources = table.assign(source=table["label"].map({"RealPhotos": "http://a/../b?c", "ProGAN": "生成 1"}))
+    sources.attrs = table.attrs
+    names = set(checkpoint.Tracking("stage1", sources, cfg).names)
+    assert names == {"right/RealPhotos/http_a_b_c", "right/ProGAN/生成 1", "right/BigGAN"}
 
 
 ALONE = """

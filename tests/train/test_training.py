@@ -78,7 +78,7 @@ def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, t
     with trainer.running():
         for _ in trainer.epochs():
             trainer.losses["train"].append(1.0)
-            trainer.end_epoch(next(scores), 1.0)
+            trainer.end_epoch(next(scores), 1.0, pd.Series(dtype=bool))
     assert len(trainer.history) == 4 and trainer.best[2] == 2
     assert "stopped early" in capsys.readouterr().out
 
