@@ -13,7 +13,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from dfd.analysis import explain
 from dfd.analysis.fingerprint import SPECTRA
@@ -188,7 +187,7 @@ def _coloured(values: np.ndarray, colours: str) -> Tensor:
 
 def _tile(pixels: Tensor) -> Image.Image:
     """(3, S, S) in [0, 1] as a picture, enlarged by a whole factor."""
-    image = to_pil_image((pixels.clamp(0, 1) * 255).round().byte())
+    image = Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
     return ImageOps.scale(image, max(1, math.ceil(TILE_SIDE / image.width)), Image.Resampling.NEAREST)
 
 

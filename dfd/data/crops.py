@@ -14,14 +14,14 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as TF
 
 from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
-from dfd.degrade.operators import as_float, jpeg, to_tensor
+from dfd.degrade.operators import as_float, jpeg, to_bytes, to_tensor
 
 MARGIN = 8  # pixels, a side of a JPEG block: so much is cut around a training crop, and by less its grid is moved
 MAX_CROPS = 256  # per image, whatever is asked: time and memory stay bounded for any size
@@ -82,10 +82,10 @@ class RealFakeDataset(Dataset):
         Where the smallest image of the table is smaller, all are cut as small, and the grid of an earlier codec starts
         anywhere, by a border that is reflected: an image's size says nothing of its class.
         """
-        window = random_crop(TF.pil_to_tensor(load_rgb(self.paths[index]))[None], self.side)
+        window = random_crop(to_bytes(load_rgb(self.paths[index])), self.side)
         window = window.flip(-1) if torch.rand(()) < 0.5 else window
         left, top = (int(torch.randint(MARGIN, ())) for _ in range(2))
-        return TF.pad(window, [left, top, 0, 0], padding_mode="reflect")
+        return F.pad(window.float(), [left, 0, top, 0], "reflect").byte()
 
 
 class GFDTwoViewDataset(RealFakeDataset):

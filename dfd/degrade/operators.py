@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -50,8 +49,10 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     images = as_float(images)
     if sigma == 0:
         return images
+    from torchvision.transforms.v2.functional import gaussian_blur as blur  # it takes 1.5 s, and scanning blurs nothing
+
     radius = min(max(1, round(3 * sigma)), min(images.shape[-2:]) - 1)
-    return TF.gaussian_blur(images, [2 * radius + 1] * 2, [float(sigma)] * 2).clamp(0, 1)
+    return blur(images, [2 * radius + 1] * 2, [float(sigma)] * 2).clamp(0, 1)
 
 
 def rescale(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
@@ -114,9 +115,14 @@ def as_float(images: Tensor) -> Tensor:
     return images / 255 if images.dtype == torch.uint8 else images
 
 
+def to_bytes(image: Image.Image) -> Tensor:
+    """An RGB PIL image as a (1, 3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB PIL image as a (1, 3, H, W) tensor in [0, 1]."""
-    return TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True).unsqueeze(0)
+    return as_float(to_bytes(image))
 
 
 def check(what: str, value: Any, allowed: tuple) -> None:

@@ -88,11 +88,6 @@ def name(degradation: str, level: float) -> str:
     return AS_IT_IS if degradation == "none" else named
 
 
-def last_operator(degradation: str) -> str:
-    """The operator at the end of a chain: "rescale 0.5 bicubic + jpeg" gives jpeg."""
-    return degradation.split(" + ")[-1].split()[0]
-
-
 def _step(words: list[str]) -> Step:
     """Read one step: operator, level, options as arguments."""
     if len(words) < 2:

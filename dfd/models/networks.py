@@ -4,19 +4,18 @@ import pickle
 from pathlib import Path
 from typing import Any, Self
 
+import lazy_loader as lazy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.models import VGG16_Weights, vgg16
-from torchvision.transforms import v2
 
 from dfd.config import CLIPS
 from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision, lite0
 
 VGG16_PLACES = 3, 8, 15  # of relu1_2, relu2_2 and relu3_3 in torchvision's vgg16().features
 LITE0_PLACES = 2, 3, 4  # of the blocks with strides of 2, 4 and 8 pixels, behind convolution and norm
-VGG16 = VGG16_Weights.IMAGENET1K_V1
+torchvision: Any = lazy.load("torchvision")
 
 
 class RealFakeClassifier(nn.Module):
@@ -127,6 +126,8 @@ class Attribution(nn.Module):
         super().__init__()
         self.sees_image = backbone in CLIPS
         extractor = "highpass" if self.sees_image else extractor
+        from torchvision.transforms import v2
+
         baselines: dict[str, nn.Module] = {"highpass": v2.Lambda(high_pass), "rgb": nn.Identity()}
         self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else baselines[extractor]
         self.classifier = EncoderClassifier(backbone, classes, pretrained)
@@ -201,7 +202,8 @@ class VGGPerceptual(nn.Module):
         print(f"Perceptual loss: {self.network}; {source}.")
         if features:
             self.features, self.places = features, VGG16_PLACES
-            statistics = VGG16.transforms().mean, VGG16.transforms().std
+            usual = torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
+            statistics = usual.mean, usual.std
         else:
             network = lite0(pretrained=True)
             self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[: len(LITE0_PLACES)])
@@ -237,14 +239,15 @@ class VGGPerceptual(nn.Module):
 
 def _vgg16() -> tuple[Any, str]:
     """VGG16's layers up to relu3_3 with ImageNet weights, or None; and in words where from, or why not."""
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16.url).name)
+    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     is_cached = path.exists()
-    if not is_cached and not hub_answers(VGG16.url):
+    if not is_cached and not hub_answers(url):
         return None, "VGG16's ImageNet weights are neither cached nor reachable"
     try:
-        stored = torch.hub.load_state_dict_from_url(VGG16.url, map_location="cpu", check_hash=True, weights_only=True)
+        stored = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
         with torch.device("meta"):  # takes no memory, and nothing from the random generator
-            features: Any = vgg16().features
+            features: Any = torchvision.models.vgg16().features
             features = features[: VGG16_PLACES[-1] + 1]
         features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()}, assign=True)
     except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:

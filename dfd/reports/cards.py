@@ -39,10 +39,7 @@ def write(out: Path) -> dict[str, str]:
 
 
 def model_card(out: Path, stage: str) -> str:
-    """The card of a stage's checkpoint, as Markdown.
-
-    Numbers of metrics.json that are not those stored in the checkpoint belong to other weights, and are left out.
-    """
+    """A checkpoint's card, as Markdown; without numbers of metrics.json that are of other weights than its own."""
     checkpoint = out / CHECKPOINTS[stage]
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     table = manifest.load(out) if (out / "manifest.parquet").exists() else None

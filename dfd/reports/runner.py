@@ -63,8 +63,8 @@ class Kernel(AsyncKernelManager):
         return f"{folder}/socket" if self.transport == "ipc" else "127.0.0.1"
 
     async def start_kernel(self, **options: Any) -> None:
-        busy = round(psutil.cpu_percent(0.5) / 100 * (os.cpu_count() or 1))  # cores; threads wait for the slowest
-        if busy and "OMP_NUM_THREADS" not in os.environ:
+        share = 0 if "OMP_NUM_THREADS" in os.environ else psutil.cpu_percent(0.5) / 100
+        if busy := round(share * (os.cpu_count() or 1)):  # cores; threads wait for the slowest
             threads = max(1, runs.cores() - busy)
             print(f"Other work keeps {busy} of the cores busy: threads of this notebook {threads}.")
             options["env"] = {**(options.get("env") or os.environ), "OMP_NUM_THREADS": str(threads)}

@@ -59,10 +59,7 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
 
 
 def read(path: str | Path) -> Sweep:
-    """Read a grid, and check every run of it as `dfd run` would; the sweep is named after the file.
-
-    A FileNotFoundError names the file or the data folder, a ConfigError what is wrong.
-    """
+    """Read a grid, check its runs as `dfd run` would; FileNotFoundError: file or data folder, ConfigError: the rest."""
     path = Path(path)
     try:
         sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))

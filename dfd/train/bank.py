@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from dfd import __version__, config
 from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, write_json
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
-from dfd.degrade.operators import as_float
+from dfd.degrade.operators import as_float, to_bytes
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL_SHA256
 from dfd.train.processes import build_loader, loading
@@ -37,12 +37,12 @@ class Views(RealFakeDataset):
         self.random = cfg.random_views
 
     def __getitem__(self, index: int) -> Tensor:
-        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
+        image = to_bytes(load_rgb(self.paths[index]))
         views = []
         for condition in CONDITIONS:
             top, left = (int(torch.randint(PHASE, ())) for _ in range(2))
             part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
-            moved = TF.pad(part, [left, top, 0, 0], padding_mode="edge")  # so that the codec's grid starts there
+            moved = F.pad(part.float(), [left, 0, top, 0], "replicate").byte()  # so that the codec's grid starts there
             views.append(self.crops(compose(moved, condition.chain)[..., top:, left:]))
         views += [self.view(self.window(index))[None] for _ in range(self.random)]
         return torch.cat(views)

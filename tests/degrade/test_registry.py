@@ -249,7 +249,7 @@ def test_the_default_grid_is_large_and_a_table_row_tells_its_condition():
     assert [registry.name(row.degradation, row.level) for row in conditions] == [row.name for row in conditions]
     assert len({(row.degradation, row.level) for row in conditions}) == len(conditions)
     demo = config.profile("demo", "03_robustness")["conditions"]
-    assert {registry.last_operator(registry.parse(text).degradation) for text in demo} == set(registry.DEGRADATIONS)
+    assert {registry.parse(text).chain[-1][0] for text in demo} == set(registry.DEGRADATIONS)
 
 
 def test_the_documented_table_is_the_registry():
