@@ -203,7 +203,7 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
 
 def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0,
         only: Sequence[str] | Mapping[str, str] = ()) -> dict[str, Interval]:  # fmt: skip
-    """A stage's metrics with intervals over all rows: its STAGE_METRICS, or `only` these, or those names map to."""
+    """A stage's metrics with intervals over all rows: its STAGE_METRICS, or `only` these; a mapping names them anew."""
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
     names = names if isinstance(names, Mapping) else dict(zip(names, names, strict=True))
     return bootstrap_all(scores["group"], {name: METRICS[metric].of(table) for name, metric in names.items()}, seed)

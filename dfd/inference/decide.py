@@ -155,7 +155,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
 
 
 def fit_temperature(scores: pd.DataFrame) -> float:
-    """Temperature in [0.05, 20] of the least log-loss, classes weighing alike; Guo et al. 2017, arXiv:1706.04599."""
+    """Temperature in [0.05, 20] of the least log-loss over balanced classes; Guo et al. 2017, arXiv:1706.04599."""
     truth, names = true_class(scores), class_names(scores)
     logits, index = scores[logit_columns(scores)].to_numpy(), truth.map(names.index).to_numpy()
     weight = (1 / truth.map(truth.value_counts())).to_numpy()

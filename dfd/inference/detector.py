@@ -58,7 +58,7 @@ class Detector:
 
     @classmethod
     def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Self:
-        """Open a run folder's stages, or those that ship, as in SHA256SUMS (ValueError); errors are Stage.load's."""
+        """Open the stages of a run folder, or those that ship, held against SHA256SUMS; errors are Stage.load's."""
         run = Path(run)
         files = files_of(run)
         if SUMS in files:

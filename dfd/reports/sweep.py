@@ -59,7 +59,7 @@ class Sweep(pydantic.BaseModel, extra="forbid"):
 
 
 def read(path: str | Path) -> Sweep:
-    """Read a grid, check its runs as `dfd run` would; FileNotFoundError: file or data folder, ConfigError: the rest."""
+    """Read a grid and check its runs as `dfd run` would; a FileNotFoundError or ConfigError names what is wrong."""
     path = Path(path)
     try:
         sweep = Sweep.model_validate({"name": path.stem} | (yaml.safe_load(path.read_text("utf-8")) or {}))
