@@ -144,6 +144,5 @@ def verdict(conditions: pd.DataFrame) -> str:
     named: dict[bool, list] = {True: [], False: []}  # by codecs, and by others
     moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
     for name, value in zip(moved.index, moved, strict=True):
-        last = name.split(" + ")[-1].split()[0]  # operator of a chain
-        named[registry.DEGRADATIONS[last].codec].append((name, value))
+        named[registry.DEGRADATIONS[registry.parse(name).chain[-1][0]].codec].append((name, value))
     return str(template("audit.txt.j2").module.verdict(named[True], named[False], len(conditions), MARGIN))

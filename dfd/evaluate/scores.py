@@ -37,8 +37,8 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
 
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
     answers = as_columns(stage, [as_row(answer) for answer in stage.stream(map(read, paths), crops)])
-    short = answers["needed"][answers["crops"] < answers.pop("needed")]
-    if len(short):
+    needed = answers.pop("needed")
+    if len(short := needed[answers["crops"] < needed]):
         print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {short.max()}")
     known = table[["path", "label", "split", "group"]].assign(degradation=degradation, level=float(level))
     return with_predictions(stage, known.reset_index(drop=True).join(answers))

@@ -175,7 +175,10 @@ class Trainer:
         return logits, targets
 
     def end_epoch(self, score: float, val_loss: float, right: pd.Series, **metrics: float) -> None:
-        """Add the epoch to the history, keep it if its score or, of equals, loss is best, save all; log `right` too."""
+        """Add the epoch to the history, keep it if its score is the best or its loss the lowest of those, save all.
+
+        `right` says of validation images, by their rows of the table, whether they were judged right: for trackers.
+        """
         losses = {name: float(np.mean(values)) for name, values in self.losses.items()}
         row = {"epoch": len(self.history) + 1, "seconds": time.monotonic() - self.began}
         row["lr"] = next(iter(self.networks.values())).optimizer.param_groups[0]["lr"]

@@ -154,10 +154,9 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
             logits, is_fake = trainer.validate("clean")
             logits_degraded, _ = trainer.validate("degraded")
             auc, auc_degraded = (roc_auc_score(is_fake, scores) for scores in (logits, logits_degraded))
-            curves = launderer.curves(trainer, logits) if launderer else {}
+            curves = {"val_auc": auc, "val_auc_degraded": auc_degraded}
+            curves |= launderer.curves(trainer, logits) if launderer else {}
             loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(is_fake)).item()
             right = pd.Series((logits > 0) == (is_fake > 0), splits["val"].index)
-            trainer.end_epoch(
-                (auc + auc_degraded) / 2, loss, right, val_auc=auc, val_auc_degraded=auc_degraded, **curves
-            )
+            trainer.end_epoch((auc + auc_degraded) / 2, loss, right, **curves)
     return trainer.finish()
