@@ -247,8 +247,7 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     from dfd.core.runs import run_lock
     from dfd.data import manifest
 
-    stem = next(stem for stem in config.NOTEBOOKS if stage in stem)
-    chosen = remembered(out, given)
+    stem, chosen = next(stem for stem in config.NOTEBOOKS if stage in stem), remembered(out, given)
     shared = {"data": chosen["data"], "out": out}
     parameters = config.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
     cfg: Any = config.NOTEBOOKS[stem](**parameters)

@@ -16,6 +16,7 @@ from torch import nn
 from dfd import config
 from dfd.config import CHECKPOINTS, CLIPS, SUMS
 from dfd.core.io import atomic_write, read_json
+from dfd.core.runs import keep_freed
 from dfd.data import sample
 from dfd.models.networks import Attribution, RealFakeClassifier
 
@@ -25,6 +26,7 @@ REQUIRED = "stage classes config weights preprocessing crops threshold temperatu
 
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
     """The network of a stage from the plain values that its config, or its checkpoint, holds."""
+    keep_freed()  # of what passes through it
     pretrained = pretrained or settings["backbone"] in CLIPS and settings["pretrained"]  # a checkpoint leaves it out
     if stage == "stage1":
         return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])

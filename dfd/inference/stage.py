@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CLIPS
-from dfd.core import load_rgb, runs
+from dfd.core import load_rgb
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
@@ -92,7 +92,6 @@ class Stage:
             reason = str(error).splitlines()[1].strip()[:200]
             raise ValueError(f"its weights do not fit the network that it names: {reason}") from error
         self.model.eval().to(self.device)
-        runs.keep_freed()
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | None = None) -> Self:

@@ -70,7 +70,8 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
         features, done = np.lib.format.open_memmap(path, "w+", np.float16, shape), 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draws = list(enumerate(seeds(len(table), cfg.seed, 1)))[done:]
-    loader = build_loader(Views(table, cfg), draws, cfg.model_copy(update={"batch_size": IMAGES}), device)
+    options = cfg.model_copy(update={"batch_size": IMAGES, "workers": cfg.workers if device.type == "cuda" else 0})
+    loader = build_loader(Views(table, cfg), draws, options, device)  # beside a CPU's passes they take what they bring
     if done and draws:
         print(f"feature bank: going on after {done} of {len(table)} images.")
     with deferred("stopping after this batch; once more ends at once") as stop, torch.inference_mode(), loading():

@@ -59,7 +59,6 @@ class Trainer:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])  # fmt: skip
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        runs.keep_freed()
         self.networks, self.loaders = dict[str, TrainedNetwork](), dict[str, DataLoader]()
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
