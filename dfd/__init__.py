@@ -1,7 +1,12 @@
 """dfd: a laboratory for GAN-image forensics; `Detector` judges images, `scan` checks a folder of them."""
 
+import atexit
+import gc
+
 import lazy_loader
 
+gc.set_threshold(50_000)  # what torch imports stays: a fifth of a start went into looking for garbage in it,
+atexit.register(gc.freeze)  # and a fifth into looking once more at the end
 __version__ = "0.2.0"
-_HOMES = {"inference.detector": ["Detector"], "data.manifest": ["scan"]}
-__getattr__, _, __all__ = lazy_loader.attach(__name__, submod_attrs=_HOMES)  # when asked for, not before: torch is slow
+_HOMES = {"inference.detector": ["Detector"], "data.manifest": ["scan"]}  # when asked for: torch is slow
+__getattr__, _, __all__ = lazy_loader.attach(__name__, submod_attrs=_HOMES)

@@ -351,6 +351,14 @@ def test_a_command_imports_only_what_it_needs(module, late):
     assert ran.stdout.strip() == "[]"
 
 
+def test_nobody_looks_for_garbage_in_what_torch_imports():
+    """Neither while it is imported, with Python's own threshold some 600 times, nor at the end of the process."""
+    said = "print(gc.get_freeze_count() > 100_000, sum(of['collections'] for of in gc.get_stats()) < 100)"
+    code = f"import atexit, gc; atexit.register(lambda: {said}); import dfd, torch"  # first in, last out
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "True True\n"
+
+
 def test_lines_are_there_as_they_are_said_though_nobody_watches(tmp_path):
     """Into a pipe Python writes blocks: `make demo > log` would show nothing for minutes."""
     say = "cli.main.command('say')(lambda: print('said')); cli.main(['say'], standalone_mode=False); os._exit(0)"

@@ -90,8 +90,7 @@ def _map(detector: Detector, examination: Examination, image: Image.Image) -> Dr
     if not examination.stride and chosen.needed > DENSE:
         stride, chosen = size, plan(image.height, image.width, size, MAX_WINDOWS, "grid", size)
     (scored,) = stage.score([stage.cut_out(image, chosen)])
-    p = decide(scored.crop_logits.numpy(), stage).probabilities[:, 1]
-    scale = MAP_SIDE / max(image.size)
+    p, scale = decide(scored.crop_logits.numpy(), stage).probabilities[:, 1], MAP_SIDE / max(image.size)
     pixels = image.resize([max(1, round(length * scale)) for length in image.size])
     side = max(1, round(size * scale))
     corners = [(round(top * scale), round(left * scale)) for top, left in chosen.corners]

@@ -163,8 +163,7 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         raise ManifestError(f"{root} has {beside}; {EXPECTED}")
     depth = 1 if above else 0
     inner = [parts[depth:] for parts in folders if len(parts) > depth]
-    names = {part for parts in inner for part in parts}
-    classes = {parts[0].lower() for parts in inner}
+    names, classes = {part for parts in inner for part in parts}, {parts[0].lower() for parts in inner}
     by_class = REAL.lower() in classes or {"real", "fake"} <= classes
     layout = BY_CLASS if by_class else next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
     if layout is None:

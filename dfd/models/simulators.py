@@ -97,8 +97,7 @@ class ModulatedConv2d(nn.Module):
         self.demodulate, self.up = demodulate, up
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style = self.style(w)
-        weight = self.weight * self.scale
+        style, weight = self.style(w), self.weight * self.scale
         x = x * style[:, :, None, None]
         if self.up:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (B, outputs, 2 H + 1, 2 W + 1)
