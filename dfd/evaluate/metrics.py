@@ -119,8 +119,7 @@ def _ranked(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> tup
 def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Area under the ROC curve (R,); ties count half; NaN where a draw holds one class alone."""
     ups, downs = _ranked(weights, np.asarray(positive, bool), np.asarray(score))
-    total = downs.sum(1)
-    above = np.cumsum(downs, axis=1) - downs / 2
+    total, above = downs.sum(1), np.cumsum(downs, axis=1) - downs / 2
     with np.errstate(invalid="ignore"):
         return (ups * (total[:, None] - above)).sum(1) / (ups.sum(1) * total)
 

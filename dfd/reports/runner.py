@@ -123,7 +123,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}
                     write_json(target / "config.json", record)
                     execute(path, target, given[path.stem], entry, stop)
-                    print(f"{path.stem}  finished after {runs.elapsed(entry['seconds'])}{to_go(done, path, chosen)}")
+                    print(f"{path.stem}  finished after {runs.elapsed(entry['seconds'])}{to_go(record, path, chosen)}")
                 newest = max(newest, entry.get("ended", ""))
         except KeyboardInterrupt as stopped:
             raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
@@ -132,9 +132,10 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
     return target / "index.html"
 
 
-def to_go(done: Mapping[str, dict], path: Path, chosen: Sequence[Path]) -> str:
-    """How long the notebooks after this one will take, by what those before took of a demo's time; or nothing."""
-    place, share = chosen.index(path) + 1, lambda paths: sum(SHARES.get(each.stem, 0) for each in paths)
+def to_go(record: Mapping[str, Any], path: Path, chosen: Sequence[Path]) -> str:
+    """How long a demo's notebooks after this one will take, by what those before took of it; else nothing."""
+    done, shares = record["notebooks"], SHARES if record["profile"] == "demo" else {}  # other data divide it otherwise
+    place, share = chosen.index(path) + 1, lambda paths: sum(shares.get(each.stem, 0) for each in paths)
     ran = [each for each in chosen[:place] if each.stem in done]
     seconds = sum(done[each.stem].get("seconds", 0) for each in ran)
     left = seconds / share(ran) * share(chosen[place:]) if share(ran) > 0.1 else 0

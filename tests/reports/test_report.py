@@ -110,13 +110,15 @@ def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
 
 
 def test_what_is_left_of_a_run_goes_by_what_was_done():
-    """Notebooks of 3 and 25 % of a demo took 70 s; those after it take as long by their own shares."""
+    """Notebooks of 3 and 25 % of a demo took 70 s; those after it take as long by their own shares. Of others' none."""
     paths = [Path(f"{stem}.ipynb") for stem in runner.SHARES]
     done = {"00_eda": {"seconds": 6}, "01_stage1_real_fake": {"seconds": 64}}
+    demo, own = ({"profile": profile, "notebooks": done} for profile in ("demo", "quick"))
     assert sum(runner.SHARES.values()) == pytest.approx(1)
-    assert runner.to_go(done, paths[0], paths) == ""  # too little was done to tell
-    assert runner.to_go(done, paths[1], paths) == "; about 3:00 to go"
-    assert runner.to_go(done, paths[1], paths[:2]) == ""
+    assert runner.to_go(demo, paths[0], paths) == ""  # too little was done to tell
+    assert runner.to_go(demo, paths[1], paths) == "; about 3:00 to go"
+    assert runner.to_go(demo, paths[1], paths[:2]) == ""
+    assert runner.to_go(own, paths[1], paths) == ""  # 200 images of one's own: 19 minutes it said, and 3 were left
 
 
 def test_missing_data_and_unknown_notebooks_and_profiles_are_named(case):
