@@ -154,7 +154,7 @@ def score_files(stages: Sequence[Stage], items: Iterable[Any], read: Callable[[A
         try:
             image = read(item)
         except ImageError as error:
-            return error
+            return ImageError(str(error))  # without frames: they hold the pixels and, by the thread's own, this answer
         prepared = {key: stage.prepare(image, crops, mode) for key, stage in takers.items()}
         return [prepared[key] for key in takes]
 

@@ -1,10 +1,16 @@
 """Work done ahead in threads: order, groups, bounds, errors in their turn, and an early end."""
 
+import gc
 import threading
+import weakref
 
+import networks
 import pytest
+from PIL import Image
 
-from dfd.inference.detector import prefetch
+from dfd.core import ImageError
+from dfd.inference import Stage
+from dfd.inference.detector import prefetch, score_files
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -46,3 +52,22 @@ def test_an_error_is_raised_in_its_items_turn():
         for group in prefetch(lambda item: 1 // item, [1, 1, 0, 1], 1, 1):
             seen += group
     assert seen == [(1, 1), (1, 1)]
+
+
+def test_files_that_cannot_be_used_leave_no_pixels_behind():
+    """200 damaged photos of 6 million pixels once took 5 GB: each error's frames held them, and the error itself."""
+    images = []
+
+    def read(item):
+        image = Image.new("RGB", (8, 8))
+        images.append(weakref.ref(image))
+        raise ImageError(f"{item}: damaged")
+
+    stage = Stage(networks.checkpoint("stage1"))
+    gc.disable()  # what is in a cycle stays
+    try:
+        answers = [str(error) for _, error in score_files([stage], "abcd", read)]
+        left = [image() for image in images]
+    finally:
+        gc.enable()
+    assert answers == ["a: damaged", "b: damaged", "c: damaged", "d: damaged"] and left == [None] * 4
