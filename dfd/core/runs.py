@@ -201,7 +201,7 @@ def cores() -> int:
 
 
 def keep_freed() -> None:
-    """Let glibc keep freed blocks up to 1 GiB: new pages, zeroed, are 6 to 8 % of a training step on two cores."""
+    """Let glibc keep freed blocks up to 1 GiB: new, zeroed pages are 6 to 8 % of a training step, a sixth of CLIP's."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

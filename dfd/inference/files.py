@@ -26,7 +26,7 @@ REQUIRED = "stage classes config weights preprocessing crops threshold temperatu
 
 def build_model(stage: str, settings: dict[str, Any], outputs: int, pretrained: bool = False) -> nn.Module:
     """The network of a stage from the plain values that its config, or its checkpoint, holds."""
-    keep_freed()  # of what passes through it
+    keep_freed()  # blocks of memory that each of its passes takes anew
     pretrained = pretrained or settings["backbone"] in CLIPS and settings["pretrained"]  # a checkpoint leaves it out
     if stage == "stage1":
         return RealFakeClassifier(settings["backbone"], pretrained, settings["representation"])
