@@ -18,7 +18,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tune_clip import SAME
+from tune_clip import SAME, SPLITS
 
 from dfd.config import REAL
 from dfd.core.io import atomic_write
@@ -31,17 +31,6 @@ from dfd.train.heads import Discriminants, joint_hold_outs, judge_unseen
 
 DRAWS = 35  # of the 40 of scripts/tune_clip.py, those that the card has
 BLOCKS = range(1, 5)
-SPLITS = {  # whole sources that both leave out, of docs/results.md
-    "known subjects": [
-        "jbhuang0604/SelfExSR BSD100", "jbhuang0604/SelfExSR Urban100", "rosinality/progressive-gan-pytorch",
-        "davidbau/ganseeing", "HendrikStrobelt/ganseeing", "nathantseng/PGGAN", "junguler/TPDNE_example_images",
-        "pchakraborty20/DPML_GANs",
-    ],
-    "new subjects": [
-        "dinablachman/realorfake", "akanimax/pro_gan_pytorch-examples", "Vishruit/stylegan2",
-        "pchakraborty20/DPML_GANs", "davidbau/ganseeing", "HendrikStrobelt/ganseeing",
-    ],
-}  # fmt: skip
 
 
 @torch.inference_mode()

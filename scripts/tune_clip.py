@@ -1,8 +1,9 @@
 """Tune CLIP's trunk by low-rank adapters for the detector that ships: `tune_clip.py ../shared/data/GANAttributes OUT`.
 
-Once on all images, then for each joint hold-out, to judge what it leaves out: OUT gets tuned.safetensors and
-draws/*.npz, from which scripts/ship_detector.py makes the detector. A stopped run goes on. Meant for a GPU: a draw
-takes 14 s on an H100.
+Once on all images, then for each joint hold-out and each of SPLITS, to judge what they leave out: OUT gets
+tuned.safetensors and draws/*.npz, from which scripts/ship_detector.py makes the detector, and splits/*.npz, whose AUC
+is printed. A stopped run goes on. Meant for a GPU: a draw takes 14 s on an H100. `--small --split "new subjects"` is
+one split with a fifth of the crops, of at most 80 images a source: an hour on two cores.
 
 Heads start as linear discriminants on the frozen tokens, scaled down, so that tuning keeps what CLIP knows (Kumar et
 al. 2022, arXiv:2202.10054); adapters are LoRA, Hu et al. 2021, arXiv:2106.09685. Images weigh by class, source and
@@ -11,10 +12,11 @@ subject, a cluster of the last block's tokens, so that no subject tells the clas
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from sklearn.cluster import KMeans
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
@@ -33,20 +36,51 @@ from torchvision.transforms.v2 import functional as TF
 from dfd.config import REAL
 from dfd.core.images import load_rgb
 from dfd.core.io import atomic_write
-from dfd.core.runs import bar
+from dfd.core.runs import bar, keep_freed
 from dfd.data.crops import Seeded, random_crop, seeds
+from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, Trunk
 from dfd.train.bank import CONDITIONS, Views
 from dfd.train.heads import Discriminants, joint_hold_outs
 
-CROP, CLEAN, DEGRADED = 128, 7, 7  # pixels; training views of an image beside those of CONDITIONS
-DRAWS, STEPS, BATCH, RATE, HEAD_RATE, RANK = 40, 200, 160, 1e-4, 1e-4, 8
+CROP, DRAWS, RATE, HEAD_RATE, RANK = 128, 40, 1e-4, 1e-4, 8  # CROP in pixels
 SCALE, SMOOTHING = 0.1, 0.05  # of the discriminants' logits at the start; of the labels of stage 1
-JUDGED = 3  # crops of an image, a condition, that are judged
 ZOOM = 0.5  # the smallest part of a crop that a fake is named by: names hang on zoom more than real or fake does
 SUBJECTS, LIMIT = 16, 5  # clusters, and the factor by which they change an image's weight at most
 SAME = {"jbhuang0604/SelfExSR BSD100": "BIDS/BSDS500"}  # BSD100's photos lie within BSDS500
+SPLITS = {  # whole sources that both leave out, of docs/results.md
+    "known subjects": [
+        "jbhuang0604/SelfExSR BSD100", "jbhuang0604/SelfExSR Urban100", "rosinality/progressive-gan-pytorch",
+        "davidbau/ganseeing", "HendrikStrobelt/ganseeing", "nathantseng/PGGAN", "junguler/TPDNE_example_images",
+        "pchakraborty20/DPML_GANs",
+    ],
+    "new subjects": [
+        "dinablachman/realorfake", "akanimax/pro_gan_pytorch-examples", "Vishruit/stylegan2",
+        "pchakraborty20/DPML_GANs", "davidbau/ganseeing", "HendrikStrobelt/ganseeing",
+    ],
+}  # fmt: skip
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PART = 512 if DEVICE.type == "cuda" else 16  # crops that pass at once
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is learnt and judged."""
+
+    steps: int = 200
+    batch: int = 160
+    judged: int = 3  # crops of an image, a condition, that are judged
+    clean: int = 7  # training views of an image beside those of CONDITIONS
+    degraded: int = 7
+    images: int = 1_000_000  # of a source and label, at most
+
+    @property
+    def views(self) -> int:
+        """Crops of an image that are judged, the first of its views."""
+        return self.judged * len(CONDITIONS)
+
+
+FULL, SMALL = Sizes(), Sizes(100, 64, 1, 2, 2, 80)
 
 
 class Lora(nn.Module):
@@ -77,19 +111,24 @@ def adapt(trunk: Trunk, rank: int) -> None:
 class Pool(Views):
     """The views of CONDITIONS, then clean and degraded ones for training: (V, 3, S, S) uint8."""
 
+    def __init__(self, table: pd.DataFrame, cfg: Any):
+        super().__init__(table, cfg)
+        self.sizes: Sizes = cfg.sizes
+
     def __getitem__(self, index: int) -> Tensor:
         image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
-        clean = [random_crop(image, self.crop_size) / 255 for _ in range(CLEAN)]
+        clean = [random_crop(image, self.crop_size) / 255 for _ in range(self.sizes.clean)]
         return (torch.cat([super().__getitem__(index), *clean]) * 255).round().byte()
 
     def crops(self, image: Tensor) -> Tensor:
-        return torch.cat([super(Pool, self).crops(image) for _ in range(JUDGED)])
+        return torch.cat([super(Pool, self).crops(image) for _ in range(self.sizes.judged)])
 
 
-def views(table: pd.DataFrame, path: Path) -> Tensor:
+def views(table: pd.DataFrame, path: Path, sizes: Sizes) -> Tensor:
     """The pool of all images, (N, V, 3, S, S) uint8 on the device, built once."""
-    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, random_views=DEGRADED)
-    shape = (len(table), JUDGED * len(CONDITIONS) + DEGRADED + CLEAN, 3, CROP, CROP)
+    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, sizes=sizes)
+    settings.random_views = sizes.degraded
+    shape = (len(table), sizes.views + sizes.degraded + sizes.clean, 3, CROP, CROP)
     if not path.exists():
         with atomic_write(path) as draft:
             pool: Any = np.lib.format.open_memmap(draft, "w+", np.uint8, shape)
@@ -103,15 +142,16 @@ def views(table: pd.DataFrame, path: Path) -> Tensor:
 
 def tokens(trunk: Trunk, crops: Tensor) -> Tensor:
     """The tokens side by side, (B, blocks * D), of crops in [0, 1]."""
-    with torch.autocast(DEVICE.type, torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=uses_bfloat16(DEVICE)):
         return trunk.tokens(crops).flatten(1)
 
 
 @torch.inference_mode()
 def features(trunk: Trunk, pool: Tensor, views: range) -> np.ndarray:
     """Tokens (N, V, blocks * D), float16, of these views."""
-    columns = [torch.cat([tokens(trunk, part[:, v] / 255).half() for part in pool.split(512)]).cpu() for v in views]
-    return torch.stack(columns, 1).numpy()
+    parts = [part[:, v] for v in views for part in pool.split(PART)]
+    answers = [tokens(trunk, part / 255).half().cpu() for part in bar(parts, desc="tokens", unit="batch")]
+    return torch.cat(answers).unflatten(0, (len(views), -1)).transpose(0, 1).numpy()
 
 
 def zoom(crops: Tensor, which: Tensor) -> Tensor:
@@ -146,7 +186,7 @@ def weights(table: pd.DataFrame, subject: np.ndarray, kept: np.ndarray) -> np.nd
 
 
 def tune(
-    trunk: Trunk, pool: Tensor, table: pd.DataFrame, weight: np.ndarray, fitted: list, seed: int
+    trunk: Trunk, pool: Tensor, table: pd.DataFrame, weight: np.ndarray, fitted: list, seed: int, sizes: Sizes
 ) -> list[nn.Linear]:
     """Train the trunk's adapters, anew, and the two heads, which start as the `fitted` discriminants."""
     torch.manual_seed(seed)
@@ -166,27 +206,28 @@ def tune(
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
 
     def rate(step: int) -> float:
-        return min(1, (step + 1) / (0.1 * STEPS)) * (1 + math.cos(math.pi * step / STEPS)) / 2
+        return min(1, (step + 1) / (0.1 * sizes.steps)) * (1 + math.cos(math.pi * step / sizes.steps)) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     is_fake = torch.tensor(table["is_fake"].to_numpy(), dtype=torch.float32, device=DEVICE)
     generators = sorted(set(table["label"]) - {REAL})
     names = torch.tensor([generators.index(label) if label != REAL else -1 for label in table["label"]], device=DEVICE)
     of_views = torch.ones(pool.shape[1], device=DEVICE)
-    of_views[: JUDGED * len(CONDITIONS)] /= JUDGED  # crops of a condition weigh as one view
-    rows = torch.multinomial(torch.tensor(weight, device=DEVICE).float(), STEPS * BATCH, True).view(STEPS, BATCH)
-    for row in rows:
-        crops = pool[row, torch.multinomial(of_views, BATCH, True)] / 255
+    of_views[: sizes.views] /= sizes.judged  # crops of a condition weigh as one view
+    rows = torch.multinomial(torch.tensor(weight, device=DEVICE).float(), sizes.steps * sizes.batch, True)
+    for row in bar(rows.view(sizes.steps, sizes.batch), desc="steps", unit="step"):
+        crops = pool[row, torch.multinomial(of_views, sizes.batch, True)] / 255
         truth, name = is_fake[row], names[row]
-        zoomed = (torch.rand(BATCH, device=DEVICE) < 0.5) & (truth > 0)  # half of the fakes: only named
-        answers = tokens(trunk, zoom(crops.flip(-1) if torch.rand(()) < 0.5 else crops, zoomed))
-        sides = [truth == 0, (truth > 0) & ~zoomed]
+        zoomed = (torch.rand(sizes.batch, device=DEVICE) < 0.5) & (truth > 0)  # half of the fakes: only named
+        crops = zoom(crops.flip(-1) if torch.rand(()) < 0.5 else crops, zoomed)
         smooth = truth * (1 - 2 * SMOOTHING) + SMOOTHING
-        errors = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth, reduction="none")
-        loss = sum((errors * side).sum() / side.sum().clamp(min=1) for side in sides) / 2
-        loss = loss + 0.5 * F.cross_entropy(heads[1](answers)[name >= 0], name[name >= 0])
+        share = sum(side / side.sum().clamp(min=1) for side in (truth == 0, (truth > 0) & ~zoomed)) / 2
         optimiser.zero_grad()
-        loss.backward()
+        for part in torch.arange(sizes.batch, device=DEVICE).split(PART):
+            answers = tokens(trunk, crops[part])
+            errors = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth[part], reduction="none")
+            unnamed = F.cross_entropy(heads[1](answers), name[part], ignore_index=-1, reduction="sum")
+            ((errors * share[part]).sum() + 0.5 * unnamed / (name >= 0).sum().clamp(min=1)).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimiser.step()
         schedule.step()
@@ -202,45 +243,66 @@ def ahead(items: Iterator) -> Iterator:
             yield item
 
 
-def main(data: Path, out: Path) -> None:
-    (out / "draws").mkdir(parents=True, exist_ok=True)
+def report(folder: Path) -> None:
+    """Print the AUC of stage 1 on what each split left out, tuned and frozen."""
+    for path in sorted(folder.glob("*.npz")):
+        split = np.load(path)
+        is_fake = np.array([not name.startswith(f"{REAL}/") for name in split["path"]])
+        scores = {"tuned": split["stage1"][..., 0], "frozen": split["frozen1"][..., 1] - split["frozen1"][..., 0]}
+        for name, values in scores.items():
+            aucs = [round(float(roc_auc_score(is_fake, column)), 3) for column in values.mean(2).T]
+            print(f"{path.stem}, {len(is_fake)} images, {name}, AUC as it is, JPEG 95, 75, 50: {aucs}")
+
+
+def main(data: Path, out: Path, sizes: Sizes, only: str | None = None) -> None:
+    """Tune for everything, or for the split `only`."""
+    for folder in ("draws", "splits"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    keep_freed()
     table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
+    few = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(sizes.images).index
+    table = table.loc[sorted(few)].reset_index(drop=True)
+    left_out = {name: np.isin(table["source"], SPLITS[name]) for name in SPLITS}
     table["source"], table["is_fake"] = table["source"].replace(SAME), table["label"] != REAL
     table.attrs["root"] = str(data)
-    pool = views(table, out / "views.npy")
+    pool = views(table, out / "views.npy", sizes)
     whole = Trunk((12,)).to(DEVICE)
     subjects = features(whole, pool, range(1))[:, 0].astype(np.float32)
     subject = KMeans(SUBJECTS, n_init=3, random_state=0).fit_predict(subjects - subjects.mean(0))
     trunk = Trunk(BLOCKS).to(DEVICE)
-    views_judged = JUDGED * len(CONDITIONS)
-    frozen = features(trunk, pool, range(views_judged + 1))
-    learnt = frozen[:, [*range(0, views_judged, JUDGED), views_judged]]  # one of each condition, and a degraded one
+    frozen = features(trunk, pool, range(sizes.views + 1))
+    learnt = frozen[:, [*range(0, sizes.views, sizes.judged), sizes.views]]  # one of each condition, and a degraded one
     is_fake, sources = table["is_fake"].to_numpy(), table["source"].to_numpy()
     names = pd.Categorical(table["label"][is_fake]).codes
     discriminants = [Discriminants(learnt, is_fake.astype(int), sources, 0.1),
                      Discriminants(learnt[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
     adapt(trunk, RANK)
     trunk.to(DEVICE)
-    draws = list(joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0))
-    paths = [out / "tuned.safetensors", *(out / "draws" / f"{number:02}.npz" for number in range(len(draws)))]
-    waiting = [(path, draw) for path, draw in zip(paths, [{}, *draws], strict=True) if not path.exists()]
+    draws = joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0)
+    held_out = {"tuned.safetensors": np.zeros(len(table), bool)}
+    held_out = {f"draws/{n:02}.npz": np.isin(sources, list(draw.values())) for n, draw in enumerate(draws)} | held_out
+    held_out |= {f"splits/{name}.npz": held for name, held in left_out.items() if held.any()}
+    number_of = {name: number for number, name in enumerate(held_out)}
+    wanted = [f"splits/{only}.npz"] if only else sorted(held_out, key="tuned.safetensors".__ne__)
+    waiting = [name for name in wanted if not (out / name).exists()]
 
-    def discriminate(draw: dict[str, str]) -> tuple[np.ndarray, list, dict[str, np.ndarray]]:
-        held, fitted = np.isin(sources, list(draw.values())), [heads.fit(set(draw.values())) for heads in discriminants]
-        rows = frozen[held, :views_judged].astype(np.float32)
+    def discriminate(name: str) -> tuple[np.ndarray, set[str], list, dict[str, np.ndarray]]:
+        held, without = held_out[name], set(sources[held_out[name]])
+        fitted, rows = [heads.fit(without) for heads in discriminants], frozen[held, : sizes.views].astype(np.float32)
         answers = {f"frozen{n}": rows @ matrix.T + bias for n, (matrix, bias) in enumerate(fitted, 1)}
-        return held, fitted, answers
+        return held, without, fitted, answers
 
-    prepared = ((path, draw, *discriminate(draw)) for path, draw in waiting)
-    for path, draw, held, fitted, answers in bar(ahead(prepared), desc="tuning", unit="draw", total=len(waiting)):
-        number = draws.index(draw) if draw else len(draws)
-        heads = tune(trunk, pool, table, weights(table, subject, ~held), fitted, number)
-        if draw:
+    prepared = ((name, *discriminate(name)) for name in waiting)
+    for name, held, without, fitted, answers in bar(ahead(prepared), desc="tuning", unit="draw", total=len(waiting)):
+        kept = ~np.isin(sources, list(without))
+        heads = tune(trunk, pool, table, weights(table, subject, kept), fitted, number_of[name], sizes)
+        path = out / name
+        if held.any():
             with parametrize.cached(), torch.inference_mode():
-                judged = features(trunk, pool[torch.from_numpy(held).to(DEVICE)], range(views_judged))
+                judged = features(trunk, pool[torch.from_numpy(held).to(DEVICE)], range(sizes.views))
                 for n, head in enumerate(heads, 1):
                     answers[f"stage{n}"] = head(torch.from_numpy(judged).to(DEVICE).float()).cpu().numpy()
-            answers = {name: part.reshape(len(part), len(CONDITIONS), JUDGED, -1) for name, part in answers.items()}
+            answers = {key: part.reshape(len(part), len(CONDITIONS), sizes.judged, -1) for key, part in answers.items()}
             with atomic_write(path) as draft, draft.open("wb") as file:
                 np.savez(file, path=table["path"][held].to_numpy(str), **answers)
         else:
@@ -255,7 +317,14 @@ def main(data: Path, out: Path) -> None:
                 for name, p in head.named_parameters()
             }
             save_file(adapter | linear, path)
+    report(out / "splits")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the four classes, with provenance.csv beside it")
+    parser.add_argument("out", type=Path, help="folder for what is made; the same again goes on")
+    parser.add_argument("--small", action="store_true", help="what two cores can do, for one split")
+    parser.add_argument("--split", choices=SPLITS, help="tune for this split alone")
+    asked = parser.parse_args()
+    main(asked.data, asked.out, SMALL if asked.small else FULL, asked.split)

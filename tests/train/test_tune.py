@@ -1,7 +1,6 @@
 """The script that tunes CLIP's trunk, and the one that makes the detector of what it leaves."""
 
 import sys
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -41,12 +40,18 @@ def test_items_are_made_ahead_and_errors_arrive():
 
 
 @pytest.mark.slow
-def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch):
+def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
     monkeypatch.setattr(clip, "SIDE", 32)
-    monkeypatch.setattr(tune_clip, "Trunk", partial(clip.Trunk, pretrained=False))
-    for name, value in {"DRAWS": 2, "STEPS": 2, "BATCH": 4, "SUBJECTS": 2, "CLEAN": 1, "DEGRADED": 1}.items():
+
+    def trunk(blocks):
+        torch.manual_seed(0)
+        return clip.Trunk(blocks, pretrained=False)
+
+    monkeypatch.setattr(tune_clip, "Trunk", trunk)
+    for name, value in {"DRAWS": 2, "SUBJECTS": 2, "PART": 3, "SPLITS": {"one": ["RealPhotos 1", "ProGAN 1"]}}.items():
         monkeypatch.setattr(tune_clip, name, value)
+    sizes = tune_clip.Sizes(steps=2, batch=4, clean=1, degraded=1)
     data, out, rng = tmp_path / "images", tmp_path / "run", np.random.default_rng(0)
     rows = []
     for label in ("RealPhotos", "ProGAN", "BigGAN", "StyleGAN2"):
@@ -56,13 +61,21 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch):
             Image.fromarray(rng.integers(0, 256, (128, 130, 3), dtype=np.uint8)).save(data / file)
             rows.append({"file": file, "label": label, "source": f"{label} {number % 2}"})
     pd.DataFrame(rows).to_csv(tmp_path / "provenance.csv", index=False)
-    tune_clip.main(data, out)
+    tune_clip.main(data, out, sizes, "one")
+    split = np.load(out / "splits" / "one.npz")
+    assert sorted(split["path"]) == [f"{label}/{n}.png" for label in ("ProGAN", "RealPhotos") for n in (1, 3)]
+    assert split["stage1"].shape == (4, 4, 3, 1) and "one, 4 images, tuned, AUC" in capsys.readouterr().out
+    assert not (out / "tuned.safetensors").exists()
+    tune_clip.main(data, out, sizes)
     tuned, made = load_file(out / "tuned.safetensors"), (out / "tuned.safetensors").stat().st_mtime_ns
     assert any(values.abs().max() > 0 for name, values in tuned.items() if name.endswith("up"))
+    before = dict(np.load(out / "draws" / "01.npz"))
     (out / "draws" / "01.npz").unlink()
+    monkeypatch.setattr(tune_clip, "PART", 64)  # gradients of parts add up to that of the whole
     first = (out / "draws" / "00.npz").stat().st_mtime_ns
-    tune_clip.main(data, out)
-    assert (out / "draws" / "01.npz").exists()
+    tune_clip.main(data, out, sizes)
+    for name, values in np.load(out / "draws" / "01.npz").items():
+        assert np.array_equal(values, before[name]) if name == "path" else np.allclose(values, before[name], atol=0.05)
     assert (out / "draws" / "00.npz").stat().st_mtime_ns == first
     assert (out / "tuned.safetensors").stat().st_mtime_ns == made
 
