@@ -69,20 +69,22 @@ class RealFakeDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
-        return self.view(self.window(index)), self.is_fake[index]
+        return self.view(self.window(load_rgb(self.paths[index]))), self.is_fake[index]
 
     def view(self, window: Tensor) -> Tensor:
         """Degrade and cut a (1, 3, H, W) window, float or uint8, to (3, S, S) float."""
         window = self.degrade(window) if self.degrade else window
         return as_float(equalise(random_crop(window, self.crop_size), self.equalise_quality))[0]
 
-    def window(self, index: int) -> Tensor:
-        """A (1, 3, H, W) uint8 cut of the image, mirrored or not, large enough for a rescaling to half the size.
+    def window(self, image: Image.Image) -> Tensor:
+        """A (1, 3, H, W) uint8 cut of an RGB image, mirrored or not, large enough for a rescaling to half the size.
 
         Where the smallest image of the table is smaller, all are cut as small, and the grid of an earlier codec starts
         anywhere, by a border that is reflected: an image's size says nothing of its class.
         """
-        window = random_crop(to_bytes(load_rgb(self.paths[index])), self.side)
+        top, left = (int(torch.randint(max(side - self.side, 0) + 1, ())) for side in (image.height, image.width))
+        part = image.crop((left, top, min(left + self.side, image.width), min(top + self.side, image.height)))
+        window = pad_to(to_bytes(part), self.side)
         window = window.flip(-1) if torch.rand(()) < 0.5 else window
         left, top = (int(torch.randint(MARGIN, ())) for _ in range(2))
         return F.pad(window.float(), [left, 0, top, 0], "reflect").byte()
@@ -103,7 +105,7 @@ class GFDTwoViewDataset(RealFakeDataset):
         self.source, self.carriers = [list(classes).index(label) for label in table["label"]], carriers
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        window = self.window(index)
+        window = self.window(load_rgb(self.paths[index]))
         item = {"view1": self.view(window), "view2": self.view(window), "source": torch.tensor(self.source[index])}
         return item | ({"carrier": self.carriers()} if self.carriers else {})
 

@@ -37,15 +37,13 @@ class Views(RealFakeDataset):
         self.random = cfg.random_views
 
     def __getitem__(self, index: int) -> Tensor:
-        image = to_bytes(load_rgb(self.paths[index]))
-        views = []
+        image, views = to_bytes(photo := load_rgb(self.paths[index])), []
         for condition in CONDITIONS:
             top, left = (int(torch.randint(PHASE, ())) for _ in range(2))
             part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
             moved = F.pad(part.float(), [left, 0, top, 0], "replicate").byte()  # so that the codec's grid starts there
             views.append(self.crops(compose(moved, condition.chain)[..., top:, left:]))
-        views += [self.view(self.window(index))[None] for _ in range(self.random)]
-        return torch.cat(views)
+        return torch.cat(views + [self.view(self.window(photo))[None] for _ in range(self.random)])
 
     def crops(self, image: Tensor) -> Tensor:
         """The crops, (N, 3, S, S) in [0, 1], that stand for an image under a condition: one."""

@@ -9,7 +9,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from dfd.config import CROP_MODES, Stage1
-from dfd.core.images import ImageError
+from dfd.core.images import ImageError, load_rgb
 from dfd.data import crops
 from dfd.data.crops import MAX_CROPS, cut, plan
 from dfd.degrade import operators, registry
@@ -323,6 +323,24 @@ def test_empty_table_is_an_error(folder):
         crops.RealFakeDataset(folder.iloc[:0], folder.attrs["root"], 32)
 
 
+@pytest.mark.parametrize("size", [(300, 200), (130, 40), (40, 130), (30, 20)])
+def test_of_an_image_no_more_becomes_a_tensor_than_its_window(folder, monkeypatch, size):
+    """The window is what `random_crop` cuts of the whole image for the same draws."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    data = crops.RealFakeDataset(folder.drop(columns=["width", "height"], errors="ignore"), "", 48)
+    whole, made = crops.to_bytes(image), []
+    monkeypatch.setattr(crops, "to_bytes", lambda part: made.append(part.size) or operators.to_bytes(part))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        window, state = data.window(image), torch.get_rng_state()
+        torch.manual_seed(seed)
+        cut = crops.random_crop(whole, data.side)
+        cut = cut.flip(-1) if torch.rand(()) < 0.5 else cut
+        left, top = (int(torch.randint(crops.MARGIN, ())) for _ in range(2))
+        assert torch.equal(window[..., top:, left:], cut) and torch.equal(torch.get_rng_state(), state)
+    assert set(made) == {(min(size[1], data.side), min(size[0], data.side))}
+
+
 @pytest.mark.parametrize("quality", [None, 90])
 def test_eight_bit_windows_give_what_float_ones_give(tmp_path, quality):
     """Whatever chain is drawn, and where the image has to be padded too."""
@@ -335,7 +353,7 @@ def test_eight_bit_windows_give_what_float_ones_give(tmp_path, quality):
     for index in (0, 1):
         for seed in range(40):
             torch.manual_seed(seed)
-            window = data.window(index)
+            window = data.window(load_rgb(data.paths[index]))
             assert window.dtype == torch.uint8
             state = torch.get_rng_state()
             as_bytes = data.view(window)
