@@ -51,33 +51,33 @@ class Journal:
     def __init__(self, path: Path, resume: bool, detector: Detector, keep: Callable[[dict], bool] = lambda row: True):
         networks = "-".join(stage.key for stage in detector.stages)
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
+        classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
+        columns = [*COLUMNS, *classes, *self.judged_by]
         self.done, before = dict[str, str](), path.read_bytes() if path.exists() else b""
         if before and not resume:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
-        if length := before.rfind(b"\n") + 1:
-            os.truncate(path, length)  # a run that was killed may have left half a line
-        text = before[:length].decode("utf-8", "surrogateescape")
-        unchanged = io.StringIO(newline="")
-        lines = csv.DictReader(io.StringIO(text, newline=""))
-        rows = csv.DictWriter(unchanged, lines.fieldnames or [])
+        whole = before[: before.rfind(b"\n") + 1]  # a run that was killed may have left half a line
+        lines = csv.DictReader(io.StringIO(whole.decode("utf-8", "surrogateescape"), newline=""))
+        kept = io.StringIO(newline="")
+        rows = csv.DictWriter(kept, lines.fieldnames or columns)
         rows.writeheader()
+        is_ours = {"path", "error", *self.judged_by} <= set(rows.fieldnames)
+        if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
+            raise ValueError(f"{path} was not written by `predict --csv`, and stays as it is; take another name")
         for row in lines:
-            if not {"path", "error", *self.judged_by} <= row.keys():
-                raise ValueError(f"{path} was not written by `predict --csv`; its columns are {', '.join(row)}")
+            if None in row.values():  # cut where a name has a line break
+                continue
             if any(row[name] != value for name, value in self.judged_by.items()):
                 raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
             if row["error"] or not keep(row):  # perhaps it can be read by now
                 continue
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
-        if text and unchanged.getvalue() != text:
+        if (content := kept.getvalue().encode("utf-8", "surrogateescape")) != before:
             with atomic_write(path) as draft:
-                draft.write_bytes(unchanged.getvalue().encode("utf-8", "surrogateescape"))
+                draft.write_bytes(content)
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
-        self.rows = csv.DictWriter(self.file, [*COLUMNS, *classes, *self.judged_by])
-        if not before:
-            self.rows.writeheader()
+        self.rows = csv.DictWriter(self.file, columns)
 
     def write(self, verdict: Verdict) -> None:
         """Add one line, on disk when this returns."""

@@ -119,6 +119,15 @@ def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path)
     assert call("--resume", "in").exit_code == 2
 
 
+@pytest.mark.parametrize("cut", ["path,sha", "path,sha256,", "b,\n", "b,\n.p", "b,"])
+def test_a_journal_cut_anywhere_is_gone_on_with(call, tmp_path, cut):
+    call("--csv", "whole.csv", "in")
+    whole = (tmp_path / "whole.csv").read_bytes()
+    (tmp_path / "out.csv").write_bytes(whole[: whole.index(cut.encode()) + len(cut)])
+    assert call("--csv", "out.csv", "--resume", "in").exit_code == 1
+    assert sorted(row["path"] for row in rows("out.csv")) == sorted(row["path"] for row in rows("whole.csv"))
+
+
 def test_what_was_refused_is_one_row_when_it_can_be_read(call, tmp_path):
     call("--csv", "out.csv", "in")
     (tmp_path / "in" / "not.png").write_bytes(encoded(noise(70, 60, 9), "PNG"))
@@ -186,10 +195,11 @@ def test_a_journal_of_other_networks_or_another_threshold_is_not_gone_on_with(ca
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], key="other")
     result = call("--csv", "out.csv", "--resume", "in")
     assert result.exit_code == 2 and "other networks" in result.stderr and len(rows("out.csv")) == 1
-    (tmp_path / "mine.csv").write_text("name,colour\nx,red\n")
-    result = call("--csv", "mine.csv", "--resume", "in")
-    assert result.exit_code == 2 and "was not written by" in result.stderr
-    assert (tmp_path / "mine.csv").read_text() == "name,colour\nx,red\n"
+    for foreign in ("name,colour\nx,red", "name,colour\n", "no line at all"):  # and nothing is cut off
+        (tmp_path / "mine.csv").write_text(foreign)
+        result = call("--csv", "mine.csv", "--resume", "in")
+        assert result.exit_code == 2 and "was not written by" in result.stderr
+        assert (tmp_path / "mine.csv").read_text() == foreign
 
 
 def test_a_threshold_by_rate_changes_the_calls_and_not_the_scores(call, tmp_path):
