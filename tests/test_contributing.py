@@ -168,7 +168,7 @@ def checkout(tmp_path):
     for name in COPIED:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if (config.ROOT / name).is_dir():
-            shutil.copytree(config.ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
+            shutil.copytree(config.ROOT / name, root / name, ignore=shutil.ignore_patterns("pictures"))
         else:
             shutil.copy2(config.ROOT / name, root / name)
     (root / ".copied").touch()

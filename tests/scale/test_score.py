@@ -257,23 +257,6 @@ def test_a_killed_run_goes_on_and_a_signal_ends_one_in_one_line(ray_here, score,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_here")
-def test_the_benchmark_scores_all_images_by_one_worker_and_by_two(tmp_path, monkeypatch):
-    for name in ("init", "shutdown"):  # there is one already
-        monkeypatch.setattr(ray, name, lambda *given, **options: None)
-    small = partial(predicting.contents, backbone="test_efficientnet.r160_in1k", unet_width=4)
-    monkeypatch.setattr(scoring, "contents", small)
-    for name, value in {"IMAGES": 32, "PART": 4, "TURNS": 1, "SIDE": 64}.items():
-        monkeypatch.setattr(scoring, name, value)
-    steady, whole = scoring.rows(tmp_path)
-    assert steady.value > 0 and steady.bar == 1.8 and not measure.Row("x", 1.7, 1.8, steady.unit).met
-    assert whole.value > 0 and whole.bar is None
-    for workers in (1, 2):
-        table = pd.read_parquet(tmp_path / f"scores {workers} 0")
-        assert len(table) == 32 and table.error.isna().all()
-
-
-@pytest.mark.slow
 def test_the_command_starts_ray_itself_and_is_quiet(model, tmp_path):
     fill(tmp_path / "in", 3)
     command = [sys.executable, "-m", "dfd", "score", "--model", str(model), "--workers", "1", "in", "--out", "out"]
@@ -467,6 +450,22 @@ def test_a_part_that_cannot_be_written_whole_is_not_there(score, tmp_path, monke
         result = score("in", "--out", "out", "--part-size", "2")
     assert result.exit_code == 2 and "disk full" in result.stderr and len(rows("out")) == 1
     assert score("in", "--out", "out").exit_code == 0 and len(rows("out")) == 4
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_benchmark_scores_all_images_twice_and_tells_the_ratio(tmp_path, monkeypatch):
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(ray, name, lambda *given, **options: None)
+    small = partial(predicting.contents, backbone="test_efficientnet.r160_in1k", unet_width=4)
+    monkeypatch.setattr(scoring, "contents", small)
+    for name, value in {"IMAGES": 32, "PART": 4, "TURNS": 1, "SIDE": 64}.items():
+        monkeypatch.setattr(scoring, name, value)
+    steady, whole = scoring.rows(tmp_path)
+    assert steady.value > 0 and steady.bar == 1.8 and not measure.Row("x", 1.7, 1.8, steady.unit).met
+    assert whole.value > 0 and whole.bar is None
+    for workers in (1, 2):
+        table = pd.read_parquet(tmp_path / f"scores {workers} 0")
+        assert len(table) == 32 and table.error.isna().all()
 
 
 def test_a_dead_cluster_is_known_before_ray_tries_for_minutes(score, tmp_path, monkeypatch):
