@@ -44,11 +44,11 @@ COLUMNS = "path sha256 is_fake verdict p_fake log10_lr source candidates crops c
 class Journal:
     """A CSV file that grows by one whole line for each image, so that a run can be stopped and gone on with.
 
-    One that exists is a FileExistsError unless `resume`, which leaves out the rows of images that were refused or are
-    not to be kept, and a ValueError if not written by these networks like this. `done` has the SHA-256 of each path.
+    One that exists is a FileExistsError unless `resume`, which leaves out the rows of paths `asked` for, None for any,
+    that were refused or have changed; and a ValueError if other networks wrote it. `done` has the SHA-256 of each path.
     """
 
-    def __init__(self, path: Path, resume: bool, detector: Detector, keep: Callable[[dict], bool] = lambda row: True):
+    def __init__(self, path: Path, resume: bool, detector: Detector, asked: Any, changed: Callable = lambda _: False):
         networks = "-".join(stage.key for stage in detector.stages)
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
         classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
@@ -61,23 +61,22 @@ class Journal:
         kept = io.StringIO(newline="")
         rows = csv.DictWriter(kept, lines.fieldnames or columns)
         rows.writeheader()
-        is_ours = {"path", "error", *self.judged_by} <= set(rows.fieldnames)
+        is_ours = {*COLUMNS, *self.judged_by} <= set(rows.fieldnames)
         if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
             raise ValueError(f"{path} was not written by `predict --csv`, and stays as it is; take another name")
         for row in lines:
-            if None in row.values():  # cut where a name has a line break
+            again = (row["error"] or changed(row)) and (asked is None or row["path"] in asked)
+            if again or None in row.values():  # or cut within a name
                 continue
             if any(row[name] != value for name, value in self.judged_by.items()):
                 raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
-            if row["error"] or not keep(row):  # perhaps it can be read by now
-                continue
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
         if (content := kept.getvalue().encode("utf-8", "surrogateescape")) != before:
             with atomic_write(path) as draft:
                 draft.write_bytes(content)
         self.file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        self.rows = csv.DictWriter(self.file, columns)
+        self.rows = csv.DictWriter(self.file, rows.fieldnames, extrasaction="ignore")
 
     def write(self, verdict: Verdict) -> None:
         """Add one line, on disk when this returns."""
@@ -129,7 +128,7 @@ class Case:
         for name in ("images", "thumbs"):
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / RECORD, self.record)
-        self.journal = Journal(folder / VERDICTS, True, detector, keep=lambda row: not _is_changed(row))
+        self.journal = Journal(folder / VERDICTS, True, detector, self.about.get("paths"), _is_changed)
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""

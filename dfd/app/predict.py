@@ -26,17 +26,16 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     """Judge files with the networks in a run folder, called `shown`, and print each answer as it comes.
 
     The content of the file - is `given`. The rest are options of the command line; `about` is told to `case.opened`.
-    Gives 0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM. A checkpoint that
-    cannot be opened or lacks the threshold, or a table of another model, is a ValueError; what cannot be written, an
-    OSError; a table or case that another process writes, an InUse.
+    Gives 0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM. A checkpoint that is
+    damaged or lacks the threshold, or a table of another model, is a ValueError; a table or case in use, an InUse.
     """
     detector = Detector.load(folder)
     if threshold_fpr is not None:
         detector = detector.at_fpr(threshold_fpr)
     with ExitStack() as stack:
-        made = stack.enter_context(opened(Path(case), detector, about)) if case else None
-        journal = stack.enter_context(_journal(Path(table), resume, detector)) if table else None
-        todo = [path for path in paths if not (made.has(path) if made else journal and path in journal.done)]
+        made = stack.enter_context(opened(Path(case), detector, about | {"paths": {*paths}})) if case else None
+        journal = stack.enter_context(_journal(Path(table), resume, detector, {*paths})) if table else None
+        todo = [p for p in paths if p == STDIN or not (made.has(p) if made else journal and p in journal.done)]
         if len(todo) < len(paths):
             click.echo(f"{len(paths) - len(todo)} of {len(paths)} images are in {case or table} already", err=True)
         click.echo(f"model: {shown}", err=True)
@@ -52,7 +51,7 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
 
 
 @contextmanager
-def _journal(path: Path, resume: bool, detector: Detector) -> Iterator[Journal]:
+def _journal(path: Path, resume: bool, detector: Detector, asked: set[str]) -> Iterator[Journal]:
     """The table to write to, for this process alone."""
     with ExitStack() as stack:
         lock = path.absolute().with_name(f".{path.name}.lock")
@@ -63,7 +62,7 @@ def _journal(path: Path, resume: bool, detector: Detector) -> Iterator[Journal]:
         except OSError as error:
             raise explained(error, path) from error
         stack.callback(lock.unlink, missing_ok=True)
-        journal = Journal(path, resume, detector)
+        journal = Journal(path, resume, detector, asked)
         stack.enter_context(journal.file)
         yield journal
 

@@ -19,7 +19,7 @@ import click
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from dfd.core.io import PART, digest, explained, write_text
+from dfd.core.io import PART, digest, explained, printable, write_text
 
 PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.data.provenance
 HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
@@ -103,12 +103,12 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         except OSError as error:
             raise explained(error, folder / LOCK) from error
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        write_text(holder, f"{who} ({shlex.join(sys.argv)})")
+        for draft in folder.glob(f"*{PART}") if holder.exists() else ():  # what a killed run left half-written
+            draft.unlink()
+        write_text(holder, printable(f"{who} ({shlex.join(sys.argv)})"))
         stack.callback(holder.unlink, missing_ok=True)
         _held.add(folder)
         stack.callback(_held.discard, folder)
-        for draft in folder.glob(f"*{PART}"):  # what a killed run left half-written
-            draft.unlink()
         yield
 
 

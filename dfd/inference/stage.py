@@ -135,14 +135,14 @@ class Stage:
 
     def cut_out(self, image: Image.Image | Tensor, chosen: Plan) -> Prepared:
         """The windows of a plan, ready for the network."""
-        size, quality = self.crop_size, self.equalise_quality
+        size, quality, saved = self.crop_size, self.equalise_quality, getattr(image, "info", {}).get("jpeg_quality")
         if isinstance(image, Image.Image) and size <= min(image.size):
             pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
             windows = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            return Prepared(windows, chosen, image.info.get("jpeg_quality"))
+            return Prepared(windows, chosen, saved)
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
-        return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen)
+        return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen, saved)
 
     @torch.inference_mode()
     def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from glob import has_magic
+from glob import escape, has_magic
 from hashlib import sha256
 from itertools import islice, tee
 from pathlib import Path
@@ -85,7 +85,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
     with nullcontext() if "://" in out else run_lock(folder):
         path = f"{folder}/_score.json"
         if not fs.exists(path):
-            if fs.glob(f"{folder}/[!.]*"):
+            if fs.glob(f"{escape(folder)}/[!.]*"):
                 raise ValueError(f"{out} holds files that `score` did not write; take another --out")
             fs.pipe_file(path, json.dumps(record).encode())
         try:
@@ -118,7 +118,7 @@ def write(fs: Any, path: str, table: pa.Table) -> None:
 def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
     """Path and error of the rows in a folder."""
     schema = pa.schema([("path", pa.string()), ("error", pa.string())])
-    rows = dataset.dataset(fs.glob(f"{folder}/*.parquet"), schema, "parquet", fs).to_table()
+    rows = dataset.dataset(fs.glob(f"{escape(folder)}/*.parquet"), schema, "parquet", fs).to_table()
     return dict(zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True))
 
 
@@ -128,7 +128,7 @@ def listed(given: str) -> Iterator[str]:
     names = [given]
     if "://" not in given:
         names = find_images([given], IMAGES + SHARDS, lambda line: print(line, file=sys.stderr))
-    elif has_magic(given):
+    elif has_magic(given) and not fs.exists(path):
         names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
         names = [name for name in map(fs.unstrip_protocol, fs.find(path)) if name.lower().endswith(IMAGES + SHARDS)]

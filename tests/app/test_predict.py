@@ -128,6 +128,45 @@ def test_a_journal_cut_anywhere_is_gone_on_with(call, tmp_path, cut):
     assert sorted(row["path"] for row in rows("out.csv")) == sorted(row["path"] for row in rows("whole.csv"))
 
 
+def test_only_what_is_asked_for_is_tried_again(call, tmp_path):
+    call("--csv", "out.csv", "in")
+    assert call("--csv", "out.csv", "--resume", "in/a.png").exit_code == 0
+    assert sorted(row["path"] for row in rows("out.csv")) == sorted(find_images(["in"]))
+
+
+def test_a_table_with_a_column_of_its_own_keeps_it(call, tmp_path):
+    call("--csv", "out.csv", "in/a.png")
+    first, second = (tmp_path / "out.csv").read_text().splitlines()
+    (tmp_path / "out.csv").write_text(f"remark,{first}\nmine,{second}\n")
+    assert call("--csv", "out.csv", "--resume", "in").exit_code == 1
+    table = {row["path"]: row for row in rows("out.csv")}
+    assert len(table) == 4 and table["in/a.png"]["remark"] == "mine"
+    assert {len(row["sha256"]) for row in table.values() if row["p_fake"]} == {64}
+
+
+def test_each_image_on_standard_input_is_judged(call, tmp_path):
+    for name in ("a.png", "deep/=c.jpg"):
+        words = ["predict", "--model", "run", "--csv", "out.csv", "--resume", "-"]
+        given = (tmp_path / "in" / name).read_bytes()
+        assert CliRunner().invoke(cli.main, words, input=given).exit_code == 0
+    first, second = rows("out.csv")
+    assert first["path"] == second["path"] == "-" and first["sha256"] != second["sha256"]
+
+
+def test_a_case_below_its_images_does_not_judge_its_own_pictures(call, tmp_path):
+    for _ in range(2):
+        assert call("--case", "in/case", "in").exit_code == 1
+    assert sorted(row["path"] for row in rows("in/case/verdicts.csv")) == sorted(
+        ["in/a.png", "in/b,\n.png", "in/deep/=c.jpg", "in/not.png"]
+    )
+    kept = rows("in/case/verdicts.csv")
+    (tmp_path / "in" / "a.png").write_bytes(encoded(noise(70, 60, 9), "PNG"))
+    assert call("--case", "in/case", "in/deep").exit_code == 0  # nor drop what it is not asked for
+    assert {row["path"]: row["sha256"] for row in rows("in/case/verdicts.csv")} == {
+        row["path"]: row["sha256"] for row in kept
+    }
+
+
 def test_what_was_refused_is_one_row_when_it_can_be_read(call, tmp_path):
     call("--csv", "out.csv", "in")
     (tmp_path / "in" / "not.png").write_bytes(encoded(noise(70, 60, 9), "PNG"))

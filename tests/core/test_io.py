@@ -154,10 +154,21 @@ def test_what_a_killed_run_left_is_overwritten_or_swept(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / (name + io.PART)).write_text("left by a run that was killed, and longer")
     io.write_text(tmp_path / "a.txt", "x")
+    (tmp_path / runs.HOLDER).write_text("process 1")
     with runs.run_lock(tmp_path):
         pass
     (tmp_path / runs.LOCK).unlink(missing_ok=True)
     assert contents(tmp_path) == {"a.txt": b"x"}
+
+
+def test_a_folder_where_no_run_was_killed_keeps_what_is_in_it(tmp_path, monkeypatch):
+    """A browser's unfinished download has the same suffix; and a name on the command line may be no UTF-8."""
+    monkeypatch.setattr(sys, "argv", ["dfd", os.fsdecode(b"caf\xe9.jpg")])
+    (tmp_path / "ubuntu.iso.part").write_text("half")
+    (tmp_path / "folder.part").mkdir()
+    with runs.run_lock(tmp_path):
+        assert "caf\\udce9.jpg" in (tmp_path / runs.HOLDER).read_text("utf-8")
+    assert (tmp_path / "ubuntu.iso.part").read_text() == "half" and (tmp_path / "folder.part").is_dir()
 
 
 def test_digest_is_that_of_the_content_and_not_of_order_or_container():

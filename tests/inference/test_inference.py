@@ -18,6 +18,7 @@ from networks import CPU, content, noise
 from PIL import Image
 
 from dfd.config import CHECKPOINTS, CROP_MODES, SHIPPED
+from dfd.core.images import load_rgb
 from dfd.data import crops
 from dfd.inference import detector as detector_module
 from dfd.inference import files as files_module
@@ -141,6 +142,13 @@ def test_small_pil_images_and_tensors_are_padded_alike(size):
         one, other = stage.stream([image, tensor], 5, mode)
         torch.testing.assert_close(one.logits, other.logits, atol=1e-3, rtol=1e-3)
         assert torch.isfinite(one.logits).all()
+
+
+@pytest.mark.parametrize("side", [20, 90])
+def test_a_small_jpeg_too_was_saved_with_its_quality(side):
+    noise(side, side).save(buffer := io.BytesIO(), "JPEG", quality=20)
+    image = load_rgb(buffer.getvalue())
+    assert Stage(content(), CPU).prepare(image).quality == image.info["jpeg_quality"] == 20
 
 
 def test_predict_refuses_by_name_and_answers_the_rest(run, tmp_path):

@@ -316,6 +316,16 @@ def test_what_has_a_row_is_left_out_also_within_a_shard_and_other_inputs_are_add
     pd.testing.assert_series_equal(rows("out").p_fake[first.index], first.p_fake)
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_names_that_look_like_patterns_are_names(score, tmp_path):
+    fill(tmp_path / "in", 2)
+    (tmp_path / "in/000.png").rename(tmp_path / "in/a[1].png")
+    for _ in range(2):
+        result = score(f"file://{tmp_path}/in/*.png", "--out", "out [1]")
+        assert result.exit_code == 0 and "2 images in out [1]" in result.stderr, result.output
+    assert len(rows(tmp_path / "out [1]")) == 2
+
+
 def test_a_refused_image_has_its_row(score, without_ray, tmp_path):
     fill(tmp_path / "in", 3)
     (tmp_path / "in/bad.png").write_bytes(b"<svg/>")
