@@ -189,11 +189,10 @@ def card(model: str | None) -> None:
     from dfd import config
 
     folder = model_folder(model)
-    names = ("README.md",) if folder == config.DETECTOR else ("model_card_stage1.md", "model_card_stage2.md")
+    names = ("README.md",) if (folder / config.SUMS).exists() else ("model_card_stage1.md", "model_card_stage2.md")
     cards = [(folder / name).read_text("utf-8") for name in names if (folder / name).exists()]
     if not cards:
-        run = shown(folder)
-        raise FileNotFoundError(f"no model card in {run}; `python -m dfd run --out {run}` writes them")
+        raise FileNotFoundError(f"no model card in {shown(folder)}; `python -m dfd run --out {folder}` writes them")
     click.echo("\n\n".join(cards))
 
 

@@ -115,11 +115,13 @@ def test_the_guide_goes_from_a_folder_to_a_case(tiny_data, tmp_path, monkeypatch
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = {"backbone": "test_efficientnet.r160_in1k", "pretrained": False, "num_epochs": 1, "images_per_epoch": 16,
              "crop_size": 32, "crops": 1, "workers": 0, "batch_size": 8, "examples": 1, "track": "none"}  # fmt: skip
-    given = {"data": str(tiny_data), "out": str(tmp_path / "own"), "settings": small, "notebooks": ["00", "01"],
+    (tmp_path / "notebooks").mkdir()  # where JupyterLab runs it, and what names folders from the one above
+    shutil.copy(config.ROOT / "notebooks" / "00_eda.ipynb", tmp_path / "notebooks")
+    given = {"data": os.path.relpath(tiny_data, tmp_path), "out": "own", "settings": small, "notebooks": ["00", "01"],
              "images": 2}  # fmt: skip
     book = papermill.execute_notebook(
-        config.ROOT / "notebooks" / f"{config.GUIDE}.ipynb", tmp_path / "guide.ipynb", given, cwd=config.ROOT,
-        kernel_name="python3", progress_bar=False)  # fmt: skip
+        config.ROOT / "notebooks" / f"{config.GUIDE}.ipynb", tmp_path / "guide.ipynb", given,
+        cwd=tmp_path / "notebooks", kernel_name="python3", progress_bar=False)  # fmt: skip
     runs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("own", "own-changed")]
     first, second = (run["notebooks"]["01_stage1_real_fake"]["parameters"] for run in runs)
     assert {name for name in first if first[name] != second[name]} == {"out", "representation"}

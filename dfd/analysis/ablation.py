@@ -14,7 +14,7 @@ from dfd.train import fit, is_main_process
 from dfd.train.bank import CONDITIONS
 
 LOSSES = tuple(f"{name}_weight" for name in "carried adversarial perceptual consistency".split())
-NO_ADVERSARIES, BASELINE = "without adversarial part", "baseline: EfficientNet on {}"
+NO_ADVERSARIES, BASELINE = "without adversarial part", "baseline: classifier on {}"
 
 
 def variants(cfg: Any) -> dict[str, Any]:

@@ -143,9 +143,9 @@ def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> tuple[Tens
 
 def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Shares of the named generator, one row per source of the fingerprint; the last row is the carriers alone."""
-    rows = pd.crosstab(pairs["label"], pairs["named"], normalize="index")
+    rows = pd.crosstab(pairs["label"], pairs["named"], normalize="index").reindex(columns=classes)
     rows.loc[CARRIER_ALONE] = pairs["alone"].value_counts(normalize=True)
-    return rows.reindex(columns=classes).fillna(0.0).rename_axis(index="fingerprint of", columns="named")
+    return rows.fillna(0.0).rename_axis(index="fingerprint of", columns="named")
 
 
 def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | None]]:

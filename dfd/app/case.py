@@ -113,7 +113,7 @@ class Case:
                    "likelihood": digest(stage.likelihood)}  # fmt: skip
         made_by |= {name: about.get(name) for name in ("crops", "crop_mode")}
         self.record: dict[str, Any] = read_json(folder / RECORD)
-        if self.record and self.record["detector"] != made_by:
+        if self.record and self.record["detector"] | {"name": ""} != made_by | {"name": ""}:
             print(f"{folder} was judged by another detector or threshold: all is judged anew.", file=sys.stderr)
             shutil.rmtree(folder / "images", ignore_errors=True)
             (folder / VERDICTS).unlink(missing_ok=True)

@@ -59,6 +59,8 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         if origins is not None:
             provenance.give(table, origins, hold_out)
         table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
+        if "tied" in table:  # since an earlier scan: what lay in several splits is drawn anew, as one
+            table.loc[table.groupby("tied").earlier.transform("nunique") > 1, "earlier"] = None
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
         cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))

@@ -95,7 +95,7 @@ def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
     """Read a stage's score table from a run folder; a FileNotFoundError names the notebook that writes it."""
     path = Path(out) / f"scores_{stage}.parquet"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; run notebook 0{stage[-1]} with the same `out` first")
+        raise FileNotFoundError(f"{path} is missing; run notebook 0{stage[-1]} with this `out` or `run --fresh`")
     return read_table(path)
 
 

@@ -61,11 +61,10 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     names = [condition.name for condition in CONDITIONS]
     key = digest(__version__, WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
     state = read_json(path.with_suffix(".json"))
-    done = state["done"] if state.get("key") == key and path.exists() else 0
-    try:
-        features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
-    except ValueError:  # cut short
-        features, done = np.lib.format.open_memmap(path, "w+", np.float16, shape), 0
+    is_whole = path.exists() and path.stat().st_size > 2 * np.prod(shape)  # numpy would fill up one cut short with 0
+    done = state["done"] if state.get("key") == key and is_whole else 0
+    write_json(path.with_suffix(".json"), {"key": key, "done": done})  # before a bank of other parameters is emptied
+    features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draws = list(enumerate(seeds(len(table), cfg.seed, 1)))[done:]
     options = cfg.model_copy(update={"batch_size": IMAGES, "workers": cfg.workers if device.type == "cuda" else 0})

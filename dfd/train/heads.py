@@ -47,12 +47,12 @@ class Discriminants:
             self.means[cell], covariance = self._moments(rows)
             self.totals[cell[0]] += len(rows) ** 0.5 * covariance
 
-    def fit(self, without: Collection[str] = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (K, D) and biases (K,) on the features as they are; a class that has no source left is left out."""
+    def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (K, D), biases (K,) on the features as they are; of a class that has no source left 0 and -inf."""
         scatter, means = np.zeros_like(self.totals[0]), {}
         for number in range(len(self.totals)):
             cells = [cell for cell in self.cells if cell[0] == number]
-            remaining = [cell for cell in cells if cell[1] not in without]
+            remaining = [cell for cell in cells if set(without).isdisjoint(cell)]
             if not remaining:
                 continue
             within = self.totals[number].copy()
@@ -96,7 +96,8 @@ def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: i
         for label, names in several.items():
             turns[label] = turns[label] or rng.permutation(names).tolist()
         draw = {label: names.pop() for label, names in turns.items()}
-        if len(seen) < draws and tuple(draw.values()) not in seen:
+        is_left = all(set(own) - set(draw.values()) for _, own in choices)  # something of each label
+        if is_left and len(seen) < draws and tuple(draw.values()) not in seen:
             seen.add(tuple(draw.values()))
             yield draw
 
@@ -184,12 +185,11 @@ def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[di
     are new to the head, and one has a name that it knows.
     """
     rows, scores = [], pd.DataFrame({"label": images["label"].to_numpy(), "source": images["source"].to_numpy()})
-    for generator in sorted(set(scores["label"])):
+    for number, generator in enumerate(sorted(set(scores["label"]))):
         is_unknown = scores["label"] == generator
         for draw in draws:
-            held = scores["source"].isin(draw.values()) & ~is_unknown
-            weight, bias = heads.fit({*scores["source"][is_unknown], *draw.values()})
-            part = scores[held | is_unknown]
+            weight, bias = heads.fit({number, *draw.values()})
+            part = scores[is_unknown | scores["source"].isin(draw.values())]
             logits = heads.features[part.index, 0].astype(np.float32) @ weight.T + bias
             sources = 1 / part.groupby(["label", "source"])["label"].transform("size")
             auroc = roc_auc_score(is_unknown[part.index], -logits.max(1), sample_weight=sources)

@@ -17,7 +17,7 @@ from dfd.evaluate import scores
 from dfd.inference.decide import UNKNOWN, decide
 from dfd.inference.stage import Stage
 
-RGB = "baseline: EfficientNet on rgb"
+RGB = "baseline: classifier on rgb"
 
 
 def small(stage, data, folder, **changes):
@@ -62,10 +62,10 @@ def test_stage_2_is_compared_without_each_loss_and_with_its_baselines(tmp_path):
         **{f"without {name.removesuffix('_weight')} loss": {name} for name in weights},
         "source loss alone": weights,
         "without degradation": {"degrade"},
-        "baseline: EfficientNet on highpass": {"extractor"},
-        "baseline: EfficientNet on rgb": {"extractor"},
+        "baseline: classifier on highpass": {"extractor"},
+        "baseline: classifier on rgb": {"extractor"},
     }
-    assert found["baseline: EfficientNet on rgb"].extractor == "rgb"
+    assert found["baseline: classifier on rgb"].extractor == "rgb"
 
 
 @pytest.mark.slow

@@ -322,6 +322,8 @@ def test_confusion_ends_with_the_carriers_alone():
     shares = fingerprint.confusion(TRANSFERRED, ["A", "B", "C"])
     assert list(shares.index) == ["A", "B", "carrier alone"] and list(shares.columns) == ["A", "B", "C"]
     assert shares.to_numpy().ravel() == pytest.approx([3 / 4, 1 / 4, 0, 1 / 2, 1 / 2, 0, 2 / 6, 4 / 6, 0])
+    alone = fingerprint.confusion(TRANSFERRED.assign(alone="C"), ["A", "B", "C"]).loc["carrier alone"]
+    assert alone.tolist() == [0, 0, 1]  # a name that no sum got
 
 
 def test_plot_of_fingerprints_has_a_column_per_generator(stage, table):

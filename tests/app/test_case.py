@@ -99,6 +99,11 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     assert [verdict.path for verdict in after] == ["in/00.png", "in/01.png", "in/02.png"]
     assert after[0] == before[0] and after[1].sha256 != before[1].sha256
     assert record()["id"] == noted["id"] and record()["notes"] == ["first", "second"] and len(record()["runs"]) == 2
+    again = call("in/00.png", "--model", str(tmp_path / "run"))  # the same by another path
+    assert (
+        "1 of 1 images are in case already" in again.stderr
+        and len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3
+    )
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.9, key="other")
     result = call("in/00.png")
     assert "judged by another detector" in result.stderr and "already" not in result.stderr

@@ -188,8 +188,10 @@ def test_sidecar_groups_are_honoured(data, capsys):
     labels = ("RealPhotos", "ProGAN", "StyleGAN2", "BigGAN")
     classes(data, 15, names=labels)
     rows = [(f"{label}/{i}.png", f"photo {i}") for label in labels for i in range(15)]
+    whole = scan(data)
     pd.DataFrame(rows, columns=["path", "group"]).to_csv(data / "groups.csv", index=False)
     table = scan(data)
+    assert len(table) == len(whole) == 60  # nothing goes for what lay in several splits before it was tied
     assert table.group.nunique() == 15
     assert (table.groupby(table.path.str.split("/").str[1]).group.nunique() == 1).all()
     assert pd.crosstab(table.label, table.split).min().min() >= 2

@@ -149,6 +149,12 @@ def test_fractions_are_met_in_every_class():
     assert counts.loc["C"].to_dict() == {"test": 4, "train": 12, "val": 4}
 
 
+def test_a_small_fraction_is_not_rounded_to_one_group():
+    table = labelled({"A": 400, "B": 400}).assign(given=None, fixed=None)
+    counts = splits.assign(table, 0, val_fraction=0.02, test_fraction=0.03).value_counts()
+    assert abs(counts["test"] - 24) < 3 and abs(counts["val"] - 16) < 3
+
+
 def test_groups_stay_whole():
     table = labelled({"A": 30, "B": 30}, size=4)
     assert (draw(table).groupby(table.group).nunique() == 1).all()

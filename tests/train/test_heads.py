@@ -73,6 +73,8 @@ def test_hold_outs_leave_a_source_out_of_every_label():
     assert {draw["RealPhotos"] for draw in draws[:3]} == {"x", "y", "both"}  # each in its turn
     assert all(set(draw) == {"RealPhotos", "ProGAN"} for draw in draws)  # BigGAN has one source, which stays
     assert not list(heads.joint_hold_outs(labels[2:], sources[2:], 40, seed=0))  # photos of one source
+    shared = list(heads.joint_hold_outs(np.repeat(labels[[0, 3, 6]], [2, 2, 1]), np.array([*"ABABA"]), 40, seed=0))
+    assert [set(draw.values()) for draw in shared] == [{"B"}]  # a benchmark's: each label keeps something to learn from
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,15 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     assert "going on after 24 of 36" in capsys.readouterr().out
     bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
     assert sum(seen) == (12 + 36) * whole.shape[1]
+    with open(out / bank.FILE, "r+b") as file:
+        file.truncate(1000)  # by a copy that failed
+    bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
+    assert sum(seen) == (12 + 36 + 36) * whole.shape[1]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # killed once it has begun anew
+        patch.setattr(bank, "build_loader", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        bank.build(table, cfgs["stage1"], backbone)
+    bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
+    assert sum(seen) == (12 + 36 + 36 + 36) * whole.shape[1]
 
 
 def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
