@@ -9,7 +9,7 @@ import shutil
 import matplotlib
 import numpy as np
 import pytest
-import torch.distributed.tensor  # torch.testing would open the lazy timm halfway through it: a circle
+import torch.distributed.tensor  # noqa: F401 - torch.testing would open the lazy timm halfway through it: a circle
 from cases import Case
 from PIL import Image
 
