@@ -93,7 +93,7 @@ class Trainer:
 
     def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
         """Let a network learn, at most at `lr`, by a `step` of its name in `every` batches of the loaded data."""
-        steps = math.ceil(self.sampler.batches * self.cfg.num_epochs / every)
+        steps = math.ceil(self.sampler.batches / every) * self.cfg.num_epochs  # each epoch begins with one
         loss_name = "train" if network is self.model else name
         self.networks[name] = TrainedNetwork(network, lr, self.cfg.weight_decay, steps, loss_name)
 
