@@ -24,13 +24,14 @@ def read(root: Path, column: str) -> pd.Series:
 
 
 def of(table: pd.DataFrame) -> pd.Series:
-    """The source of each image of a manifest, by its own column or by provenance.csv; NaN where neither has it."""
-    if "source" in table:
-        return table["source"]
+    """The source of each image of a manifest, by its own column or by provenance.csv; NaN where neither tells it."""
+    root = Path(table.attrs.get("root", ""))
     try:
-        return table["path"].map(read(Path(table.attrs["root"]), "source"))
-    except ManifestError:
-        return pd.Series(None, table.index, dtype=object)
+        return table["source"] if "source" in table else match(read(root, "source"), table["path"])[0]
+    except ManifestError as error:
+        if any((folder / PROVENANCE).exists() for folder in (root, root.parent)):
+            print(f"{error}. Until then no image has a source.")
+    return pd.Series(None, table.index, dtype=object)
 
 
 def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:

@@ -34,7 +34,8 @@ class Checkpoint:
         self.generators = sorted(table.loc[table["is_fake"], "label"].unique().tolist())
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
         self.crops = {"crop_size": cfg.crop_size, "equalise_quality": cfg.equalise_quality if cfg.equalise else None}
-        self.key = digest(__version__, stage, self.manifest_hash, cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY))
+        made_from = cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY), provenance.of(table).fillna("").tolist()
+        self.key = digest(__version__, stage, self.manifest_hash, *made_from)
         self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
 
     def finished_history(self) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """Training: fixed seeds, early stopping, what a checkpoint holds, which network learns from what, and real learning."""
 
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,34 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth(table, tiny_data, t
     assert rates[0] == pytest.approx(0.005) and rates[10] == pytest.approx(0.5) == pytest.approx(max(rates))
     assert rates[105] == pytest.approx(0.5 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 95 / 190))), rel=1e-3)
     assert rates[-1] == pytest.approx(0.005, rel=0.05)
+
+
+@pytest.mark.parametrize(("images", "every"), [(40, 4), (56, 3), (64, 4)])
+def test_no_learning_rate_rises_again_whatever_the_batches_that_a_network_sits_out(
+    images, every, table, tiny_data, tmp_path
+):
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=12, images_per_epoch=images, lr_gc=0.5)
+    trainer, rates = trainer_of(table, cfg), []
+    trainer.add("launderer", torch.nn.Linear(1, 1), 0.5, every=every)
+    network = trainer.networks["launderer"]
+    for _ in range(12):
+        for step in range(images // 8):
+            if step % every == 0:
+                rates.append(network.optimizer.param_groups[0]["lr"])
+                network.optimizer.step()
+                network.schedule.step()
+    top = rates.index(max(rates))
+    assert rates[top:] == sorted(rates[top:], reverse=True) and rates[-1] < 0.06 * 0.5
+
+
+def test_a_training_belongs_to_the_sources_that_its_images_were_from(table, tiny_data, tmp_path, capsys):
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=1)
+    table.attrs["root"] = str(shutil.copytree(tiny_data, tmp_path / "data"))
+    rows = pd.DataFrame({"file": table["path"], "source": "one"})
+    for sources, is_kept in ((["one"] * 36, False), (["one"] * 36, True), (["two"] + ["one"] * 35, False)):
+        rows.assign(source=sources).to_csv(tmp_path / "provenance.csv", index=False)
+        fit(table, cfg)
+        assert ("already trained" in capsys.readouterr().out) == is_kept
 
 
 def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
