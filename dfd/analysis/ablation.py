@@ -86,8 +86,8 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
     """Train stage 2 without each generator in turn, below `left_out` in the run folder: is it called unknown then?
 
     A row per generator, also in `left_out.csv`: left_out; the AUROC of its ood_score, auroc against test images of the
-    others and auroc_val against their validation images, whose sources were in training; and accepted, the share of its
-    images that the threshold of the latter does not call unknown. Of several processes only the main one has any rows.
+    others and, where a head did not learn from them, auroc_val against their validation images; and accepted, the share
+    of its images that the threshold does not call unknown. Of several processes only the main one has any rows.
     """
     fakes = table[table["is_fake"]]
     generators, rows = sorted(fakes["label"].unique()), []
@@ -104,7 +104,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         judged = scores.score(stage, fakes[asked])
         scores.calibrate(stage, judged, variant.out, cfg.coverage, cfg.accept)
         unknown, row = judged["label"] == name, {"left_out": name}
-        for column, split in {"auroc": "test", "auroc_val": "val"}.items():
+        for column, split in {"auroc": "test"} | ({} if stage.is_held_out else {"auroc_val": "val"}).items():
             part = judged[unknown | (judged["split"] == split)]
             auc = partial(metrics.weighted_auc, positive=part["label"] == name, score=part["ood_score"])
             row |= metrics.flatten(metrics.bootstrap_all(part["group"], {column: auc}, cfg.seed))

@@ -50,6 +50,14 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis([metric, "deviation", "worst draw", "draws"], axis=1)
 
 
+def headlines(judged: pd.DataFrame) -> dict[str, Any]:
+    """`summary` as a part of a stage's metrics: hold_outs -> condition -> metric -> value, deviation, worst, draws."""
+    if judged.empty:
+        return {}
+    rows = (table := summary(judged)).set_axis(["value", "deviation", "worst", "draws"], axis=1).to_dict("index")
+    return {"hold_outs": {condition: {table.columns[0]: row} for condition, row in rows.items()}}
+
+
 def by_source(judged: pd.DataFrame, stage: Stage) -> pd.DataFrame:
     """Rates of each source under each condition by a stage's decisions, the worst first.
 

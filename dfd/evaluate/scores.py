@@ -14,7 +14,7 @@ from torch import Tensor
 from dfd.config import CHECKPOINTS
 from dfd.core import atomic_write, bar, load_rgb, read_table
 from dfd.degrade import compose, to_tensor
-from dfd.evaluate import metrics
+from dfd.evaluate import holdouts, metrics
 from dfd.inference import Scored, Stage, decide, likelihood, update_checkpoint
 from dfd.inference.decide import class_names, closed_set, logit_columns, probabilities, stage_of, true_class
 
@@ -54,7 +54,7 @@ def as_columns(stage: Stage, rows: Sequence[tuple]) -> pd.DataFrame:
     logits = [f"logit_{name}" for name in stage.classes]
     columns = pd.DataFrame(rows, columns=[*logits, "crops", "crop_std", "ood_score", "needed"])
     columns = columns.astype(dict.fromkeys(logits, np.float32))
-    return columns if stage.feature_bank is not None else columns.drop(columns="ood_score")
+    return columns if columns["ood_score"].notna().any() else columns.drop(columns="ood_score")
 
 
 def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
@@ -71,12 +71,11 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
 
 def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: float = 0.9,
         accept: float = 0.95) -> pd.DataFrame:  # fmt: skip
-    """Fit a stage's decisions on clean validation rows, see `decide.fit`, store them in its checkpoint, decide anew."""
-    if stage.is_held_out:
-        return with_predictions(stage, scores)
+    """Fit a stage's decisions on clean validation rows, or judgements of sources left out; store them, decide anew."""
     manifest = Path(out) / "manifest.parquet"
     files = read_table(manifest) if manifest.exists() else None
-    fitted = decide.fit(stage, metrics.clean(scores, "val"), files, coverage, accept)
+    rows = holdouts.load(out, stage) if stage.is_held_out else metrics.clean(scores, "val")
+    fitted = decide.fit(stage, rows, files, coverage, accept)
     vars(stage).update(fitted)
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **fitted)
     return with_predictions(stage, scores)
@@ -95,7 +94,7 @@ def load_scores(out: str | Path, stage: str) -> pd.DataFrame:
     """Read a stage's score table from a run folder; a FileNotFoundError names the notebook that writes it."""
     path = Path(out) / f"scores_{stage}.parquet"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; run notebook 0{stage[-1]} with this `out` or `run --fresh`")
+        raise FileNotFoundError(f"{path} is missing; run notebook 0{stage[-1]} with this `out`")
     return read_table(path)
 
 
@@ -161,8 +160,7 @@ def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Metrics for reading, each "value [low, high]", a dash where undefined; a row with a quality is named by it."""
 
     def cell(value: float, low: float, high: float) -> str:
-        shown = f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-        return "–" if np.isnan(value) else shown
+        return "–" if np.isnan(value) else f"{value:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
     index = table.index
     if "quality" in table:

@@ -172,6 +172,8 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     for (name, entry), settings in zip(entries.items(), differing, strict=True):
         measured = read_json(out / name / "metrics.json") if entry["status"] == "finished" else {}
         numbers = {stage: measured[stage] for stage in STAGE_METRICS if stage in measured}
+        for number in numbers.values():  # the val split, where sources were left out, is one that it learnt from
+            number["val"] = number.get("hold_outs", {}).get("as it is") or number["val"]
         rows.append({"run": name, "status": entry["status"], "seconds": entry.get("seconds")} | settings | numbers)
     table = pd.json_normalize(rows, sep="_").rename(columns=lambda name: name.removesuffix("_value"))
     names = list(dict.fromkeys(name for settings in differing for name in settings))

@@ -21,6 +21,8 @@ def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame
     """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do, or `fit_head` on frozen features."""
     is_main_process()  # without variables that are left over of another training
     if cfg.backbone in config.CLIPS:
+        if cfg.ablate:
+            raise config.ConfigError(f"ablate trains networks without one of their parts, and {cfg.backbone} has none")
         with main_process_first():  # one computes the bank and the head, the others find them
             return fit_head(table, cfg, on_epoch)
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2

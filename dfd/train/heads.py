@@ -41,14 +41,14 @@ class Discriminants:
         sample = features[rows].astype(np.float32).reshape(-1, features.shape[-1])
         self.mean, self.scale = sample.mean(0), sample.std(0) + 1e-3
         self.cells: Any = pd.DataFrame({"class": classes, "source": sources}).groupby(["class", "source"]).indices
-        self.totals = np.zeros((int(classes.max()) + 1, features.shape[-1], features.shape[-1]), np.float32)
-        self.means = {}
+        self.means, sides = {}, (int(classes.max()) + 1, features.shape[-1], features.shape[-1])
+        self.totals = np.zeros(sides, np.float32)
         for cell, rows in bar(self.cells.items(), desc="heads", unit="source"):
             self.means[cell], covariance = self._moments(rows)
             self.totals[cell[0]] += len(rows) ** 0.5 * covariance
 
     def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (K, D), biases (K,) on the features as they are; of a class that has no source left 0 and -inf."""
+        """Weights (K, D), biases (K,) without some sources or class numbers; of a class with none left 0 and -inf."""
         scatter, means = np.zeros_like(self.totals[0]), {}
         for number in range(len(self.totals)):
             cells = [cell for cell in self.cells if cell[0] == number]
@@ -105,7 +105,9 @@ def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: i
 def sources_of(table: pd.DataFrame) -> np.ndarray:
     """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
     sources = provenance.of(table)
-    return (table["label"] if sources.isna().any() else sources).to_numpy()
+    if len(lost := table["path"][sources.isna()]) and len(lost) < len(table):
+        print(f"{len(lost)} of {len(table)} images have no source, as {lost.iloc[0]}; so that no source is left out.")
+    return (table["label"] if len(lost) else sources).to_numpy()
 
 
 def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
@@ -221,9 +223,7 @@ def history_of(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[s
         row[name] = float(-log_softmax(logits, axis=1)[np.arange(len(index)), index].mean())
     for name, level in ((f"val_{metric}", 0), (f"val_{metric}_jpeg_75", 75)):
         draws = [draw for _, draw in judged[judged["level"] == level].groupby("draw")]
-        if stage == "stage1":
-            values = [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"]) for draw in draws]
-        else:
-            values = [balanced_accuracy_score(draw["label"], draw["prediction"]) for draw in draws]
+        values = [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"]) if stage == "stage1"
+                  else balanced_accuracy_score(draw["label"], draw["prediction"]) for draw in draws]  # fmt: skip
         row[name] = float(np.mean(values))
     return row | {"score": (row[f"val_{metric}"] + row[f"val_{metric}_jpeg_75"]) / 2}

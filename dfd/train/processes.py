@@ -49,8 +49,7 @@ def average_over_processes(accelerator: Accelerator, tensors: list[Tensor]) -> N
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a tensor over the processes, with its gradient."""
-    is_alone = not distributed.is_initialized() or distributed.get_world_size() == 1
-    return tensor if is_alone else all_reduce(tensor)
+    return all_reduce(tensor) if distributed.is_initialized() and distributed.get_world_size() > 1 else tensor
 
 
 def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:

@@ -74,8 +74,7 @@ def carrying(trainer: Trainer, adversary: Any, cfg: config.Stage2) -> dict[str, 
     answers, source = trainer.validate("val", answer)
     curves = {"val_carried_accuracy": balanced_accuracy_score(source, answers[:, 2:].argmax(1))}
     if adversary.discriminator:
-        is_photo = np.repeat([1, 0], len(answers))
-        curves["val_discriminator_auc"] = roc_auc_score(is_photo, answers[:, :2].T.ravel())
+        curves["val_discriminator_auc"] = roc_auc_score(np.repeat([1, 0], len(answers)), answers[:, :2].T.ravel())
     return curves
 
 

@@ -32,6 +32,13 @@ def test_a_draw_ranks_its_own_scores_and_sources_weigh_alike(judged):
     assert summary.tolist() == [pytest.approx(0.875), pytest.approx(np.std([0.75, 1.0], ddof=1)), 0.75, 2]
 
 
+def test_what_metrics_json_holds_is_the_summary(judged):
+    (told,) = holdouts.headlines(judged)["hold_outs"].values()
+    deviation = pytest.approx(np.std([0.75, 1.0], ddof=1))
+    assert told == {"auc": {"value": pytest.approx(0.875), "deviation": deviation, "worst": 0.75, "draws": 2}}
+    assert holdouts.headlines(pd.DataFrame()) == {}
+
+
 def test_rates_by_source_are_those_of_the_three_answers(judged):
     stage = SimpleNamespace(stage="stage1", temperature=1.0, threshold=0.5, band=[0.2, 0.9], classes=["real", "fake"])
     found = holdouts.by_source(judged, stage).set_index("source")

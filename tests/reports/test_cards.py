@@ -115,6 +115,36 @@ def test_the_model_cards_numbers_are_those_of_the_files(run):
     assert "<em>" not in markdown2html(text) and "**Warning:**" in text
 
 
+def test_the_card_of_a_head_on_clip_says_what_it_rests_on(run):
+    number = {"value": 0.93, "deviation": 0.08, "worst": 0.61, "draws": 40}
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["stage1"]["hold_outs"] = {"as it is": {"auc": number}, "jpeg 75": {"auc": number | {"value": 0.88}}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "removal.csv").write_text("")
+    clip = {"backbone": "clip", "pretrained": True}
+    common = {"manifest_hash": manifest.digest(manifest.load(run)), "metrics": metrics["stage1"], "temperature": 1.0}
+    save(run, config=clip, is_held_out=True, **common)
+    assert cards.write(run) == {}
+    text = " ".join((run / "model_card_stage1.md").read_text().split())
+    assert rows_of((run / "model_card_stage1.md").read_text(), "condition") == {
+        "as it is": {"AUC": "0.930", "deviation": "0.080", "worst": "0.610", "draws": "40"},
+        "jpeg 75": {"AUC": "0.880", "deviation": "0.080", "worst": "0.610", "draws": "40"},
+    }
+    for part in ("a linear discriminant on the class tokens", "enlarged before the network", "Fitted in closed form",
+                 "fitted on train and val; the temperature and the thresholds are chosen on the joint hold-outs",
+                 "Fitted on the joint hold-outs (balanced", "and val was learnt from", "CLIP's, which OpenAI trained",
+                 "was tested: see removal.csv"):  # fmt: skip
+        assert part in text, part
+    for part in ("ImageNet", "the epoch", "epochs", "fitted on val", "never resized"):
+        assert part not in text, part
+    save(run, config=clip | {"pretrained": False}, stage="stage2", classes=["A", "B"], ood_threshold=-2.5, **common)
+    (run / "best_real_fake_model.pt").rename(run / "best_gfd2_model.pt")
+    cards.write(run)
+    text = " ".join((run / "model_card_stage2.md").read_text().split())
+    assert "Weights are fitted on train; the temperature" in text and "trained from random weights" in text
+    assert "of whose names none has a logit of at least 2.500" in text and "carriers" not in text
+
+
 def test_numbers_of_other_weights_or_another_manifest_are_left_out(run):
     save(run, manifest_hash="of another", metrics={"val": {"score": 1.0}}, temperature=1.0, finished=False)
     assert cards.write(run) == {}

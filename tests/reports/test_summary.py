@@ -44,6 +44,25 @@ def shown(page):
     return {label: (value, low, high) for value, label, low, high in re.findall(cards, page)}
 
 
+def test_sources_left_out_come_first_on_the_page_and_on_the_index(box, tmp_path):
+    held = {"value": 0.9301, "deviation": 0.08, "worst": 0.6149, "draws": 40}
+    stages = {"stage1": "auc", "stage2": "accuracy"}
+    metrics = {
+        stage: {"test": {name: number(0.99)}, "hold_outs": {"as it is": {name: held}}} for stage, name in stages.items()
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    for stem, label in (("01_stage1_real_fake", "AUC"), ("02_stage2_attribution", "Accuracy")):
+        page = box(stem)
+        first, second = re.findall(r'class="value">(.*?)</div><div>(.*?)</div>', page)[:2]
+        assert first == ("0.930", f"{label} on sources left out") and second[0] == "0.990"
+        assert page.count("mean of 40 joint hold-outs, the worst 0.615") == 1
+    index = re.sub(r"\s+", " ", html.write_index(tmp_path).read_text())
+    assert index.index("Real or fake, on sources left out: AUC") < index.index("Real or fake: AUC")
+    assert index.count("mean of 40 joint hold-outs, the worst 0.615") == 2 and "whose sources were in it" in index
+    (tmp_path / "metrics.json").write_text(json.dumps({"stage1": {"test": {"auc": number(0.99)}}}))
+    assert "sources left out" not in box("01_stage1_real_fake") + html.write_index(tmp_path).read_text()
+
+
 @pytest.mark.parametrize("stem", [*config.NOTEBOOKS, "07_own"])
 def test_an_empty_run_folder_gives_an_empty_box(box, stem):
     page = box(stem)

@@ -169,6 +169,17 @@ def test_the_best_on_validation_leads_though_test_says_otherwise(case):
     assert any(re.match(r"01.batch_size-24  finished after 0:0\d", line) for line in case.said)
 
 
+def test_where_sources_were_left_out_they_choose_and_not_what_was_learnt_from(case):
+    draws = '{"value": 1 - value["value"], "deviation": 0.1, "worst": 0.25, "draws": 40}'
+    held = f'numbers["hold_outs"] = {{"as it is": {{"auc": {draws}}}}}\n(out / "metrics.json")'
+    case.script.write_text(ACTS.replace('(out / "metrics.json")', held))
+    text = re.sub(r"\s+", " ", re.sub(r"<.*?>", "", case.write(PLAIN).run().read_text()))
+    frame = pd.read_csv(case.out / "sweep.csv").set_index("01.batch_size")
+    assert frame["stage1_val_auc"].to_dict() == {16: 0.84, 24: 0.76, 8: 0.92} and frame.index[0] == 8
+    assert "0.920Stage 1: AUC, best on validation mean of 40 hold-outs, worst 0.250" in text
+    assert "judgements of sources left out" in text
+
+
 def test_the_best_settings_over_the_seeds_lead(case):
     case.script.write_text(
         ACTS.replace('int(given["batch_size"])', '(10 * int(given["seed"]) + int(given["crop_size"]) - 10)')

@@ -134,6 +134,8 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     val = scores.score(stage, table[table["split"] == "val"])
     scores.calibrate(stage, val, out)  # keeps what unseen sources chose
     assert Stage.load(out / CHECKPOINTS["stage1"]).temperature == before
+    told = holdouts.headlines(judged)["hold_outs"]
+    assert told["jpeg 75"]["auc"]["draws"] == 6 and told["as it is"]["auc"]["worst"] <= told["as it is"]["auc"]["value"]
     summary = holdouts.summary(judged)
     assert list(summary.index) == ["as it is", "jpeg 95", "jpeg 75", "jpeg 50"] and (summary["draws"] == 6).all()
     second = Stage.load(out / CHECKPOINTS["stage2"])
@@ -233,6 +235,60 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
     assert np.allclose(stage.model.backbone.head.weight.detach(), weight[1] - weight[0], atol=1e-4)
     scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), out)
     assert Stage.load(out / CHECKPOINTS["stage1"]).band and len(history) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows[1:], "1 of 36 images have no source, as "),
+        (lambda rows: [{**rows[0], "source": ""}, *rows[1:]], "line 2: RealPhotos/0.png has no source. Until then"),
+        (
+            lambda rows: [*rows, {**rows[0], "source": "x"}],
+            "line 38, gives RealPhotos/0.png more than one source; keep one row",
+        ),
+        (lambda rows: [{"file": row["file"], "camera": "x"} for row in rows], "the columns file and source"),
+    ],
+)
+def test_sources_that_do_not_hold_for_all_images_are_told(change, told, trained, tmp_path, capsys):
+    table, cfgs, out = trained
+    path = tmp_path / "data" / "provenance.csv"
+    pd.DataFrame(change(pd.read_csv(path).to_dict("records"))).to_csv(path, index=False)
+    assert heads.sources_of(table).tolist() == table["label"].tolist()
+    assert told in capsys.readouterr().out
+
+
+def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, capsys):
+    table, cfgs, out = trained
+    path = tmp_path / "data" / "provenance.csv"
+    before = heads.sources_of(table)
+    path.write_text(path.read_text().replace("RealPhotos/1.png", "realphotos/1.PNG"))
+    assert heads.sources_of(table).tolist() == before.tolist() != table["label"].tolist()
+    path.write_text(path.read_text().replace("RealPhotos 1", "RealPhotos 2"))
+    fit(table, cfgs["stage1"])  # corrected: judged anew
+    assert "already trained" not in capsys.readouterr().out
+    assert set(holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))["source"]).isdisjoint({"RealPhotos 1"})
+
+
+def test_stage_2_says_unknown_in_tables_too_by_what_the_hold_outs_and_the_user_ask(trained):
+    table, cfgs, out = trained
+    stage, fakes = Stage.load(out / CHECKPOINTS["stage2"]), table[table["is_fake"]]
+    scored = scores.score(stage, fakes)
+    assert scored["ood_score"].tolist() == pytest.approx((-scored.filter(like="logit_").max(axis=1)).tolist())
+    judged = holdouts.load(out, stage)
+    for accept in (0.95, 0.5):
+        answers = scores.calibrate(stage, scored, out, coverage=0.6, accept=accept)
+        kept = Stage.load(out / CHECKPOINTS["stage2"])
+        assert kept.coverage == 0.6 and kept.ood_threshold == stage.ood_threshold
+        assert (judged["ood_score"] <= kept.ood_threshold).mean() == pytest.approx(accept, abs=0.12)
+        assert (answers["prediction"].eq("unknown") == (scored["ood_score"] > kept.ood_threshold)).all()
+
+
+def test_a_head_has_no_parts_to_leave_out(trained, tmp_path):
+    table, cfgs, _ = trained
+    with pytest.raises(
+        config.ConfigError, match="ablate trains networks without one of their parts, and clip has none"
+    ):
+        fit(table, cfgs["stage1"].model_copy(update={"out": str(tmp_path / "new"), "ablate": True}))
 
 
 def test_a_generator_that_is_left_out_is_unknown_where_nothing_speaks_for_another():
