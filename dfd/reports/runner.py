@@ -86,9 +86,9 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
         folder: str | Path = NOTEBOOKS, configs: Configs = config.NOTEBOOKS) -> Path:  # fmt: skip
     """Run the notebooks `NN_*.ipynb` of a folder in order into `out`; write each as HTML, and `index.html` over them.
 
-    What is finished and unchanged is kept, unless `fresh`. `notebooks` chooses by number, stem or path. `parameters`
-    are what differs from the profile: text is parsed to the field's type, and a name goes to every notebook that has
-    it, `{"02.backbone": ...}` only to that one.
+    What is finished, unchanged and there is kept, unless `fresh`. `notebooks` chooses by number, stem or path. In
+    `parameters`, what differs from the profile, text is parsed to the field's type, and a name goes to every notebook
+    that has it, `{"02.backbone": ...}` only to that one.
 
     Raises ConfigError; FileNotFoundError without the data folder; InUse where another run works in `out`; RunError
     where a notebook failed or the run was interrupted: what was done is kept.
@@ -111,7 +111,8 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                 inputs = configs.get(path.stem, config.Shared)(**given[path.stem]).model_dump(mode="json")
                 code = digest([cell.source for cell in nbformat.read(path, as_version=4).cells])
                 key = digest(__version__, code, inputs, state)
-                same = entry.get("status") == "finished" and entry.get("key") == key and (target / path.name).exists()
+                are_there = all((target / name).exists() for name in (path.name, *entry.get("files", ())))
+                same = entry.get("status") == "finished" and entry.get("key") == key and are_there
                 if path in chosen and same and entry["ended"] >= newest and not fresh:
                     print(f"{path.stem}  finished before with the same parameters, code and data: kept")
                     if not (target / f"{path.stem}.html").exists():  # the disk was full then
@@ -162,7 +163,7 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
         if stop.number:
             raise runs.Interrupted(number=stop.number)
 
-    result, began, error = out / path.name, time.monotonic(), None
+    result, began, error = out / path.name, time.time(), None
     result.with_suffix(".html").unlink(missing_ok=True)  # of an earlier run
     whole = SimpleNamespace(write=lambda text, path: write_text(Path(path), text), pretty_path=str)
     papermill_io.register(str(result), whole)  # papermill's own way would leave half a notebook when killed
@@ -186,8 +187,10 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
         error = {"cell": number, "text": f"the Python process ended with exit status {status}{memory}: {failure}"}
     if error and stop.number:
         raise runs.Interrupted(number=stop.number)
-    seconds, ended = round(time.monotonic() - began, 1), datetime.now(UTC).isoformat()
-    entry |= {"status": "failed" if error else "finished", "seconds": seconds, "ended": ended, "error": error}
+    seconds, ended = round(time.time() - began, 1), datetime.now(UTC).isoformat()
+    files = sorted(each.name for each in out.glob("[!.]*") if each.is_file() and each.stat().st_mtime >= began)
+    status = "failed" if error else "finished"
+    entry |= {"status": status, "seconds": seconds, "ended": ended, "error": error, "files": files}
     html.export(result, error)
     if error:
         last = "\n".join(f"    {line}" for line in error["text"].strip().splitlines()[-8:])

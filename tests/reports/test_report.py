@@ -78,6 +78,18 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     assert ran[5:] == ["01_second"]
 
 
+def test_a_notebook_whose_files_are_gone_makes_them_again(case, capsys):
+    case.write("00_first", new_code_cell('open(out + "/scores.csv", "w").write("1"); open(out + "/.hidden", "w")'))
+    case.write("01_second", new_code_cell(LOG))
+    case.run()
+    assert case.record()["00_first"]["files"] == ["00_first.ipynb", "scores.csv"]
+    case.run()
+    assert capsys.readouterr().out.count("kept") == 2
+    (case.out / "scores.csv").unlink()
+    case.run()
+    assert (case.out / "scores.csv").read_text() == "1" and "kept" not in capsys.readouterr().out
+
+
 def _pretend(out, path, parameters, entry, stop):
     (out / path.name).write_text((path).read_text())
     entry |= {"status": "finished", "seconds": 0.0, "ended": runner.datetime.now(runner.UTC).isoformat(), "error": None}
