@@ -124,11 +124,15 @@ class Case:
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
         self.title = self.record.get("title") or f"Case {folder.resolve().name}"
         self.record["notes"] = [*self.record.get("notes", []), *about.get("notes", ())]
+        place = next((run["folder"] for run in self.record["runs"]), os.getcwd())
+        relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
+        if place != os.getcwd() and (first := next(relative, None)):
+            raise ValueError(f"{folder} was begun in {place}; go on there, or give {first} by its whole path")
         self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
         for name in ("images", "thumbs"):
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / RECORD, self.record)
-        self.journal = Journal(folder / VERDICTS, True, detector, self.about.get("paths"), _is_changed)
+        self.journal = Journal(folder / VERDICTS, True, detector, about.get("paths"), lambda r: _is_changed(r, place))
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""
@@ -138,13 +142,13 @@ class Case:
         """Whether the case has a row and a page of this file as it was when the case was opened."""
         return path in self.journal.done and self.page_of(self.journal.done[path]).exists()
 
-    def add(self, examination: Any) -> None:  # an evidence.Examination
-        """Take in an image that was judged or refused: a row, and a page, thumbnail and, where wanted, a copy of it."""
-        verdict, image = examination.verdict, examination.image
+    def add(self, examination: Any) -> Verdict:  # an evidence.Examination
+        """Take in an image, judged or refused: page, thumbnail, a copy if wanted, and a row, whose verdict it gives."""
+        path, image = examination.verdict.path or examination.name, examination.image
+        verdict = replace(examination.verdict, path=path)
         if image is not None:
             sha256 = verdict.sha256 or examination.metadata.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
-            path = verdict.path or examination.name
-            verdict = replace(verdict, path=path, sha256=sha256)
+            verdict = replace(verdict, sha256=sha256)
             thumb = image.copy()
             thumb.thumbnail((THUMB_SIDE, THUMB_SIDE))
             with atomic_write(self.folder / "thumbs" / f"{sha256[:16]}.jpg") as draft:
@@ -158,6 +162,7 @@ class Case:
             values = {"title": self.title, "article": fragment("article", examination), "name": examination.name}
             write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
         self.journal.write(verdict)
+        return verdict
 
     def finish(self) -> Path:
         """Write tables, index, PDF and the record with its hashes; gives the index."""
@@ -167,19 +172,19 @@ class Case:
         counts = pd.Series(["refused" if verdict.error else verdict.verdict for verdict in verdicts]).value_counts()
         values = {"case": self.record, "title": self.title, "counts": counts.to_dict(), **_facts()}
         page = template("case.html.j2")
-        with atomic_write(folder / INDEX) as draft, draft.open("w", encoding="utf-8") as file:
-            page.stream(**values, rows=rows).dump(file)
+        with atomic_write(folder / INDEX) as draft, draft.open("wb") as file:
+            page.stream(**values, rows=rows).dump(file, "utf-8", "backslashreplace")
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
         values |= {"rows": rows, "articles": [found[0] for found in articles if found]}
         write_pdf(page.render(**values), folder / PDF)
-        size = {v.path: os.path.getsize(v.path) for v in verdicts if v.path and os.path.isfile(v.path)}
-        inputs = [{"path": v.path, "sha256": v.sha256, "bytes": size.get(v.path)} for v in verdicts if v.path]
-        self.record["inputs"] = inputs
+        files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
+        sizes = {path: file.stat().st_size for path, file in files.items() if file.is_file()}
+        rows = [{"path": v.path, "sha256": v.sha256, "bytes": sizes.get(v.path)} for v in verdicts if v.path]
+        self.record |= {"inputs": rows, "outputs": _hashes(folder)}
         self.record["runs"][-1]["ended"] = _now()
         self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}
         self.record["versions"] |= {"dfd": __version__, "python": sys.version.split()[0]}
-        self.record["outputs"] = _hashes(folder)
         write_json(folder / RECORD, self.record)
         return folder / INDEX
 
@@ -215,7 +220,7 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     """Hash all that a case's record names: lines of what changed or is missing. No record is a FileNotFoundError."""
     if not (record := read_json(folder / RECORD)) or "outputs" not in record:
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
-    noted, found, place = record["outputs"], _hashes(folder), record["runs"][-1]["folder"]
+    noted, found, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
     changed = (name for name in noted if found.get(name) != noted[name])
     wrong = [f"{name} was changed" if name in found else f"{name} is gone" for name in changed]
     wrong += [f"{name} was added" for name in found if name not in noted]

@@ -94,8 +94,7 @@ def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | N
             draw(detector, examination)
             deque(trace(detector, examination), maxlen=0)
             pictures -= 1
-        case.add(examination)
-        yield examination.verdict
+        yield case.add(examination)
 
 
 def _show(verdicts: Generator[Verdict, None, None], todo: list[str], as_json: bool, rest: str) -> int:

@@ -115,7 +115,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all; see atomic_write."""
     with atomic_write(path) as draft:
-        draft.write_text(text, "utf-8", newline="")  # pandas has put the system's line ends into a CSV itself
+        draft.write_text(text, "utf-8", "backslashreplace", newline="")  # pandas has put in the system's line ends
     return path
 
 

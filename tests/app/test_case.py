@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bad_files import encoded
@@ -108,6 +112,39 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     result = call("in/00.png")
     assert "judged by another detector" in result.stderr and "already" not in result.stderr
     assert [verdict.path for verdict in read_verdicts(tmp_path / "case" / "verdicts.csv")] == ["in/00.png"]
+
+
+def test_a_case_is_gone_on_with_where_it_was_begun_or_by_whole_paths(call, tmp_path, monkeypatch):
+    call("in/00.png")
+    for name in ("00", "01"):  # others of the same name
+        (tmp_path / "there" / "in").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there" / "in" / f"{name}.png").write_bytes(encoded(noise(80, 80, 99), "PNG"))
+    monkeypatch.chdir(tmp_path / "there")
+    command = ("predict", "--model", "../run", "--pictures", "0", "--case", "../case")
+    refused = call("in/01.png", command=command)
+    assert (
+        refused.exit_code == 2 and f"was begun in {tmp_path}; go on there, or give in/01.png by its" in refused.stderr
+    )
+    assert call(str(tmp_path / "there" / "in" / "01.png"), command=command).exit_code == 0
+    assert call("../case", command=["verify"]).stdout == "../case: as it was made\n"
+    monkeypatch.chdir(tmp_path)
+    kept = read_verdicts(tmp_path / "case" / "verdicts.csv")
+    assert [verdict.path for verdict in kept] == ["in/00.png", str(tmp_path / "there" / "in" / "01.png")]
+    assert [entry["bytes"] for entry in record()["inputs"]] == [Path(entry.path).stat().st_size for entry in kept]
+
+
+def test_standard_input_and_any_bytes_in_a_title_have_their_place_in_a_case(call, tmp_path, monkeypatch):
+    data = (tmp_path / "in" / "02.png").read_bytes()
+    monkeypatch.setattr(cli.sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+    title = os.fsdecode(b"caf\xe9 \xc3\xa9")
+    runner = ["predict", "--model", "run", "--pictures", "0", "--json", "--case", "case", "--title", title, "-"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(runner, standalone_mode=False)
+    assert ended.value.code == 0
+    (verdict,) = read_verdicts(tmp_path / "case" / "verdicts.csv")
+    assert (verdict.path, verdict.sha256) == ("-", sha256(data).hexdigest())
+    index = (tmp_path / "case" / "index.html").read_text()
+    assert "<title>caf\\udce9 é" in index
 
 
 def test_originals_are_copied_where_that_is_asked_for(call, tmp_path):
