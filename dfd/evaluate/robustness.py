@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfd import __version__
 from dfd.config import REAL
-from dfd.core import atomic_write, bar, digest, load_rgb, read_table
+from dfd.core import ImageError, atomic_write, bar, digest, load_rgb, read_table
 from dfd.degrade import compose, registry, to_tensor
 from dfd.degrade.registry import Condition
 from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share
@@ -40,8 +40,7 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     same version of dfd, weights, images, crops, condition and, of noise, seed. Gives each stage's score table, a row
     per image and condition; a chain is in `degradation`, its last step's level in `level`, see `registry.name`.
     """
-    folder = Path(out) / CELLS
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path(out) / CELLS).mkdir(parents=True, exist_ok=True)
     rows = {name: table if name == "stage1" else table[table["is_fake"]] for name in stages}
     decides = ("stage", "classes", "crop_size", "equalise_quality")  # with the weights, logits and ood_score
     weights = {name: digest(*(getattr(stage, part) for part in decides), stage.model.state_dict(),
@@ -77,9 +76,12 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
     if not condition.chain:
         return load(path)
     random = torch.Generator().manual_seed(zlib.crc32(f"{seed} {path} {condition.name}".encode()))
-    extra = {"noise": {"generator": random}}
-    chain = [(name, level, {**options, **extra.get(name, {})}) for name, level, options in condition.chain]
-    return compose(to_tensor(load(path)), chain)
+    drawn, image = {"generator": random}, load(path)
+    chain = [(name, level, options | (drawn if name == "noise" else {})) for name, level, options in condition.chain]
+    try:
+        return compose(to_tensor(image), chain)
+    except (OSError, ValueError) as error:  # a codec's limit: of WebP 16,383 pixels a side
+        raise ImageError(f"{path}: no {condition.name} of it ({error}); take out the image or the condition") from error
 
 
 def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor],

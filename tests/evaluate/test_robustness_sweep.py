@@ -1,11 +1,14 @@
 """The sweep: the same scores as one condition at a time, each image decoded once, finished cells kept."""
 
 import gc
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from networks import CPU, content
+from PIL import Image
 
 from dfd.core import images
 from dfd.data import manifest
@@ -45,6 +48,19 @@ def test_rows_are_those_of_one_condition_at_a_time(table, stages, tmp_path):
         chain = found[name][found[name]["degradation"] == "rescale 0.75 bilinear + webp"]
         assert len(chain) == len(rows) and set(chain["level"]) == {50.0}
     assert set(found["stage2"]["label"]) == {"BigGAN", "ProGAN"}
+
+
+def test_an_image_that_a_codec_cannot_hold_is_named(table, stages, tmp_path):
+    folder = tmp_path / "data"
+    for path in table["path"]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(table.attrs["root"], path), folder / path)
+    table = table.assign(width=16384)
+    table.attrs["root"] = str(folder)
+    Image.new("RGB", (16384, 8), "red").save(folder / table["path"].iloc[0])
+    name = table["path"].iloc[0]
+    with pytest.raises(images.ImageError, match=rf"^{name}: no webp 50 of it \(.*16383 pixels\); take out the image"):
+        robustness.sweep(stages, table, registry.parse_all(["webp 50"]), tmp_path, crops=1)
 
 
 def test_each_image_is_decoded_once(table, stages, tmp_path, monkeypatch):
