@@ -74,8 +74,7 @@ class Shared(BaseModel):
             raise ConfigError(text) from None
 
     def __repr__(self) -> str:
-        lines = (f"    {name}={value!r}," for name, value in self)
-        return "\n".join((f"{type(self).__name__}(", *lines, ")"))
+        return "\n".join((f"{type(self).__name__}(", *(f"    {name}={value!r}," for name, value in self), ")"))
 
 
 class Eda(Shared):

@@ -52,8 +52,7 @@ def load_rgb(path: str | Path | bytes) -> Image.Image:
             image.info["jpeg_quality"] = jpeg_quality(decoded)  # of a file that is none: None
             return image
     except ImageError as error:
-        name = "the given bytes" if isinstance(path, bytes) else path
-        raise ImageError(f"{name}: {error}") from error.__cause__
+        raise ImageError(f"{'the given bytes' if isinstance(path, bytes) else path}: {error}") from error.__cause__
 
 
 def as_rgb(source: Source) -> Image.Image:
@@ -221,8 +220,7 @@ def _what_it_is(file: Any) -> str:
         return "damaged or truncated header, or an unsupported variety"
     kinds = [kind for magic, kind in OTHERS.items() if start.lstrip().startswith(magic)]
     kinds += ["a video"] if start[4:8] == b"ftyp" else []
-    what = f"not an image: {kinds[0]}" if kinds else "not an image"
-    return f"{what}; supported are {', '.join(FORMATS)}"
+    return f"not an image{': ' + kinds[0] if kinds else ''}; supported are {', '.join(FORMATS)}"
 
 
 def one_line(error: Exception) -> str:

@@ -126,12 +126,11 @@ def file_lock(path: Path) -> contextlib.AbstractContextManager:
 def is_alone() -> bool:
     """Whether this process trains by itself; what a launcher left in the environment, incomplete, is dropped."""
     missing = [name for name in LAUNCHED if name not in os.environ]
-    left = [name for name in LAUNCHED[:3] if name in os.environ]
-    if missing and left:
-        for name in left:
-            del os.environ[name]
+    if left := [name for name in LAUNCHED[:3] if name in os.environ and missing]:
         tell = f"{', '.join(left)} in the environment without {', '.join(missing)}: this is no training of several"
         click.echo(f"{tell} processes, and goes on alone.", err=True)
+    for name in left:
+        del os.environ[name]
     return bool(missing)
 
 

@@ -112,7 +112,7 @@ def _connected(sources: np.ndarray, targets: np.ndarray, size: int) -> np.ndarra
 def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
     """Take about this share of the rows, as whole groups, stratified by label."""
     limit = min(max(20, round(1 / max(share, 1e-3))), table.group.nunique(), int(table.label.value_counts().max()))
-    folds = Fraction(float(share)).limit_denominator(limit)
+    folds = Fraction(float(share)).limit_denominator(limit)  # a Python int: products of NumPy's would overflow
     if folds.denominator == 1:
         return table.index[: len(table) * folds.numerator]
     from sklearn.model_selection import StratifiedGroupKFold

@@ -138,8 +138,7 @@ def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr
     ups, downs = (np.cumsum(part, axis=1) for part in _ranked(weights, positive, score))
     with np.errstate(invalid="ignore"):
         true, false = ups / ups[:, -1:], downs / downs[:, -1:]
-    best = np.where(false <= fpr, true, 0.0).max(1)
-    return np.where((ups[:, -1] > 0) & (downs[:, -1] > 0), best, np.nan)
+    return np.where((ups[:, -1] > 0) & (downs[:, -1] > 0), np.where(false <= fpr, true, 0.0).max(1), np.nan)
 
 
 def calibration_error(weights: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.special import logit
 
 from dfd.config import REAL
 
@@ -36,13 +37,8 @@ def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray
 
 def costs(lr: np.ndarray, is_fake: np.ndarray) -> tuple[float, float]:
     """The Cllr, and the least that images in this order could have: the rest is calibration."""
-    ones, best = np.ones((1, len(lr))), recalibrated(lr, is_fake)
+    ones, best = np.ones((1, len(lr))), isotonic(lr, is_fake)(lr)
     return float(cllr(ones, lr, is_fake)[0]), float(cllr(ones, best, is_fake)[0])
-
-
-def recalibrated(lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
-    """The best ratios that images in this order could have, by isotonic regression on themselves."""
-    return _isotonic(lr, is_fake)(lr)
 
 
 def cross_entropy(lr: np.ndarray, is_fake: np.ndarray, odds: np.ndarray) -> np.ndarray:
@@ -64,7 +60,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     folds = int(min(FOLDS, least.min())) if len(least) == 2 else 0
     splits = sklearn.model_selection.StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
     chosen, best = _logistic, (np.nan, np.nan)
-    for kind in (_logistic, _isotonic) if folds > 1 else ():
+    for kind in (_logistic, isotonic) if folds > 1 else ():
         held = np.zeros(len(logits))
         for learns, tests in splits.split(logits, is_fake, groups):
             if len(set(is_fake[learns])) < 2:
@@ -96,15 +92,11 @@ def _logistic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
     return lambda z: (slope * z + bias * (slope > 0)) / np.log(10)
 
 
-def _isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
+def isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
+    """The best ratios that images in this order can have, by isotonic regression on themselves."""
     model = sklearn.isotonic.IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
     model.fit(logits, is_fake, sklearn.utils.class_weight.compute_sample_weight("balanced", is_fake))
-
-    def curve(z: np.ndarray) -> np.ndarray:
-        p = model.predict(z)
-        return np.log10(p / (1 - p))
-
-    return curve
+    return lambda z: logit(model.predict(z)) / np.log(10)
 
 
 def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:

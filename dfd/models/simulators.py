@@ -161,8 +161,7 @@ class ConditionalBatchNorm2d(nn.Module):
     def __init__(self, channels: int, condition: int):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.gain = nn.Linear(condition, channels, bias=False)
-        self.bias = nn.Linear(condition, channels, bias=False)
+        self.gain, self.bias = (nn.Linear(condition, channels, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.norm(x) * (1 + self.gain(condition))[:, :, None, None] + self.bias(condition)[:, :, None, None]
@@ -176,8 +175,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.query = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.key = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.query, self.key = (nn.Conv2d(channels, channels // 8, 1, bias=False) for _ in range(2))
         self.value = nn.Conv2d(channels, channels // 2, 1, bias=False)
         self.out = nn.Conv2d(channels // 2, channels, 1, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))

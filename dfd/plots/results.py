@@ -109,8 +109,9 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
         label = f"{name}, AP {skm.average_precision_score(is_fake, logits):.3f}"
         ax.step(recall, precision, where="post", color=colour, label=label)
         ax.axhline(is_fake.mean(), color=colour, ls=":")
-    ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
-    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.set(
+        xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)", xlim=(0, 1), ylim=(0, 1.02)
+    )
     ax.legend(fontsize=9)
     return ax
 
@@ -162,7 +163,7 @@ def plot_evidence(scores: pd.DataFrame) -> Figure:
     left.axvline(0, color="0.5", ls=":")
     left.set(xlabel="log10 likelihood ratio", ylabel="share with a larger one", ylim=(0, 1.02))
     odds, (cost, least) = np.linspace(-3, 3, 121), likelihood.costs(lr, is_fake)
-    shown = {"as given": lr, "best calibration": likelihood.recalibrated(lr, is_fake)}
+    shown = {"as given": lr, "best calibration": likelihood.isotonic(lr, is_fake)(lr)}
     shown["without evidence"] = np.zeros(len(lr))
     for (name, values), style, colour in zip(shown.items(), ("-", "--", ":"), (*PALETTE[:2], "0.5"), strict=True):
         right.plot(odds, likelihood.cross_entropy(values, is_fake, odds), style, color=colour, label=name)
