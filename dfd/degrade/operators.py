@@ -129,8 +129,7 @@ def check(what: str, value: Any, allowed: tuple) -> None:
     """Refuse what is none of the words, or outside the range; one that starts with an int holds whole numbers only."""
     low, high, *_ = allowed
     is_whole = isinstance(low, int)
-    fits = value in allowed if isinstance(low, str) else low <= value <= high and not (is_whole and value % 1)
-    if not fits:
+    if not (value in allowed if isinstance(low, str) else low <= value <= high and not (is_whole and value % 1)):
         raise ValueError(f"{what} must be in {allowed}{', a whole number' if is_whole else ''}, got {value}")
 
 

@@ -144,8 +144,8 @@ def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr
 def calibration_error(weights: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Expected calibration error (R,): mean gap between confidence and accuracy over BINS bins; arXiv:1706.04599."""
     bins = np.minimum((np.asarray(confidence) * BINS).astype(int), BINS - 1)
-    in_bin = bins[:, None] == np.arange(BINS)
-    return np.abs(weights @ (in_bin * (right - confidence)[:, None])).sum(1) / weights.sum(1)
+    gaps = (bins[:, None] == np.arange(BINS)) * (right - confidence)[:, None]  # (N, BINS)
+    return np.abs(weights @ gaps).sum(1) / weights.sum(1)
 
 
 class Metric(NamedTuple):

@@ -105,8 +105,7 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     logits: stage 1's from its threshold, stage 2's between the two likeliest names, the first standing for unknown.
     """
     called, columns = closed_set(scores), class_names(scores)
-    chosen = called.map(columns.index).to_numpy(int)
-    confidence = probabilities(scores, temperature)[np.arange(len(scores)), chosen]
+    confidence = probabilities(scores, temperature)[np.arange(len(scores)), called.map(columns.index).to_numpy(int)]
     logits = scores[logit_columns(scores)].to_numpy(float) / temperature
     if stage_of(scores) == "stage1":
         logits[:, 1] -= logit(threshold)

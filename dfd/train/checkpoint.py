@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from accelerate import Accelerator
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from dfd import __version__, config
-from dfd.core.io import digest
+from dfd.core.io import damaged, digest
 from dfd.data import manifest, provenance
-from dfd.inference import save_checkpoint, update_checkpoint
+from dfd.inference.files import read_content, save_checkpoint, update_checkpoint
 
 # parameters that leave the weights as they are; the checkpoint does not hold them
 NOT_LEARNT_FROM = {*"data out resume track checkpoint_minutes workers ablate leave_out coverage accept".split()}
@@ -68,7 +67,10 @@ class Checkpoint:
         save_checkpoint(content, self.path)
 
     def _load(self, path: Path) -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", weights_only=True) if self.cfg.resume and path.exists() else {}
+        try:
+            return read_content(path) if self.cfg.resume and path.exists() else {}
+        except Exception as error:  # a damaged file may raise anything
+            raise ValueError(damaged(path, error)) from error
 
 
 class Tracking:

@@ -150,7 +150,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             history = [{**history_of(learnt, judged, stage), "seconds": time.monotonic() - began}]
             if draws and stage == "stage2" and len(classes) > 2:
                 unknown = judge_unknown(heads, images[learns], draws[:UNKNOWN_DRAWS])
-                history[0]["val_unknown_auroc"] = unknown["auroc"].mean()
+                history[0]["val_unknown_auroc"] = float(unknown["auroc"].mean())
             checkpoint.save_best(model, history)
             fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
             if draws:

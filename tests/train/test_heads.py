@@ -81,7 +81,7 @@ def test_hold_outs_leave_a_source_out_of_every_label():
 def made(tmp_path_factory):
     """A run folder with both heads beside its images: 4 sources a class, 3 images a source, on a small trunk."""
     folder, rows = tmp_path_factory.mktemp("heads"), []
-    for place, label in enumerate(("RealPhotos", "ProGAN", "BigGAN")):
+    for place, label in enumerate(("RealPhotos", "ProGAN", "BigGAN", "StyleGAN2")):
         (folder / "data" / label).mkdir(parents=True)
         for number in range(12):
             name = f"{label}/{number}.png"
@@ -127,7 +127,7 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     assert set(judged["degradation"]) == {"none", "jpeg"} and set(judged["level"]) == {0, 95, 75, 50}
     test = set(table["path"][table["split"] == "test"])
     assert not test & set(judged["path"])
-    assert judged.groupby("draw")["source"].nunique().eq(3).all()
+    assert judged.groupby("draw")["source"].nunique().eq(4).all()
     stage = Stage.load(out / CHECKPOINTS["stage1"])
     assert stage.is_held_out and stage.band[0] <= stage.threshold <= stage.band[1]
     before = stage.temperature
@@ -139,7 +139,8 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     summary = holdouts.summary(judged)
     assert list(summary.index) == ["as it is", "jpeg 95", "jpeg 75", "jpeg 50"] and (summary["draws"] == 6).all()
     second = Stage.load(out / CHECKPOINTS["stage2"])
-    assert set(holdouts.by_source(holdouts.load(out, second), second)["label"]) == {"ProGAN", "BigGAN"}
+    assert set(holdouts.by_source(holdouts.load(out, second), second)["label"]) == {"ProGAN", "BigGAN", "StyleGAN2"}
+    assert 0 <= torch.load(out / CHECKPOINTS["stage2"], weights_only=True)["history"][0]["val_unknown_auroc"] <= 1
 
     ship(out, tmp_path / "detector")
     assert sum((tmp_path / "detector" / name).stat().st_size for name in SHIPPED.values()) < 10e6
@@ -159,7 +160,7 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     table, cfgs, out = trained
     whole = np.load(out / bank.FILE)
     state = json.loads((out / "features.json").read_text())
-    assert state["done"] == len(table) and whole.shape[:2] == (36, len(bank.CONDITIONS) + 1)
+    assert state["done"] == len(table) and whole.shape[:2] == (48, len(bank.CONDITIONS) + 1)
     backbone = clip.ClipBackbone(1, pretrained=False)
     seen = []
     monkeypatch.setattr(
@@ -169,19 +170,19 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     assert not seen
     (out / "features.json").write_text(json.dumps(state | {"done": 24}))
     again = bank.build(table, cfgs["stage1"], backbone)
-    assert sum(seen) == 12 * whole.shape[1] and np.array_equal(again[:24], whole[:24]) and not again[24:].any()
-    assert "going on after 24 of 36" in capsys.readouterr().out
+    assert sum(seen) == 24 * whole.shape[1] and np.array_equal(again[:24], whole[:24]) and not again[24:].any()
+    assert "going on after 24 of 48" in capsys.readouterr().out
     bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
-    assert sum(seen) == (12 + 36) * whole.shape[1]
+    assert sum(seen) == (24 + 48) * whole.shape[1]
     with open(out / bank.FILE, "r+b") as file:
         file.truncate(1000)  # by a copy that failed
     bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
-    assert sum(seen) == (12 + 36 + 36) * whole.shape[1]
+    assert sum(seen) == (24 + 48 + 48) * whole.shape[1]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # killed once it has begun anew
         patch.setattr(bank, "build_loader", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         bank.build(table, cfgs["stage1"], backbone)
     bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
-    assert sum(seen) == (12 + 36 + 36 + 36) * whole.shape[1]
+    assert sum(seen) == (24 + 48 + 48 + 48) * whole.shape[1]
 
 
 def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
@@ -196,7 +197,7 @@ def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
         return torch.zeros(len(views), 1344)
 
     monkeypatch.setattr(backbone, "forward_features", interrupted)
-    with pytest.raises(Interrupted, match="stopped after 8 of 36 images"):
+    with pytest.raises(Interrupted, match="stopped after 8 of 48 images"):
         bank.build(table, cfgs["stage1"], backbone)
     assert json.loads((out / "features.json").read_text())["done"] == 8
 
@@ -240,11 +241,11 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: rows[1:], "1 of 36 images have no source, as "),
+        (lambda rows: rows[1:], "1 of 48 images have no source, as "),
         (lambda rows: [{**rows[0], "source": ""}, *rows[1:]], "line 2: RealPhotos/0.png has no source. Until then"),
         (
             lambda rows: [*rows, {**rows[0], "source": "x"}],
-            "line 38, gives RealPhotos/0.png more than one source; keep one row",
+            "line 50, gives RealPhotos/0.png more than one source; keep one row",
         ),
         (lambda rows: [{"file": row["file"], "camera": "x"} for row in rows], "the columns file and source"),
     ],

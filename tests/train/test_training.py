@@ -124,6 +124,12 @@ def test_a_training_belongs_to_the_sources_that_its_images_were_from(table, tiny
         assert ("already trained" in capsys.readouterr().out) == is_kept
 
 
+def test_a_damaged_checkpoint_is_named_with_what_to_do(table, tiny_data, tmp_path):
+    (tmp_path / config.CHECKPOINTS["stage1"]).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"best_real_fake_model.pt is damaged \(.{1,99}\); delete it, and run again"):
+        fit(table, configured("stage1", tmp_path, tiny_data))
+
+
 def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
     trainer, tracked = trainer_of(table, configured("stage1", tmp_path, tiny_data, ema=0.5)), []
     for _ in range(4):
