@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 
 from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
+from dfd.data import provenance
 from dfd.degrade.operators import as_float, jpeg, to_bytes, to_tensor
 
 MARGIN = 8  # pixels, a side of a JPEG block: so much is cut around a training crop, and by less its grid is moved
@@ -148,15 +149,15 @@ def seeds(count: int, *key: int) -> list[int]:
 class EpochSampler(Sampler):
     """The draws of an epoch, (index, seed) each: balanced, and a function of the seed and of `epoch` alone.
 
-    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike, and where the table
-    has sources these by the root of their size within a label; draws are with replacement and fill whole batches. All
-    but each `every`-th batch have indices that count on from len(table).
+    With `binary`, photos and fakes take turns; else fakes alone are drawn. Generators weigh alike, and where sources
+    are known these by the root of their size within a label; draws are with replacement and fill whole batches. All but
+    each `every`-th batch have indices that count on from len(table).
     """
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
         is_fake = table["is_fake"].to_numpy(dtype=bool)
-        label, cell = table["label"], table.groupby([name for name in ("label", "source") if name in table])["label"]
-        root = cell.transform("size") ** -0.5
+        label, source = table["label"], provenance.of(table)
+        root = table.groupby([label, label if source.isna().any() else source])["label"].transform("size") ** -0.5
         weight = (root / root.groupby(label).transform("sum")).to_numpy(dtype=float)
         self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
         self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]

@@ -262,7 +262,7 @@ def test_windows_are_moved_into_the_image_by_less_than_a_block():
     assert crops.off_grid([(0, 0)], 64, 40, 64, 5) == [(0, 0)]  # no room
 
 
-def test_sampler_weighs_sources_by_the_root_of_their_size(folder):
+def test_sampler_weighs_sources_by_the_root_of_their_size(folder, tmp_path):
     photos = [f"{number}.png" for number in range(100)]
     table = pd.DataFrame({"path": photos + ["f"] * 10, "label": ["RealPhotos"] * 100 + ["ProGAN"] * 10})
     table = table.assign(is_fake=table["label"] == "ProGAN", source=["large"] * 81 + ["small"] * 19 + ["fakes"] * 10)
@@ -270,6 +270,13 @@ def test_sampler_weighs_sources_by_the_root_of_their_size(folder):
     shares = table["source"].iloc[drawn].value_counts(normalize=True)
     assert shares["large"] / shares["small"] == pytest.approx((81 / 19) ** 0.5, rel=0.1)
     assert shares["fakes"] == 0.5
+    for among, is_known in ((table, True), (table[1:], False)):  # as provenance.csv has them, of all images or not
+        rows = among.assign(file=[str(number) for number in among.index])
+        rows[["file", "source"]].to_csv(tmp_path / "provenance.csv", index=False)
+        bare = table.drop(columns="source").assign(path=table.index.astype(str))
+        bare.attrs["root"] = str(tmp_path)
+        again = [index for index, _ in crops.EpochSampler(bare, Stage1(images_per_epoch=6000), binary=True)]
+        assert (again == drawn) == is_known
 
 
 def test_draws_take_turns_and_hang_on_seed_and_epoch_alone(folder):
