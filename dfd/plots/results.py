@@ -61,7 +61,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
             label = LOSSES.get(name, name.removeprefix("val_").removesuffix("_loss").replace("_", " "))
             ax.plot(history["epoch"], history[name], "o-", ms=4, label=label, color=colour)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="epoch", title=title)
+        ax.set(xlabel="epoch", title=title, xlim=(0.5, history["epoch"].max() + 0.5))
     axes[0, 0].set_ylabel("cross-entropy, nats")
     best = history["epoch"].iloc[history["score"].argmax()]
     axes[0, 1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")

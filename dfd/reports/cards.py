@@ -48,8 +48,7 @@ def model_card(out: Path, stage: str) -> str:
     return _fill("model_card.md.j2", out, stage=stage, name=checkpoint.name, content=content, table=table,
                  card_data=ModelCardData(library_name="dfd", pipeline_tag="image-classification", tags=[*TAGS, stage]),
                  parameters=sum(tensor.numel() for tensor in content["weights"].values()), sha256=sha256_of(checkpoint),
-                 removed=(out / "removal.csv").exists(),
-                 swept=f"sweep_jpeg_{stage}.csv" if (out / f"sweep_jpeg_{stage}.csv").exists() else "")  # fmt: skip
+                 files=[path.name for path in out.iterdir()])  # fmt: skip
 
 
 def data_sheet(out: Path) -> str:
