@@ -1,6 +1,8 @@
 """The detector that ships: its files, and its answers where CLIP's weights can be had."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from dfd.data.crops import plan
 from dfd.data.sample import PHOTOS
 from dfd.degrade import compose, to_tensor
 from dfd.degrade.registry import parse
-from dfd.inference import Detector
+from dfd.inference import Detector, Stage
+from dfd.inference.detector import files_of
 from dfd.models import clip, simulators
 
 
@@ -28,6 +31,14 @@ def test_the_files_are_small_and_hold_what_a_stage_needs(stage):
     prefix = "backbone" if stage == "stage1" else "classifier.backbone"
     assert content["stage"] == stage and content["is_held_out"] and f"{prefix}.head.weight" in names
     assert not any("trunk" in name for name in names)
+
+
+def test_its_files_are_all_that_a_worker_elsewhere_needs(tmp_path, monkeypatch):
+    for name in files_of(DETECTOR):
+        shutil.copy(DETECTOR / name, tmp_path)
+    opened = [SimpleNamespace(stage=stage, threshold=0.5) for stage in SHIPPED]
+    monkeypatch.setattr(Stage, "load", lambda path, device: opened[list(SHIPPED.values()).index(path.name)])
+    assert Detector.load(tmp_path).stages == tuple(opened)  # each is there, and what SHA256SUMS says
 
 
 @pytest.fixture

@@ -133,9 +133,10 @@ class Detector:
 
 
 def files_of(run: Path) -> list[str]:
-    """The files of a detector, stage 1 first: the checkpoints of a run folder, or the shipped stages and their sums."""
+    """The files of a detector, stage 1 first: the checkpoints of a run folder, or what ships, with its sums."""
     if (run / SUMS).exists():
-        return [*SHIPPED.values(), SUMS]
+        names = {line.split()[1] for line in (run / SUMS).read_text("utf-8").splitlines()}
+        return [*SHIPPED.values(), SUMS, *sorted(names - {*SHIPPED.values()})]
     first, second = CHECKPOINTS.values()
     return [first, second] if (run / second).exists() else [first]
 
