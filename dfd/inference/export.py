@@ -49,8 +49,13 @@ def export(detector: Detector, folder: Path) -> Path:
     if stage2:
         names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
         record["stage2"] = {name: getattr(stage2, name) for name in names}
-        if (stage2.crop_size, stage2.equalise_quality) != (stage1.crop_size, stage1.equalise_quality):
-            raise ValueError("the stages take different crops; train both with the same crop_size and equalise_quality")
+    takes = ("crop_size", "equalise_quality", "crops", "crop_mode")
+    if (
+        stage1.crop_mode != "five"
+        or len({tuple(getattr(stage, name) for name in takes) for stage in detector.stages}) > 1
+    ):
+        text = f"train both with the same {', '.join(takes)}, that of mode five"
+        raise ValueError(f"the stages take different crops, or others than the example can cut; {text}")
     names, crops = ["real_or_fake", "generator"][: len(detector.stages)], torch.rand(2, 3, *[stage1.crop_size] * 2)
     with atomic_write(folder / GRAPH) as draft, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(

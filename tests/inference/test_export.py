@@ -51,12 +51,23 @@ def test_twenty_images_get_the_same_logits(written):
         np.testing.assert_allclose(second, expected[1], atol=1e-3)
 
 
-def test_the_example_answers_as_the_detector_does(written, tmp_path):
+@pytest.mark.parametrize("crops", [5, 9])
+def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     detector, folder = written
+    detector.stage1.crops = detector.stage2.crops = crops
+    export.export(detector, folder)
     paths = []
-    for number, image in enumerate([*images(), noise(20, 24), noise(32, 500)]):
+    for number, image in enumerate([*images(), noise(20, 24), noise(32, 500), noise(40, 90)]):
         paths.append(tmp_path / f"{number}.png")
         image.save(paths[-1])
+    paths += [tmp_path / name for name in ("turned.jpg", "clear.png", "deep.png")]
+    exif = Image.Exif()
+    exif[274] = 6
+    noise(90, 140, 5).save(paths[-3], exif=exif)
+    clear = noise(90, 140, 6)
+    clear.putalpha(noise(90, 140, 7).convert("L"))
+    clear.save(paths[-2])
+    Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (120, 90), dtype=np.uint16)).save(paths[-1])
     command = [sys.executable, str(folder / "example.py"), *map(str, paths)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     for path, line in zip(paths, lines, strict=True):
@@ -82,5 +93,11 @@ def test_stages_that_take_different_crops_are_refused(tmp_path):
     detector = Detector(Stage(content("stage1")), Stage(second))
     with pytest.raises(ValueError, match="different crops"):
         export.export(detector, tmp_path)
+    for change in ({"crops": 3}, {"crop_mode": "grid"}):
+        both = [Stage(content("stage1")), Stage(content("stage2"))]
+        vars(both[1]).update(change)
+        vars(both[0]).update(change if "crop_mode" in change else {})
+        with pytest.raises(ValueError, match="same crop_size, equalise_quality, crops, crop_mode, that of mode five"):
+            export.export(Detector(*both), tmp_path)
     alone = Detector(Stage(content("stage1")))
     assert export.export(alone, tmp_path / "alone").exists()
