@@ -32,6 +32,7 @@ from dfd.data import manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
 
+TRAIN = ("01_stage1_real_fake", "02_stage2_attribution")  # the profile is theirs
 ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis")  # they need two
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
@@ -102,7 +103,8 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
         raise config.ConfigError(f"the run folder {out} lies inside the data folder {data}; choose one beside it")
     say = f"Stopping: the cell may finish its step and save, for {runs.GRACE:.0f} s; once more ends at once."
     with runs.run_lock(target), runs.deferred(say, Kernel.interrupt, runs.GRACE) as stop:
-        record: dict[str, Any] = read_json(target / "config.json") | {"data": data, "out": out, "profile": profile}
+        record: dict[str, Any] = {"profile": profile} | read_json(target / "config.json") | {"data": data, "out": out}
+        record |= {"profile": profile} if any(path.stem in TRAIN for path in chosen) else {}
         newest, state, done = "", runs.fingerprint(images), record.setdefault("notebooks", {})
         made_with = environment()
         try:
@@ -119,6 +121,10 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                         html.export(target / path.name)
                 elif path in chosen and (reason := left_out(path.stem, target)):
                     done.pop(path.stem, None)
+                    (target / config.CHECKPOINTS["stage2"]).unlink(missing_ok=True)  # of data that had several
+                    measured = read_json(target / "metrics.json")
+                    rest = {name: measured[name] for name in measured if name not in ("stage2", "robustness")}
+                    write_json(target / "metrics.json", rest)
                     print(f"{path.stem}  left out: {reason}")
                 elif path in chosen:
                     entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import os
 import re
 import sys
@@ -259,3 +260,21 @@ def test_notebooks_that_compare_generators_are_left_out_where_there_is_one(case,
     case.write("01_second", new_code_cell(LOG))
     case.run()
     assert list(case.record()) == ["01_second"] and "00_first  left out: for a reason" in capsys.readouterr().out
+    (case.out / config.CHECKPOINTS["stage2"]).touch()  # of data that had two generators before
+    (case.out / "metrics.json").write_text('{"stage1": {"a": 1}, "stage2": {}, "robustness": {}}')
+    case.run()
+    assert not (case.out / config.CHECKPOINTS["stage2"]).exists()
+    assert json.loads((case.out / "metrics.json").read_text()) == {"stage1": {"a": 1}}
+
+
+def test_a_part_of_a_run_does_not_change_the_profile_that_it_was_trained_with(case, monkeypatch):
+    monkeypatch.setattr(runner, "TRAIN", ("01_second",))
+    case.write("00_first")
+    case.write("01_second")
+    case.run()
+    profile = lambda: json.loads((case.out / "config.json").read_text())["profile"]  # noqa: E731
+    assert profile() == "demo"
+    case.run(profile="quick", notebooks=["00"])
+    assert profile() == "demo"
+    case.run(profile="quick", notebooks=["01"])
+    assert profile() == "quick"
