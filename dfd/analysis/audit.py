@@ -96,9 +96,8 @@ def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.Da
 
     A label is suspected where the held-out image gets another one with at least the probability that images of that
     other label get on average. Within the list, and after it, images come in the order of the margin: the probability
-    of their best other label less that of their own. A generator that the network cannot tell from photos fills the
-    list with good labels. Features (N, D) are of one stage, or of both side by side; columns path, label, split, group,
-    suggested, p_label, p_suggested, margin, suspected.
+    of their best other label less that of their own. A generator that the network cannot tell from photos fills it.
+    Features (N, D); columns path, label, split, group, suggested, p_label, p_suggested, margin, suspected.
     """
     p = held_out_probabilities(features, table["label"], table["group"], seed)
     labels, own = p.columns.get_indexer(pd.Index(table["label"])), p.to_numpy()
@@ -117,8 +116,7 @@ def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     `moved`, with _low and _high, is what degrading the photos does to the AUC while the fakes are held fixed: as they
     are (photos_only minus clean), or degraded too (both minus fakes_only), whichever is larger. A condition is `named`
-    where the whole 95 % interval of that lies further than MARGIN from 0. fakes_only alone names nobody: it falls for a
-    detector that has learnt fragile traces as well as for one that has learnt a codec.
+    where the whole 95 % interval of that lies further than MARGIN from 0. fakes_only falls with fragile traces, too.
     """
     (_, plain), *conditions = robustness.by_condition(scores)
     fake, before = true_class(plain).eq("fake").to_numpy(), plain["logit_fake"].to_numpy()
@@ -145,4 +143,6 @@ def verdict(conditions: pd.DataFrame) -> str:
     moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
     for name, value in zip(moved.index, moved, strict=True):
         named[registry.DEGRADATIONS[registry.parse(name).chain[-1][0]].codec].append((name, value))
-    return str(template("audit.txt.j2").module.verdict(named[True], named[False], len(conditions), MARGIN))
+    return str(
+        template("audit.txt.j2").module.verdict(named[True], named[False], conditions["moved_low"].count(), MARGIN)
+    )
