@@ -8,7 +8,9 @@ import pandas as pd
 
 from dfd.config import CHECKPOINTS, Stage1, Stage2, Training
 from dfd.core.io import write_text
+from dfd.data.manifest import digest
 from dfd.evaluate import metrics, scores
+from dfd.inference.files import read_content
 from dfd.inference.stage import Stage
 from dfd.train import fit, is_main_process
 from dfd.train.bank import CONDITIONS
@@ -43,10 +45,11 @@ def variants(cfg: Any) -> dict[str, Any]:
     }
 
 
-def trained(out: str | Path, stage: str, name: str) -> Stage | None:
-    """The variant that an ablation in a run folder trained; None where it did not."""
+def trained(table: pd.DataFrame, out: str | Path, stage: str, name: str) -> Stage | None:
+    """The variant that an ablation in a run folder finished on this manifest; None where there is none."""
     path = _folder(out, stage, name) / CHECKPOINTS[stage]
-    return Stage.load(path) if path.exists() else None
+    content = read_content(path) if path.exists() else {}
+    return Stage.load(path) if content.get("finished") and content["manifest_hash"] == digest(table) else None
 
 
 def _folder(out: str | Path, stage: str, name: str) -> Path:
@@ -104,7 +107,8 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         judged = scores.score(stage, fakes[asked])
         scores.calibrate(stage, judged, variant.out, cfg.coverage, cfg.accept)
         unknown, row = judged["label"] == name, {"left_out": name}
-        for column, split in {"auroc": "test"} | ({} if stage.is_held_out else {"auroc_val": "val"}).items():
+        splits = {"auroc": "test"} | ({} if stage.is_held_out else {"auroc_val": "val"})
+        for column, split in splits.items():
             part = judged[unknown | (judged["split"] == split)]
             auc = partial(metrics.weighted_auc, positive=part["label"] == name, score=part["ood_score"])
             row |= metrics.flatten(metrics.bootstrap_all(part["group"], {column: auc}, cfg.seed))

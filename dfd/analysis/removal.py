@@ -25,14 +25,13 @@ QUALITIES = (95, 75, 50)
 
 
 def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> pd.DataFrame:
-    """Shares of test fakes, at most TRIED a generator, that stage 1 of a run calls fake; beside it, where the run's
-    ablation trained one, the same network without adversaries.
+    """Shares of test fakes that stage 1 of a run, and its like without adversaries of an ablation, calls fake.
 
     Untouched; changed along its own gradient (PGD, Madry et al. 2018, arXiv:1706.06083); and by launderers that learnt
     for `steps` against each of them, within BOUND; centre crops. A row a detector and attack, a column a JPEG after it.
     """
     fakes, stages = table[table["is_fake"]], {"this detector": Stage.load(Path(out) / CHECKPOINTS["stage1"])}
-    if other := ablation.trained(out, "stage1", ablation.NO_ADVERSARIES):
+    if other := ablation.trained(table, out, "stage1", ablation.NO_ADVERSARIES):
         stages["one without adversaries"] = other
     return attacked(stages, fakes[fakes["split"] == "train"], fakes[fakes["split"] == "test"], steps, seed)
 

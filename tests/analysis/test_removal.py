@@ -1,6 +1,5 @@
 """Attacks on stage 1: they stay within their bound, and hide what a detector looks for."""
 
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +7,9 @@ import torch
 from folders import scan
 from networks import content
 
-from dfd.analysis import removal
+from dfd.analysis import ablation, removal
 from dfd.config import CHECKPOINTS
+from dfd.data import manifest
 from dfd.inference.files import save_checkpoint
 from dfd.models.backbones import high_pass
 
@@ -55,9 +55,14 @@ def test_the_table_has_each_detector_against_each_attack(tiny_data, tmp_path, mo
     monkeypatch.setattr(removal, "TRIED", 2)
     other = tmp_path / "ablation_stage1" / "without_adversarial_part"
     other.mkdir(parents=True)
+    images = scan(tiny_data)
     save_checkpoint(content("stage1"), tmp_path / CHECKPOINTS["stage1"])
-    shutil.copy(tmp_path / CHECKPOINTS["stage1"], other)
-    table = removal.measure(tmp_path, scan(tiny_data), steps=1)
+    for is_finished, of in ((False, manifest.digest(images)), (True, "another manifest")):
+        save_checkpoint(content("stage1", finished=is_finished, manifest_hash=of), other / CHECKPOINTS["stage1"])
+        assert ablation.trained(images, tmp_path, "stage1", ablation.NO_ADVERSARIES) is None
+    ours = content("stage1", finished=True, manifest_hash=manifest.digest(images))
+    save_checkpoint(ours, other / CHECKPOINTS["stage1"])
+    table = removal.measure(tmp_path, images, steps=1)
     attacks = [
         "untouched",
         "along its gradient",
