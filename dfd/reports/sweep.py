@@ -172,9 +172,10 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     for (name, entry), settings in zip(entries.items(), differing, strict=True):
         measured = read_json(out / name / "metrics.json") if entry["status"] == "finished" else {}
         numbers = {stage: measured[stage] for stage in STAGE_METRICS if stage in measured}
-        for number in numbers.values():  # the val split, where sources were left out, is one that it learnt from
-            number["val"] = number.get("hold_outs", {}).get("as it is") or number["val"]
         rows.append({"run": name, "status": entry["status"], "seconds": entry.get("seconds")} | settings | numbers)
+    parts = [row[stage] for row in rows for stage in STAGE_METRICS if stage in row]
+    for part in parts if all("hold_outs" in part for part in parts) else ():
+        part["val"] = part["hold_outs"]["as it is"]  # the val split is one that such a head learnt from
     table = pd.json_normalize(rows, sep="_").rename(columns=lambda name: name.removesuffix("_value"))
     names = list(dict.fromkeys(name for settings in differing for name in settings))
     metrics = {metric: title for metric, title in METRICS.items() if metric in table}
@@ -182,7 +183,7 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     write_text(out / "sweep.csv", table.to_csv(index=False))
     return html.render(out / "index.html", "sweep.html.j2", sweep=sweep, names=names, entries=entries, metrics=metrics,
             best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
-            seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if "seed" in names},
+            seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if sweep.seeds},
             runs=table.astype(object).where(table.notna(), None).to_dict("records"))  # fmt: skip
 
 

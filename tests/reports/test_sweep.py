@@ -177,7 +177,12 @@ def test_where_sources_were_left_out_they_choose_and_not_what_was_learnt_from(ca
     frame = pd.read_csv(case.out / "sweep.csv").set_index("01.batch_size")
     assert frame["stage1_val_auc"].to_dict() == {16: 0.84, 24: 0.76, 8: 0.92} and frame.index[0] == 8
     assert "0.920Stage 1: AUC, best on validation mean of 40 hold-outs, worst 0.250" in text
-    assert "judgements of sources left out" in text
+    assert "judgements of sources left out: with" in text
+    some = held.replace("numbers[", "if given['batch_size'] != '24': numbers[")
+    case.script.write_text(ACTS.replace('(out / "metrics.json")', some))
+    text = case.run().read_text()
+    assert pd.read_csv(case.out / "sweep.csv")["stage1_val_auc"].tolist() == [0.24, 0.16, 0.08]
+    assert "Only some runs have judgements" in text
 
 
 def test_the_best_settings_over_the_seeds_lead(case):
