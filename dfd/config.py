@@ -60,7 +60,7 @@ class Shared(BaseModel):
 
     data: Place = "data/sample"  # folder with RealPhotos/ and one folder per generator
     out: Place = "reports/demo"  # run folder: manifest, checkpoints, score tables, reports
-    seed: int = 0  # one seed for splits, weights, crops and degradations
+    seed: int = Field(0, ge=0, lt=2**32)  # one seed for splits, weights, crops and degradations
 
     def __init__(self, **values: Any):
         try:
@@ -84,7 +84,7 @@ class Eda(Shared):
     test_fraction: Share = 0.2  # of the groups, held out for the final numbers
     group_by: str = ""  # column of provenance.csv, whole values of which make the test split; empty: off
     hold_out: Texts = ()  # the values that make the test split; group_by needs them
-    examples: int = 6  # pictures per class in the example grid
+    examples: Count = 6  # pictures per class in the example grid
 
 
 class Training(Shared):

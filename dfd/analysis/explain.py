@@ -93,7 +93,7 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
 
     The last layer of a small crop has a handful of cells. So the map is taken at the deepest stage of the backbone that
     has CELLS or more a side; what lies above it enters through the gradient. From equalised crops (N, 3, S, S) in
-    [0, 1]: (N, S, S) in [0, 1], 1 where most speaks for the class; all 0 where nothing does.
+    [0, 1]: (N, S, S) in [0, 1], 1 where most speaks for the class; all 0 where nothing does, or no layer is a map.
     """
     index = stage.classes.index(target)
 
@@ -103,9 +103,14 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
 
     with torch.inference_mode(False):
         crops = crops.detach().clone().to(stage.device).requires_grad_()
-        layers = [stage.backbone.get_submodule(info["module"]) for info in stage.backbone.feature_info]
-        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else []
-        large = layers[:1] + [x for x, out in zip(layers, outputs, strict=False) if min(out.shape[-2:]) >= CELLS]
+        infos = stage.backbone.feature_info
+        layers = [stage.backbone.get_submodule(info["module"]) for info in infos]
+        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else crops[None, :1]
+        seen = [(layer, out) for layer, info, out in zip(layers, infos, outputs, strict=True)
+                if out.ndim == 4 and info["num_chs"] in (None, out.shape[1])]  # fmt: skip
+        if not seen:  # a transformer's tokens
+            return np.zeros((len(crops), *crops.shape[-2:]), dtype=np.float32)
+        large = [layer for layer, out in seen if min(out.shape[-2:]) >= CELLS] or [seen[0][0]]
         maps: Any = LayerGradCam(logits, large[-1]).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()

@@ -64,8 +64,7 @@ def correlations(stage: Stage, prints: dict[str, Fingerprint], table: pd.DataFra
         seed: int = 0) -> pd.DataFrame:  # fmt: skip
     """Normalised cross-correlation of test images' residuals with each mean residual, at no shift, by true label.
 
-    As in Marra et al. 2019, arXiv:1812.11842. Means over at most `limit` images of a label; photos, the control, come
-    last. In [-1, 1]; a flat residual counts as 0.
+    As in Marra et al. 2019, arXiv:1812.11842. Means in [-1, 1] over at most `limit` images of a label, photos last.
     """
     crops, rows = sample_crops(stage, table[table["split"] == "test"], limit, seed)
     means = np.stack([own.mean.transpose(2, 0, 1).ravel() for own in prints.values()])

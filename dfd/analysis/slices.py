@@ -113,8 +113,7 @@ def find(rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int 
     whose largest such number, over all slices, is as large (max-T, Westfall and Young 1993). So the chance that
     anything is reported where errors have nothing to do with the properties is about alpha, however many were tried.
 
-    `within` names the slice above that holds at least COVERED of its images; attrs: tried (slices) and groups. Rows and
-    bins are as in `by_property`; no p-value is below 1 / (draws + 1).
+    `within` names the slice above that holds COVERED of its images; attrs: tried (slices), groups. See `by_property`.
     """
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha must be below 1 and at least 1 / (draws + 1) = {1 / (draws + 1):.2g}, got {alpha}")

@@ -1,8 +1,7 @@
 """The case: a folder that one can hand over, with a page an image, tables, and hashes of all that went in and came out.
 
 index.html, images/<sha256>.html, thumbs/, verdicts.csv and .json, case.json, case.pdf, and originals/ where asked for.
-Pages load nothing but the thumbnails beside them, and run nothing but the index's own script. `verify` hashes anew.
-verdicts.csv is a Journal, which `predict --csv` writes too.
+Pages load nothing but the thumbnails beside them, and run but the index's own script. verdicts.csv is a Journal.
 """
 
 import csv
@@ -245,7 +244,7 @@ def write_pdf(html: str, path: Path) -> None:
                 tab.goto(print_html.absolute().as_uri())
                 tab.pdf(path=path, format="A4", print_background=True, margin={"top": "15mm", "bottom": "15mm"})
                 browser.close()
-        except ImportError:
+        except Exception:  # no package, or no browser
             from weasyprint import HTML  # pyright: ignore
 
             HTML(filename=str(print_html)).write_pdf(str(path))

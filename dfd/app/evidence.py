@@ -193,8 +193,7 @@ def _tile(pixels: Tensor) -> Image.Image:
 def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
     """Judge the image under JPEG and rescaling, cell by cell, telling whether all is done and the picture drawn.
 
-    It is the image, or its middle of SIDE pixels each way, at each of FACTORS and then QUALITIES. What is known is
-    kept, so a caller may stop between two cells and go on later.
+    It is the image, or its middle of SIDE pixels each way. A caller may stop between two cells and go on later.
     """
     assert examination.image is not None, "an examination without its image has no stability"
     image, known = examination.image, examination.stability

@@ -24,9 +24,8 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
         mode: str | None = None) -> Examination:  # fmt: skip
     """Judge one image, and say what the answer rests on; `name` is its path's last part unless given.
 
-    The source is a path, a file's bytes, a PIL image, (H, W, 3) uint8 array, or (3, H, W) tensor in [0, 1]; crops and
-    mode are as in `Stage.stream`. A file that cannot be used is an ImageError, pixels of another shape, type or range
-    or crops below 1 a ValueError, no image a TypeError.
+    The source, and its errors, are as in `as_rgb`: a path, bytes, a PIL image, an array or a tensor; crops and mode as
+    in `Stage.stream`.
     """
     image, metadata = as_rgb(source), read_metadata(source)
     path = str(source) if isinstance(source, str | Path) else None

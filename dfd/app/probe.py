@@ -85,8 +85,7 @@ def still(detector: Detector, items: Iterable[Item]) -> str:
 class Probe:
     """The widgets and what they do. Slow work is done on a thread, a step at a time; the rest answers at once.
 
-    There is one list of work, `_steps`: what is missing, the most urgent first. Each wish begins it anew, and the work
-    before ends with the step that it is at, whose result is kept.
+    `_steps` is what is missing, the most urgent first. Each wish begins it anew; the work before ends with its step.
     """
 
     def __init__(self, detector: Detector, examples: list[Item], folder: Path):

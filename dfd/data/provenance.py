@@ -77,10 +77,9 @@ def match(values: pd.Series, paths: pd.Series) -> tuple[pd.Series, list[str]]:
 
 
 def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> None:
-    """Add the column source, from what `read` gave, and to `given` which images must be test because of it, or not.
+    """Add the column source, from what `read` gave, and to `given` what follows; what does not fit is a ManifestError.
 
-    "test" for the images of the sources `hold_out`; "train" (not in test) for the others of their labels; None for
-    labels of which nothing is held out. What does not fit is a ManifestError.
+    "test" for the sources `hold_out`; "train" (not in test) for the others of their labels; None for other labels.
     """
     table["source"], _ = match(values, table.path)
     if len(lost := table.path[table.source.isna()]):

@@ -60,8 +60,7 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     """Draw a split, "train", "val" or "test", for the groups that have none, stratified by label.
 
     The table has the columns label, group, and `given` and `fixed` as in `separate`; a split that is given is never
-    drawn. The draw aims at the fractions of the whole table. A class of at least three groups that is then missing
-    from a split gets its smallest movable one there.
+    drawn. It aims at the fractions of the table; a class of three groups that a split lacks gets its smallest there.
     """
     split = table.fixed.groupby(table.group).transform("first")
     fractions = {"test": test_fraction, "val": val_fraction}

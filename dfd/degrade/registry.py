@@ -1,7 +1,6 @@
 """The registry in use: chains of degradations, the grammar of notebook 03's grid, and draws for training.
 
-Training, sweep, audit and probe read the same DEGRADATIONS, so that a level means the same everywhere. A chain is a
-list of steps, (operator, level, options), applied in that order.
+Training, sweep, audit and probe read the same DEGRADATIONS. A chain is a list of steps, (operator, level, options).
 """
 
 import math

@@ -116,8 +116,7 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tupl
 def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int = 0) -> pd.DataFrame:
     """A stage's metrics in both runs of `share`, and the difference with its paired 95 % interval.
 
-    Each draw of groups is scored for both runs. One row per metric of COMPARED: base, other, difference (other minus
-    base), low, high; NaN where undefined.
+    One row per metric of COMPARED: base, other, difference (other minus base), low, high; NaN where undefined.
     """
     runs = [[METRICS[name].of(judged(table)) for name in COMPARED[stage]] for table in (base, other)]
 

@@ -54,7 +54,8 @@ def headlines(judged: pd.DataFrame) -> dict[str, Any]:
     """`summary` as a part of a stage's metrics: hold_outs -> condition -> metric -> value, deviation, worst, draws."""
     if judged.empty:
         return {}
-    rows = (table := summary(judged)).set_axis(["value", "deviation", "worst", "draws"], axis=1).to_dict("index")
+    table = summary(judged).astype(object)
+    rows = table.where(table.notna(), None).set_axis(["value", "deviation", "worst", "draws"], axis=1).to_dict("index")
     return {"hold_outs": {condition: {table.columns[0]: row} for condition, row in rows.items()}}
 
 

@@ -33,8 +33,7 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
     where nearly all draws lie on one side of the value, as those of a calibration error do, it shrinks to that end.
 
     `groups` has one of each image, (N,); `statistic` takes weights (R, N) and gives (R,), or (K, R) for K numbers, NaN
-    where a draw leaves it undefined. Gives value, low and high, () or (K,) each; the limits are NaN where there are
-    too few groups, below FEWEST, or no draw is defined.
+    where undefined. Gives value, low and high, () or (K,) each; limits are NaN below FEWEST groups, or without a draw.
     """
     codes, names = pd.factorize(np.asarray(groups), sort=True)
     count = len(names)

@@ -110,8 +110,7 @@ def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | 
 def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0) -> pd.DataFrame:
     """Every metric of each stage under each condition, with its interval: the long table behind all others.
 
-    Columns stage, condition, degradation, level, label (all, or the one a recall is of), metric (those of MEASURED, and
-    recall), value, low, high, images (that the metric is over); NaN where undefined.
+    Columns stage, condition, degradation, level, label (all, or a recall's), metric, value, low, high (or NaN), images.
     """
     rows = []
     for stage, scores in swept.items():

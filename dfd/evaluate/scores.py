@@ -126,8 +126,7 @@ def at_operating_points(scores: pd.DataFrame, points: dict[str, float], temperat
         seed: int = 0) -> pd.DataFrame:  # fmt: skip
     """What thresholds on p_fake that were fitted elsewhere, at this temperature, do on stage 1's rows.
 
-    One row per point: threshold, and fpr (photos called fake), tpr (fakes found) and accuracy (all images), each beside
-    its _low and _high; NaN where undefined.
+    A row a point: threshold, fpr (photos called fake), tpr (fakes found), accuracy, each beside its _low and _high.
     """
     only = {"fpr": "false_positive_rate", "tpr": "true_positive_rate", "accuracy": "accuracy_at_threshold"}
     rows, p = {}, probabilities(scores, temperature)[:, 1]

@@ -34,8 +34,7 @@ def decide(logits: ArrayLike, stage: Stage, ood_score: ArrayLike | None = None,
         threshold: float | None = None) -> Decisions:  # fmt: skip
     """Decide on images by a stage's logits (N, K), for score tables and for the Detector alike.
 
-    `ood_score`, (N,), says how far from the training images each lies; without it no generator is unknown. `threshold`
-    on p_fake stands in for stage 1's own.
+    Without `ood_score`, (N,), no generator is unknown. `threshold` on p_fake stands in for stage 1's own.
     """
     p = softmax(np.asarray(logits, dtype=float) / stage.temperature, axis=1)
     if stage.stage == "stage1":
@@ -123,8 +122,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
     temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure,
     validation, the p_fake of these photos and fakes, for thresholds at other rates, likelihood, and where the manifest
     `files` is given rates (`dfd.inference.likelihood`); of stage 2 coverage, the promise of its conformal sets, their
-    conformal_quantile, and ood_threshold, by which the share `accept` of these rows is not called unknown. Where rows
-    have a source, sources weigh the same.
+    conformal_quantile, and ood_threshold: the share `accept` is not called unknown. Sources of rows weigh the same.
     """
     every = rows
     if "source" in rows:
@@ -172,8 +170,7 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
     """The p_fake from which an image is called fake, midway between two p_fake of these photos and fakes.
 
     The best balanced accuracy; or with `fpr`, in [0, 1), the lowest cut that calls at most this share of the photos
-    fake, just above 1 where no other is allowed. On other photos the share may be higher: with few photos a share of
-    1 % is a guess. A ValueError where there is no photo, or no fake.
+    fake, just above 1 where no other is allowed; of few photos 1 % is a guess. ValueError: no photo, or no fake.
     """
     photos, fakes = np.sort(photos)[::-1], np.asarray(fakes)
     if not len(photos) or not len(fakes):

@@ -19,8 +19,7 @@ PER_SOURCE = 64  # images of a source that a Subspace is made of
 class FeatureBank:
     """Training images by the direction of their features; Sun et al. 2022, arXiv:2204.06507.
 
-    An image is out of distribution where few training images are like it, whatever their classes. Features that are not
-    finite, or of another size, are a ValueError.
+    An image is out of distribution where few of them are like it. Features not finite or of another size: ValueError.
     """
 
     features: np.ndarray  # (M, D) float32, of length 1

@@ -56,7 +56,7 @@ class Prepared(NamedTuple):
 
 
 class Stage:
-    """A trained stage with its own preprocessing: takes images of any size, gives logits; a `decide.Rule`.
+    """A trained stage with its own preprocessing: takes images of any size, gives logits.
 
     Stage 1 gives two logits, (0, z), so that softmax and sigmoid agree; stage 2 one per generator.
     """

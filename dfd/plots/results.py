@@ -63,7 +63,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="epoch", title=title, xlim=(0.5, history["epoch"].max() + 0.5))
     axes[0, 0].set_ylabel("cross-entropy, nats")
-    best = history["epoch"].iloc[history["score"].argmax()]
+    best = history.sort_values(["score", "val_loss"], ascending=[False, True])["epoch"].iloc[0]  # as `end_epoch` keeps
     axes[0, 1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
     axes[0, 1].set_ylim(min(0.45, history[metrics].min().min() - 0.05), 1.02)
     for ax in axes[0]:
@@ -124,7 +124,7 @@ def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, Any, pd.Series,
         raise ValueError(f"a curve needs photos and fakes, got rows of {labels}; give all rows of a split")
     for name, colour in zip(names, sns.color_palette(PALETTE, len(names)), strict=True):
         pair = scores[scores["label"].isin([name, REAL])]
-        yield name, colour, pair["label"] == name, pair["logit_fake"]
+        yield "\u200b" * name.startswith("_") + name, colour, pair["label"] == name, pair["logit_fake"]
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:

@@ -40,7 +40,8 @@ class Checkpoint:
     def finished_history(self) -> list[dict[str, float]]:
         """The history where the training is finished, or an empty one."""
         best = self._load(self.path)
-        if best.get("key") != self.key or not best["finished"]:
+        is_whole = not best.get("is_held_out") or (self.path.parent / f"hold_outs_{self.stage}.parquet").exists()
+        if best.get("key") != self.key or not best["finished"] or not is_whole:
             return []
         print(f"{self.stage}: {self.path.name} is already trained on this data with these parameters.")
         update_checkpoint(self.path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)

@@ -115,8 +115,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
 
     Where provenance.csv names sources, the head learns from all images but the test split's, and temperature,
     thresholds and sets come from `judge_unseen`, which is kept as hold_outs_<stage>.parquet. Elsewhere it learns from
-    the train split, and they are fitted on the val split as for other networks. The history has one row, as `on_epoch`
-    is given it. A class that a split lacks is a ValueError.
+    the train split, and they are fitted on the val split. The history has one row. ValueError: a split lacks a class.
     """
     stage = "stage1" if isinstance(cfg, config.Stage1) else "stage2"
     images = table if stage == "stage1" else table[table["is_fake"]]
@@ -183,8 +182,7 @@ def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str],
 def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[dict]) -> pd.DataFrame:
     """How well a generator that is left out altogether is told from the sources that a draw leaves out of the others.
 
-    One row a generator and draw: `auroc` of the ood_score, of images as they are, sources weighing alike. Both kinds
-    are new to the head, and one has a name that it knows.
+    One row a generator and draw: `auroc` of the ood_score of images as they are, sources weighing alike, all new to it.
     """
     rows, scores = [], pd.DataFrame({"label": images["label"].to_numpy(), "source": images["source"].to_numpy()})
     for number, generator in enumerate(sorted(set(scores["label"]))):
@@ -204,7 +202,7 @@ def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: An
     tables = []
     for view, condition in enumerate(CONDITIONS):
         logits = features[:, view].astype(np.float32) @ weight.T + bias
-        logits = logits - logits[:, :1] if classes[0] == "real" else logits
+        logits = logits - logits[:, :1] if classes == ["real", "fake"] else logits
         table = images[["path", "label", "source", "draw"]].assign(split="val", group=images["source"])
         table["degradation"], table["level"] = condition.degradation, condition.level
         table[[f"logit_{name}" for name in classes]] = logits

@@ -129,5 +129,5 @@ def test_the_cross_entropy_at_even_odds_is_the_cllr_and_never_better_than_the_be
     posterior = 1 / (1 + 10 ** -(lr + odds[2]))
     expected = -p * np.log2(posterior[is_fake]).mean() - (1 - p) * np.log2(1 - posterior[~is_fake]).mean()
     assert given[2] == pytest.approx(expected)
-    best = likelihood.cross_entropy(likelihood.recalibrated(lr, is_fake), is_fake, odds)
+    best = likelihood.cross_entropy(likelihood.isotonic(lr, is_fake)(lr), is_fake, odds)
     assert (best <= given + 1e-9).all()

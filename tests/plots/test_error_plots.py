@@ -57,6 +57,11 @@ def test_captions_say_truth_verdict_and_how_probable_it_was():
     rows = rows.join(scores.certainty(rows, 1.0))
     expected = ["RealPhotos, rightly called real, p 0.88", "ProGAN, wrongly called real, p 0.88"]
     assert plots.captions(rows) == expected
+    named = pd.DataFrame(
+        {"label": ["A", "B"], "prediction": ["unknown", "A"], "confidence": [0.99, 0.6], "stage": "stage2"}
+    )
+    named = named.assign(logit_A=[5.0, 1.0], logit_B=0.0)
+    assert plots.captions(named) == ["A, rightly called A but unknown, p 0.99", "B, wrongly called A, p 0.60"]
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
@@ -89,7 +94,7 @@ def test_grad_cam_points_at_what_moves_the_logit():
     stage = untrained("stage1")
 
     class Mean(torch.nn.Module):
-        feature_info = [{"module": "early"}, {"module": "late"}]
+        feature_info = [{"module": "early", "num_chs": 3}, {"module": "late", "num_chs": 3}]
 
         def __init__(self):
             super().__init__()
@@ -107,6 +112,31 @@ def test_grad_cam_points_at_what_moves_the_logit():
     assert explain.grad_cam(stage, crop, "real").max() == 0  # nothing speaks for it
     with pytest.raises(ValueError, match="ProGAN"):
         explain.grad_cam(stage, crop, "ProGAN")
+
+
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (0, 2, 1, 3)])
+def test_grad_cam_of_layers_that_are_no_maps_is_empty(order):
+    """As transformers have them: channels last, or one row of tokens."""
+    stage = untrained("stage1")
+
+    class Last(torch.nn.Module):
+        def forward(self, images):
+            turned = images.permute(order)
+            return turned if order[-1] == 1 else turned.flatten(1, 2)
+
+    class Mean(torch.nn.Module):
+        feature_info = [{"module": name, "num_chs": 3} for name in ("one", "two")]
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = Last(), torch.nn.Identity()
+
+        def forward(self, images):
+            return self.two(self.one(images)).flatten(1).mean(1)
+
+    stage.model = Mean()
+    object.__setattr__(stage.model, "backbone", stage.model)
+    assert explain.grad_cam(stage, torch.rand(2, 3, 32, 32), "fake").tolist() == np.zeros((2, 32, 32)).tolist()
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])

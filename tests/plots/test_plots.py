@@ -63,6 +63,8 @@ def test_history_marks_the_best_epoch_and_shows_adversaries_where_there_are_any(
     right = plots.plot_history(history).axes[1]
     assert right.lines[0].get_ydata().tolist() == [0.5, 0.9, 0.8]
     assert right.lines[1].get_xdata()[0] == 3 and right.lines[1].get_label() == "kept: epoch 3"
+    tied = plots.plot_history(history.assign(score=[0.8, 0.9, 0.9], val_loss=[1, 0.5, 0.4])).axes[1]
+    assert tied.lines[1].get_label() == "kept: epoch 3"  # as the training decides, by the loss
     third = plots.plot_history(history.assign(discriminator_loss=[2, 1, 1.5])).axes[2]
     assert third.lines[0].get_label() == "discriminator" and third.lines[0].get_ydata().tolist() == [2, 1, 1.5]
 

@@ -154,6 +154,19 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     capsys.readouterr()
     history = fit(table, cfgs["stage1"])
     assert "already trained" in capsys.readouterr().out and len(history) == 1
+    (out / "hold_outs_stage1.parquet").unlink()
+    fit(table, cfgs["stage1"])
+    assert holdouts.load(out, stage).equals(judged)
+
+
+def test_the_score_of_a_generator_that_is_called_real_is_its_own():
+    features = np.random.default_rng(0).normal(size=(6, 4, 3))
+    images = pd.DataFrame({"path": "x", "label": "real", "source": "s", "draw": 0}, index=range(6))
+    for classes, least in ((["real", "gan"], -np.inf), (["real", "fake"], 0)):
+        judged = heads.judgements(features, images, np.ones((2, 3)), np.array([1.0, -1.0]), classes)
+        logits = judged.filter(like="logit_").max(axis=1)
+        assert (logits >= least).all() and (logits < 0).any() == (least < 0)
+        assert judged["ood_score"].tolist() == (-logits).tolist()
 
 
 def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
