@@ -253,7 +253,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     rows = [{"names": pickle.dumps(block)} for block in blocks]  # names need not be UTF-8
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
         Judge, fn_constructor_args=([ray.put(shared)], options, "cuda" if gpus else "cpu"),
-        concurrency=options.workers or gpus or max(1, cpus // options.threads),
+        concurrency=min(len(blocks), options.workers or gpus or max(1, cpus // options.threads)),
         num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:
         with deferred("", pass_on=lambda: False):  # Ray has put its own handlers in our place

@@ -128,7 +128,7 @@ def test_words_for_unknown_generators_and_candidates(run, image):
     examination = examine.examine(Detector.load(run), image)
     assert sentence(
         "headline", examination.verdict
-    ) == "Called generated, by an unknown generator" and "No training image" in " ".join(examination.sentences)
+    ) == "Called generated, by an unknown generator" and "too unlike all that" in " ".join(examination.sentences)
 
 
 def test_crops_that_disagree_are_counted(run, image):
