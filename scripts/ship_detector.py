@@ -57,7 +57,8 @@ def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str, pho
 
 def features_of(run: Path, rows: pd.DataFrame, stage: Stage, data: str) -> np.ndarray:
     """Features (N, 2, D) float16 of two crops of each image, as it is and degraded; kept, for they take ten minutes."""
-    if not (path := run / "subspace.npy").exists():
+    path, tuned = run / "subspace.npy", run / "tuned.safetensors"
+    if not path.exists() or path.stat().st_mtime < tuned.stat().st_mtime:  # of another trunk
         size, quality = stage.crop_size, stage.equalise_quality
         clean, degraded = (RealFakeDataset(rows, data, size, x, quality) for x in (None, RandomDegrade(smallest=size)))
         parts, draws = [], list(enumerate(seeds(len(rows), 7)))

@@ -316,7 +316,8 @@ def main(data: Path, out: Path, sizes: Sizes, only: str | None = None) -> None:
                 for n, head in enumerate(heads, 1)
                 for name, p in head.named_parameters()
             }
-            save_file(adapter | linear, path)
+            with atomic_write(path) as draft:  # that it is there says that it is done
+                save_file(adapter | linear, draft)
     report(out / "splits")
 
 
