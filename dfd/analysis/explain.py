@@ -107,7 +107,7 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
         layers = [stage.backbone.get_submodule(info["module"]) for info in infos]
         outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else crops[None, :1]
         seen = [(layer, out) for layer, info, out in zip(layers, infos, outputs, strict=True)
-                if out.ndim == 4 and info["num_chs"] in (None, out.shape[1])]  # fmt: skip
+                if out.ndim == 4 and info.get("num_chs", out.shape[1]) == out.shape[1]]  # fmt: skip
         if not seen:  # a transformer's tokens
             return np.zeros((len(crops), *crops.shape[-2:]), dtype=np.float32)
         large = [layer for layer, out in seen if min(out.shape[-2:]) >= CELLS] or [seen[0][0]]

@@ -90,7 +90,7 @@ class ClipBackbone(nn.Module):
     """A linear head on the tokens, with the methods of timm's networks that `dfd` uses."""
 
     default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    feature_info = [{"module": "trunk.vit.patch_embed.proj", "num_chs": None}]  # the one layer whose output is a map
+    feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
 
     def __init__(self, outputs: int, pretrained: bool, tuned: bool = False):
         super().__init__()
