@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dfd.core.io import tell_once
 from dfd.core.runs import PROVENANCE
 from dfd.data import splits
 from dfd.data.layouts import ManifestError
@@ -18,8 +19,7 @@ def read(root: Path, column: str) -> pd.Series:
     """Read one column of provenance.csv, in the data folder or above it, by file; see `sidecar`."""
     path = next((folder / PROVENANCE for folder in (root, root.parent) if (folder / PROVENANCE).exists()), None)
     if path is None:
-        where = f"{root} or {root.parent}"
-        raise ManifestError(f"group_by {column} needs {PROVENANCE} in {where}: a table of file and {column}")
+        raise ManifestError(f"group_by needs {PROVENANCE} in {root} or {root.parent}: a table of file and {column}")
     return sidecar(path, "file", column, root).rename_axis(str(path))
 
 
@@ -30,7 +30,7 @@ def of(table: pd.DataFrame) -> pd.Series:
         return table["source"] if "source" in table else match(read(root, "source"), table["path"])[0]
     except ManifestError as error:
         if any((folder / PROVENANCE).exists() for folder in (root, root.parent)):
-            print(f"{error}. Until then no image has a source.")
+            tell_once(f"{error}. Until then no image has a source.")
     return pd.Series(None, table.index, dtype=object)
 
 
@@ -69,8 +69,7 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
 
 def match(values: pd.Series, paths: pd.Series) -> tuple[pd.Series, list[str]]:
     """The value of each path, in another case of letters too where that is only one, and the names that no path has."""
-    once = {path.lower(): path for path in paths[~paths.str.lower().duplicated(keep=False)]}
-    known = set(paths)
+    once, known = {path.lower(): path for path in paths[~paths.str.lower().duplicated(keep=False)]}, set(paths)
     names = {name: name if name in known else once.get(name.lower()) for name in values.index}
     found = {path: values[name] for name, path in names.items() if path is not None}
     return paths.map(found), [name for name, path in names.items() if path is None]
