@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads only wait for one another
 
 import shutil
-from collections import Counter
 
 import matplotlib
 import numpy as np
@@ -101,9 +100,3 @@ def three_generators(tiny_data, tmp_path_factory):
         pixels = pixels[:, ::-1]  # not the photo again
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "StyleGAN2" / path.name)
     return folder
-
-
-def pytest_collection_modifyitems(items):
-    """Modules with many slow tests go first, so that in the end no process waits for another's long one."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])

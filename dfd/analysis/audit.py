@@ -143,6 +143,5 @@ def verdict(conditions: pd.DataFrame) -> str:
     moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
     for name, value in zip(moved.index, moved, strict=True):
         named[registry.DEGRADATIONS[registry.parse(name).chain[-1][0]].codec].append((name, value))
-    return str(
-        template("audit.txt.j2").module.verdict(named[True], named[False], conditions["moved_low"].count(), MARGIN)
-    )
+    tried = conditions["moved_low"].count()  # with an interval
+    return str(template("audit.txt.j2").module.verdict(named[True], named[False], tried, MARGIN))

@@ -105,12 +105,13 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
         crops = crops.detach().clone().to(stage.device).requires_grad_()
         infos = stage.backbone.feature_info
         layers = [stage.backbone.get_submodule(info["module"]) for info in infos]
-        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else crops[None, :1]
-        seen = [(layer, out) for layer, info, out in zip(layers, infos, outputs, strict=True)
+        outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else []
+        seen = [(layer, out) for layer, info, out in zip(layers, infos, outputs, strict=False)
                 if out.ndim == 4 and info.get("num_chs", out.shape[1]) == out.shape[1]]  # fmt: skip
-        if not seen:  # a transformer's tokens
+        large = [layer for layer, out in seen if min(out.shape[-2:]) >= CELLS] or [layer for layer, _ in seen[:1]]
+        large = large if layers[1:] else layers  # the only one is a map
+        if not large:  # a transformer's tokens
             return np.zeros((len(crops), *crops.shape[-2:]), dtype=np.float32)
-        large = [layer for layer, out in seen if min(out.shape[-2:]) >= CELLS] or [seen[0][0]]
         maps: Any = LayerGradCam(logits, large[-1]).attribute(crops, index, relu_attributions=True)
         heat = LayerAttribution.interpolate(maps.float(), crops.shape[-2:], "bilinear")[:, 0].detach()
     return (heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()

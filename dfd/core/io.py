@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-tell_once = cache(print)
+tell_once = cache(print)  # a line that several parts of a process have to say
 PART = ".part"  # what a file's name ends in while it is being written
 GONE = "The folder is gone; bring it back and run the same command again"
 NO_SPACE = "disk full; free some space and run again, what is done is kept"

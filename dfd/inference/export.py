@@ -50,10 +50,8 @@ def export(detector: Detector, folder: Path) -> Path:
         names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
         record["stage2"] = {name: getattr(stage2, name) for name in names}
     takes = ("crop_size", "equalise_quality", "crops", "crop_mode")
-    if (
-        stage1.crop_mode != "five"
-        or len({tuple(getattr(stage, name) for name in takes) for stage in detector.stages}) > 1
-    ):
+    ways = {tuple(getattr(stage, name) for name in takes) for stage in detector.stages}
+    if len(ways) > 1 or stage1.crop_mode != "five":
         text = f"train both with the same {', '.join(takes)}, that of mode five"
         raise ValueError(f"the stages take different crops, or others than the example can cut; {text}")
     names, crops = ["real_or_fake", "generator"][: len(detector.stages)], torch.rand(2, 3, *[stage1.crop_size] * 2)

@@ -21,7 +21,8 @@ torchvision: Any = lazy.load("torchvision")
 class RealFakeClassifier(nn.Module):
     """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
-    Any backbone of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035, sees the normalised image, or highpass.
+    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; it sees the normalised image (rgb)
+    or eight times its high-pass residual (highpass).
     """
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):

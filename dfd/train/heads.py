@@ -17,6 +17,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dfd import config
+from dfd.core import atomic_write
 from dfd.core.runs import bar, run_lock
 from dfd.data import provenance
 from dfd.inference import Stage, build_model, decide, update_checkpoint
@@ -106,7 +107,7 @@ def sources_of(table: pd.DataFrame) -> np.ndarray:
     """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
     sources = provenance.of(table)
     if len(lost := table["path"][sources.isna()]) and len(lost) < len(table):
-        print(f"{len(lost)} of {len(table)} images have no source, as {lost.iloc[0]}; so that no source is left out.")
+        print(f"{len(lost)} of {len(table)} images have no source, such as {lost.iloc[0]}: none is left out.")
     return (table["label"] if len(lost) else sources).to_numpy()
 
 
@@ -153,7 +154,8 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             checkpoint.save_best(model, history)
             fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
             if draws:
-                judged.to_parquet(Path(cfg.out) / f"hold_outs_{stage}.parquet", index=False)
+                with atomic_write(Path(cfg.out) / f"hold_outs_{stage}.parquet") as draft:
+                    judged.to_parquet(draft, index=False)
                 fitted |= decide.fit(Stage.load(checkpoint.path), judged, table)
                 if stage == "stage1":
                     sample = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)

@@ -110,6 +110,8 @@ def test_grad_cam_points_at_what_moves_the_logit():
     (cam,) = explain.grad_cam(stage, crop, "fake")
     assert cam.shape == (64, 64) and cam[:24, :24].min() == 1 and cam[40:, 40:].max() == 0
     assert explain.grad_cam(stage, crop, "real").max() == 0  # nothing speaks for it
+    stage.model.feature_info = [{"module": "late", "num_chs": 7}]  # the only layer, whatever is said of it
+    assert explain.grad_cam(stage, crop, "fake").max() == 1
     with pytest.raises(ValueError, match="ProGAN"):
         explain.grad_cam(stage, crop, "ProGAN")
 

@@ -254,7 +254,7 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
 @pytest.mark.parametrize(
     ("change", "told", "times"),
     [
-        (lambda rows: rows[1:], "1 of 48 images have no source, as ", 2),
+        (lambda rows: rows[1:], "1 of 48 images have no source, such as ", 2),
         (lambda rows: [{**rows[0], "source": ""}, *rows[1:]], "line 2: RealPhotos/0.png has no source. Until then", 1),
         (lambda rows: [*rows, {**rows[0], "source": "x"}], "line 50, gives RealPhotos/0.png more than one source", 1),
         (lambda rows: [{"file": row["file"], "camera": "x"} for row in rows], "the columns file and source", 1),
