@@ -58,7 +58,7 @@ def test_it_answers_and_a_photo_is_not_called_fake(detector):
         verdict = detector(image)
         assert verdict.verdict in ("real", "unsure") and verdict == detector(image), photo.file
         assert abs(sum(verdict.p_source.values()) - 1) < 1e-6 and set(verdict.p_source) == set(detector.stage2.classes)
-        assert -3 < verdict.log10_lr < 0.5
+        assert -0.73 < verdict.log10_lr < 0.5  # 16 sources of fakes carry 3 in 16
     crops = detector.stage1.prepare(image).windows[:2] / 255  # whose tokens are cached: no layer runs for them
     assert explain.grad_cam(detector.stage1, crops, "fake").shape == (2, 128, 128)
     saved = detector(compose(to_tensor(image), parse("jpeg 90").chain)[0])

@@ -52,12 +52,12 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     """Calibrate logits (N,) as likelihood ratios: logistic or isotonic, whichever has the lower Cllr on unseen groups.
 
     `groups`, (N,), are the sources, or what else is independent; `images`, (N,), name the image of each row. The ratio
-    is held within what so many images can carry: with n photos none of which scores as high, at most 3 in n do (95 %).
-    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min, photos, fakes and groups.
+    is held within what so many groups carry: with n of photos none of which scores as high, at most 3 in n do (95 %).
+    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos, fakes, and the groups of either, images.
     """
     photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
-    least = pd.Series(np.asarray(groups)).groupby(is_fake).nunique()
-    folds = int(min(FOLDS, least.min())) if len(least) == 2 else 0
+    limits = [len(np.unique(np.asarray(groups)[among])) for among in (~is_fake, is_fake)]
+    folds = min(FOLDS, *limits)
     splits = sklearn.model_selection.StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
     chosen, best = _logistic, (np.nan, np.nan)
     for kind in (_logistic, isotonic) if folds > 1 else ():
@@ -65,15 +65,15 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
         for learns, tests in splits.split(logits, is_fake, groups):
             if len(set(is_fake[learns])) < 2:
                 continue  # all groups of a class lie in one part: of that nothing is said
-            held[tests] = _limited(kind(logits[learns], is_fake[learns])(logits[tests]), photos, fakes)
+            held[tests] = _limited(kind(logits[learns], is_fake[learns])(logits[tests]), *limits)
         if not best[0] <= (measured := costs(held, is_fake))[0]:
             chosen, best = kind, measured
     corners = np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200)
     x = np.unique(np.concatenate(corners))
-    y = _limited(chosen(logits, is_fake)(x), photos, fakes)
+    y = _limited(chosen(logits, is_fake)(x), *limits)
     return {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
             "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes,
-            "groups": len(np.unique(groups))}  # fmt: skip
+            "groups": limits}  # fmt: skip
 
 
 def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:
@@ -82,7 +82,7 @@ def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:
 
 
 def _limited(lr: np.ndarray, photos: int, fakes: int) -> np.ndarray:
-    high, low = (np.log10(max(count / 3, 1)) for count in (photos, fakes))
+    high, low = (np.log10(max(groups / 3, 1)) for groups in (photos, fakes))
     return np.clip(lr, -low, high)
 
 

@@ -329,4 +329,20 @@ def test_evidence_is_said_with_its_limit(run, image):
     assert detector(image).log10_lr == 1.7
     text = said(detector, image)
     assert "moderate support that it was generated: such a score is about 50 times" in text
-    assert "More than that cannot be said from the 150 photos and 140 fakes" in text
+    assert "More than that cannot be said from the 150 photos and 140 fakes" in text  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([-2.7, 2.7], "no support either way: such a score is as common among fakes as among photos (log10 likelihood"),
+        ([0, 2.7], "+0.00). More than that cannot be said from 9 independent groups of photos and 8 of fakes that"),
+        ([0, 0], "no support either way, for no more can be said from 9 independent groups of photos and 8 of fakes"),
+    ],
+)  # fmt: skip
+def test_the_limit_of_evidence_is_told_in_groups(run, image, ends, words):
+    x = [-1e5, 1e5] if ends[0] else [1e5, 2e5]
+    fitted = {"x": x, "log10_lr": ends, "photos": 150, "fakes": 140, "groups": [9, 8], "kind": "logistic"}
+    update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
+    text = said(Detector.load(run), image)
+    assert words in text and ("More than" in text) == (ends == [0, 2.7])

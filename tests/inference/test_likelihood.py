@@ -11,12 +11,12 @@ from dfd.inference import likelihood
 DISTANCE = 2.0  # between the means of photos' and fakes' scores, whose deviations are 1
 
 
-def synthetic(images, seed, stretch=lambda z: z):
-    """Scores of as many images of 20 sources a class, whether fake, sources, names, and the true log10 ratios."""
+def synthetic(images, seed, stretch=lambda z: z, of=500):
+    """Scores of images of at most `of` sources a class, whether fake, sources, names, and the true log10 ratios."""
     rng = np.random.default_rng(seed)
     is_fake = np.arange(images) % 2 == 1
     z = rng.normal(np.where(is_fake, DISTANCE / 2, -DISTANCE / 2))
-    sources = np.char.add(np.where(is_fake, "f", "p"), (np.arange(images) // 2 % 20).astype(str))
+    sources = np.char.add(np.where(is_fake, "f", "p"), (np.arange(images) // 2 % of).astype(str))
     true = (norm.logpdf(z, DISTANCE / 2) - norm.logpdf(z, -DISTANCE / 2)) / np.log(10)
     return stretch(z), is_fake, sources, np.arange(images), true
 
@@ -48,7 +48,7 @@ def test_ratios_of_unseen_scores_have_the_slope_of_the_true_ones(stretch):
     slope, bias = np.polyfit(true, given, 1)
     assert 0.9 < slope < 1.1 and abs(bias) < 0.1
     assert fitted["cllr"] == pytest.approx(likelihood.costs(true, is_fake)[0], abs=0.03)
-    assert (fitted["photos"], fitted["fakes"], fitted["groups"]) == (2000, 2000, 40)
+    assert (fitted["photos"], fitted["fakes"], fitted["groups"]) == (2000, 2000, [500, 500])
 
 
 def test_the_kind_that_fits_unseen_sources_is_taken():
@@ -58,12 +58,29 @@ def test_the_kind_that_fits_unseen_sources_is_taken():
     assert kinds.count("logistic") >= 4  # few images of a normal kind
 
 
-def test_no_ratio_says_more_than_so_many_images_can():
-    logits, is_fake, sources, images, _ = synthetic(240, 0, lambda z: 10 * z)
+def test_no_ratio_says_more_than_so_many_groups_can():
+    logits, is_fake, sources, images, _ = synthetic(240, 0, lambda z: 10 * z, of=15)
+    sources[is_fake] = np.char.add("f", (images[is_fake] // 2 % 9).astype(str))
     fitted = likelihood.fit(np.where(is_fake, np.abs(logits), -np.abs(logits)), is_fake, sources, images // 4)
-    assert max(fitted["log10_lr"]) == pytest.approx(np.log10(fitted["photos"] / 3), abs=1e-3)
-    assert min(fitted["log10_lr"]) == pytest.approx(-np.log10(fitted["fakes"] / 3), abs=1e-3)
+    assert (fitted["photos"], fitted["fakes"], fitted["groups"]) == (60, 60, [15, 9])
+    assert max(fitted["log10_lr"]) == pytest.approx(np.log10(15 / 3), abs=1e-3)
+    assert min(fitted["log10_lr"]) == pytest.approx(-np.log10(9 / 3), abs=1e-3)
     assert likelihood.log10_lr(1e9, fitted) == max(fitted["log10_lr"])
+
+
+def test_few_groups_of_many_alike_do_not_mislead_on_new_ones():
+    """Scores that scatter between groups more than within: those of new groups are what a ratio is told of."""
+    costs, rng = [], np.random.default_rng(0)
+    for _ in range(40):
+        worlds = []
+        for groups in (4, 200):
+            is_fake, group = np.arange(50 * groups) % 2 == 1, np.arange(50 * groups) // 50
+            shift = rng.normal(size=(2, groups))[is_fake.astype(int), group]
+            z = is_fake - 0.5 + shift + 0.1 * rng.normal(size=len(group))
+            worlds.append((z, is_fake, np.char.add(np.where(is_fake, "f", "p"), group.astype(str)), np.arange(len(z))))
+        lr = likelihood.log10_lr(worlds[1][0], likelihood.fit(*worlds[0]))
+        costs.append(likelihood.costs(lr, worlds[1][1])[0])
+    assert max(costs) < 1.2 and np.mean(costs) < 1
 
 
 def test_a_detector_worse_than_chance_says_nothing():
@@ -72,10 +89,10 @@ def test_a_detector_worse_than_chance_says_nothing():
     assert np.abs(fitted["log10_lr"]).max() < 0.05 and fitted["cllr"] == pytest.approx(1, abs=0.01)
 
 
-def test_few_sources_are_calibrated_without_a_promise():
-    logits, is_fake, _, images, _ = synthetic(60, 0)
-    fitted = likelihood.fit(logits, is_fake, np.where(is_fake, "f", "p"), images)
-    assert np.isnan(fitted["cllr"]) and max(fitted["log10_lr"]) > 0 > min(fitted["log10_lr"])
+@pytest.mark.parametrize("of", [1, 3])
+def test_of_so_few_groups_nothing_is_said(of):
+    fitted = likelihood.fit(*synthetic(60, 0, of=of)[:4])
+    assert set(fitted["log10_lr"]) == {0} and (of == 1) == np.isnan(fitted["cllr"])
 
 
 @pytest.fixture

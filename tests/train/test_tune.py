@@ -99,7 +99,7 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
         paths = [path for path in draw["path"] if path in held.index]
         assert len(paths) == (8 if stage == "stage1" else 6)
         if stage == "stage1":
-            assert opened.likelihood["groups"] == provenance["source"].nunique() and opened.rates
+            assert sum(opened.likelihood["groups"]) == provenance["source"].nunique() and opened.rates
             assert opened.ood_threshold > 0 and len(opened.neighbours) == len(opened.neighbour_names) > 0
             assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, :, 0].mean(-1), atol=1e-5)
 
