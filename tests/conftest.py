@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads only wait for one another
@@ -19,6 +20,12 @@ import matplotlib.pyplot as plt
 
 from dfd.config import CHECKPOINTS
 from dfd.inference.files import save_checkpoint
+
+
+def pytest_collection_finish():
+    """Leave what imports made to no garbage collection: with all of it, one takes half a second, and trainings ask."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -124,27 +124,29 @@ def gap(block: Block, path: Path) -> list[str]:
     return ["\n\n"] if path.suffix == ".py" and re.match(r"(def|class|@)", block.text) else []
 
 
-def follow(page: str, root: Path, check: str = "") -> list[str]:
-    """Do what a page says to a checkout, then run its commands and a check of our own; what they printed."""
-    commands, expected = [], ""
-    for block in of_page(page):
-        if block.action == "run":
-            commands += [shlex.split(line) for line in block.text.splitlines()]
-        elif block.action == "prints":
-            expected = block.text
-        elif block.action != "shown":
-            paste(block, root)
-    assert all(words[0] == "python" for words in commands)
-    answers = run([words[1:] for words in commands] + [["-c", check]], root)
-    for words, (status, printed) in zip([*commands, ["our check"]], answers, strict=True):
-        assert status == 0, f"{shlex.join(words)} ended with {status}:\n{printed}"
-    if expected:
-        assert answers[0][1] == expected
+def follow(checks: dict[str, str], root: Path) -> None:
+    """Do what pages say to a checkout, then run the commands of each, and our check of it, in one process."""
+    commands, expected = [], {}
+    for page, check in checks.items():
+        for block in of_page(page):
+            if block.action == "run":
+                commands += [(page, *shlex.split(line)) for line in block.text.splitlines()]
+            elif block.action == "prints":
+                expected[page] = block.text
+            elif block.action != "shown":
+                paste(block, root)
+        commands.append((page, "python", "-c", check))
+    assert all(words[1] == "python" for words in commands)
+    printed = {page: [] for page in checks}
+    for words, (status, text) in zip(commands, run([words[2:] for words in commands], root), strict=True):
+        assert status == 0, f"{shlex.join(words)} ended with {status}:\n{text}"
+        assert "pytest" not in words or " passed" in text
+        printed[words[0]].append(text)
+    assert {page: printed[page][0] for page in expected} == expected
     changed = [str(path) for path in root.rglob("*.py") if path.stat().st_mtime_ns > started(root)]
     for style in (["check"], ["format", "--check"]):
         ran = subprocess.run([sys.executable, "-m", "ruff", *style, *changed], cwd=root, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
-    return [printed for _, printed in answers]
 
 
 def run(commands: list[list[str]], root: Path) -> list[tuple[int, str]]:
@@ -196,10 +198,8 @@ def test_a_place_that_is_gone_and_a_block_without_one_are_named(tmp_path):
         blocks("page", "In `file.py`, somewhere.\n\nPaste this:\n\n```\nx\n```\n")
 
 
-@pytest.mark.slow
-def test_a_degradation_is_added_as_its_page_says(checkout):
-    """The new operator takes single white pixels off a decoded JPEG, and the grid's grammar knows it."""
-    check = """
+CHECKS = {  # of what each page adds; DATA is a folder of images, SHOWN the block that the page of figures shows
+    "degradation": """  # takes single white pixels off a decoded JPEG, and the grid's grammar knows it
 import io, torch
 from PIL import Image
 from dfd.degrade import DEGRADATIONS, compose, parse, to_tensor
@@ -211,14 +211,8 @@ assert (salted - image).abs().max() > 0.5
 for radius in (1, 2):
     assert (compose(salted, parse(f"median {radius}").chain) - image).abs().max() == 0
 assert list(DEGRADATIONS).index("median") == list(DEGRADATIONS).index("rescale") - 1
-"""
-    assert " passed" in follow("degradation", checkout, check)[1]
-
-
-@pytest.mark.slow
-def test_a_metric_is_added_as_its_page_says(checkout):
-    """The new metric stands in metrics.json for both splits, with its interval, and has its words in the reports."""
-    check = """
+""",
+    "metric": """  # stands in metrics.json for both splits, with its interval, and has its words in the reports
 import sys
 sys.path.insert(0, "tests")
 import numpy as np, pandas as pd
@@ -235,15 +229,8 @@ for split, rows in table.groupby("split"):
     found = written[split]["brier"]
     assert abs(found["value"] - expected) < 1e-9 and found["low"] < expected < found["high"], found
 assert metrics.METRICS["brier"].label == "Brier score" and not metrics.METRICS["brier"].higher_is_better
-"""
-    assert " passed" in follow("metric", checkout, check)[0]
-
-
-@pytest.mark.slow
-def test_a_figure_is_added_as_its_page_says(checkout):
-    """The snippet of the page draws a run's scores, and the report has the figure's text."""
-    (block,) = [block for block in of_page("figure") if block.action == "shown"]
-    check = f"""
+""",
+    "figure": """  # the snippet of the page draws a run's scores, and the report has the figure's text
 import sys
 sys.path.insert(0, "tests")
 import matplotlib
@@ -255,21 +242,14 @@ from dfd import plots
 from dfd.reports import html
 Path("reports/demo").mkdir(parents=True)
 noisy_table().to_parquet("reports/demo/scores_stage1.parquet")
-{block.text}
+SHOWN
 from PIL import Image
 picture = Image.open("logits.png").convert("RGB")
 assert len(set(picture.getdata())) > 10
-cell = nbformat.v4.new_code_cell("plots.plot_logits(table);", metadata={{"section": "Results"}})
+cell = nbformat.v4.new_code_cell("plots.plot_logits(table);", metadata={"section": "Results"})
 assert html.describe(cell, 1).startswith("Results: Histograms of stage 1's logits"), html.describe(cell, 1)
-"""
-    printed = follow("figure", checkout, check)
-    assert " passed" in printed[0] and " passed" in printed[1]
-
-
-@pytest.mark.slow
-def test_a_backbone_is_added_as_its_page_says(checkout, tiny_data):
-    """A training of one epoch leaves a checkpoint that opens, scores and explains."""
-    check = f"""
+""",
+    "backbone": """  # a training of one epoch leaves a checkpoint that opens, scores and explains
 import sys
 sys.path.insert(0, "tests")
 import torch
@@ -280,26 +260,14 @@ from dfd.data import manifest
 from dfd.inference import Stage
 from dfd.inference.stage import extract_features
 from dfd.train import fit
-table = manifest.scan({str(tiny_data)!r}, "out", progress=False)
-fit(table, configured("stage1", "out", {str(tiny_data)!r}, backbone="bayar", num_epochs=1, adversarial=False))
-stage = Stage.load(f"out/{{config.CHECKPOINTS['stage1']}}")
+table = manifest.scan(DATA, "out", progress=False)
+fit(table, configured("stage1", "out", DATA, backbone="bayar", num_epochs=1, adversarial=False))
+stage = Stage.load(f"out/{config.CHECKPOINTS['stage1']}")
 crops = torch.rand(2, 3, 32, 32)
 assert extract_features(stage, crops).shape == (2, 64)
 assert explain.grad_cam(stage, crops, "fake").shape == (2, 32, 32)
-"""
-    assert " passed" in follow("backbone", checkout, check)[0]
-
-
-@pytest.mark.slow
-def test_a_generator_is_added_as_its_page_says(checkout, tiny_data):
-    """Its folder is a class of the manifest; the simulated one trains, is opened again and has the stated size."""
-    for number, path in enumerate(sorted((tiny_data / "RealPhotos").iterdir()), 1):
-        for label, source in (("RealPhotos", path), ("MyGAN", tiny_data / "BigGAN" / path.name)):
-            target = checkout / "data" / "mine" / label / f"{number:04}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, target)
-    shutil.copytree(tiny_data / "RealPhotos", checkout / "photos")
-    check = """
+""",
+    "generator": """  # its folder is a class; the simulated one trains, is opened again and has the stated size
 import torch
 from dfd.data import manifest, sample
 from dfd.models import simulators
@@ -313,6 +281,20 @@ sizes = [sum(weight.numel() for weight in part.parameters()) for part in (model.
 text = " + ".join(f"{size:,}".replace(",", " ") for size in sizes)
 (row,) = [row for row in open("data/simulators/README.md", encoding="utf-8") if "DCGAN.safetensors" in row]
 assert text in row, text
-"""
-    printed = follow("generator", checkout, check)
-    assert "MyGAN" in printed[0] and "DCGAN" in printed[1] and " passed" in printed[2]
+""",
+}
+
+
+@pytest.mark.slow
+def test_all_pages_can_be_followed_and_what_they_add_works(checkout, tiny_data):
+    """All of them in one copy: importing torch takes longer than most of their commands."""
+    for number, path in enumerate(sorted((tiny_data / "RealPhotos").iterdir()), 1):
+        for label, source in (("RealPhotos", path), ("MyGAN", tiny_data / "BigGAN" / path.name)):
+            target = checkout / "data" / "mine" / label / f"{number:04}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    shutil.copytree(tiny_data / "RealPhotos", checkout / "photos")
+    (shown,) = [block.text for block in of_page("figure") if block.action == "shown"]
+    assert set(CHECKS) == {path.stem for path in PAGES.glob("*.md")}
+    follow({page: check.replace("DATA", repr(str(tiny_data))).replace("SHOWN", shown)
+            for page, check in CHECKS.items()}, checkout)  # fmt: skip

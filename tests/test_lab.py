@@ -84,6 +84,14 @@ def served(place, *command):
             server.wait(30)
 
 
+@pytest.fixture(scope="module")
+def lab(place):
+    """The address of a JupyterLab."""
+    options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root", "--LabApp.news_url=None")
+    with served(place, "jupyterlab", *options) as address:
+        yield address
+
+
 @contextmanager
 def browser(width):
     from playwright.sync_api import sync_playwright
@@ -140,10 +148,9 @@ def use(page, place):
     shutil.rmtree(place / "probe")
 
 
-def test_the_probe_in_jupyterlab(place):
-    options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root", "--LabApp.news_url=None")
-    with served(place, "jupyterlab", *options) as address, browser(1280) as page:
-        page.goto(f"{address}/lab/tree/probe.ipynb")
+def test_the_probe_in_jupyterlab(place, lab):
+    with browser(1280) as page:
+        page.goto(f"{lab}/lab/tree/probe.ipynb?reset")  # without the notebook of the test before
         run_all(page, page.locator(".dfd-probe").first)
         use(page, place)
 
@@ -160,7 +167,7 @@ def run_all(page, shown):
             return shown.wait_for(timeout=patience)
 
 
-def test_images_are_chosen_by_keyboard_in_jupyterlab(place):
+def test_images_are_chosen_by_keyboard_in_jupyterlab(place, lab):
     """The browser of notebooks 00 and 04: every control takes the focus and keys, and pictures follow."""
     from playwright.sync_api import expect
 
@@ -177,9 +184,8 @@ rows.attrs["root"] = {str(place)!r}
 probe.browse(rows, ["label"], ["width"], shown=4)"""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), place / "images.ipynb")
-    options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root", "--LabApp.news_url=None")
-    with served(place, "jupyterlab", *options) as address, browser(1280) as page:
-        page.goto(f"{address}/lab/tree/images.ipynb?reset")  # without the notebook of the test before
+    with browser(1280) as page:
+        page.goto(f"{lab}/lab/tree/images.ipynb?reset")
         names = page.locator(".dfd-probe figcaption")
         run_all(page, page.locator(".dfd-probe", has_text="6 files, 1 to 4 are shown"))
         expect(names).to_contain_text(["RealPhotos/0.png", "ProGAN/0.png", "RealPhotos/1.png", "ProGAN/1.png"])

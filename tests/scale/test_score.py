@@ -235,13 +235,15 @@ class Broken:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_a_signal_ends_one_in_one_line(ray_here, score, model, tmp_path):
+def test_a_killed_run_goes_on_a_signal_ends_one_in_one_line_and_ray_is_started_and_quiet(ray_here, model, tmp_path):
     pictures, out = fill(tmp_path / "in", 24, (200, 200)), tmp_path / "out"
     command = [sys.executable, "-m", "dfd", "score", "--model", str(model), "in", "--out", "out", "--workers", "1"]
-    command += [*SLOW, "--address", ray_here]
+    command += SLOW
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
         before = {name: (out / name).stat().st_mtime_ns for name in parts(out)}
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [*command, "--address", ray_here], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        ) as process:
             wait_for(lambda: len(parts(out)) > len(before) or process.poll() is not None)  # noqa: B023
             process.send_signal(number)
             said = process.stderr.read().splitlines()
@@ -249,24 +251,15 @@ def test_a_killed_run_goes_on_and_a_signal_ends_one_in_one_line(ray_here, score,
         assert len(before) < len(parts(out)) < 6, said
         assert all((out / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
     assert said[-1].endswith("interrupted; the parts that are written stay, and the same command goes on")
-    result = score("in", "--out", "out", *SLOW, "--workers", "1")
-    assert result.exit_code == 0 and "24 images in out, " in result.stderr
-    table = rows(out)
-    assert len(table) == 24 and table.error.isna().all()
-    assert_as_predicted(table, model, pictures, "in/", mode="grid")
-
-
-@pytest.mark.slow
-def test_the_command_starts_ray_itself_and_is_quiet(model, tmp_path):
-    fill(tmp_path / "in", 3)
-    command = [sys.executable, "-m", "dfd", "score", "--model", str(model), "--workers", "1", "in", "--out", "out"]
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # so that it starts Ray itself
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=own)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
     first, *of_ray, last = result.stderr.splitlines()
-    assert (first, last) == (f"model: {model}", "3 images in out; 0 were refused")
+    assert first == f"model: {model}" and re.fullmatch(r"24 images in out, \d+ of them before; 0 were refused", last)
     assert len(of_ray) <= 1  # that it logs no more
-    assert len(rows(tmp_path / "out")) == 3
+    table = rows(out)
+    assert len(table) == 24 and table.error.isna().all()
+    assert_as_predicted(table, model, pictures, "in/", mode="grid")
 
 
 # Without
