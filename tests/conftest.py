@@ -7,19 +7,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads only wai
 
 import shutil
 
-import matplotlib
 import numpy as np
 import pytest
-import torch.distributed.tensor  # noqa: F401 - torch.testing would open the lazy timm halfway through it: a circle
-from cases import Case
+import xdist
 from PIL import Image
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-
 from dfd.config import CHECKPOINTS
-from dfd.inference.files import save_checkpoint
+
+
+def pytest_sessionstart(session):
+    """Import what is slow here and in fixtures, not above: the process that hands tests out needs none of it."""
+    if not xdist.is_xdist_controller(session):
+        import matplotlib
+        import torch.distributed.tensor  # noqa: F401 - torch.testing would open the lazy timm halfway: a circle
+
+        matplotlib.use("Agg")
 
 
 def pytest_collection_finish():
@@ -37,6 +39,8 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def closed():
     """Close a test's figures after it."""
+    import matplotlib.pyplot as plt
+
     yield
     plt.close("all")
 
@@ -44,6 +48,8 @@ def closed():
 @pytest.fixture
 def case(tmp_path):
     """A folder for tiny notebooks, see cases.Case."""
+    from cases import Case
+
     for name in ("notebooks", "images"):
         (tmp_path / name).mkdir()
     return Case(tmp_path / "notebooks", tmp_path / "images", tmp_path / "out")
@@ -54,6 +60,8 @@ def run(tmp_path):
     """A run folder with two untrained checkpoints."""
     from networks import content
 
+    from dfd.inference.files import save_checkpoint
+
     for stage, name in CHECKPOINTS.items():
         save_checkpoint(content(stage), tmp_path / name)
     return tmp_path
@@ -63,6 +71,8 @@ def run(tmp_path):
 def model(tmp_path, monkeypatch):
     """Two untrained checkpoints in the folder `run` of the working directory."""
     from networks import content
+
+    from dfd.inference.files import save_checkpoint
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
