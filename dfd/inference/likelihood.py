@@ -72,8 +72,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     x = np.unique(np.concatenate(corners))
     y = _limited(chosen(logits, is_fake)(x), *limits)
     return {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
-            "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes,
-            "groups": limits}  # fmt: skip
+            "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes, "groups": limits}  # fmt: skip
 
 
 def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:

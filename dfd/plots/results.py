@@ -160,14 +160,15 @@ def plot_evidence(scores: pd.DataFrame) -> Figure:
     for name, own, colour in (("photos", lr[~is_fake], PALETTE[0]), ("fakes", lr[is_fake], PALETTE[3])):
         left.step(np.sort(own), 1 - np.arange(len(own)) / len(own), where="pre", color=colour, label=name)
     left.axvline(0, color="0.5", ls=":")
-    left.set(xlabel="log10 likelihood ratio", ylabel="share with a larger one", ylim=(0, 1.02))
+    side = 1.05 * max(0.5, np.abs(lr).max())
+    left.set(xlabel="log10 likelihood ratio", ylabel="share with a larger one", ylim=(0, 1.02), xlim=(-side, side))
     odds, (cost, least) = np.linspace(-3, 3, 121), likelihood.costs(lr, is_fake)
     shown = {"as given": lr, "best calibration": likelihood.isotonic(lr, is_fake)(lr)}
     shown["without evidence"] = np.zeros(len(lr))
     for (name, values), style, colour in zip(shown.items(), ("-", "--", ":"), (*PALETTE[:2], "0.5"), strict=True):
         right.plot(odds, likelihood.cross_entropy(values, is_fake, odds), style, color=colour, label=name)
     right.set(xlabel="log10 prior odds of a fake", ylabel="empirical cross-entropy, bits", ylim=(0, None))
-    right.set_title(f"Cllr {cost:.3f}, of which calibration {cost - least:.3f}", fontsize=10)
+    right.set_title(f"Cllr {cost:.3f}, of which calibration {max(cost - least, 0):.3f}", fontsize=10)
     for ax in (left, right):
         ax.legend(fontsize=9)
     return figure
