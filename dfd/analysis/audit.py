@@ -30,7 +30,6 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
 
     Each image is scored by a random forest that saw none of its group. Bytes per pixel also grow with detail, so that
     generators of other subjects may differ in it honestly. Of sets of 180 like files 1 in 25 was warned of by chance.
-
     Gives auc: value, low and high (95 %, over groups; stage 2: mean of one class against the rest), None with fewer
     than two classes of two groups each; n: images used; features: importances, largest first; warning: text or None.
     """

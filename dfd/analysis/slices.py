@@ -112,7 +112,6 @@ def find(rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int 
     failure. A slice's excess of errors is divided by its deviation over the draws; the p-value is the share of draws
     whose largest such number, over all slices, is as large (max-T, Westfall and Young 1993). So the chance that
     anything is reported where errors have nothing to do with the properties is about alpha, however many were tried.
-
     `within` names the slice above that holds COVERED of its images; attrs: tried (slices), groups. See `by_property`.
     """
     if not 1 / (draws + 1) <= alpha < 1:

@@ -64,15 +64,22 @@ def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], n
         resamples: int = RESAMPLES) -> dict[Any, Interval]:  # fmt: skip
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
 
-    A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups.
+    A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups;
+    another of a class, or of images `among` all, with fewer than FEWEST groups has none.
     """
+    groups = np.asarray(groups)
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
     result = {}
     for (name, f), value, low, high in zip(statistics.items(), *limits, strict=True):
-        right = f.keywords["right"] if isinstance(f, partial) and f.func is share else np.zeros(0)
+        told = f.keywords if isinstance(f, partial) else {}
+        right = told["right"] if told and f.func is share else np.zeros(0)
+        of = [told[name] for name in ("labels", "positive", "is_fake", "among") if told.get(name) is not None]
+        parts = [of[0] == part for part in ([True] if "among" in told else np.unique(of[0]))] if of else []
         if low == high and right.dtype == bool:
-            count = len(np.unique(np.asarray(groups)[f.keywords.get("among", slice(None))]))
+            count = len(np.unique(groups[told.get("among", slice(None))]))
             low, high = stats.binomtest(round(value * count), count).proportion_ci()
+        elif any(len(np.unique(groups[part])) < FEWEST for part in parts):
+            low = high = np.nan
         ends = {"value": value, "low": low, "high": high}
         result[name] = {end: float(x) if np.isfinite(x) else None for end, x in ends.items()}
     return result

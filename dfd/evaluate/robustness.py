@@ -36,9 +36,8 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     """Score a manifest's rows under each condition; stage 1 all of them, stage 2 the fakes.
 
     Each image is degraded once per condition, as a whole, before crops are cut. A finished cell, one condition of one
-    stage, stays in `cells` of the run folder; a stopped sweep goes on from there. A cell is used again only for the
-    same version of dfd, weights, images, crops, condition and, of noise, seed. Gives each stage's score table, a row
-    per image and condition; a chain is in `degradation`, its last step's level in `level`, see `registry.name`.
+    stage, stays in `cells` of the run folder, and serves for the same version of dfd, weights, images, crops, condition
+    and, of noise, seed. Gives each stage's score table, a row per image and condition; see `registry.name`.
     """
     (folder := Path(out) / CELLS).mkdir(parents=True, exist_ok=True)
     rows = {name: table if name == "stage1" else table[table["is_fake"]] for name in stages}

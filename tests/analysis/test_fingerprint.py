@@ -309,7 +309,8 @@ TRANSFERRED = pd.DataFrame(
 
 def test_transfer_metrics_by_hand():
     assert fingerprint.summary(TRANSFERRED)["carried"]["low"] is None  # six groups are too few
-    metrics = fingerprint.summary(pd.concat([TRANSFERRED, TRANSFERRED.assign(group=list("abcdef"))], ignore_index=True))
+    more = [TRANSFERRED.assign(group=TRANSFERRED["group"] + str(number)) for number in range(5)]
+    metrics = fingerprint.summary(pd.concat(more, ignore_index=True))
     values = {name: one["value"] for name, one in metrics.items()}
     by_hand = {"carried": (3 / 4 + 1 / 2) / 2, "carrier_alone": (1 / 4 + 1 / 2) / 2, "carried_anew": (2 / 3 + 0) / 2}
     assert values == pytest.approx(by_hand | {"psnr": 34.0, "ssim": 0.8})

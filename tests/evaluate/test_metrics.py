@@ -220,6 +220,18 @@ def test_interval_widens_when_images_share_groups():
     assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
 
 
+@pytest.mark.parametrize(("photos", "fakes"), [(7, 40), (40, 7), (8, 8)])
+def test_a_class_of_few_groups_has_no_interval(photos, fakes):
+    rng, labels = np.random.default_rng(0), np.repeat(["RealPhotos", "ProGAN"], [5 * photos, 5 * fakes])
+    logits = rng.normal(np.where(labels == "RealPhotos", -1, 1), 1.5)
+    rows = stage1_table(logits, labels, np.arange(len(labels)) // 5, log10_lr=logits / 3)
+    bare = {name for name, numbers in metrics.evaluate(rows, 1.0).items() if numbers["low"] is None}
+    of_one = {"real_accuracy": photos, "fake_accuracy": fakes}
+    of_both = {"auc", "ap", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "cllr"}
+    few = {name for name, groups in of_one.items() if groups < 8}
+    assert bare == few | (of_both if few else set())
+
+
 def test_few_groups_have_no_interval():
     assert interval(["one"] * 4, [True, False, True, True]) == {"value": 0.75, "low": None, "high": None}
     right = np.arange(24) % 4 > 0
