@@ -73,7 +73,8 @@ def run(table: pd.DataFrame, cfg: Training) -> pd.DataFrame:
         fit(table, variant)
         if is_main_process():
             trained = Stage.load(Path(variant.out) / CHECKPOINTS[stage])
-            scores.calibrate(trained, scores.score(trained, val), variant.out)
+            sets = [getattr(cfg, name, 0.9) for name in ("coverage", "accept")]  # stage 1 has neither
+            scores.calibrate(trained, scores.score(trained, val), variant.out, *sets)
             for condition in CONDITIONS:
                 part = scores.score(trained, test, condition.degradation, condition.level)
                 values = metrics.evaluate(part, 1.0, cfg.seed, only)

@@ -31,7 +31,7 @@ def by_draw(judged: pd.DataFrame) -> pd.DataFrame:
     groups: Any = judged.groupby(["draw", "degradation", "level"], sort=False)
     for (draw, degradation, level), part in groups:
         sources = part.groupby("label")["source"].unique().map(", ".join).to_dict()
-        row = {"draw": draw, "condition": registry.name(degradation, level), **sources}
+        row = {**sources, "draw": draw, "condition": registry.name(degradation, level)}
         if stage_of(part) == "stage1":
             weights = 1 / part.groupby(["label", "source"])["path"].transform("size").to_numpy(float)
             is_fake = part["label"].ne(REAL).to_numpy()

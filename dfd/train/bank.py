@@ -1,7 +1,6 @@
 """The feature bank: what a frozen backbone says of several views of each image, computed once for every head.
 
-Views are the conditions under which numbers are stated, each at a random window and phase of the codec's grid, and
-random ones as in training. None depends on the image's size but through the window that fits.
+Views are the conditions that numbers are of, at a random window and phase of the codec's grid, and random ones.
 """
 
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfd import __version__, config
-from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, write_json
+from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, sha256_of, write_json
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
 from dfd.degrade.operators import as_float, to_bytes
@@ -57,7 +56,8 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     """
     path = Path(cfg.out) / FILE
     shape = (len(table), len(CONDITIONS) + cfg.random_views, backbone.head.in_features)
-    made_from = (cfg.backbone, cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape)
+    made_from = (cfg.backbone, cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape,
+                 cfg.backbone == config.CLIPS[1] and sha256_of(config.ADAPTER))  # fmt: skip
     names = [condition.name for condition in CONDITIONS]
     key = digest(__version__, WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
     state = read_json(path.with_suffix(".json"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from dfd import __version__, config
-from dfd.core.io import damaged, digest
+from dfd.core.io import damaged, digest, sha256_of
 from dfd.data import manifest, provenance
 from dfd.inference.files import read_content, save_checkpoint, update_checkpoint
 
@@ -34,7 +34,8 @@ class Checkpoint:
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
         self.crops = {"crop_size": cfg.crop_size, "equalise_quality": cfg.equalise_quality if cfg.equalise else None}
         made_from = cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY), provenance.of(table).fillna("").tolist()
-        self.key = digest(__version__, stage, self.manifest_hash, *made_from)
+        adapter = self.settings.get("backbone") == config.CLIPS[1] and sha256_of(config.ADAPTER)
+        self.key = digest(__version__, stage, self.manifest_hash, *made_from, adapter)
         self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
 
     def finished_history(self) -> list[dict[str, float]]:
@@ -44,7 +45,9 @@ class Checkpoint:
         if best.get("key") != self.key or not best["finished"] or not is_whole:
             return []
         print(f"{self.stage}: {self.path.name} is already trained on this data with these parameters.")
-        update_checkpoint(self.path, crops=self.cfg.crops, crop_mode=self.cfg.crop_mode)
+        asked = {"crops": self.cfg.crops, "crop_mode": self.cfg.crop_mode}
+        is_measured = best.get("is_held_out") or asked.items() <= best.items()  # else not by as many crops
+        update_checkpoint(self.path, **asked, **{} if is_measured else {"operating_points": {}, "coverage": None})
         self.state_path.unlink(missing_ok=True)  # left by a kill between the mark and its removal
         return best["history"]
 

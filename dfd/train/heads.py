@@ -26,6 +26,7 @@ from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
 
+TWINS = ["label", "group"]  # near-duplicates; of two sources, a head that one was left out of knows them by the other
 UNKNOWN_DRAWS = 5  # for each generator that is left out
 SAMPLE = 2000  # images that means and deviations of the features are taken from
 
@@ -132,8 +133,9 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             backbone = (model if stage == "stage1" else model.classifier).backbone
             features = build(table, cfg, backbone)[table.index.get_indexer(images.index)]
             known = sources_of(images)
-            draws = list(joint_hold_outs(images["label"].to_numpy(), known, cfg.hold_outs, cfg.seed))
             images = images.assign(source=known, draw=0)
+            alone = images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
+            draws = list(joint_hold_outs(images["label"].to_numpy()[alone], known[alone], cfg.hold_outs, cfg.seed))
             learns = images["split"].isin(["train", "val"] if draws else ["train"]).to_numpy()
             numbers = pd.Categorical(truth, categories=classes).codes
             heads = Discriminants(features[learns], numbers[learns], known[learns], cfg.shrinkage)
@@ -156,7 +158,8 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             if draws:
                 with atomic_write(Path(cfg.out) / f"hold_outs_{stage}.parquet") as draft:
                     judged.to_parquet(draft, index=False)
-                fitted |= decide.fit(Stage.load(checkpoint.path), judged, table)
+                sets = [getattr(cfg, name, 0.9) for name in ("coverage", "accept")]  # stage 1 has neither
+                fitted |= decide.fit(Stage.load(checkpoint.path), judged, table, *sets)
                 if stage == "stage1":
                     sample = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)
                     sample = sample.groupby(["label", "source"]).head(PER_SOURCE)
@@ -173,9 +176,9 @@ def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str],
 
     The columns are those of a score table, with source and draw; the group is the source.
     """
-    tables = []
+    tables, alone = [], images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
     for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
-        held = images["source"].isin(draw.values()).to_numpy()
+        held = images["source"].isin(draw.values()).to_numpy() & alone
         head = heads.fit(set(draw.values()))
         tables.append(judgements(heads.features[held], images[held].assign(draw=number), *head, classes))
     return pd.concat(tables, ignore_index=True)

@@ -22,6 +22,7 @@ from dfd.evaluate import holdouts, scores
 from dfd.inference import Detector, Stage
 from dfd.models import clip
 from dfd.train import bank, fit, heads
+from dfd.train.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -159,6 +160,27 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     assert holdouts.load(out, stage).equals(judged)
 
 
+def test_what_has_a_twin_in_another_source_is_not_judged():
+    """Features are noise, which only a head that knows an image's copy can name."""
+    rng, rows = np.random.default_rng(0), []
+    for label in ("RealPhotos", "ProGAN"):
+        for source in ("a", "b", "c"):
+            groups = [f"{label} {'c' if source == 'c' else 'twins'} {number}" for number in range(40)]
+            rows += [{"label": label, "source": f"{label} {source}", "group": group, "path": f"{source} {group}"}
+                     for group in groups]  # fmt: skip
+            rows[-1]["group"] += source  # one of each source is alone
+    images = pd.DataFrame(rows)
+    of_group = {group: rng.normal(size=64) for group in images["group"].unique()}
+    features = np.repeat(np.stack([of_group[group] for group in images["group"]])[:, None], 4, axis=1)
+    is_fake, sources = (images["label"] == "ProGAN").to_numpy(), images["source"].to_numpy()
+    table = heads.Discriminants(features, is_fake.astype(int), sources, 0.1)
+    draws = list(heads.joint_hold_outs(images["label"].to_numpy(), sources, 9, 0))
+    judged = heads.judge_unseen(table, images.assign(draw=0), ["real", "fake"], draws)
+    counts = judged.groupby("source")["path"].nunique()
+    assert {name: count for name, count in counts.items() if name.endswith("c")} == {"ProGAN c": 40, "RealPhotos c": 40}
+    assert set(counts[~counts.index.str.endswith("c")]) == {1}
+
+
 def test_the_score_of_a_generator_that_is_called_real_is_its_own():
     features = np.random.default_rng(0).normal(size=(6, 4, 3))
     images = pd.DataFrame({"path": "x", "label": "real", "source": "s", "draw": 0}, index=range(6))
@@ -196,6 +218,20 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
         bank.build(table, cfgs["stage1"], backbone)
     bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
     assert sum(seen) == (24 + 48 + 48 + 48) * whole.shape[1]
+
+
+def test_another_adapter_makes_banks_and_heads_stale(trained, tmp_path, monkeypatch):
+    table, cfgs, out = trained
+    tuned, keys = cfgs["stage1"].model_copy(update={"backbone": "clip-tuned", "out": str(tmp_path)}), set()
+    monkeypatch.setattr(bank.config, "ADAPTER", tmp_path / "adapter")
+    monkeypatch.setattr(bank, "build_loader", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for content in (b"one", b"other"):
+        (tmp_path / "adapter").write_bytes(content)
+        keys.add(Checkpoint("stage1", table, tuned, ["real", "fake"]).key)
+        with pytest.raises(KeyboardInterrupt):
+            bank.build(table, tuned, clip.ClipBackbone(1, pretrained=False))
+        keys.add(json.loads((tmp_path / "features.json").read_text())["key"])
+    assert len(keys) == 4
 
 
 def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
@@ -275,6 +311,9 @@ def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, cap
     before = heads.sources_of(table)
     path.write_text(path.read_text().replace("RealPhotos/1.png", "realphotos/1.PNG"))
     assert heads.sources_of(table).tolist() == before.tolist() != table["label"].tolist()
+    path.write_text(path.read_text().replace("RealPhotos/2.png", "RealPhotos/2.png,RealPhotos 0\nrealphotos/2.png"))
+    assert heads.sources_of(table)[table["path"].tolist().index("RealPhotos/2.png")] == "RealPhotos 0"  # as it stands
+    path.write_text(path.read_text().replace("RealPhotos/2.png,RealPhotos 0\nrealphotos/2.png", "RealPhotos/2.png"))
     path.write_text(path.read_text().replace("RealPhotos 1", "RealPhotos 2"))
     fit(table, cfgs["stage1"])  # corrected: judged anew
     assert "already trained" not in capsys.readouterr().out

@@ -16,7 +16,7 @@ from dfd.analysis import fingerprint
 from dfd.data import crops, manifest
 from dfd.degrade.operators import as_float
 from dfd.evaluate import scores as scores_module
-from dfd.inference import decide
+from dfd.inference import decide, update_checkpoint
 from dfd.inference.stage import Stage
 from dfd.train import fit, fit_stage1, fit_stage2, loop, stage2
 
@@ -51,10 +51,14 @@ def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny
     cfg, shown = configured("stage1", tmp_path, tiny_data, num_epochs=2), []
     first = fit(table, cfg, lambda history: shown.append(len(history)))
     assert shown == [1, 2]
+    path = tmp_path / config.CHECKPOINTS["stage1"]
+    update_checkpoint(path, operating_points={"balanced": 0.4})
+    fit(table, cfg)
+    assert Stage.load(path).operating_points == {"balanced": 0.4}
     again = fit(table, cfg.model_copy(update={"crops": 3}), lambda history: shown.append(len(history)))
     pd.testing.assert_frame_equal(first, again)
     assert shown == [1, 2, 2] and "already trained" in capsys.readouterr().out
-    assert torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)["crops"] == 3
+    assert Stage.load(path).crops == 3 and not Stage.load(path).operating_points  # which were of another number
     fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
     assert "already trained" not in capsys.readouterr().out
 
