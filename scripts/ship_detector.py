@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from tune_clip import SAME
 
 from dfd import config
 from dfd.analysis import fingerprint
@@ -150,7 +151,7 @@ def ship(run: Path, folder: Path) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     images = manifest.load(folder)
-    images = images.assign(source=sources_of(images))
+    images = images.assign(source=pd.Series(sources_of(images), images.index).replace(SAME))
     weights = load_file(folder / "tuned.safetensors")
     adapter = {name.removeprefix("vit."): values for name, values in weights.items() if name.startswith("vit.")}
     with atomic_write(config.ADAPTER) as draft:

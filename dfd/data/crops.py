@@ -186,8 +186,7 @@ def plan(height: int, width: int, size: int, crops: int, mode: str = "five", str
     """Choose at most `crops` square windows of an image, pixels; a side below size is padded when they are cut.
 
     Five is the centre, the corners, then ever finer grids; grid has one each `stride` pixels, or its size, or is spread
-    evenly when it may not; random hangs on the size alone. Without a stride MAX_CROPS is the limit, too. A ValueError
-    where there are no pixels, crops or such mode.
+    evenly when it may not; random hangs on the size alone. MAX_CROPS limits all without a stride. Else a ValueError.
     """
     if min(height, width, crops) < 1 or mode not in CROP_MODES:
         got = f"{crops} crops, mode {mode!r}, of {width} x {height} pixels"

@@ -120,9 +120,8 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
     """Fit what a stage decides by on validation rows of its score table: attributes and entries of checkpoints.
 
     temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure,
-    validation, the p_fake of these photos and fakes, for thresholds at other rates, likelihood, and where the manifest
-    `files` is given rates (`dfd.inference.likelihood`); of stage 2 coverage, the promise of its conformal sets, their
-    conformal_quantile, and ood_threshold: the share `accept` is not called unknown. Sources of rows weigh the same.
+    validation, the p_fake of these photos and fakes, likelihood and, with the manifest `files`, rates; of stage 2
+    coverage, conformal_quantile, and ood_threshold: the share `accept` is not called unknown. Sources are alike.
     """
     every = rows
     if "source" in rows:
@@ -138,7 +137,9 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
         band = [min(low, threshold), max(points["fpr_5"], threshold)]
         fitted = {"threshold": threshold, "operating_points": points, "band": band, "validation": validation}
         logits = rows["logit_fake"].to_numpy(float) - rows["logit_real"].to_numpy(float)
-        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, rows["group"].to_numpy(), rows["path"].to_numpy())
+        known = files if files is not None and "source" in files and "source" not in rows else None
+        units = rows["group"] if known is None else rows["path"].map(known.set_index("path")["source"])
+        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, units.to_numpy(), rows["path"].to_numpy())
         if files is not None:
             rule = SimpleNamespace(**fitted)
             answers = [answer(p_fake, rule) for p_fake in probabilities(every, temperature)[:, 1]]
@@ -185,7 +186,7 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
     spared = photos[int(fpr * len(photos) + 1e-9)]  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less
-    return float((spared + min(p[p > spared], default=1 + 1e-6)) / 2)
+    return float(max((spared + min(p[p > spared], default=1 + 1e-6)) / 2, np.nextafter(spared, 2)))
 
 
 def fit_ood_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
@@ -200,10 +201,9 @@ def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float =
     Split conformal prediction (Vovk et al. 2005) with 1 - p(true class) as its score (Sadinle, Lei and Wasserman 2019,
     arXiv:1609.00451). The promise is on average over images like these, and says nothing about one class, a degradation
     or an unknown generator. It is 1, and sets hold every class, where images or groups are too few: 0.9 needs nine.
-
-    `probabilities`, (N, K), are of validation images that neither weights nor temperature were chosen on, strictly;
-    `true`, (N,), are class numbers. Each of the `groups`, (N,), weighs the same and the promise is for an image of a
-    new group (Lee, Barber and Willett 2023, arXiv:2306.06342); none: every image is its own.
+    `probabilities` (N, K) are of images that neither weights nor temperature were chosen on; `true` (N,) numbers
+    classes. Each of the `groups` (N,) weighs the same, and the promise is for an image of a new one (Lee, Barber and
+    Willett 2023, arXiv:2306.06342); none: every image is its own.
     """
     groups = np.arange(len(true)) if groups is None else groups
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)

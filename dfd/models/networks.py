@@ -21,8 +21,7 @@ torchvision: Any = lazy.load("torchvision")
 class RealFakeClassifier(nn.Module):
     """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
-    The backbone is any of timm's, ResNet50 as in Wang et al. 2020, arXiv:1912.11035; it sees the normalised image (rgb)
-    or eight times its high-pass residual (highpass).
+    Any of timm's backbones, ResNet50 as in Wang et al. 2020, arXiv:1912.11035, on rgb or highpass, 8 times that part.
     """
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
@@ -75,10 +74,9 @@ def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
 class UNetRes(nn.Module):
     """UNet that gives the residual r = G(x) of an image: its fingerprint, bounded in amplitude.
 
-    After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597.
-    Any H and W from 8 up: the image is reflect-padded to a multiple of 8 and the residual cut back.
-    It looks at the image's high-pass part beside the image, and as an extractor starts from that part (from_high_pass),
-    where fingerprints live. Levels double the channels, from `width` on; `bound` is in units of [0, 1].
+    After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597. Any H
+    and W from 8 up, padded by reflection to a multiple of 8. It looks at the image's high-pass part too, and as an
+    extractor starts from it (from_high_pass). Levels double the channels, from `width` on; `bound` is in [0, 1].
     """
 
     def __init__(self, width: int = 16, bound: float = 0.1, from_high_pass: bool = True):
@@ -149,8 +147,7 @@ class PatchDiscriminator(nn.Module):
     """PatchGAN on frozen features: a logit for each patch from each of three blocks of EfficientNet-Lite0.
 
     Isola et al. 2017, arXiv:1611.07004; projected as by Sauer et al. 2021, arXiv:2111.01007; the heads have spectral
-    normalisation, Miyato et al. 2018, arXiv:1802.05957. It sees eight times the high-pass part of an image: from
-    the image itself, whose brightness and content are larger than any residual, it learns later (docs/method.md).
+    normalisation, Miyato et al. 2018, arXiv:1802.05957. It sees eight times an image's high-pass part (docs/method.md).
     """
 
     BLOCKS = 2, 3, 4  # with strides of 8, 16 and 16 pixels
@@ -190,8 +187,7 @@ class VGGPerceptual(nn.Module):
 
     A layer's mean squared difference is divided by the mean square of the reference's features over the batch. ImageNet
     weights come from torch's hub cache (528 MB; an unreadable file is a ValueError), else from the network where it
-    answers quickly. Without them it is the first blocks of EfficientNet-Lite0, whose ImageNet weights are installed. It
-    never learns, and works in float32 under autocast too: bfloat16 rounds by as much as a change of 1/1000 gives.
+    answers quickly. Without them it is the first blocks of EfficientNet-Lite0, which is installed. It works in float32.
     """
 
     def __init__(self, pretrained: bool = True):

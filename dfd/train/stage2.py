@@ -1,8 +1,7 @@
 """Stage 2, which generator: an extractor G whose residual is a fingerprint, and a classifier C that names its source.
 
-x is a fake, r = G(x) its residual, c a real photo, the carrier, and c + r the fingerprinted carrier. C must name x's
-generator from c + r too; D, a PatchGAN, must take it for a photo; V, VGG16, must find c in it. After GFD-Net,
-arXiv:2106.08749.
+x is a fake, r = G(x) its residual, c a real photo, the carrier. C must name x's generator from c + r too; D, a
+PatchGAN, must take that for a photo; V, VGG16, must find c in it. After GFD-Net, arXiv:2106.08749.
 """
 
 from functools import partial

@@ -122,3 +122,19 @@ def test_points_on_fakes_alone_or_one_group_leave_gaps(noisy):
     alone = scores.at_operating_points(noisy.assign(group="one"), {"cut": 0.5}, 1.0)
     assert alone[["fpr_low", "tpr_high"]].isna().all(axis=None)
     assert scores.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"
+
+
+def test_evidence_counts_sources_where_the_manifest_has_them(noisy):
+    stage = SimpleNamespace(stage="stage1", classes=["real", "fake"])
+    files = pd.DataFrame(
+        {"path": noisy["path"], "source": noisy["label"] + noisy.index.map(lambda i: str(i % 12 // 3))}
+    )
+    files = files.assign(width=128, height=128, jpeg_quality=90)
+    for given, groups in ((None, [60, 60]), (files.drop(columns="source"), [60, 60]), (files, [4, 8])):
+        fitted = decide.fit(stage, noisy.assign(level=0.0), given)["likelihood"]
+        assert fitted["groups"] == groups and max(fitted["log10_lr"]) <= np.log10(groups[0] / 3) + 1e-4
+
+
+def test_no_photo_is_called_fake_where_the_cut_would_round_onto_it():
+    photos = [0.2, 0.3, np.nextafter(0.9, 0)]
+    assert decide.fit_threshold(photos, [0.9, 0.95], 0) > photos[-1]
