@@ -173,9 +173,9 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         measured = read_json(out / name / "metrics.json") if entry["status"] == "finished" else {}
         numbers = {stage: measured[stage] for stage in STAGE_METRICS if stage in measured}
         rows.append({"run": name, "status": entry["status"], "seconds": entry.get("seconds")} | settings | numbers)
-    parts = [row[stage] for row in rows for stage in STAGE_METRICS if stage in row]
-    for part in parts if all("hold_outs" in part for part in parts) else ():
-        part["val"] = part["hold_outs"]["as it is"]  # the val split is one that such a head learnt from
+    for parts in ([row[stage] for row in rows if stage in row] for stage in STAGE_METRICS):
+        for part in parts if all("hold_outs" in part for part in parts) else ():
+            part["val"] = part["hold_outs"]["as it is"]  # the val split is one that such a head learnt from
     table = pd.json_normalize(rows, sep="_").rename(columns=lambda name: name.removesuffix("_value"))
     names = list(dict.fromkeys(name for settings in differing for name in settings))
     metrics = {metric: title for metric, title in METRICS.items() if metric in table}

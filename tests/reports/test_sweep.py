@@ -178,6 +178,11 @@ def test_where_sources_were_left_out_they_choose_and_not_what_was_learnt_from(ca
     assert frame["stage1_val_auc"].to_dict() == {16: 0.84, 24: 0.76, 8: 0.92} and frame.index[0] == 8
     assert "0.920Stage 1: AUC, best on validation mean of 40 hold-outs, worst 0.250" in text
     assert "judgements of sources left out: with" in text
+    own = '{"val": {"accuracy": value}, "test": {"accuracy": value}}'  # without draws: each generator has one source
+    second = f'"stage1": numbers, "stage2": {own}'
+    case.script.write_text(ACTS.replace('"stage1": numbers', second).replace('(out / "metrics.json")', held))
+    assert "Only some" not in case.run().read_text()
+    assert pd.read_csv(case.out / "sweep.csv")["stage1_val_auc"].tolist() == [0.92, 0.84, 0.76]
     some = held.replace("numbers[", "if given['batch_size'] != '24': numbers[")
     case.script.write_text(ACTS.replace('(out / "metrics.json")', some))
     text = case.run().read_text()
