@@ -57,7 +57,7 @@ def test_run_passes_everything_on(call, monkeypatch, tmp_path):
     words = "run --data d --out r --profile quick -p epochs 3 -p 02.name x --fresh 01 2".split()
     result = call(*words)
     assert given == [("d", "r", "quick", {"epochs": "3", "02.name": "x"}, ("01", "2"), True)]
-    assert result.output.startswith("Open r/index.html\nNext: judge a picture with `python -m dfd predict --model r ")
+    assert result.output.startswith("Open r/index.html\nNext: train with `python -m dfd run --out r`, with the same -p")
 
 
 def test_run_ends_with_what_was_found(call, monkeypatch, tmp_path):

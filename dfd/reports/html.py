@@ -28,7 +28,8 @@ NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 def fill(template: str, **values: Any) -> str:
     """Fill in one of the templates; in HTML the values are escaped. What is missing in a record is undefined."""
     pages = core.template("page.html.j2").environment.overlay(undefined=jinja2.ChainableUndefined)
-    pages.filters |= {"elapsed": elapsed, "metric": metric_name, "printable": printable}
+    pages.filters |= {"elapsed": elapsed, "printable": printable, "metric": lambda name: (
+        text := METRICS[name].label if name in METRICS else name.replace("_", " "))[0].upper() + text[1:]}  # fmt: skip
     pages.filters["decimal"] = lambda value: "–" if pd.isna(value) else f"{value:.3f}"
     pages.globals |= {"STAGES": STAGES, "fewest": FEWEST}
     return pages.get_template(template).render(**values)
@@ -44,12 +45,6 @@ def style() -> str:
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "zenburn"))
     own = (TEMPLATES / "style.css").read_text("utf-8")
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
-
-
-def metric_name(name: str) -> str:
-    """A metric in words."""
-    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
-    return label[0].upper() + label[1:]
 
 
 def export(notebook: Path, error: dict | None = None) -> Path:

@@ -89,10 +89,8 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
 
     What is finished, unchanged and there is kept, unless `fresh`. `notebooks` chooses by number, stem or path. In
     `parameters`, what differs from the profile, text is parsed to the field's type, and a name goes to every notebook
-    that has it, `{"02.backbone": ...}` only to that one.
-
-    Raises ConfigError; FileNotFoundError without the data folder; InUse where another run works in `out`; RunError
-    where a notebook failed or the run was interrupted: what was done is kept.
+    that has it, `{"02.backbone": ...}` only to that one. ConfigError; FileNotFoundError without the data folder; InUse
+    where another run works in `out`; RunError where a notebook failed or was interrupted: what was done is kept.
     """
     every, chosen = choose(folder), choose(folder, notebooks)
     given = plan([path.stem for path in every], configs, {"data": data, "out": out}, profile, parameters or {})
@@ -127,6 +125,9 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     write_json(target / "metrics.json", rest)
                     print(f"{path.stem}  left out: {reason}")
                 elif path in chosen:
+                    before = entry.get("parameters", {})
+                    if was := [f"{name} was {old}" for name, old in before.items() if old != inputs.get(name)]:
+                        print(f"{path.stem}  made anew, for parameters are others than before: {', '.join(was)}")
                     entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}
                     write_json(target / "config.json", record)
                     execute(path, target, given[path.stem], entry, stop)

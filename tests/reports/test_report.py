@@ -59,7 +59,7 @@ def test_runs_in_order_by_this_interpreter_and_goes_on_where_it_stopped(case, ca
     assert (case.out / "log.txt").read_text() == f"3 {sys.executable}\n" * 4
 
 
-def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monkeypatch):
+def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(runner, "execute", lambda path, out, *rest: ran.append(path.stem) or _pretend(out, path, *rest))
     case.write("00_first")
@@ -67,8 +67,10 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     case.run()
     case.run()
     assert ran == ["00_first", "01_second"]
+    assert "made anew" not in capsys.readouterr().out
     case.run(parameters={"01_second.epochs": 2})
     assert ran[2:] == ["01_second"]
+    assert "01_second  made anew, for parameters are others than before: epochs was 1\n" in capsys.readouterr().out
     case.write("00_first", new_code_cell("1"))
     case.run(notebooks=["00_first"])
     assert ran[3:] == ["00_first"]
