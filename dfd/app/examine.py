@@ -24,8 +24,7 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
         mode: str | None = None) -> Examination:  # fmt: skip
     """Judge one image, and say what the answer rests on; `name` is its path's last part unless given.
 
-    The source, and its errors, are as in `as_rgb`: a path, bytes, a PIL image, an array or a tensor; crops and mode as
-    in `Stage.stream`.
+    The source, and its errors, are as in `as_rgb`; crops and mode are as in `Stage.stream`.
     """
     image, metadata = as_rgb(source), read_metadata(source)
     path = str(source) if isinstance(source, str | Path) else None

@@ -17,7 +17,7 @@ const show = () => {
   let count = 0;
   for (const row of rows) {
     const fits = row.textContent.toLowerCase().includes(wanted) && (!only || row.dataset.kind === only);
-    row.hidden = !fits || (row.classList.contains("folded") && !by("unfold").checked && !wanted);
+    row.hidden = !fits || (row.classList.contains("folded") && !by("unfold").checked && !wanted && !only);
     count += !row.hidden;
   }
   by("count").textContent = count === rows.length ? `${count} images` : `${count} of ${rows.length} images`;

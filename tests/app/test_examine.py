@@ -307,6 +307,22 @@ def test_a_quality_below_all_that_was_measured_is_unsure(run, image):
     assert Detector.load(run)(encoded(image, "JPEG", quality=30)).outside is None
 
 
+def test_a_threshold_that_was_asked_for_takes_no_credit_for_the_detectors_own_limits(run, image):
+    p = Detector.load(run)(image).p_fake
+    told = {"photos": 60, "fakes": 70, "sources": 5, "false_alarms": 0.02, "misses": 0.1, "unsure": 0.3}
+    bins = [{"side": (0, 100_000), "quality": (0, 102), "worst_photos": None, "worst_fakes": None} | told]
+    scores = {"photos": [0.0] * 19 + [p + 0.02], "fakes": [p + 0.04]}
+    stage1 = run / CHECKPOINTS["stage1"]
+    update_checkpoint(stage1, rates=bins, threshold=p, band=[p - 0.02, p + 0.01], validation=scores)
+    own, asked = said(Detector.load(run), image), said(Detector.load(run).at_fpr(0.01), image)
+    assert f"from {p + 0.01:.3f} on generated; in between either answer would be wrong for more than" in own
+    assert f"from {p + 0.03:.3f} on generated; in between it gives no answer, by that threshold." in asked
+    assert "At the detector's own limits" not in own and "At the detector's own limits, not at the thr" in asked
+    for text in (own, asked):  # unsure: no name, and nothing that crops could agree with
+        assert "By themselves its 5 crops score from 0." in text and "agree" not in text
+        assert "Were it generated," in text and "looks most like" not in text
+
+
 @pytest.mark.parametrize(
     ("lr", "words"),
     [
@@ -322,11 +338,11 @@ def test_evidence_in_words(lr, words):
 
 
 def test_evidence_is_said_with_its_limit(run, image):
-    x, y = [-100.0, 100.0], [1.7, 1.7]
+    x, y = [-100.0, 100.0], [1.699, 1.699]
     fitted = {"x": x, "log10_lr": y, "photos": 150, "fakes": 140, "kind": "logistic", "cllr": 0.5, "cllr_min": 0.4}
     update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
     detector = Detector.load(run)
-    assert detector(image).log10_lr == 1.7
+    assert detector(image).log10_lr == 1.699
     text = said(detector, image)
     assert "moderate support that it was generated: such a score is about 50 times" in text
     assert "More than that cannot be said from the 150 photos and 140 fakes" in text  # of an earlier version
@@ -336,13 +352,15 @@ def test_evidence_is_said_with_its_limit(run, image):
     ("ends", "words"),
     [
         ([-2.7, 2.7], "no support either way: such a score is as common among fakes as among photos (log10 likelihood"),
-        ([0, 2.7], "+0.00). More than that cannot be said from 9 independent groups of photos and 8 of fakes that"),
-        ([0, 0], "no support either way, for no more can be said from 9 independent groups of photos and 8 of fakes"),
+        ([0.477, 2.7], "+0.48). More than that cannot be said from 9 independent groups of photos and 8 of fakes that"),
+        ([-0.426, 2.7], "−0.43). More than that cannot be said from 9 independent groups of photos and 8 of fakes"),
+        ([0.4, 2.7], "about 2.5 times more common among fakes than among photos (log10 likelihood ratio +0.40). "),
+        ([0, 0], "for no score could be shown to say more by 9 independent groups of photos and 8 of fakes that it"),
     ],
 )  # fmt: skip
 def test_the_limit_of_evidence_is_told_in_groups(run, image, ends, words):
-    x = [-1e5, 1e5] if ends[0] else [1e5, 2e5]
+    x = [-1e5, 1e5] if ends[0] == -2.7 else [1e5, 2e5]
     fitted = {"x": x, "log10_lr": ends, "photos": 150, "fakes": 140, "groups": [9, 8], "kind": "logistic"}
     update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
     text = said(Detector.load(run), image)
-    assert words in text and ("More than" in text) == (ends == [0, 2.7])
+    assert words in text and ("More than" in text) == (ends[0] in (0.477, -0.426))
