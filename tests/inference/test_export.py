@@ -68,8 +68,10 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     clear.putalpha(noise(90, 140, 7).convert("L"))
     clear.save(paths[-2])
     Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (120, 90), dtype=np.uint16)).save(paths[-1])
-    command = [sys.executable, str(folder / "example.py"), *map(str, paths)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (tmp_path / "page.jpg").write_text("<svg/>")
+    command = [sys.executable, str(folder / "example.py"), str(tmp_path / "page.jpg"), *map(str, paths)]
+    refused, *lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
     for path, line in zip(paths, lines, strict=True):
         said, verdict = json.loads(line.partition(" ")[2]), detector(path)
         assert said["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-3) and said["verdict"] == verdict.verdict
