@@ -217,7 +217,7 @@ def opened(folder: Path, detector: Detector, about: Mapping[str, Any]) -> Iterat
 
 def verify(folder: Path) -> tuple[list[str], list[str]]:
     """Hash all that a case's record names: lines of what changed or is missing. No record is a FileNotFoundError."""
-    if not (record := read_json(folder / RECORD)) or "outputs" not in record:
+    if not {"outputs", "inputs", "runs"} <= set(record := read_json(folder / RECORD)):
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
     noted, found, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
     changed = (name for name in noted if found.get(name) != noted[name])

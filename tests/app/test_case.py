@@ -91,6 +91,8 @@ def test_verify_names_the_byte_that_changed(call, tmp_path):
     shutil.rmtree(tmp_path / "case")
     (tmp_path / "case").mkdir()
     assert verify().exit_code == 2 and "no finished case.json" in verify().stderr
+    (tmp_path / "case/case.json").write_text('{"outputs": {}}')
+    assert verify().exit_code == 2 and "no finished case.json" in verify().stderr
 
 
 def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
