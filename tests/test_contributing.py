@@ -124,8 +124,8 @@ def gap(block: Block, path: Path) -> list[str]:
     return ["\n\n"] if path.suffix == ".py" and re.match(r"(def|class|@)", block.text) else []
 
 
-def follow(checks: dict[str, str], root: Path) -> None:
-    """Do what pages say to a checkout, then run the commands of each, and our check of it, in one process."""
+def follow(checks: dict[str, str], root: Path) -> dict[str, list[str]]:
+    """Do what pages say to a checkout, then run the commands of each, and our check of it; what they printed."""
     commands, expected = [], {}
     for page, check in checks.items():
         for block in of_page(page):
@@ -143,10 +143,12 @@ def follow(checks: dict[str, str], root: Path) -> None:
         assert "pytest" not in words or " passed" in text
         printed[words[0]].append(text)
     assert {page: printed[page][0] for page in expected} == expected
+    assert all(" passed" in "".join(texts) for texts in printed.values())
     changed = [str(path) for path in root.rglob("*.py") if path.stat().st_mtime_ns > started(root)]
     for style in (["check"], ["format", "--check"]):
         ran = subprocess.run([sys.executable, "-m", "ruff", *style, *changed], cwd=root, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
+    return printed
 
 
 def run(commands: list[list[str]], root: Path) -> list[tuple[int, str]]:
@@ -296,5 +298,7 @@ def test_all_pages_can_be_followed_and_what_they_add_works(checkout, tiny_data):
     shutil.copytree(tiny_data / "RealPhotos", checkout / "photos")
     (shown,) = [block.text for block in of_page("figure") if block.action == "shown"]
     assert set(CHECKS) == {path.stem for path in PAGES.glob("*.md")}
-    follow({page: check.replace("DATA", repr(str(tiny_data))).replace("SHOWN", shown)
-            for page, check in CHECKS.items()}, checkout)  # fmt: skip
+    given = {"DATA": repr(str(tiny_data)), "SHOWN": shown}
+    checks = {page: re.sub("DATA|SHOWN", lambda found: given[found[0]], check) for page, check in CHECKS.items()}
+    of_generator = follow(checks, checkout)["generator"]
+    assert "MyGAN" in of_generator[0] and "DCGAN" in of_generator[1]

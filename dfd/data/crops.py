@@ -183,10 +183,10 @@ class Plan(NamedTuple):
 
 
 def plan(height: int, width: int, size: int, crops: int, mode: str = "five", stride: int = 0) -> Plan:
-    """Choose at most `crops` square windows of an image, pixels; a side below size is padded when they are cut.
+    """Choose at most `crops` windows, of 1 and more pixels, by one of CROP_MODES; a side below size is padded later.
 
     Five is the centre, the corners, then ever finer grids; grid has one each `stride` pixels, or its size, or is spread
-    evenly when it may not; random hangs on the size alone. MAX_CROPS limits all without a stride. Else a ValueError.
+    evenly when it may not; random hangs on the size alone. Without stride MAX_CROPS is a limit. Else a ValueError.
     """
     if min(height, width, crops) < 1 or mode not in CROP_MODES:
         got = f"{crops} crops, mode {mode!r}, of {width} x {height} pixels"

@@ -121,7 +121,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
 
     temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure,
     validation, the p_fake of these photos and fakes, likelihood and, with the manifest `files`, rates; of stage 2
-    coverage, conformal_quantile, and ood_threshold: the share `accept` is not called unknown. Sources are alike.
+    coverage, conformal_quantile, and ood_threshold: the share `accept` is not called unknown. Sources weigh alike.
     """
     every = rows
     if "source" in rows:

@@ -53,7 +53,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
 
     `groups`, (N,), are the sources, or what else is independent; `images`, (N,), name the image of each row. The ratio
     is held within what so many groups carry: with n of photos none of which scores as high, at most 3 in n do (95 %).
-    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos, fakes, and the groups of either, images.
+    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos and fakes, images; groups, of both.
     """
     photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
     limits = [len(np.unique(np.asarray(groups)[among])) for among in (~is_fake, is_fake)]

@@ -21,7 +21,7 @@ torchvision: Any = lazy.load("torchvision")
 class RealFakeClassifier(nn.Module):
     """Stage 1: one logit per image, above 0 where it looks generated. Preprocessing is inside: it takes [0, 1] images.
 
-    Any of timm's backbones, ResNet50 as in Wang et al. 2020, arXiv:1912.11035, on rgb or highpass, 8 times that part.
+    A backbone of timm's (ResNet50: Wang et al. 2020, arXiv:1912.11035) sees rgb, or highpass: 8 times that residual.
     """
 
     def __init__(self, backbone: str = "resnet50", pretrained: bool = False, representation: str = "rgb"):
@@ -76,7 +76,7 @@ class UNetRes(nn.Module):
 
     After GFD-Net, arXiv:2106.08749; the encoder-decoder with skips is Ronneberger et al. 2015, arXiv:1505.04597. Any H
     and W from 8 up, padded by reflection to a multiple of 8. It looks at the image's high-pass part too, and as an
-    extractor starts from it (from_high_pass). Levels double the channels, from `width` on; `bound` is in [0, 1].
+    extractor starts from it (from_high_pass). Levels double channels from `width` on; `bound` is in units of [0, 1].
     """
 
     def __init__(self, width: int = 16, bound: float = 0.1, from_high_pass: bool = True):

@@ -1,6 +1,6 @@
 """The feature bank: what a frozen backbone says of several views of each image, computed once for every head.
 
-Views are the conditions that numbers are of, at a random window and phase of the codec's grid, and random ones.
+Views are the CONDITIONS of the numbers, each at a random window and phase of the codec's grid, and random ones.
 """
 
 from pathlib import Path

@@ -26,7 +26,7 @@ from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
 
-TWINS = ["label", "group"]  # near-duplicates; of two sources, a head that one was left out of knows them by the other
+TWINS = ["label", "group"]  # what near-duplicates share; with one in another source, a head would know the image
 UNKNOWN_DRAWS = 5  # for each generator that is left out
 SAMPLE = 2000  # images that means and deviations of the features are taken from
 
