@@ -47,7 +47,8 @@ def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str, pho
     """
     by_path, tables = table.set_index("path", drop=False), []
     for number, path in enumerate(sorted((run / "draws").glob("*.npz"))):
-        draw = np.load(path)
+        with np.load(path) as file:
+            draw = dict(file)
         rows, logits = by_path.loc[draw["path"]].assign(draw=number), draw[answers].mean(axis=2)
         if logits.shape[-1] == 1:  # one logit: that of fake above that of real
             logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)

@@ -246,7 +246,8 @@ def ahead(items: Iterator) -> Iterator:
 def report(folder: Path) -> None:
     """Print the AUC of stage 1 on what each split left out, tuned and frozen."""
     for path in sorted(folder.glob("*.npz")):
-        split = np.load(path)
+        with np.load(path) as file:
+            split = dict(file)
         is_fake = np.array([not name.startswith(f"{REAL}/") for name in split["path"]])
         scores = {"tuned": split["stage1"][..., 0], "frozen": split["frozen1"][..., 1] - split["frozen1"][..., 0]}
         for name, values in scores.items():

@@ -79,9 +79,9 @@ class Trunk(nn.Module):
 
 def class_token(block: Any, x: Tensor) -> Tensor:
     """What a block of timm's makes of the first of (B, N, D) tokens alone, (B, 1, D): a sixth of its work."""
-    y, qkv, proj, heads = block.norm1(x).transpose(0, 1), block.attn.qkv, block.attn.proj, block.attn.num_heads
-    weights = qkv.weight, qkv.bias, None, None, False, 0.0, proj.weight, proj.bias
-    seen, _ = F.multi_head_attention_forward(y[:1], y, y, x.shape[-1], heads, *weights, need_weights=False)
+    y, attn = block.norm1(x).transpose(0, 1).contiguous(), block.attn  # what is not is copied slowly in bfloat16
+    weights = attn.qkv.weight, attn.qkv.bias, None, None, False, 0.0, attn.proj.weight, attn.proj.bias
+    seen, _ = F.multi_head_attention_forward(y[:1], y, y, x.shape[-1], attn.num_heads, *weights, need_weights=False)
     x = x[:, :1] + seen.transpose(0, 1)
     return x + block.mlp(block.norm2(x))
 

@@ -19,6 +19,11 @@ import ship_detector
 import tune_clip
 
 
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
 def test_subjects_come_as_often_among_photos_as_among_fakes():
     labels = ["RealPhotos"] * 30 + ["ProGAN"] * 30
     table = pd.DataFrame({"label": labels, "source": ["a"] * 10 + ["b"] * 20 + ["c"] * 30})
@@ -49,6 +54,7 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
         return clip.Trunk(blocks, pretrained=False)
 
     monkeypatch.setattr(tune_clip, "Trunk", trunk)
+    monkeypatch.setattr(tune_clip, "uses_bfloat16", lambda device: False)  # its rounding is as large as two steps
     for name, value in {"DRAWS": 2, "SUBJECTS": 2, "PART": 3, "SPLITS": {"one": ["RealPhotos 1", "ProGAN 1"]}}.items():
         monkeypatch.setattr(tune_clip, name, value)
     sizes = tune_clip.Sizes(steps=2, batch=4, clean=1, degraded=1)
@@ -62,20 +68,20 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
             rows.append({"file": file, "label": label, "source": f"{label} {number % 2}"})
     pd.DataFrame(rows).to_csv(tmp_path / "provenance.csv", index=False)
     tune_clip.main(data, out, sizes, "one")
-    split = np.load(out / "splits" / "one.npz")
+    split = arrays(out / "splits" / "one.npz")
     assert sorted(split["path"]) == [f"{label}/{n}.png" for label in ("ProGAN", "RealPhotos") for n in (1, 3)]
     assert split["stage1"].shape == (4, 4, 3, 1) and "one, 4 images, tuned, AUC" in capsys.readouterr().out
     assert not (out / "tuned.safetensors").exists()
     tune_clip.main(data, out, sizes)
     tuned, made = load_file(out / "tuned.safetensors"), (out / "tuned.safetensors").stat().st_mtime_ns
     assert any(values.abs().max() > 0 for name, values in tuned.items() if name.endswith("up"))
-    before = dict(np.load(out / "draws" / "01.npz"))
+    before = arrays(out / "draws" / "01.npz")
     (out / "draws" / "01.npz").unlink()
     monkeypatch.setattr(tune_clip, "PART", 64)  # gradients of parts add up to that of the whole
     first = (out / "draws" / "00.npz").stat().st_mtime_ns
     tune_clip.main(data, out, sizes)
-    for name, values in np.load(out / "draws" / "01.npz").items():
-        assert np.array_equal(values, before[name]) if name == "path" else np.allclose(values, before[name], atol=0.05)
+    for name, values in arrays(out / "draws" / "01.npz").items():
+        assert np.array_equal(values, before[name]) if name == "path" else np.allclose(values, before[name], atol=0.02)
     assert (out / "draws" / "00.npz").stat().st_mtime_ns == first
     assert (out / "tuned.safetensors").stat().st_mtime_ns == made
 
@@ -94,7 +100,7 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
         assert opened.is_held_out and opened.settings["backbone"] == "clip-tuned"
         head = opened.backbone.head
         assert torch.equal(head.weight, tuned[f"{stage}.weight"])
-        draw = np.load(out / "draws" / "00.npz")
+        draw = arrays(out / "draws" / "00.npz")
         held = judged[(judged["draw"] == 0) & (judged["level"] == 75)].set_index("path")
         paths = [path for path in draw["path"] if path in held.index]
         assert len(paths) == (8 if stage == "stage1" else 6)
