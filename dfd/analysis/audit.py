@@ -1,6 +1,7 @@
 """Is the data solved without a pixel, are its labels right, and does a detector answer by how a file was treated?"""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from dfd.evaluate import metrics, robustness
 from dfd.inference.decide import true_class
 from dfd.inference.stage import BATCH, Stage, center_crops, extract_features
 
-CODES = {"format": "JPEG PNG WEBP BMP TIFF GIF".split(), "subsampling": "4:4:4 4:2:2 4:2:0 other".split()}
+CODES = {"format": "JPEG PNG WEBP BMP TIFF GIF AVIF HEIF".split(), "subsampling": "4:4:4 4:2:2 4:2:0 other".split()}
 FEATURES = ("format", "width", "height", "aspect", "jpeg_quality", "subsampling", "bytes_per_pixel")
 WARN_ABOVE = 0.6  # lower end of the AUC's interval from which the reader is warned
 RESAMPLES = 200  # bootstrap draws: enough for a warning
@@ -38,18 +39,19 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     usable = rows["group"].groupby(truth).transform("nunique") >= 2
     rows, truth = rows[usable], truth[usable]
     if truth.nunique() < 2:
-        text = "the format audit needs at least two classes with two groups each"
+        text = f"the format audit of {stage} needs at least two classes with two groups each"
         return {"auc": dict.fromkeys(("value", "low", "high")), "n": len(rows), "features": {}, "warning": text}
 
     forest = ensemble.RandomForestClassifier(50, min_samples_leaf=5, class_weight="balanced", random_state=seed)
     values, warning = metadata(rows), None
     p = held_out_probabilities(values, truth, rows["group"], seed, forest)
-    right = {name: truth.eq(name).to_numpy() for name in map(str, p if stage == "stage2" else ["fake"])}
 
-    def mean_auc(weights: np.ndarray) -> np.ndarray:
-        return np.mean([metrics.weighted_auc(weights, x, p[name].to_numpy()) for name, x in right.items()], axis=0)
+    def mean_auc(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        names = map(str, p if stage == "stage2" else ["fake"])
+        return np.mean([metrics.weighted_auc(weights, labels == name, p[name].to_numpy()) for name in names], axis=0)
 
-    auc = metrics.bootstrap_all(rows["group"], {"auc": mean_auc}, seed, RESAMPLES)["auc"]
+    auc = partial(mean_auc, labels=truth.to_numpy())
+    auc = metrics.bootstrap_all(rows["group"], {"auc": auc}, seed, RESAMPLES)["auc"]
     importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     if auc["low"] is not None and auc["low"] > WARN_ABOVE:
@@ -129,6 +131,8 @@ def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             return np.stack([clean, photos_only, fakes_only, both, photos_only - clean, both - fakes_only])
 
         values, low, high = metrics.bootstrap(plain["group"], areas, seed)
+        if metrics.too_few(partial(metrics.weighted_auc, positive=fake), plain["group"].to_numpy()):
+            low, high = np.full((2, len(values)), np.nan)
         larger = 4 + int(np.nan_to_num(np.abs(values[4:])).argmax())
         row = dict(zip(("clean", "photos_only", "fakes_only", "both"), values, strict=False))
         row |= {"moved": values[larger], "moved_low": low[larger], "moved_high": high[larger]}

@@ -55,7 +55,7 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
 
 def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
     """Keep each generator's spectrum in the run folder, for the pages that show one image beside them."""
-    spectra: dict[str, Any] = {name: own.spectrum.astype(np.float32) for name, own in prints.items()}
+    spectra: dict[str, Any] = {f"{name} spectrum": own.spectrum.astype(np.float32) for name, own in prints.items()}
     with atomic_write(Path(out) / SPECTRA) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **spectra)
 
@@ -159,7 +159,7 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
     finite = np.isfinite(psnr)
     statistics = {"carried": partial(mean_recall, labels=labels, right=named == labels),
                   "carrier_alone": partial(mean_recall, labels=labels, right=alone == labels),
-                  "carried_anew": lambda weights: mean_recall(weights * other, labels, named == labels),
+                  "carried_anew": partial(mean_recall, labels=labels, right=named == labels, among=other),
                   "psnr": partial(share, right=np.where(finite, psnr, 0), among=finite),
                   "ssim": partial(share, right=ssim)}  # fmt: skip
     for column in map(str, pairs.filter(like="judge_")):

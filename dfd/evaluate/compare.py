@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dfd.evaluate.metrics import METRICS, bootstrap, judged
+from dfd.core.io import read_table
+from dfd.evaluate.metrics import METRICS, bootstrap, judged, too_few
 from dfd.inference.decide import true_class
 
 STAGES = {"stage1": "Stage 1, real or fake", "stage2": "Stage 2, which generator"}
@@ -20,10 +21,6 @@ COMPARED = {  # those of METRICS that need no temperature
     "stage2": ("accuracy", "balanced_accuracy", "macro_f1"),
 }
 Tables = dict[str, pd.DataFrame]  # stage -> scores
-
-
-class CompareError(ValueError):
-    """A folder is not a run, or two runs have nothing in common."""
 
 
 class Paired(NamedTuple):
@@ -46,12 +43,12 @@ class Comparison(NamedTuple):
 
 
 def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
-    """Compare each run folder with the first one; a CompareError says what cannot be compared."""
+    """Compare each run folder with the first one; a ValueError says what cannot be compared."""
     if len(folders) < 2:
-        raise CompareError("name two run folders or more, the one to compare with first")
+        raise ValueError("name two run folders or more, the one to compare with first")
     paths = [Path(folder) for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise CompareError("the same run folder is named twice")
+        raise ValueError("the same run folder is named twice")
     last = [path.resolve().name for path in paths]
     names = last if len(set(last)) == len(last) else [str(path) for path in paths]
     base, *others = [read_tables(path) for path in paths]
@@ -61,21 +58,18 @@ def compare(folders: Sequence[str | Path], seed: int = 0) -> list[Comparison]:
 def read_tables(folder: Path) -> Tables:
     """The score tables of a run, of its test images as they are: stage -> rows by path, with sha256 (or None)."""
     if not folder.is_dir():
-        raise CompareError(f"no folder {folder}")
+        raise ValueError(f"no folder {folder}")
     files = {stage: path for stage in STAGES if (path := folder / f"scores_{stage}.parquet").exists()}
     if not files:
-        raise CompareError(f"{folder} is no finished run: it has no scores_stage1.parquet, which `dfd run` writes")
+        raise ValueError(f"{folder} is no finished run: it has no scores_stage1.parquet, which `dfd run` writes")
     tables, hashes = {}, pd.Series(dtype=object)
-    try:
-        if (folder / "manifest.parquet").exists():
-            hashes = pd.read_parquet(folder / "manifest.parquet", columns=["path", "sha256"]).set_index("path").sha256
-        for stage, path in files.items():
-            scores = pd.read_parquet(path, filters=[("split", "==", "test"), ("degradation", "==", "none")])
-            if scores["path"].duplicated().any():
-                raise ValueError(f"{path.name} names an image twice")
-            tables[stage] = scores.set_index("path").assign(sha256=scores["path"].map(hashes).to_numpy(object))
-    except (ValueError, KeyError, OSError) as error:  # pyarrow's own errors are ValueErrors
-        raise CompareError(f"the tables of {folder} cannot be read: {str(error).splitlines()[0]}") from error
+    if (folder / "manifest.parquet").exists():
+        hashes = read_table(folder / "manifest.parquet", columns=["path", "sha256"]).set_index("path").sha256
+    for stage, path in files.items():
+        scores = read_table(path, filters=[("split", "==", "test"), ("degradation", "==", "none")])
+        if scores["path"].duplicated().any():
+            raise ValueError(f"{path} names an image twice")
+        tables[stage] = scores.set_index("path").assign(sha256=scores["path"].map(hashes).to_numpy(object))
     return tables
 
 
@@ -93,7 +87,7 @@ def _compare(base: Tables, other: Tables, names: tuple[str, str], seed: int) -> 
         stages[stage] = Paired(len(first), first["group"].nunique(), unshared, metrics, changed)
     if not stages:
         why = "; ".join(f"{STAGES[stage]}: {text}" for stage, text in missing.items())
-        raise CompareError(f"{names[0]} and {names[1]} cannot be compared. {why}")
+        raise ValueError(f"{names[0]} and {names[1]} cannot be compared. {why}")
     return Comparison(*names, stages, missing)
 
 
@@ -125,6 +119,8 @@ def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int =
         return np.concatenate([first, second, second - first])
 
     value, low, high = (numbers.reshape(3, -1) for numbers in bootstrap(base["group"], values, seed))
+    few = [too_few(statistic, base["group"].to_numpy()) for statistic in runs[0]]
+    low[2][few] = high[2][few] = np.nan
     columns = dict(zip(("base", "other", "difference"), value, strict=True)) | {"low": low[2], "high": high[2]}
     return pd.DataFrame(columns, index=pd.Index(COMPARED[stage], name="metric"))
 

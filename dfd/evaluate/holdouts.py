@@ -37,7 +37,8 @@ def by_draw(judged: pd.DataFrame) -> pd.DataFrame:
             is_fake = part["label"].ne(REAL).to_numpy()
             (row["auc"],) = weighted_auc(weights[None], is_fake, part["logit_fake"].to_numpy())
         else:
-            row["accuracy"] = part["prediction"].eq(part["label"]).groupby(part["label"]).mean().mean()
+            right = part["prediction"].eq(part["label"]).groupby([part["label"], part["source"]]).mean()
+            row["accuracy"] = right.groupby("label").mean().mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -46,7 +47,7 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
     """Mean, deviation, worst and number of the draws, one row a condition; the mean of a draw's sources in between."""
     draws = by_draw(judged)
     metric = "auc" if "auc" in draws else "accuracy"
-    table = draws.groupby("condition", sort=False)[metric].agg(["mean", "std", "min", "size"])
+    table = draws.groupby("condition", sort=False)[metric].agg(["mean", "std", "min", "count"])
     return table.set_axis([metric, "deviation", "worst draw", "draws"], axis=1)
 
 

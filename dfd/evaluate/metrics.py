@@ -57,7 +57,8 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
         percentiles = np.nanpercentile(result.bootstrap_distribution, [2.5, 97.5], axis=-1)
     outside = (value <= percentiles[0]) | (value >= percentiles[1])
     unusable = np.isnan(low) | np.isnan(high) | (outside & (percentiles[0] < percentiles[1]))
-    return value, np.where(unusable, percentiles[0], low), np.where(unusable, percentiles[1], high)
+    low, high = np.where(unusable, percentiles[0], low), np.where(unusable, percentiles[1], high)
+    return value, low - np.fmax(low - value, 0), high + np.fmax(value - high, 0)  # all draws may lie on one side of it
 
 
 def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], np.ndarray]], seed: int = 0,
@@ -65,24 +66,30 @@ def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], n
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
 
     A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups;
-    another of a class, or of images `among` all, with fewer than FEWEST groups has none.
+    another that is `too_few` has none.
     """
     groups = np.asarray(groups)
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
     result = {}
     for (name, f), value, low, high in zip(statistics.items(), *limits, strict=True):
-        told = f.keywords if isinstance(f, partial) else {}
-        right = told["right"] if told and f.func is share else np.zeros(0)
-        of = [told[name] for name in ("labels", "positive", "is_fake", "among") if told.get(name) is not None]
-        parts = [of[0] == part for part in ([True] if "among" in told else np.unique(of[0]))] if of else []
-        if low == high and right.dtype == bool:
+        told = f.keywords if isinstance(f, partial) and f.func is share else {"right": np.zeros(0)}
+        if low == high and told["right"].dtype == bool:
             count = len(np.unique(groups[told.get("among", slice(None))]))
             low, high = stats.binomtest(round(value * count), count).proportion_ci()
-        elif any(len(np.unique(groups[part])) < FEWEST for part in parts):
+        elif too_few(f, groups):
             low = high = np.nan
         ends = {"value": value, "low": low, "high": high}
         result[name] = {end: float(x) if np.isfinite(x) else None for end, x in ends.items()}
     return result
+
+
+def too_few(statistic: Callable, groups: np.ndarray) -> bool:
+    """Whether a `partial` is of a class, or of images `among` all, with fewer than FEWEST groups."""
+    told = statistic.keywords if isinstance(statistic, partial) else {}
+    among = np.ones(len(groups)) if told.get("among") is None else told["among"]
+    of = next((told[name] for name in ("labels", "positive", "is_fake") if name in told), among)
+    parts = (np.asarray(among, dtype=bool) & (of == part) for part in np.unique(of[np.asarray(among, dtype=bool)]))
+    return any(len(np.unique(groups[part])) < FEWEST for part in parts)
 
 
 def flatten(values: Mapping[str, Interval]) -> dict[str, float]:
@@ -99,9 +106,9 @@ def share(weights: np.ndarray, right: np.ndarray, among: np.ndarray | None = Non
         return weights @ (among * right) / (weights @ among)
 
 
-def mean_recall(weights: np.ndarray, labels: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Mean over the classes of the share of their images that are right (R,), over the classes that a draw holds."""
-    recalls = np.stack([share(weights, right, labels == name) for name in np.unique(labels)])
+def mean_recall(weights: np.ndarray, labels: np.ndarray, right: np.ndarray, among: Any = True) -> np.ndarray:
+    """Mean over the classes of the share of their images, `among` all, that are right (R,); of those a draw holds."""
+    recalls = np.stack([share(weights, right, (labels == name) & among) for name in np.unique(labels)])
     with np.errstate(invalid="ignore"):
         return np.nansum(recalls, 0) / (~np.isnan(recalls)).sum(0)
 
@@ -177,6 +184,10 @@ METRICS = {  # as in metrics.json
     "balanced_accuracy_at_threshold": Metric(mean_recall, DECIDED | {"labels": "true"}, "balanced at threshold"),
     "real_accuracy": Metric(share, {"right": "decided", "among": "is_real"}, "photos called real"),
     "fake_accuracy": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
+    "unsure": Metric(share, {"right": "unsure"}, "unsure", False),
+    "photos_accused": Metric(share, {"right": "wrong", "among": "is_real"}, "photos accused, with unsure", False),
+    "fakes_passed": Metric(share, {"right": "wrong", "among": "is_fake"}, "fakes passed, with unsure", False),
+    "unknown": Metric(share, {"right": "unknown"}, "called unknown", False),
     "false_positive_rate": Metric(share, {"right": "missed", "among": "is_real"}, "photos called fake", False),
     "true_positive_rate": Metric(share, {"right": "decided", "among": "is_fake"}, "fakes called fake"),
     "tpr_at_fpr_1": Metric(partial(tpr_at_fpr, fpr=0.01), RANKED, "fakes found at 1 % false alarms"),
@@ -187,19 +198,24 @@ METRICS = {  # as in metrics.json
     "cllr": Metric(cllr, {"lr": "lr", "is_fake": "is_fake"}, "Cllr", False),
 }
 STAGE_METRICS = {
-    "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy tpr_at_fpr_1 "
-    "tpr_at_fpr_5 ece_before ece cllr".split(),
-    "stage2": "accuracy balanced_accuracy macro_f1 ece".split(),
+    "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy unsure "
+    "photos_accused fakes_passed tpr_at_fpr_1 tpr_at_fpr_5 ece_before ece cllr".split(),
+    "stage2": "accuracy balanced_accuracy macro_f1 unknown ece".split(),
 }
 
 
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
-    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold, `missed` its opposite."""
+    """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold, `missed` its opposite.
+
+    `unsure` and `wrong` are of the three answers that `predict` gives; tables of earlier versions have none.
+    """
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
     logit = scores["logit_fake"].to_numpy() if stage_of(scores) == "stage1" else None
     lr = scores.get("log10_lr", pd.Series(np.nan, scores.index)).to_numpy(float)  # of tables of earlier versions: none
+    called = scores.get("answer", scores["prediction"]).to_numpy()
     return SimpleNamespace(
+        unsure=called == "unsure", wrong=(called != true) & (called != "unsure"), unknown=called != prediction,
         true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
         decided=prediction == true, missed=prediction != true, confidence=confidence, lr=lr,
         before=confidences(scores, 1.0)[0])  # fmt: skip

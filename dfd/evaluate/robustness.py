@@ -120,9 +120,9 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
             statistics: dict = {(ALL, metric): METRICS[metric].of(judgements) for metric in MEASURED[stage]}
             for label, among in over.items():
                 statistics[label, "recall"] = partial(share, right=judgements.decided, among=among)
-            over |= {"false_positive_rate": labels == REAL, "true_positive_rate": labels != REAL}
+            of = over | dict(zip(RATES, (labels == REAL, labels != REAL), strict=True))
             for (label, metric), interval in bootstrap_all(part["group"], statistics, seed).items():
-                images = over.get(metric, over.get(label, labels == labels)).sum()
+                images = (over[label] if metric == "recall" else of.get(metric, labels == labels)).sum()
                 rows.append({**common, "label": label, "metric": metric, **interval, "images": int(images)})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
 
@@ -140,7 +140,7 @@ def by_condition(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def wide(measured: pd.DataFrame, stage: str) -> pd.DataFrame:
     """A stage's metrics over all images: a row per condition, each metric beside its _low and _high."""
-    rows = measured[(measured["stage"] == stage) & (measured["label"] == ALL)]
+    rows = measured[(measured["stage"] == stage) & (measured["metric"] != "recall")]
     table = rows.pivot(index="condition", columns="metric", values=["value", "low", "high"])
     table.columns = [metric if end == "value" else f"{metric}_{end}" for end, metric in table.columns]
     return table.reindex(rows["condition"].unique()).rename_axis("condition")

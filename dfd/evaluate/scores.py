@@ -58,12 +58,14 @@ def as_columns(stage: Stage, rows: Sequence[tuple]) -> pd.DataFrame:
 
 
 def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
-    """The table with the columns stage, in front, and prediction, as `decide` has it, after the logits."""
+    """The table with stage in front, prediction, as `decide` has it, after the logits, and stage 1's three answers."""
     logits = [f"logit_{name}" for name in stage.classes]
     decisions = decide.decide(scores[logits].to_numpy(), stage, scores.get("ood_score"))
     rest = scores.drop(columns=["prediction", "stage"], errors="ignore")
     rest.insert(0, "stage", stage.stage)
     rest.insert(list(rest).index(logits[-1]) + 1, "prediction", decisions.prediction)
+    if stage.stage == "stage1":
+        rest["answer"] = [decide.answer(p_fake, stage) for p_fake in decisions.probabilities[:, 1]]
     if stage.likelihood:
         rest["log10_lr"] = likelihood.log10_lr(rest["logit_fake"] - rest["logit_real"], stage.likelihood)
     return rest
@@ -155,21 +157,19 @@ def as_table(values: dict) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Metrics for reading, each "value [low, high]", a dash where undefined; a row with a quality is named by it."""
+    """Metrics for reading, each "value [low, high]", a dash where undefined."""
 
     def cell(value: float, low: float, high: float) -> str:
         return "–" if np.isnan(value) else f"{value:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
-    index = table.index
-    if "quality" in table:
-        index = pd.Index(["as it is" if np.isnan(q) else f"JPEG {q:g}" for q in table["quality"]], name="quality")
     columns = {name: table[[name, f"{name}_low", f"{name}_high"]].to_numpy(float) for name in names}
-    return pd.DataFrame({name: [cell(*row) for row in values] for name, values in columns.items()}, index=index)
+    return pd.DataFrame({name: [cell(*row) for row in values] for name, values in columns.items()}, table.index)
 
 
 def classification_text(tables: dict[str, pd.DataFrame], split: str) -> str:
     """The classification report of each stage on one split's clean images, as text for val_report.txt and the like."""
-    parts = [f"Split: {split}. Images as they are (no degradation). Stage 1 at the threshold chosen on validation."]
+    parts = [f"Split: {split}. Images as they are (no degradation). Stage 1 at the threshold of its checkpoint."]
+    parts += ["Heads of profile clip learnt from these images, where sources are known."] if split == "val" else []
     for stage, scores in tables.items():
         rows = metrics.clean(scores, split)
         text = classification_report(true_class(rows), closed_set(rows), digits=3, zero_division=0)  # pyright: ignore

@@ -54,10 +54,15 @@ def unknown(classes: Sequence[str]) -> str:
     return name
 
 
-def answer(p_fake: float, stage: Any, threshold: float | None = None) -> str:
-    """Say fake, real or, within stage 1's band, unsure; `threshold` stands in for the band's upper end."""
+def limits(stage: Any, threshold: float | None = None) -> tuple[float, float]:
+    """Stage 1's band, of which `threshold` stands in for the upper end: below it is real, from its end on fake."""
     low, high = stage.band or (stage.threshold, stage.threshold)
-    low, high = (low, high) if threshold in (None, stage.threshold) else (min(low, threshold), threshold)
+    return (low, high) if threshold in (None, stage.threshold) else (min(low, threshold), threshold)
+
+
+def answer(p_fake: float, stage: Any, threshold: float | None = None) -> str:
+    """Say fake, real or, within these `limits`, unsure."""
+    low, high = limits(stage, threshold)
     return "fake" if p_fake >= high else "real" if p_fake < low else "unsure"
 
 
@@ -109,10 +114,8 @@ def closed_set(scores: pd.DataFrame) -> pd.Series:
 
 def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Probability of each row's likeliest class, (N,) in [0, 1], and whether that class is the true one, (N,)."""
-    p = probabilities(scores, temperature)
-    if stage_of(scores) == "stage1":
-        return p.max(1), (p[:, 1] >= 0.5) == true_class(scores).eq("fake").to_numpy()
-    return p.max(1), closed_set(scores).eq(scores["label"]).to_numpy()
+    p, names = probabilities(scores, temperature), np.array(class_names(scores), dtype=object)
+    return p.max(1), names[p.argmax(1)] == true_class(scores).to_numpy()
 
 
 def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, coverage: float = 0.9,
@@ -154,7 +157,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
 
 
 def fit_temperature(scores: pd.DataFrame) -> float:
-    """Temperature in [0.05, 20] of the least log-loss over balanced classes; Guo et al. 2017, arXiv:1706.04599."""
+    """Temperature in [0.05, 1e5] of the least log-loss over balanced classes; Guo et al. 2017, arXiv:1706.04599."""
     truth, names = true_class(scores), class_names(scores)
     logits, index = scores[logit_columns(scores)].to_numpy(), truth.map(names.index).to_numpy()
     weight = (1 / truth.map(truth.value_counts())).to_numpy()
@@ -163,7 +166,7 @@ def fit_temperature(scores: pd.DataFrame) -> float:
         likelihood = log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(index)), index]
         return -float(np.average(likelihood, weights=weight))
 
-    best: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    best: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(1e5)), method="bounded")
     return float(np.exp(best.x))
 
 
@@ -208,7 +211,5 @@ def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float =
     groups = np.arange(len(true)) if groups is None else groups
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     misfit = 1 - probabilities[np.arange(len(true)), true]
-    order = np.argsort(misfit)
-    weight = 1 / ((len(sizes) + 1) * sizes[group[order]])  # what is missing to 1 is the new group's
-    enough = np.flatnonzero(np.cumsum(weight) >= coverage - 1e-9)
-    return float(misfit[order][enough[0]]) if len(enough) else 1.0
+    misfits, weights = np.append(misfit, 1.0), np.append(1 / sizes[group], 1.0)  # the last is of the new group
+    return float(np.quantile(misfits, coverage - 1e-9, weights=weights, method="inverted_cdf"))

@@ -77,9 +77,8 @@ def fit_subspace(features: np.ndarray, images: pd.DataFrame, accept: float = 0.9
         own = sources == source
         distance[own] = Subspace.fit(flat[~own]).distance(flat[own])
     weights = 1 / pd.Series(sources).map(pd.Series(sources).value_counts()).to_numpy()
-    order, space = np.argsort(distance), Subspace.fit(flat)
-    place = np.searchsorted(np.cumsum(weights[order]) / weights.sum(), accept - 1e-9)
+    threshold, space = np.quantile(distance, accept - 1e-9, weights=weights, method="inverted_cdf"), Subspace.fit(flat)
     basis, places = np.vstack([space.mean, space.basis]), space.project(features[:, 0])
-    return {"ood_threshold": float(distance[order][min(place, len(order) - 1)]),
+    return {"ood_threshold": float(threshold),
             "feature_bank": torch.from_numpy(basis).half(), "neighbours": torch.from_numpy(places).half(),
             "neighbour_names": images[["label", "source", "path"]].to_numpy().tolist()}  # fmt: skip

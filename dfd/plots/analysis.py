@@ -18,7 +18,7 @@ from dfd.degrade import registry
 from dfd.evaluate import robustness
 from dfd.inference.decide import closed_set, true_class
 from dfd.plots import results
-from dfd.plots.results import MARKERS, PALETTE, draw_intervals, name_rows, new_axes, new_grid, show
+from dfd.plots.results import MARKERS, PALETTE, draw_intervals, legible, name_rows, new_axes, new_grid, show
 
 
 def captions(rows: pd.DataFrame) -> list[str]:
@@ -101,12 +101,13 @@ def plot_correlations(means: pd.DataFrame) -> Axes:
 
 def plot_embedding(points: pd.DataFrame) -> Axes:
     """The embedding of `fingerprint.embed`: colour by generator, shape by source, the rarest of many sources as one."""
-    ax, labels = new_axes(8.6, 5.2), sorted(points["label"].unique())
-    common = points["source"].value_counts().index[:10]
-    source = points["source"].where(points["source"].isin(common), "other")
-    points, colours = points.assign(generator=points["label"], source=source), sns.color_palette(PALETTE, len(labels))
+    names = points.rename(columns={"label": "generator"})[["generator", "source"]].map(legible)
+    points = points[["x", "y"]].join(names)
+    ax, labels = new_axes(8.6, 5.2), sorted(points["generator"].unique())
+    common, colours = points["source"].value_counts().index[:10], sns.color_palette(PALETTE, len(labels))
+    points["source"] = points["source"].where(points["source"].isin(common), "other")
     sns.scatterplot(points, x="x", y="y", hue="generator", hue_order=labels, style="source", palette=colours, s=34,
-                    style_order=[*common, *({*source} - {*common})], alpha=0.75, ax=ax)  # fmt: skip
+                    style_order=[*common, *({*points["source"]} - {*common})], alpha=0.75, ax=ax)  # fmt: skip
     sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     ax.set(xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit", xticks=[], yticks=[])
     ax.set_title(f"classifier features of {len(points)} images")
@@ -180,7 +181,7 @@ def plot_sources(table: pd.DataFrame) -> Figure:
     for ax, metric, text in zip(axes, ("auc", "called_fake"), ("AUC against all photos", "called fake"), strict=True):
         for colour, (label, rows) in zip(PALETTE * len(table), table.groupby("label"), strict=False):
             if metric in rows:
-                draw_intervals(ax, rows.index, rows, metric, color=colour, marker="o", label=label)
+                draw_intervals(ax, rows.index, rows, metric, color=colour, marker="o", label=legible(str(label)))
         name_rows(ax, table["source"] + " (" + table["images"].astype(str) + ")")
         ax.set(xlabel=text, xlim=(-0.02, 1.02))
         ax.axvline(0.5, color="0.6", ls=":", lw=1)

@@ -123,7 +123,7 @@ def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, Any, pd.Series,
         raise ValueError(f"a curve needs photos and fakes, got rows of {labels}; give all rows of a split")
     for name, colour in zip(names, sns.color_palette(PALETTE, len(names)), strict=True):
         pair = scores[scores["label"].isin([name, REAL])]
-        yield "\u200b" * name.startswith("_") + name, colour, pair["label"] == name, pair["logit_fake"]
+        yield legible(name), colour, pair["label"] == name, pair["logit_fake"]
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
@@ -257,6 +257,11 @@ def draw_intervals(ax: Axes, y: Any, table: pd.DataFrame, metric: str, **style: 
     value, low, high = (table[metric + end].astype(float) for end in ("", "_low", "_high"))
     ax.hlines(y, low, high, color=style["color"], lw=2, alpha=0.5)
     ax.plot(value, y, ls="", **style)
+
+
+def legible(name: str) -> str:
+    """A name that legends show: they leave out those that begin with _."""
+    return "\u200b" * name.startswith("_") + name
 
 
 def name_rows(ax: Axes, names: Names, size: float = 9) -> None:

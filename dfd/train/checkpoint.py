@@ -16,7 +16,7 @@ from torchvision.utils import save_image
 
 from dfd import __version__, config
 from dfd.core.io import damaged, digest, sha256_of
-from dfd.data import manifest, provenance
+from dfd.data import manifest, provenance, splits
 from dfd.inference.files import read_content, save_checkpoint, update_checkpoint
 
 # parameters that leave the weights as they are; the checkpoint does not hold them
@@ -29,6 +29,10 @@ class Checkpoint:
     """The best epoch of a training, and the state to resume from: whole files, not used if of another `key`."""
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
+        truth = table["is_fake"].map({True: "fake", False: "real"}) if stage == "stage1" else table["label"]
+        for split in splits.SPLITS:
+            if missing := ", ".join(sorted(set(classes).difference(truth[table["split"] == split]))):
+                raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
         self.stage, self.cfg, self.classes, self.manifest_hash = stage, cfg, classes, manifest.digest(table)
         self.generators = sorted(table.loc[table["is_fake"], "label"].unique().tolist())
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)

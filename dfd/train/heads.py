@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.linalg import cho_factor, cho_solve
-from scipy.special import log_softmax
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
 from dfd import config
 from dfd.core import atomic_write
@@ -83,7 +82,7 @@ class Discriminants:
         return mean, (x - mean).T @ (x - mean) / len(x)
 
 
-def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: int) -> Iterator[dict[str, str]]:
+def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> Iterator[dict[str, str]]:
     """Draw one source of each label that has several, label -> source; no draw twice, and none where photos have one.
 
     Each source of a label has its turn before any has another. One with images of several labels is left out of all.
@@ -92,7 +91,7 @@ def joint_hold_outs(labels: np.ndarray, sources: np.ndarray, draws: int, seed: i
     several = {str(label): sorted(names) for label, names in choices if len(names) > 1}
     rng, seen = np.random.default_rng([seed, 40]), set()
     turns: dict[str, list[str]] = {label: [] for label in several}
-    if len(several) < 2 or (config.REAL in labels and config.REAL not in several):
+    if len(several) < 2 or (config.REAL in set(labels) and config.REAL not in several):
         return
     for _ in range(20 * draws):
         for label, names in several.items():
@@ -123,9 +122,6 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
     images = table if stage == "stage1" else table[table["is_fake"]]
     truth = np.where(images["is_fake"], "fake", "real") if stage == "stage1" else images["label"].to_numpy()
     classes = ["real", "fake"] if stage == "stage1" else sorted(set(truth))
-    for split in ("train", "val", "test"):
-        if missing := set(classes) - set(truth[images["split"] == split]):
-            raise ValueError(f"split {split!r} has no image of {', '.join(sorted(missing))}; add images to it")
     checkpoint, began = Checkpoint(stage, table, cfg, classes), time.monotonic()
     if not (history := checkpoint.finished_history()):
         with run_lock(cfg.out):
@@ -134,8 +130,10 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             features = build(table, cfg, backbone)[table.index.get_indexer(images.index)]
             known = sources_of(images)
             images = images.assign(source=known, draw=0)
-            alone = images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
-            draws = list(joint_hold_outs(images["label"].to_numpy()[alone], known[alone], cfg.hold_outs, cfg.seed))
+            alone = images.groupby(TWINS)["source"].transform("nunique").eq(1) & images["split"].ne("test")
+            draws = list(joint_hold_outs(images["label"][alone], known[alone], cfg.hold_outs, cfg.seed))
+            if draws and (stay := sorted(set(images["label"]) - set(draws[0]))):
+                print(f"{', '.join(stay)}: of one source, which no hold-out leaves out, so that none judges it")
             learns = images["split"].isin(["train", "val"] if draws else ["train"]).to_numpy()
             numbers = pd.Categorical(truth, categories=classes).codes
             heads = Discriminants(features[learns], numbers[learns], known[learns], cfg.shrinkage)
@@ -221,12 +219,15 @@ def history_of(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[s
     row, metric = {"epoch": 1, "lr": 0.0}, "auc" if stage == "stage1" else "balanced_accuracy"
     for name, rows in (("train_loss", learnt), ("val_loss", judged)):
         clean = rows[rows["degradation"] == "none"]
-        logits = clean[decide.logit_columns(clean)].to_numpy(float)
-        index = decide.true_class(clean).map(decide.class_names(clean).index).to_numpy()
-        row[name] = float(-log_softmax(logits, axis=1)[np.arange(len(index)), index].mean())
+        classes = decide.class_names(clean)
+        truth = decide.true_class(clean).map(classes.index)
+        row[name] = float(log_loss(truth, decide.probabilities(clean, 1.0), labels=range(len(classes))))
     for name, level in ((f"val_{metric}", 0), (f"val_{metric}_jpeg_75", 75)):
-        draws = [draw for _, draw in judged[judged["level"] == level].groupby("draw")]
-        values = [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"]) if stage == "stage1"
-                  else balanced_accuracy_score(draw["label"], draw["prediction"]) for draw in draws]  # fmt: skip
+        values = []
+        for _, draw in judged[judged["level"] == level].groupby("draw"):
+            weight = 1 / draw.groupby(["label", "source"])["label"].transform("size")
+            values += [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"], sample_weight=weight)
+                       if stage == "stage1" else
+                       balanced_accuracy_score(draw["label"], draw["prediction"], sample_weight=weight)]  # fmt: skip
         row[name] = float(np.mean(values))
     return row | {"score": (row[f"val_{metric}"] + row[f"val_{metric}_jpeg_75"]) / 2}

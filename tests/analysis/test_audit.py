@@ -68,6 +68,14 @@ def test_interval_holds_the_value_and_shares_add_up():
     assert audit.format_audit(table(), "stage1") == found  # the seed decides everything
 
 
+def test_a_class_of_few_groups_is_not_tested():
+    rows = table(BigGAN={"width": 300})
+    few = rows[(rows["label"] != "BigGAN") | (rows.groupby("label").cumcount() < 14)]
+    found = audit.format_audit(few, "stage2")
+    assert found["auc"]["value"] > 0.9 and found["auc"]["low"] is None and found["warning"] is None
+    assert audit.format_audit(rows, "stage2")["warning"]
+
+
 def test_too_little_data_is_said():
     rows = table()
     found = audit.format_audit(rows[rows.label != "BigGAN"], "stage2")

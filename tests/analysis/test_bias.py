@@ -25,7 +25,7 @@ class Planted(Stage):
         self.device, self.model, self.formula = torch.device("cpu"), torch.nn.Identity(), formula
         self.stage, self.classes, self.crops, self.crop_mode = "stage1", ["real", "fake"], 1, "five"
         self.crop_size, self.equalise_quality, self.threshold, self.temperature = SIDE, None, 0.5, 1.0
-        self.feature_bank = self.likelihood = None
+        self.feature_bank = self.likelihood = self.band = None
 
     def _of_crops(self, batch):
         return [(torch.stack([torch.zeros(()), one]), None) for one in self.formula(batch.mean(1))]
@@ -112,6 +112,14 @@ def test_the_four_areas_are_those_of_mixed_tables():
         assert row[name] == pytest.approx(roc_auc_score(mix["label"] != "RealPhotos", mix["logit_fake"]))
     moves = [row["photos_only"] - row["clean"], row["both"] - row["fakes_only"]]
     assert row["moved"] == pytest.approx(max(moves, key=abs))
+
+
+def test_photos_of_few_groups_are_not_tested():
+    table = conditions(photos=-2.0, fakes=-2.0)
+    number = pd.factorize(table["path"])[0]
+    table["group"] = np.where(table["label"] == "RealPhotos", number % 7, 7 + number)
+    found = audit.probe(table)
+    assert not found["named"].any() and audit.verdict(found).startswith("Not tested: there are too few groups")
 
 
 @pytest.mark.parametrize(

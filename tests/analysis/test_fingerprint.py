@@ -309,7 +309,8 @@ TRANSFERRED = pd.DataFrame(
 
 def test_transfer_metrics_by_hand():
     assert fingerprint.summary(TRANSFERRED)["carried"]["low"] is None  # six groups are too few
-    more = [TRANSFERRED.assign(group=TRANSFERRED["group"] + str(number)) for number in range(5)]
+    more = [TRANSFERRED.assign(group=TRANSFERRED["group"] + str(number)) for number in range(9)]
+    assert fingerprint.summary(pd.concat(more[:7]))["carried_anew"]["low"] is None  # seven groups of B's
     metrics = fingerprint.summary(pd.concat(more, ignore_index=True))
     values = {name: one["value"] for name, one in metrics.items()}
     by_hand = {"carried": (3 / 4 + 1 / 2) / 2, "carrier_alone": (1 / 4 + 1 / 2) / 2, "carried_anew": (2 / 3 + 0) / 2}
@@ -360,3 +361,13 @@ def test_plot_of_embedding_has_a_colour_per_generator_and_a_shape_for_ten_source
     assert len(named) == shapes and named[0] == "s00" and ("other" in named) == (sources > 10)
     assert len(ax.collections[0].get_offsets()) == count + 1 and len(set(map(tuple, ax.collections[0].get_fc()))) == 2
     assert len({path.vertices.tobytes() for path in ax.collections[0].get_paths()}) == shapes
+
+
+def test_legends_have_names_that_begin_with_an_underscore():
+    points = pd.DataFrame({"x": 0.0, "y": [1.0, 2.0], "label": ["_A", "B"], "source": ["_s", "t"]})
+    texts = [text.get_text().strip("\u200b") for text in plots.plot_embedding(points).get_legend().get_texts()]
+    assert sorted(texts) == sorted(["generator", "_A", "B", "source", "_s", "t"])
+    table = pd.DataFrame({"label": ["_A", "RealPhotos"], "source": ["s", "t"], "images": 9})
+    table = table.assign(**{name + end: 0.5 for name in ("auc", "called_fake") for end in ("", "_low", "_high")})
+    (legend,) = plots.plot_sources(table).legends
+    assert sorted(text.get_text().strip("\u200b") for text in legend.get_texts()) == ["RealPhotos", "_A"]

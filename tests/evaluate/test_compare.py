@@ -73,6 +73,17 @@ def test_the_interval_is_that_of_accuracy_differences_over_groups():
     assert (row["high"] - row["low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.12)
 
 
+def test_differences_of_a_class_of_few_groups_have_no_interval():
+    table = noisy_table()
+    photos = table.index[table["label"] == "RealPhotos"]
+    few = table.assign(group=np.arange(len(table))).drop(photos[7:])
+    found = compare.differences(few, worse(few), "stage1")
+    assert found["low"].notna().to_dict() == {
+        name: name in ("accuracy_at_threshold", "fake_accuracy") for name in compare.COMPARED["stage1"]
+    }
+    assert found["difference"].notna().all()
+
+
 def test_changed_verdicts_are_found_and_named(tmp_path):
     logits = [2, 2, -2, -2, 2, -2]
     labels = ["ProGAN", "RealPhotos", "ProGAN", "RealPhotos", "BigGAN", "BigGAN"]
@@ -131,7 +142,7 @@ def test_images_are_drawn_in_the_groups_of_the_run_with_the_fewer(finer, tmp_pat
         (["a", "nowhere"], "no folder .*nowhere"),
         (["a", "empty"], "empty is no finished run.*scores_stage1.parquet"),
         (["a", "strangers"], "a and strangers cannot be compared.*no test image in common"),
-        (["a", "broken"], "the tables of .*broken cannot be read"),
+        (["a", "broken"], "broken.scores_stage1.parquet is damaged"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(folders, message, tmp_path, monkeypatch):

@@ -32,6 +32,15 @@ def test_a_draw_ranks_its_own_scores_and_sources_weigh_alike(judged):
     assert summary.tolist() == [pytest.approx(0.875), pytest.approx(np.std([0.75, 1.0], ddof=1)), 0.75, 2]
 
 
+def test_in_stage_2_the_sources_of_a_generator_weigh_alike_and_a_draw_without_a_number_does_not_count(judged):
+    named = judged.assign(label=["A"] * 5 + ["B"] * 2, source=["a"] * 4 + ["b", "c", "c"], draw=0)
+    named = named.rename(columns={"logit_real": "logit_A", "logit_fake": "logit_B"})
+    named["prediction"] = ["A", "A", "A", "A", "B", "B", "A"]  # right: all of a, none of b, half of c
+    assert holdouts.by_draw(named)["accuracy"].tolist() == [pytest.approx((0.5 + 0.5) / 2)]
+    photos = judged[(judged["draw"] == 0) | (judged["label"] == "RealPhotos")]
+    assert holdouts.summary(photos).loc["jpeg 75", "draws"] == 1
+
+
 def test_what_metrics_json_holds_is_the_summary(judged):
     (told,) = holdouts.headlines(judged)["hold_outs"].values()
     deviation = pytest.approx(np.std([0.75, 1.0], ddof=1))

@@ -149,7 +149,7 @@ def test_sweep_has_a_row_per_quality(noisy):
     found = scores.jpeg_table(pd.concat([noisy, worse]), 1.0)
     assert np.isnan(found["quality"][0]) and found["quality"][1] == 50
     assert found["auc"][0] > 0.7 and found["auc"][1] == 0.5
-    assert scores.readable(found, ["auc"]).loc["JPEG 50", "auc"] == "0.500 [0.500, 0.500]"
+    assert scores.readable(found, ["auc"])["auc"][1] == "0.500 [0.500, 0.500]"
 
 
 def test_measure_reads_clean_rows_of_each_split(noisy):
@@ -226,7 +226,7 @@ def test_a_class_of_few_groups_has_no_interval(photos, fakes):
     logits = rng.normal(np.where(labels == "RealPhotos", -1, 1), 1.5)
     rows = stage1_table(logits, labels, np.arange(len(labels)) // 5, log10_lr=logits / 3)
     bare = {name for name, numbers in metrics.evaluate(rows, 1.0).items() if numbers["low"] is None}
-    of_one = {"real_accuracy": photos, "fake_accuracy": fakes}
+    of_one = {"real_accuracy": photos, "fake_accuracy": fakes, "photos_accused": photos, "fakes_passed": fakes}
     of_both = {"auc", "ap", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "cllr"}
     few = {name for name, groups in of_one.items() if groups < 8}
     assert bare == few | (of_both if few else set())
@@ -278,7 +278,7 @@ def test_where_nearly_all_draws_lie_above_the_value_the_interval_does_not_shrink
     low, high = (float(x) for x in metrics.bootstrap(groups, lambda w: (w**2).mean(-1))[1:])
     draws = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), 4000)
     expected = np.percentile((draws**2).mean(-1), [2.5, 97.5])
-    assert (low, high) == pytest.approx(expected, abs=0.15) and high - low > 0.3
+    assert high == pytest.approx(expected[1], abs=0.15) and expected[0] > 1.3 and low == 1.0  # nor does it leave it out
 
 
 def test_where_bca_is_undefined_percentiles_of_the_defined_draws_stand():

@@ -97,6 +97,16 @@ def test_wide_and_recalls_keep_the_order_of_the_grid(found):
     assert heat.loc["RealPhotos", "jpeg 50"] == pytest.approx(photos)
 
 
+def test_a_generator_may_be_called_all_as_metrics_over_all_images_are(swept):
+    one = swept["stage1"].replace({"label": {"ProGAN": robustness.ALL}})
+    found = robustness.measure({"stage1": one}, STAGES)
+    whole, own = at(found, "stage1", "jpeg 50", "auc"), at(found, "stage1", "jpeg 50", "recall", robustness.ALL)
+    assert whole["images"] == one["path"].nunique() and own["images"] == (one["label"] == robustness.ALL).sum() / 4
+    assert (
+        "recall" not in robustness.wide(found, "stage1") and robustness.ALL in robustness.recalls(found, "stage1").index
+    )
+
+
 def test_summary_names_the_worst_of_each_kind(found):
     summary = robustness.summary(found)
     alarms = found[found["metric"] == "false_positive_rate"].set_index("condition")["value"]

@@ -41,7 +41,7 @@ def test_confidence_is_of_the_likeliest_class():
     assert confidence.tolist() == pytest.approx([0.5, 0.5]) and right.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0, 60.0])
 def test_temperature_recovers_a_known_scale(factor):
     assert decide.fit_temperature(planted(factor, 20000)) == pytest.approx(factor, rel=0.08)
 

@@ -1,6 +1,7 @@
 """Linear heads on the feature bank: the discriminant, joint hold-outs, and a stage fitted, calibrated and shipped."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -181,6 +182,23 @@ def test_what_has_a_twin_in_another_source_is_not_judged():
     assert set(counts[~counts.index.str.endswith("c")]) == {1}
 
 
+def test_hold_outs_are_of_sources_that_heads_may_learn_from(trained, tmp_path):
+    """Two of four sources of photos lie in the test split alone, where no head judges them."""
+    table, cfgs, _ = trained
+    sources = heads.sources_of(table)
+    of_test = np.isin(sources, ["RealPhotos 0", "RealPhotos 1"])
+    table.loc[np.isin(sources, ["RealPhotos 2", "RealPhotos 3"]) & table["split"].eq("test"), "split"] = "train"
+    table.loc[of_test, "split"] = "test"
+    (tmp_path / "other").mkdir()
+    history = fit(table, cfgs["stage1"].model_copy(update={"out": str(tmp_path / "other")}))
+    stage = Stage.load(tmp_path / "other" / CHECKPOINTS["stage1"])
+    draws = holdouts.by_draw(judged := holdouts.load(tmp_path / "other", stage))
+    assert set(draws["RealPhotos"]) == {"RealPhotos 2", "RealPhotos 3"} and draws.notna().all(axis=None)
+    summary = holdouts.summary(judged)["auc"]
+    assert history["val_auc"][0] == pytest.approx(summary["as it is"])
+    assert history["val_auc_jpeg_75"][0] == pytest.approx(summary["jpeg 75"])
+
+
 def test_the_score_of_a_generator_that_is_called_real_is_its_own():
     features = np.random.default_rng(0).normal(size=(6, 4, 3))
     images = pd.DataFrame({"path": "x", "label": "real", "source": "s", "draw": 0}, index=range(6))
@@ -314,9 +332,11 @@ def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, cap
     path.write_text(path.read_text().replace("RealPhotos/2.png", "RealPhotos/2.png,RealPhotos 0\nrealphotos/2.png"))
     assert heads.sources_of(table)[table["path"].tolist().index("RealPhotos/2.png")] == "RealPhotos 0"  # as it stands
     path.write_text(path.read_text().replace("RealPhotos/2.png,RealPhotos 0\nrealphotos/2.png", "RealPhotos/2.png"))
-    path.write_text(path.read_text().replace("RealPhotos 1", "RealPhotos 2"))
+    path.write_text(re.sub(r"BigGAN \d", "BigGAN 0", path.read_text().replace("RealPhotos 1", "RealPhotos 2")))
+    capsys.readouterr()
     fit(table, cfgs["stage1"])  # corrected: judged anew
-    assert "already trained" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "already trained" not in said and "BigGAN: of one source, which no hold-out leaves out" in said
     assert set(holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))["source"]).isdisjoint({"RealPhotos 1"})
 
 

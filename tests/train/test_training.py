@@ -174,7 +174,7 @@ def test_checkpoint_holds_what_the_design_says(table, tiny_data, tmp_path):
 
 def test_missing_classes_are_named(table, tiny_data, tmp_path):
     photos = table[~table["is_fake"]]
-    with pytest.raises(ValueError, match="photos and fakes"):
+    with pytest.raises(ValueError, match="'train' has no image of fake"):
         fit_stage1(photos, configured("stage1", tmp_path, tiny_data))
     gone = table[(table["label"] != "BigGAN") | (table["split"] != "val")]
     with pytest.raises(ValueError, match="'val' has no image of BigGAN"):
