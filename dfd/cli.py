@@ -151,6 +151,8 @@ def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     folder = model_folder(model)
     if how["resume"] and not how["table"]:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
+    if not how["case"] and any(how[name] for name in ("title", "examiner", "notes", "with_images")):
+        raise click.UsageError("--title, --examiner, --note and --with-images are for a case; add --case FOLDER")
     if how["table"] and how["case"]:
         raise click.UsageError(f"a case has its own verdicts.csv; leave out --csv {how['table']}")
     from dfd.app import predict as predicting
@@ -215,7 +217,7 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **how: Any) -> N
 
 @command
 def compare(out: str | None, runs: tuple[str, ...]) -> None:
-    """Compare runs: metrics, verdicts, and what differs in their making."""
+    """Compare runs: their metrics with paired intervals, and the verdicts that changed."""
     from dfd.evaluate import compare as comparing
     from dfd.reports import html
 

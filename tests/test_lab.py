@@ -124,7 +124,7 @@ def use(page, place):
     assert re.match("Called (a photograph|generated, by)", headline.text_content())
     assert re.search(r"is 0\.\d{3}\. It is held against 0\.500", page.locator(".dfd-probe .answer").text_content())
     page.locator(".dfd-probe section.stability p", has_text="cells").wait_for()
-    page.locator(".dfd-probe section.stability img").wait_for()
+    page.locator(".dfd-probe section.stability td.generated, .dfd-probe section.stability td.photo").first.wait_for()
 
     give(page, place / "wrong.png")
     page.locator(".dfd-probe .status.failed", has_text="SVG drawing").wait_for()

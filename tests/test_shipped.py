@@ -71,6 +71,8 @@ def test_what_is_no_picture_of_anything_is_unsure_and_says_why(detector):
     for pixels in (noise, np.full((128, 128, 3), 90, np.uint8)):
         verdict = detector(pixels)
         assert verdict.verdict == "unsure" and "unlike all images" in verdict.outside
+    white = detector(np.full((512, 512, 3), 255, np.uint8))  # near the space of training images
+    assert white.verdict == "unsure" and white.outside
     assert detector(load_rgb(PHOTOS[0].path).crop((0, 0, 128, 128))).outside is None
 
 

@@ -16,17 +16,18 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from dfd import __version__, config
 from dfd.app.metadata import plain, sentence
-from dfd.core.images import load_rgb, perceptual_hash
+from dfd.core.images import perceptual_hash
 from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.core.runs import run_lock
 from dfd.data.splits import components
@@ -113,7 +114,12 @@ class Case:
         made_by |= {name: about.get(name) for name in ("crops", "crop_mode")}
         self.record: dict[str, Any] = read_json(folder / RECORD)
         if self.record and self.record["detector"] | {"name": ""} != made_by | {"name": ""}:
-            print(f"{folder} was judged by another detector or threshold: all is judged anew.", file=sys.stderr)
+            known = read_verdicts(folder / VERDICTS) if (folder / VERDICTS).exists() else []
+            before = f"{folder} was judged by another detector or threshold, or on other crops"
+            if lost := [v.path for v in known if v.path not in (about.get("paths") or ())]:
+                remedy = f"go on as its last run did ({self.record['runs'][-1]['command']}), or take another folder"
+                raise ValueError(f"{before}, and holds {len(lost)} images more, such as {lost[0]}: name all, {remedy}")
+            print(f"{before}: all is judged anew.", file=sys.stderr)
             shutil.rmtree(folder / "images", ignore_errors=True)
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
@@ -159,14 +165,15 @@ class Case:
             from dfd.app.examine import fragment  # here: the evidence behind it takes a second to import
 
             values = {"title": self.title, "article": fragment("article", examination), "name": examination.name}
-            write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
+            if examination.pictures or not self.page_of(sha256).exists():  # of a copy: the first one's stays
+                write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
         self.journal.write(verdict)
         return verdict
 
     def finish(self) -> Path:
         """Write tables, index, PDF and the record with its hashes; gives the index."""
         verdicts, folder = read_verdicts(self.folder / VERDICTS), self.folder
-        write_json(folder / "verdicts.json", [verdict.asdict() for verdict in verdicts])
+        write_json(folder / "verdicts.json", [asdict(verdict) for verdict in verdicts])
         rows = self._rows(verdicts)
         counts = pd.Series(["refused" if verdict.error else verdict.verdict for verdict in verdicts]).value_counts()
         values = {"case": self.record, "title": self.title, "counts": counts.to_dict(), **_facts()}
@@ -191,14 +198,16 @@ class Case:
         """What the index shows of each image; near-duplicates have one group, numbered from 1, and others 0."""
         thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:16]}.jpg" for v in verdicts]
         known = pd.DataFrame({"sha256": [v.sha256 or f"none {place}" for place, v in enumerate(verdicts)]})
-        known["phash"] = [perceptual_hash(load_rgb(path)) if path.exists() else None for path in thumbs]
+        known["phash"] = [perceptual_hash(Image.open(path)) if path.exists() else None for path in thumbs]
         groups = pd.Series(components(known))
         sizes = groups.map(groups.value_counts())
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
-        firsts = ~groups.duplicated()
+        firsts, kinds = ~groups.duplicated(), pd.Series([v.verdict for v in verdicts]).groupby(groups)
+        differs = kinds.transform("nunique") > 1
         return [{"verdict": v, "name": plain(v.path), "headline": sentence("headline", v), "key": path.stem,
                  "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
-                 "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place])}
+                 "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place]),
+                 "differs": bool(differs[place])}
                 for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))]  # fmt: skip
 
 

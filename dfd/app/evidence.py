@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
@@ -48,9 +45,8 @@ class Crop:
 class Picture:
     """One piece of evidence: pictures side by side, each with a label."""
 
-    title: str
     caption: str  # what is seen, in a sentence or two
-    tiles: list[tuple[str, Image.Image]]  # label, RGB
+    tiles: list[tuple[str, Image.Image]]  # label, RGB; none of stability, which is a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +55,7 @@ class Examination:
 
     name: str  # one printable line; not escaped for HTML
     verdict: Verdict
-    threshold: float | None = None  # that p_fake was held against
+    limits: tuple[float, float] = (0.0, 1.0)  # of p_fake: below the first a photo, from the second on generated
     sentences: tuple[str, ...] = ()  # the answer, how it came about, and what it is worth
     crops: tuple[Crop, ...] = ()  # of stage 1
     metadata: Metadata = field(default_factory=Metadata)
@@ -75,8 +71,7 @@ def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     assert examination.image is not None, "an examination without its image has no evidence"
     for kind in kinds or KINDS:
         if kind not in examination.pictures:
-            caption, tiles = KINDS[kind](detector, examination, examination.image)
-            examination.pictures[kind] = Picture(TITLES[kind], caption, tiles)
+            examination.pictures[kind] = Picture(*KINDS[kind](detector, examination, examination.image))
 
 
 Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
@@ -140,7 +135,7 @@ def _residual(detector: Detector, examination: Examination, image: Image.Image) 
     spectra = {"its spectrum": explain.spectrum(residual)}
     if detector.run and (detector.run / SPECTRA).exists():
         with np.load(detector.run / SPECTRA, allow_pickle=False) as file:
-            stored = {name: file[name] for name in stage.classes if name in file}
+            stored = {name: file[key] for name in stage.classes for key in (name, f"{name} spectrum") if key in file}
         spectra |= {name: values for name, values in stored.items() if values.shape == spectra["its spectrum"].shape}
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
@@ -174,9 +169,7 @@ def _nearest(detector: Detector, examination: Examination, image: Image.Image) -
     return sentence("caption_nearest", words), [("the middle of the image, which is compared", _tile(crop[0]))]
 
 
-KINDS = {"map": _map, "nearest": _nearest, "residual": _residual, "gradcam": _gradcam}
-TITLES = {"map": "Scores by place", "nearest": "Nearest training images", "residual": "Residual and spectrum"}
-TITLES |= {"gradcam": "Grad-CAM", "stability": "Does the answer stand?"}  # the last by `trace`
+KINDS = {"map": _map, "nearest": _nearest, "residual": _residual, "gradcam": _gradcam}  # and stability, by `trace`
 
 
 def _coloured(values: np.ndarray, colours: str) -> Tensor:
@@ -206,29 +199,9 @@ def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
             chain = [("rescale", factor, {})] if factor != 1 else []
             chain += [("jpeg", quality, {})] if quality else []
             degraded = compose(to_tensor(middle), chain) if chain else middle  # not rounded to 8 bits
-            known[factor, quality] = detector.judge(None, *detector.scored(degraded, None, None))
+            first, *second = detector.scored(degraded, None, None)
+            known[factor, quality] = detector.judge(None, replace(first, quality=quality or first.quality), *second)
             if len(known) == len(cells):
-                examination.pictures["stability"] = _stability(examination, middle.size != image.size)
+                caption = sentence("caption_stability", known, middle.size != image.size)
+                examination.pictures["stability"] = Picture(caption, [])
             yield len(known) == len(cells)
-
-
-def _stability(examination: Examination, is_cut: bool) -> Picture:
-    """A heat map of the score, a row for each scale and a column for each quality; drawn without pyplot."""
-    known = examination.stability
-    values = np.array([[known[factor, quality].p_fake for quality in QUALITIES] for factor in FACTORS])
-    figure = Figure((9.9, 2.7), 100, layout="constrained")
-    ax = figure.subplots()
-    shades = LinearSegmentedColormap.from_list("", [tuple(REAL_COLOUR), (0.97, 0.97, 0.97), tuple(FAKE_COLOUR)])
-    ax.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        verdict = known[FACTORS[row], QUALITIES[column]].verdict
-        ax.text(column, row, f"{verdict}\n{value:.2f}", ha="center", va="center", fontsize=9,
-                color="white" if abs(value - 0.5) > 0.35 else "black")  # fmt: skip
-    ax.set_xticks(range(len(QUALITIES)), [f"JPEG {quality}" if quality else "no JPEG" for quality in QUALITIES])
-    ax.set_yticks(range(len(FACTORS)), [f"{factor:.0%} size" for factor in FACTORS])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    tiles = [("", Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))]
-    return Picture(TITLES["stability"], sentence("caption_stability", known, is_cut), tiles)

@@ -15,7 +15,7 @@ from PIL import Image
 from dfd.app.evidence import Crop, Examination
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core import ImageError, Source, as_rgb, template
-from dfd.inference.decide import decide
+from dfd.inference.decide import decide, limits
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.likelihood import rate_of
 
@@ -36,7 +36,7 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
     side = min(image.size)
     rate = rate_of(stage.rates, side, first.quality)
     text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed, rate, side)
-    return Examination(name, verdict, detector.threshold, text, tuple(windows), metadata, image)
+    return Examination(name, verdict, limits(stage, detector.threshold), text, tuple(windows), metadata, image)
 
 
 def examine_or_refuse(detector: Detector, source: str | Path | bytes, name: str, *how: Any,

@@ -21,7 +21,7 @@ from dfd.core import FORMATS, Source, as_rgb, jpeg_quality, open_file, subsampli
 
 MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: the label of its JUMBF box)
 TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificates that may vouch for a signer
-MIME = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "TIFF", "GIF")} | {"MPO": "image/jpeg"}
+MIME = {name: f"image/{name.lower()}" for name in "JPEG PNG WEBP TIFF GIF AVIF HEIF".split()} | {"MPO": "image/jpeg"}
 GENERATED = {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"}  # terms of the IPTC
 MAX_TEXT = 200  # characters of a text that comes from a file
 MAX_TAGS = 60  # tags of a file that are listed

@@ -5,17 +5,16 @@ import json
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from filelock import Timeout
 from tqdm import tqdm
 
 from dfd.app.case import Case, Journal, opened
 from dfd.app.metadata import sentence
-from dfd.core import explained, load_rgb, printable, runs
+from dfd.core import load_rgb, printable, runs
 from dfd.inference.detector import Detector, Verdict
 
 STDIN = "-"  # the path that stands for standard input
@@ -29,7 +28,7 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     Gives 0 if every image was answered, 1 if one was refused, 130 after Ctrl-C, 143 after SIGTERM. A checkpoint that is
     damaged or lacks the threshold, or a table of another model, is a ValueError; a table or case in use, an InUse.
     """
-    detector = Detector.load(folder)
+    detector, paths = Detector.load(folder), [*dict.fromkeys(paths)]
     if threshold_fpr is not None:
         detector = detector.at_fpr(threshold_fpr)
     with ExitStack() as stack:
@@ -55,12 +54,8 @@ def _journal(path: Path, resume: bool, detector: Detector, asked: set[str]) -> I
     """The table to write to, for this process alone."""
     with ExitStack() as stack:
         lock = path.absolute().with_name(f".{path.name}.lock")
-        try:
-            stack.enter_context(runs.file_lock(lock))
-        except Timeout:
-            raise runs.InUse(f"{path} is written by another predict; wait for it, or take another name") from None
-        except OSError as error:
-            raise explained(error, path) from error
+        in_use = f"{path} is written by another predict; wait for it, or take another name"
+        stack.enter_context(runs.file_lock(lock, in_use))
         stack.callback(lock.unlink, missing_ok=True)
         journal = Journal(path, resume, detector, asked)
         stack.enter_context(journal.file)
@@ -89,7 +84,8 @@ def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | N
     for path in paths:
         source = given if path == STDIN and given is not None else path
         examination = examine_or_refuse(detector, source, path, case.about["crops"], case.about["crop_mode"])
-        if pictures > 0 and examination.image:
+        known = examination.verdict.sha256 or examination.metadata.sha256
+        if pictures > 0 and examination.image and not (known and case.page_of(known).exists()):
             examination = replace(examination, stride=case.about["map_stride"])
             draw(detector, examination)
             deque(trace(detector, examination), maxlen=0)
@@ -110,7 +106,7 @@ def _show(verdicts: Generator[Verdict, None, None], todo: list[str], as_json: bo
         closing(verdicts),
     ):
         for verdict in verdicts:
-            _say(json.dumps(verdict.asdict()) if as_json else row(verdict, width), err=False)
+            _say(json.dumps(asdict(verdict)) if as_json else row(verdict, width), err=False)
             answered, failed = answered + 1, failed + bool(verdict.error)
             progress.update()
             if stop.number:

@@ -20,7 +20,7 @@ from IPython.display import HTML
 
 from dfd import config
 from dfd.app.case import opened
-from dfd.app.evidence import KINDS, TITLES, Examination, draw, trace
+from dfd.app.evidence import KINDS, Examination, draw, trace
 from dfd.app.examine import address, examine_or_refuse, fragment
 from dfd.app.metadata import plain, sentence
 from dfd.core import HEADLESS, TEMPLATES, load_rgb, template
@@ -217,7 +217,7 @@ class Probe:
         self._show_evidence()
 
     def _show_evidence(self) -> None:
-        self._put("evidence", self._judged(), TITLES)
+        self._put("evidence", self._judged(), True)
 
     def _judged(self) -> Examination | None:
         return self.shown.examination if self.shown and self.shown.is_judged else None

@@ -64,7 +64,9 @@ def as_rgb(source: Source) -> Image.Image:
         return load_rgb(source)
     if isinstance(source, Image.Image):
         with warnings.catch_warnings(action="ignore"):
-            return _to_rgb(_decode(source))
+            rgb = _to_rgb(_decode(source))
+        rgb.info["jpeg_quality"] = jpeg_quality(source)  # what a file was opened as, and is no copy, still has it
+        return rgb
     if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
         is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
         if not (is_rgb and source.min() >= 0 and source.max() <= 1):  # NaN fails too

@@ -19,7 +19,7 @@ import click
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from dfd.core.io import PART, digest, explained, printable, write_text
+from dfd.core.io import PART, explained, printable, write_text
 
 PROVENANCE = "provenance.csv"  # in the data folder or the one above it; see dfd.data.provenance
 HEADLESS = "DFD_HEADLESS"  # set for the kernels of `run`
@@ -92,16 +92,12 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     if HEADLESS in os.environ or not is_main_process() or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
-    holder = folder / HOLDER
+    holder, who = folder / HOLDER, "another process"  # which began a moment ago
+    with contextlib.suppress(OSError):  # nobody says so
+        who = holder.read_text("utf-8")
     with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(file_lock(folder / LOCK))
-        except Timeout:
-            who = holder.read_text("utf-8") if holder.exists() else "another process"  # which began a moment ago
-            raise InUse(f"{folder} is in use by {who}; wait for it, end it, or choose another --out") from None
-        except OSError as error:
-            raise explained(error, folder / LOCK) from error
+        in_use = f"{folder} is in use by {who}; wait for it, end it, or choose another --out"
+        stack.enter_context(file_lock(folder / LOCK, in_use))
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         for draft in folder.glob(f"*{PART}") if holder.exists() else ():  # what a killed run left half-written
             draft.unlink()
@@ -112,13 +108,16 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def file_lock(path: Path) -> contextlib.AbstractContextManager:
-    """Take the system's lock on a file; a Timeout where another process has it, a line where there are no locks."""
+def file_lock(path: Path, in_use: str) -> contextlib.AbstractContextManager:
+    """Take the system's lock on a file; where another process has it InUse says so, a line where there are no locks."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path, timeout=0, fallback_to_soft=False).acquire()
-    except OSError as error:  # a Timeout has no number
+    except Timeout:
+        raise InUse(in_use) from None
+    except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise
+            raise explained(error, path) from error
         print(f"The file system of {path.parent} has no locks: see to it that no other run works there.")
         return contextlib.nullcontext()
 
@@ -167,20 +166,6 @@ def if_enough() -> Iterator[None]:
         yield
     except TooFew as error:
         print(f"Left out: {error}.")
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash over the names, sizes and times of all files below a folder, and of a provenance table above it."""
-    paths, seen, entries = [folder.parent / PROVENANCE], set(), []
-    for base, folders, names in os.walk(folder, followlinks=True):  # as the scan does; each folder once
-        folders[:] = [name for name in folders if Path(base, name).resolve() not in seen]
-        seen.update(Path(base, name).resolve() for name in folders)
-        paths += [Path(base, name) for name in names]
-    for path in sorted(paths):
-        with contextlib.suppress(OSError):  # no such table, or a broken link
-            status = path.stat()
-            entries.append((os.path.relpath(path, folder), status.st_size, status.st_mtime_ns))
-    return digest(entries)
 
 
 def bar(iterable: Iterable | None = None, **options: Any):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfd.config import REAL
-from dfd.core import TEMPLATES, begins_like_image
+from dfd.core import TEMPLATES, begins_like_image, digest
+from dfd.core.runs import PROVENANCE
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
@@ -65,6 +66,12 @@ def find(root: Path) -> Listing:
     labels = {position[0] for position in map(place, folders) if position}
     rejected = [{"path": printable(path), "reason": reason} for path, reason in refused.items()]
     return Listing(layout, placed, sorted(labels), rejected, stamps)
+
+
+def fingerprint(root: Path) -> str:
+    """A hash over names, sizes and times of the files that a scan meets, and of a provenance table above the folder."""
+    above = root.parent / PROVENANCE
+    return digest(sorted(_walk(root)[0].items()), above.exists() and above.read_bytes())
 
 
 def printable(name: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Self
@@ -37,10 +37,6 @@ class Verdict:
     sha256: str | None = None  # of the file, in hexadecimal
     log10_lr: float | None = None  # evidence: how much likelier the score is from a fake than from a photo
     outside: str | None = None  # why an image like this was not measured, and the verdict is unsure
-
-    def asdict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 class Detector:

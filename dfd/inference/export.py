@@ -41,7 +41,6 @@ def export(detector: Detector, folder: Path) -> Path:
 
     The JSON, which the graph's metadata has too, holds preprocessing, crops, thresholds, temperatures and calibration.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stage1, stage2 = detector.stage1, detector.stage2
     names = ("crop_size", "crops", "equalise_quality", "temperature", "band", "likelihood", "rates")
     record: dict[str, Any] = {"dfd": __version__, "detector": str(detector.run), "threshold": detector.threshold}
@@ -52,8 +51,9 @@ def export(detector: Detector, folder: Path) -> Path:
     takes = ("crop_size", "equalise_quality", "crops", "crop_mode")
     ways = {tuple(getattr(stage, name) for name in takes) for stage in detector.stages}
     if len(ways) > 1 or stage1.crop_mode != "five":
-        text = f"train both with the same {', '.join(takes)}, that of mode five"
+        text = f"train both with the same {', '.join(takes)}, that of mode five; theirs are {sorted(ways, key=str)}"
         raise ValueError(f"the stages take different crops, or others than the example can cut; {text}")
+    folder.mkdir(parents=True, exist_ok=True)
     names, crops = ["real_or_fake", "generator"][: len(detector.stages)], torch.rand(2, 3, *[stage1.crop_size] * 2)
     with atomic_write(folder / GRAPH) as draft, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(

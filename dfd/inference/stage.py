@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import CLIPS
-from dfd.core import load_rgb
+from dfd.core.images import FLAT, load_rgb
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
@@ -45,6 +45,7 @@ class Scored:
     corners: tuple[Corner, ...]  # where each crop was cut
     ood_score: float | None = None  # mean distance of the crops to the training images; see FeatureBank
     quality: int | None = None  # the file's JPEG quality, libjpeg's; none for others
+    is_flat: bool = False  # whether the crops show one colour
 
 
 class Prepared(NamedTuple):
@@ -151,12 +152,16 @@ class Stage:
 
         of_crops = answers()
         for image in images:
-            yield replace(self._average(list(islice(of_crops, len(image.windows))), image.plan), quality=image.quality)
+            flat = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255)
+            scored = self._average(list(islice(of_crops, len(image.windows))), image.plan)
+            yield replace(scored, quality=image.quality, is_flat=flat)
 
     def outside(self, scored: Scored) -> str | None:
         """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
         if self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
             return "it is unlike all images that the detector learnt from"
+        if scored.is_flat:
+            return "it shows nothing, for its brightness hardly varies"
         lowest = min((bin["quality"][0] for bin in self.rates[:-1]), default=0) if self.is_held_out else 0
         if scored.quality is not None and scored.quality < lowest - TOLERANCE:
             return f"its JPEG quality is about {scored.quality}, and nothing below {lowest} was measured"

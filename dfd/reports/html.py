@@ -156,8 +156,10 @@ def write_index(out: Path) -> Path:
         notebooks.append(entry)
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
-    generators = [pd.DataFrame(rows).map(lambda number: number["value"]).T for rows in by_stage]
+    generators, path = [pd.DataFrame(rows).T for rows in by_stage], out / "manifest.parquet"
+    table = read_table(path, columns=["label", "split"]) if path.exists() else pd.DataFrame({"label": [], "split": []})
+    images = table["label"][table["split"] == "test"].value_counts().to_dict()
     return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics,
                   notebooks=notebooks, generators=pd.concat(generators, axis=1), warnings=warnings(out),
-                  environment=read_json(out / "environment.json"),
+                  environment=read_json(out / "environment.json"), images=images,
                   files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files})  # fmt: skip

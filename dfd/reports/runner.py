@@ -1,5 +1,6 @@
 """Runs the notebooks through papermill in order; what is done and unchanged is kept, also after an interruption."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from dfd import __version__, config
 from dfd.core import digest, read_json, read_table, runs, write_json, write_text
-from dfd.data import manifest
+from dfd.data import layouts, manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
 
@@ -78,8 +79,10 @@ class Kernel(AsyncKernelManager):
         if cls.process is None or cls.process.poll() is not None:
             return False
         kill = os.killpg if os.name == "posix" else os.kill  # jupyter_client gives a kernel a session of its own
-        kill(cls.process.pid, signal.SIGINT)
-        return True
+        with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+            kill(cls.process.pid, signal.SIGINT)
+            return True
+        return False
 
 
 def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "demo",
@@ -103,7 +106,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
     with runs.run_lock(target), runs.deferred(say, Kernel.interrupt, runs.GRACE) as stop:
         record: dict[str, Any] = {"profile": profile} | read_json(target / "config.json") | {"data": data, "out": out}
         record |= {"profile": profile} if any(path.stem in TRAIN for path in chosen) else {}
-        newest, state, done = "", runs.fingerprint(images), record.setdefault("notebooks", {})
+        newest, state, done = "", layouts.fingerprint(images), record.setdefault("notebooks", {})
         made_with = environment()
         try:
             for path in every:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from hashlib import sha256
 from io import BytesIO
@@ -69,6 +70,10 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     assert len(drawn) == 1 and not (folder / "originals").exists()
     index = (folder / "index.html").read_text()
     assert "<title>A &amp; B" in index and index.count("1 more</td>") == 2 and index.count('class="folded"') == 1
+    path = folder / "verdicts.csv"
+    path.write_text(re.sub(r"^(in/alike.jpg,\w+,\w+),\w+", r"\1,other", path.read_text(), flags=re.M))
+    call("in/00.png")
+    assert (folder / "index.html").read_text().count("1 more, some called otherwise</td>") == 2
 
 
 def test_verify_names_the_byte_that_changed(call, tmp_path):
@@ -111,9 +116,24 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
         and len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3
     )
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.9, key="other")
-    result = call("in/00.png")
+    refused = call("in/00.png")
+    assert refused.exit_code == 2 and "holds 2 images more, such as in/01.png: name all, go on as its" in refused.stderr
+    assert len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3 and len(record()["runs"]) == 3
+    named = [f"in/0{number}.png" for number in (0, 1, 2)]
+    result = call(*named)
     assert "judged by another detector" in result.stderr and "already" not in result.stderr
-    assert [verdict.path for verdict in read_verdicts(tmp_path / "case" / "verdicts.csv")] == ["in/00.png"]
+    assert [verdict.path for verdict in read_verdicts(tmp_path / "case" / "verdicts.csv")] == named
+
+
+def test_long_pictures_copies_and_paths_that_are_given_twice_are_one_case(call, tmp_path):
+    (tmp_path / "in" / "long.png").write_bytes(encoded(noise(20, 800, 5), "PNG"))
+    shutil.copy(tmp_path / "in" / "00.png", tmp_path / "in" / "copy.png")
+    assert call("in/long.png", "in/00.png", "in/copy.png", "in/00.png", "--pictures", "2").exit_code == 0
+    rows = read_verdicts(tmp_path / "case" / "verdicts.csv")
+    assert [row.path for row in rows] == ["in/long.png", "in/00.png", "in/copy.png"]
+    page = (tmp_path / "case" / "images" / f"{rows[1].sha256[:16]}.html").read_text()
+    assert "<h4>Grad-CAM" in page and "in/copy.png" not in page  # the copy's took nothing from it
+    assert call("case", command=["verify"]).exit_code == 0
 
 
 def test_a_case_is_gone_on_with_where_it_was_begun_or_by_whole_paths(call, tmp_path, monkeypatch):

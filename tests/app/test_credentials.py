@@ -97,3 +97,4 @@ def test_most_files_have_none_and_that_says_nothing():
     plain = encoded(picture(3), "JPEG")
     assert metadata.read_credentials(plain, "JPEG") == metadata.NO_CREDENTIALS
     assert metadata.read_credentials(plain + b"c2pa", "JPEG") == metadata.NO_CREDENTIALS
+    assert {"image/avif", "image/heif"} <= set(metadata.MIME.values()) <= set(c2pa.Reader.get_supported_mime_types())

@@ -1,6 +1,7 @@
 """The examination of one image: its words follow from the checkpoints' numbers, its pictures from its crops."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_an_examination_holds_what_predict_says(run, image):
     assert examination.verdict.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and examination.verdict.path == str(
         path
     )
-    assert (examination.name, examination.threshold, examination.metadata.format) == ("x.png", 0.5, "PNG")
+    assert (examination.name, examination.limits, examination.metadata.format) == ("x.png", (0.5, 0.5), "PNG")
     odds = [np.log(crop.p_fake / (1 - crop.p_fake)) for crop in examination.crops]
     centre = examination.crops[0]
     assert len(odds) == 5 and 0 <= centre.top - (100 - 32) // 2 < 8 and 0 <= centre.left - (130 - 32) // 2 < 8
@@ -161,7 +162,21 @@ def test_the_grid_starts_at_the_answer_and_goes_on_where_it_was_left(run, image)
     changed = "fake" if known[1.0, None].verdict == "real" else "real"
     for key, verdict in known.items():
         known[key] = replace(verdict, verdict=changed if key == (0.5, 60) else known[1.0, None].verdict)
-    assert f"It stands in {cells - 1} of {cells} cells" in evidence._stability(examination, False).caption
+    assert f"It stands in {cells - 1} of {cells} cells" in sentence("caption_stability", known, False)
+
+
+def test_a_cell_saved_below_all_that_was_measured_is_unsure_as_its_file_would_be(run, image):
+    told = {"photos": 60, "fakes": 70, "sources": 5, "false_alarms": 0.0, "misses": 0.1, "unsure": 0.0}
+    bins = [{"side": (0, 100_000), "quality": quality, "worst_photos": None, "worst_fakes": None} | told
+            for quality in ((50, 101), (0, 102))]  # fmt: skip
+    update_checkpoint(run / CHECKPOINTS["stage1"], rates=bins, is_held_out=True)
+    detector = Detector.load(run)
+    examination = examine.examine(detector, encoded(image, "JPEG", quality=75))
+    list(evidence.trace(detector, examination))
+    outside = {key for key, verdict in examination.stability.items() if verdict.outside}
+    assert outside == {(factor, 40) for factor in evidence.FACTORS}
+    text = " ".join(examination.sentences)
+    assert "none of 60 photos were called generated, and 10 in 100 of 70 fakes photographs; all got an answer." in text
 
 
 def test_of_a_large_image_the_middle_is_degraded(run):
@@ -177,7 +192,7 @@ def test_evidence_is_drawn_kind_by_kind(run, image):
     detector = Detector.load(run)
     examination = examine.examine(detector, image)
     evidence.draw(detector, examination, "residual")
-    assert [picture.title for picture in examination.pictures.values()] == ["Residual and spectrum"]
+    assert list(examination.pictures) == ["residual"]
     evidence.draw(detector, examination)
     assert list(examination.pictures) == ["residual", "map", "nearest", "gradcam"]
     labels = ["middle of the image", "its residual", "its spectrum"]
@@ -252,6 +267,19 @@ def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image)
     evidence.draw(detector, examination, "residual")
     labels = ["its spectrum", "BigGAN", "ProGAN"]
     assert [label for label, _ in examination.pictures["residual"].tiles[2:]] == labels
+    with (run / fingerprint.SPECTRA).open("wb") as file:  # as earlier versions named them
+        np.savez(file, **{name: own.spectrum for name, own in prints.items()})
+    evidence.draw(detector, examination, "residual")
+    assert [label for label, _ in examination.pictures["residual"].tiles[2:]] == labels
+
+
+def test_the_spectrum_of_a_generator_of_any_name_is_kept(tmp_path):
+    prints = {name: fingerprint.Fingerprint(None, np.random.rand(4, 4), 3) for name in ("file", "allow_pickle", "a b")}
+    fingerprint.save_spectra(prints, tmp_path)
+    with np.load(tmp_path / fingerprint.SPECTRA) as kept:
+        assert {name: kept[name].mean() for name in kept} == {
+            f"{name} spectrum": pytest.approx(own.spectrum.mean()) for name, own in prints.items()
+        }
 
 
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
@@ -321,6 +349,12 @@ def test_a_threshold_that_was_asked_for_takes_no_credit_for_the_detectors_own_li
     for text in (own, asked):  # unsure: no name, and nothing that crops could agree with
         assert "By themselves its 5 crops score from 0." in text and "agree" not in text
         assert "Were it generated," in text and "looks most like" not in text
+    for detector, high in ((Detector.load(run), p + 0.01), (Detector.load(run).at_fpr(0.01), p + 0.03)):
+        bar = examine.fragment("answer", examine.examine(detector, image))
+        assert re.findall(r'class="mark" style="left: ([\d.]+)%', bar) == [f"{100 * x:.1f}" for x in (p - 0.02, high)]
+        assert f"unsure from {p - 0.02:.3f} to {high:.3f}" in bar and "between the lines: unsure" in bar
+    update_checkpoint(stage1, band=None)
+    assert "line: threshold" in examine.fragment("answer", examine.examine(Detector.load(run), image))
 
 
 @pytest.mark.parametrize(

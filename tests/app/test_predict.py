@@ -117,6 +117,8 @@ def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path)
 
     assert by_path("out.csv") == by_path("whole.csv") and len(rows("out.csv")) == 4
     assert call("--resume", "in").exit_code == 2
+    for alone in (["--title", "x"], ["--examiner", "x"], ["--note", "x"], ["--with-images"]):
+        assert call(*alone, "in").exit_code == 2
 
 
 @pytest.mark.parametrize("cut", ["path,sha", "path,sha256,", "b,\n", "b,\n.p", "b,"])
@@ -176,7 +178,7 @@ def test_what_was_refused_is_one_row_when_it_can_be_read(call, tmp_path):
 
 
 def test_a_table_is_written_by_one_process(call, tmp_path):
-    with runs.file_lock(tmp_path / ".out.csv.lock"):
+    with runs.file_lock(tmp_path / ".out.csv.lock", ""):
         result = call("--csv", "out.csv", "in")
     assert isinstance(result.exception, SystemExit) and "another predict" in result.stderr
     assert not (tmp_path / "out.csv").exists()

@@ -10,7 +10,7 @@ from networks import content, noise
 
 from dfd import config
 from dfd.app import case, probe
-from dfd.app.evidence import TITLES
+from dfd.app.evidence import KINDS
 from dfd.app.probe import Probe
 from dfd.config import CHECKPOINTS
 from dfd.data import manifest, sample
@@ -57,7 +57,7 @@ def test_an_upload_gets_the_same_verdict_as_predict_in_words(app):
     called = f"Called generated, by {verdict.source}" if verdict.is_fake else "Called a photograph"
     assert f">{called}</p>" in app.on.answer.value
     assert app.on.list.label == f"1. photo.png: {called} ({verdict.p_fake:.2f})"
-    assert app.on.evidence.value.count("<section ") == len(TITLES) and "not drawn yet" not in app.on.evidence.value
+    assert app.on.evidence.value.count("<section ") == len(KINDS) + 1 and "not drawn yet" not in app.on.evidence.value
     assert "130 × 100" in app.on.metadata.value and app.on.upload.value == ()
     assert not app.on.save.disabled
 
@@ -77,7 +77,7 @@ def test_a_refused_file_says_why_beside_the_others_answers(app):
     assert not any("<img src=x" in text for text in written) and "&lt;img src=x onerror=" in app.on.answer.value
     app.on.list.index = 2
     assert 'class="headline' in app.on.answer.value and done(app)
-    assert app.on.evidence.value.count("<section ") == len(TITLES) and "not drawn yet" not in app.on.evidence.value
+    assert app.on.evidence.value.count("<section ") == len(KINDS) + 1 and "not drawn yet" not in app.on.evidence.value
 
 
 def test_the_image_that_is_looked_at_comes_first_and_nothing_is_done_twice(app, monkeypatch):
@@ -111,7 +111,7 @@ def test_the_grid_of_stability_comes_last(app, monkeypatch):
     monkeypatch.setattr(app, "_show_evidence", show)
     upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
-    assert shown[-2:] == [set(TITLES) - {"stability"}, set(TITLES)]
+    assert shown[-2:] == [set(KINDS), {*KINDS, "stability"}]
 
 
 def test_saving_writes_a_case_of_all_images(app):

@@ -45,6 +45,12 @@ def test_jpeg_quality_is_what_pillow_saved(save, quality):
     assert abs(found["jpeg_quality"] - quality) <= (1 if quality < 10 else 0)  # at 1 the tables are all clipped at 255
 
 
+def test_an_opened_picture_has_the_quality_of_its_file(save):
+    path = save("photo.jpg", picture(0), quality=35)
+    assert images.as_rgb(Image.open(path)).info["jpeg_quality"] == images.load_rgb(path).info["jpeg_quality"] == 35
+    assert images.as_rgb(Image.open(path).convert("RGB").crop((0, 0, 40, 40))).info["jpeg_quality"] is None
+
+
 def test_jpeg_quality_of_other_tables_is_near(save):
     tables = [[2] * 64, [3] * 64]
     assert 90 < images.inspect(save("photo.jpg", picture(0), qtables=tables))["jpeg_quality"] <= 100

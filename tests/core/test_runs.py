@@ -11,6 +11,7 @@ import time
 import pytest
 
 from dfd.core import runs
+from dfd.data import layouts
 
 HOLD = "import sys, time; from dfd.core import runs\nwith runs.run_lock({!r}):\n    print('in', flush=True); {}"
 
@@ -117,12 +118,12 @@ def test_a_fingerprint_changes_with_names_sizes_and_times_only(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"1")
     (tmp_path / "dangling").symlink_to("nowhere")
-    seen = [runs.fingerprint(tmp_path), runs.fingerprint(tmp_path)]
+    seen = [layouts.fingerprint(tmp_path), layouts.fingerprint(tmp_path)]
     assert len(set(seen)) == 1
     (tmp_path / "a" / "x.png").write_bytes(b"12")
-    seen.append(runs.fingerprint(tmp_path))
+    seen.append(layouts.fingerprint(tmp_path))
     (tmp_path / "a" / "x.png").rename(tmp_path / "a" / "y.png")
-    seen.append(runs.fingerprint(tmp_path))
+    seen.append(layouts.fingerprint(tmp_path))
     assert len(set(seen)) == 3
 
 
@@ -131,17 +132,17 @@ def test_fingerprint_sees_behind_links_and_survives_loops(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ProGAN").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    before = runs.fingerprint(tmp_path / "data")
+    before = layouts.fingerprint(tmp_path / "data")
     (tmp_path / "elsewhere" / "new.png").write_bytes(b"x")
-    assert runs.fingerprint(tmp_path / "data") != before
+    assert layouts.fingerprint(tmp_path / "data") != before
 
 
 def test_fingerprint_changes_with_a_provenance_table_above_the_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.png").write_bytes(b"x")
-    before = runs.fingerprint(tmp_path / "data")
+    before = layouts.fingerprint(tmp_path / "data")
     (tmp_path / "provenance.csv").write_text("file,source\nx.png,a\n")
-    assert runs.fingerprint(tmp_path / "data") != before
+    assert layouts.fingerprint(tmp_path / "data") != before
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (3599.6, "1:00:00"), (3675, "1:01:15")])

@@ -70,8 +70,12 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (120, 90), dtype=np.uint16)).save(paths[-1])
     (tmp_path / "page.jpg").write_text("<svg/>")
     command = [sys.executable, str(folder / "example.py"), str(tmp_path / "page.jpg"), *map(str, paths)]
-    refused, *lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    noise(7, 90).save(tmp_path / "thin.png")
+    answer = subprocess.run([*command, str(tmp_path / "thin.png")], capture_output=True, text=True)
+    refused, *lines, thin = answer.stdout.splitlines()
     assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
+    assert "7 x 90 pixels" in thin and answer.returncode == 1, answer.stderr
+    assert subprocess.run([*command[:2], str(paths[0])], capture_output=True).returncode == 0
     for path, line in zip(paths, lines, strict=True):
         said, verdict = json.loads(line.partition(" ")[2]), detector(path)
         assert said["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-3) and said["verdict"] == verdict.verdict

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_stage_1_works_alone(generators, source, tmp_path):
     assert (verdict.is_fake, verdict.source, verdict.p_source, verdict.candidates) == (True, source, None, None)
     noise(60, 50).save(tmp_path / "a.png")
     (same,) = detector.predict([tmp_path / "a.png"])
-    assert same.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and json.loads(json.dumps(same.asdict()))
+    assert same.p_fake == pytest.approx(verdict.p_fake, abs=1e-4) and json.loads(json.dumps(asdict(same)))
     real = Detector(detector.stage1, threshold=2.0)(noise(60, 50))
     assert (real.is_fake, real.source) == (False, "RealPhotos")
 
@@ -257,7 +258,7 @@ def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, t
         "log10_lr",
         "outside",
     }
-    assert set(json.loads(json.dumps(first.asdict()))) == expected
+    assert set(json.loads(json.dumps(asdict(first)))) == expected
     assert first.sha256 == hashlib.sha256(Path(first.path).read_bytes()).hexdigest() and second.sha256 is None
 
 

@@ -132,7 +132,7 @@ def test_the_card_of_a_head_on_clip_says_what_it_rests_on(run):
     }
     for part in ("a linear discriminant on the class tokens", "enlarged before the network", "Fitted in closed form",
                  "fitted on train and val; the temperature and the thresholds are chosen on the joint hold-outs",
-                 "Fitted on the joint hold-outs (balanced", "and val was learnt from", "CLIP's, which OpenAI trained",
+                 "Fitted on the joint hold-outs (balanced", "val was learnt from", "CLIP's, which OpenAI trained",
                  "was tested: see removal.csv"):  # fmt: skip
         assert part in text, part
     for part in ("ImageNet", "the epoch", "epochs", "fitted on val", "never resized"):

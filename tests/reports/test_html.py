@@ -6,6 +6,7 @@ import json
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -95,7 +96,7 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
     metrics = {
         "stage1": {
             "test": {
-                "auc": {"value": 0.9312, "low": 0.9, "high": float("nan")},
+                "auc": {"value": 0.9312, "low": None, "high": None},
                 "by_generator": {"ProGAN": {"auc": {"value": 0.75, "low": 0.7, "high": 0.8}}},
             },
         },
@@ -105,14 +106,17 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
     }
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "rejected.csv").write_text("path,reason\na.png,empty\n")
+    table = pd.DataFrame({"label": ["ProGAN", "ProGAN", "RealPhotos"], "split": ["test", "val", "test"], "group": "g"})
+    table.to_parquet(tmp_path / "manifest.parquet")
     entry = {"status": "finished", "seconds": 75.2, "ended": "", "error": None}
-    (tmp_path / "config.json").write_text(json.dumps({"data": "d", "profile": "demo", "notebooks": {"00_safe": entry}}))
+    entries = {"00_safe": entry | {"ended": "2026-01-02"}, "01_x": entry | {"ended": "2026-01-01"}, "02_y": entry}
+    (tmp_path / "config.json").write_text(json.dumps({"data": "d", "profile": "demo", "notebooks": entries}))
     html.export(executed)
     page = re.sub(r"\s+", " ", html.write_index(tmp_path).read_text())
     for text in (
-        '<div class="value">0.931</div><div class="interval">95 % interval 0.900 to –</div>',
-        '<th scope="row">ProGAN</th><td>0.750</td><td>–</td>',
-        '<th scope="row">BigGAN</th><td>–</td><td>0.500</td>',
+        '<div class="value">0.931</div><div class="interval">without an interval: too few groups</div>',
+        '<th scope="row">ProGAN</th><td>1</td><td>0.750 [0.700, 0.800]</td><td>–</td>',
+        '<th scope="row">BigGAN</th><td>–</td><td>–</td><td>0.500 [0.400, 0.600]</td>',
         "files give &lt;it&gt; away",
         "The fakes are simulated.",
         "Left out: 1 file; rejected.csv names each with its reason.",
@@ -122,6 +126,7 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
         '<a href="rejected.csv">rejected.csv</a></th><td>24.0B</td>',
     ):
         assert text in page
+    assert page.count("before one above was made anew") == 1
     assert "Which generator: accuracy" not in page and "http" not in page.replace("http-equiv", "")
 
 
