@@ -26,6 +26,7 @@ from dfd.data.crops import equalise
 from dfd.degrade.operators import jpeg
 from dfd.inference.stage import Stage, center_crops, extract_features
 from dfd.train.heads import Discriminants, joint_hold_outs, sources_of
+from dfd.train.stage1 import equalised
 
 IMAGES, STEPS, TRIED = 24, 60, 15  # images of a source; steps of a launderer; fakes of a generator under attack
 
@@ -36,7 +37,8 @@ def crops_of(stage: Stage, rows: pd.DataFrame) -> torch.Tensor:
 
 def features_of(stage: Stage, crops: torch.Tensor) -> np.ndarray:
     """Of crops (N, 3, S, S) in [0, 1] as they are and as JPEG 75: (N, 2, D)."""
-    return np.stack([extract_features(stage, images) for images in (crops, removal.seen(stage, jpeg(crops, 75)))], 1)
+    saved = equalised(jpeg(crops, 75), stage.equalise_quality)
+    return np.stack([extract_features(stage, images) for images in (crops, saved)], 1)
 
 
 def with_head(stage: Stage, features: np.ndarray, rows: pd.DataFrame) -> Stage:
@@ -54,7 +56,7 @@ def set_cut(stage: Any, name: str, images: torch.Tensor, rows: pd.DataFrame) -> 
     """Call 5 % of the photos fake; says the AUC."""
     for condition, behind in {"as it is": images, **{f"JPEG {q}": jpeg(images, q) for q in removal.QUALITIES}}.items():
         with torch.inference_mode():
-            parts = [stage.model(removal.seen(stage, part)).float() for part in behind.split(32)]
+            parts = [stage.model(equalised(part, stage.equalise_quality)).float() for part in behind.split(32)]
         logits, is_fake = torch.cat(parts).numpy(), rows["is_fake"].to_numpy(bool)
         if condition == "as it is":
             stage.threshold = float(expit(np.quantile(logits[~is_fake], 0.95) / stage.temperature))
@@ -79,7 +81,8 @@ def main(data: str, run: Path) -> None:
     fakes = train["is_fake"].to_numpy(bool)
     network = removal.launderer(plain, train[fakes], STEPS)
     with torch.inference_mode():
-        changed = torch.cat([removal.seen(plain, part + network(part)) for part in crops[fakes].split(32)])
+        parts = [equalised(part + network(part), plain.equalise_quality) for part in crops[fakes].split(32)]
+        changed = torch.cat(parts)
     both = np.concatenate([features, features_of(shipped, changed)])
     hardened = with_head(shipped, both, pd.concat([train, train[fakes]]))
     stages = {"what ships": shipped, "discriminants": plain, "and laundered fakes": hardened}

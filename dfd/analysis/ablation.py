@@ -21,27 +21,21 @@ NO_ADVERSARIES, BASELINE = "without adversarial part", "baseline: classifier on 
 
 def variants(cfg: Any) -> dict[str, Any]:
     """The config as it is, and with one part left out or changed in folders below `ablation_<stage>`, by names."""
-    changes: dict[str, dict] = {}
     if isinstance(cfg, Stage1):
-        if cfg.adversarial:
-            changes[NO_ADVERSARIES] = {"adversarial": False}
-        if cfg.adversarial and cfg.perceptual_weight:
-            changes["without perceptual part"] = {"perceptual_weight": 0.0}
-        stage, key, kinds = "stage1", "representation", ("rgb", "highpass")
         words = f"{{}} instead of {cfg.representation}"
+        stage, key, kinds = "stage1", "representation", ("rgb", "highpass")
+        changes: dict[str, dict] = {NO_ADVERSARIES: {"adversarial": False}}
+        changes |= {"without perceptual part": {"perceptual_weight": 0.0}} if cfg.adversarial else {}
     else:
-        if cfg.extractor == "unet":
-            weights = [name for name in LOSSES if getattr(cfg, name)]
-            changes |= {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in weights}
-            changes |= {"source loss alone": dict.fromkeys(LOSSES, 0.0)} if weights else {}
-        stage, key, kinds = "stage2", "extractor", ("highpass", "rgb")
-        words = BASELINE
-    if cfg.degrade:
-        changes["without degradation"] = {"degrade": False}
-    changes |= {words.format(kind): {key: kind} for kind in kinds if kind != getattr(cfg, key)}
+        stage, key, kinds, words = "stage2", "extractor", ("highpass", "rgb"), BASELINE
+        losses = {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in LOSSES}
+        changes = losses | {"source loss alone": dict.fromkeys(LOSSES, 0.0)} if cfg.extractor == "unet" else {}
+    changes["without degradation"] = {"degrade": False}
+    changes |= {words.format(kind): {key: kind} for kind in kinds}
     return {"as configured": cfg} | {
         name: cfg.model_copy(update={"out": str(_folder(cfg.out, stage, name)), **change})
         for name, change in changes.items()
+        if any(getattr(cfg, field) != value for field, value in change.items())  # it has that part
     }
 
 

@@ -1,7 +1,6 @@
 """Removing the traces on purpose: which fakes does stage 1 still find, once somebody has worked against it?"""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,9 @@ def attacked(stages: dict[str, Any], train: pd.DataFrame, test: pd.DataFrame, st
         attacks = {"untouched": crops, "along its gradient": along_gradient(stage, crops)}
         for against, network in launderers.items():
             with torch.inference_mode():
-                changed = torch.cat([seen(stage, part + network(part)) for part in crops.split(BATCH)])
-            attacks[f"laundered against {'it' if against == name else against}"] = changed
+                laundered = torch.cat([part + network(part) for part in crops.split(BATCH)])
+            attack = f"laundered against {'it' if against == name else against}"
+            attacks[attack] = equalised(laundered, stage.equalise_quality)
         for attack, images in attacks.items():
             after = {"as it is": images} | {f"JPEG {quality}": jpeg(images, quality) for quality in QUALITIES}
             shares = {condition: share_found(stage, behind) for condition, behind in after.items()}
@@ -76,24 +76,18 @@ def along_gradient(stage: Stage, crops: Tensor) -> Tensor:
             (gradient,) = torch.autograd.grad(_attack_loss(stage, part + change), change)
             with torch.no_grad():
                 change.sub_(BOUND / 4 * gradient.sign()).clamp_(-BOUND, BOUND)
-        parts.append(seen(stage, part + change).detach())
+        parts.append(equalised(part + change, stage.equalise_quality).detach())
     return torch.cat(parts)
 
 
 def share_found(stage: Stage, crops: Tensor) -> float:
     """The share of crops (N, 3, S, S) in [0, 1] that a stage 1 calls fake at its threshold, behind its codec."""
     with torch.inference_mode():
-        parts = [stage.model(seen(stage, part).to(stage.device)).float().cpu() for part in crops.split(BATCH)]
-    logits = torch.cat(parts).numpy()
+        behind = equalised(crops, stage.equalise_quality).to(stage.device)
+        logits = torch.cat([stage.model(part).float().cpu() for part in behind.split(BATCH)]).numpy()
     return float((decide(np.stack([0 * logits, logits], axis=1), stage).prediction == "fake").mean())
 
 
-def seen(stage: Stage, images: Tensor) -> Tensor:
-    """Changed images as the stage sees them, with a gradient."""
-    codec: Any = SimpleNamespace(equalise=stage.equalise_quality is not None, equalise_quality=stage.equalise_quality)
-    return equalised(images, codec)
-
-
 def _attack_loss(stage: Stage, images: Tensor) -> Tensor:
-    logits = stage.model(seen(stage, images).to(stage.device)).float()
+    logits = stage.model(equalised(images, stage.equalise_quality).to(stage.device)).float()
     return real_fake_loss(logits, torch.zeros_like(logits))

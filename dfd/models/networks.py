@@ -123,9 +123,7 @@ class Attribution(nn.Module):
         super().__init__()
         self.sees_image = backbone in CLIPS
         extractor = "highpass" if self.sees_image else extractor
-        from torchvision.transforms import v2
-
-        baselines: dict[str, nn.Module] = {"highpass": v2.Lambda(high_pass), "rgb": nn.Identity()}
+        baselines: dict[str, Any] = {"highpass": high_pass, "rgb": nn.Identity()}
         self.generator = UNetRes(unet_width, residual_bound) if extractor == "unet" else baselines[extractor]
         self.classifier = EncoderClassifier(backbone, classes, pretrained)
 

@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from glob import escape, has_magic
 from hashlib import sha256
 from itertools import islice, tee
@@ -200,14 +200,14 @@ class Judge:
             self.detector = Detector.load(run, torch.device(device))
         self.detector.threshold = threshold
         shares = dict.fromkeys(self.detector.stage2.classes, 0.0) if self.detector.stage2 else None
-        every_type = Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "", 0.0, "").asdict()  # none is None
+        every_type = asdict(Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "", 0.0, ""))  # none is None
         self.schema = pa.Table.from_pylist([{"path": "", "sha256": ""} | every_type]).schema
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
         queued, items = tee(item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
-        rows = (verdict.asdict() | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
+        rows = (asdict(verdict) | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
                 for verdict, item in zip(self.detector.predict(queued, *settings), items, strict=True))  # fmt: skip
         while part := list(islice(rows, self.options.part_size)):
             yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...

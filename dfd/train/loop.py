@@ -25,7 +25,7 @@ from dfd.data.crops import EpochSampler, seeds
 from dfd.inference import build_model, save_checkpoint, update_checkpoint
 from dfd.inference.stage import uses_bfloat16
 from dfd.train.checkpoint import Checkpoint, Tracking
-from dfd.train.processes import TIMEOUT, any_process, average_over_processes, broadcast_module, build_loader, loading
+from dfd.train.processes import TIMEOUT, average_over_processes, broadcast_module, build_loader, loading
 
 OnEpoch = Callable[[pd.DataFrame], None] | None
 PROGRESS = ("history", "best", "step_number", "seconds", "losses")  # of a Trainer, as its state keeps it
@@ -226,7 +226,8 @@ class Trainer:
     def _pause(self) -> None:
         """Between two steps: save the state where it is due, and stop where a signal asked any process to."""
         is_due = 0 < 60 * self.cfg.checkpoint_minutes < time.monotonic() - self.saved
-        is_stopped, is_due = any_process(self.accelerator, self.stop.number, is_due)
+        flags: Any = self.accelerator.reduce(torch.tensor([self.stop.number > 0, is_due], device=self.device).int())
+        is_stopped, is_due = (flags > 0).tolist()
         if is_stopped or is_due:
             self._save_state()
         if is_stopped:

@@ -32,13 +32,6 @@ def main_process_first() -> AbstractContextManager[None]:
         return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).main_process_first()
 
 
-def any_process(accelerator: Accelerator, *flags: Any) -> list[bool]:
-    """Whether each flag is set in any of the processes."""
-    counts = torch.tensor([bool(flag) for flag in flags], dtype=torch.int, device=accelerator.device)
-    total: Any = accelerator.reduce(counts)
-    return (total > 0).tolist()
-
-
 def average_over_processes(accelerator: Accelerator, tensors: list[Tensor]) -> None:
     """Replace tensors by their means over the processes, in one message."""
     if accelerator.num_processes > 1:

@@ -30,6 +30,7 @@ class Adversary(nn.Module):
         super().__init__()
         self.discriminator: Any = PatchDiscriminator(pretrained=cfg.pretrained) if cfg.adversarial_weight else None
         self.perceptual = VGGPerceptual(cfg.pretrained) if cfg.perceptual_weight else None
+        self.quality = cfg.equalise_quality if cfg.equalise else None
 
     def discriminator_loss(self, photos: Tensor, changed: Tensor) -> Tensor:
         """What D minimises: photos are photos, changed images are not; no gradient reaches G."""
@@ -46,9 +47,8 @@ class Adversary(nn.Module):
         return losses
 
 
-def equalised(images: Tensor, cfg: config.Training) -> Tensor:
+def equalised(images: Tensor, quality: int | None) -> Tensor:
     """(B, 3, S, S) images in [0, 1] behind the JPEG of all classes; the gradient is the identity's, arXiv:1308.3432."""
-    quality = cfg.equalise_quality if cfg.equalise else None
     return images + (equalise(images.detach().float().clamp(0, 1), quality) - images).detach()
 
 
@@ -58,11 +58,11 @@ class Launderer(Adversary):
     def __init__(self, cfg: config.Stage1):
         generator = UNetRes(cfg.launderer_width, cfg.launderer_bound, from_high_pass=False)
         super().__init__(cfg)
-        self.cfg, self.generator = cfg, generator
+        self.generator = generator
 
     def forward(self, fakes: Tensor) -> Tensor:
         """Laundered fakes x + G(x) behind the codec: (B, 3, H, W) in [0, 1] for the same."""
-        return equalised(fakes + self.generator(fakes).float(), self.cfg)
+        return equalised(fakes + self.generator(fakes).float(), self.quality)
 
     def laundering_losses(self, fakes: Tensor, detector: nn.Module) -> dict[str, Tensor]:
         """What G minimises on fakes (B, 3, H, W) in [0, 1], by name: those for the look, and evasion (C)."""
@@ -99,14 +99,11 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
     AUCs, chose the best. A split without photos or fakes is a ValueError. SIGINT and SIGTERM end it after the step, as
     Interrupted, with a state from which the same call goes on.
     """
-    splits = {split: table[table["split"] == split] for split in ("train", "val", "test")}
-    for split, rows in splits.items():
-        if rows["is_fake"].nunique() < 2:
-            raise ValueError(f"stage 1 needs photos and fakes in split {split!r}; add images or change the fractions")
     trainer = Trainer("stage1", table, cfg, ["real", "fake"], on_epoch)
     if trainer.is_finished():
         return pd.DataFrame(trainer.history)
 
+    splits = {split: table[table["split"] == split] for split in ("train", "val")}
     crops, degrade = partial(RealFakeDataset, **trainer.crops), RandomDegrade(smallest=cfg.crop_size)
     mixed = replace(degrade, p_clean=CLEAN) if cfg.degrade else None
     trainer.load("train", crops(splits["train"], degrade=mixed), EpochSampler(splits["train"], cfg, binary=True))

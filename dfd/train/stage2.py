@@ -55,7 +55,7 @@ def shared(residual: Tensor, source: Tensor, classes: int) -> Tensor:
     return torch.where(is_mean, means[source].view_as(residual), residual)
 
 
-def carrying(trainer: Trainer, adversary: Any, cfg: config.Stage2) -> dict[str, float]:
+def carrying(trainer: Trainer, adversary: Any) -> dict[str, float]:
     """How far carrying got on validation crops, whose photos training did not put fingerprints on.
 
     val_discriminator_auc: D tells photos from fingerprinted ones. val_carried_accuracy: balanced, of their names.
@@ -64,7 +64,7 @@ def carrying(trainer: Trainer, adversary: Any, cfg: config.Stage2) -> dict[str, 
     def answer(batch: Any) -> Tensor:
         model: Any = trainer.averaged.module
         carriers = batch["carrier"]
-        carried = equalised(carriers + model.generator(batch["view1"]).float(), cfg)
+        carried = equalised(carriers + model.generator(batch["view1"]).float(), adversary.quality)
         critic = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
         opinions = [critic(images).mean((1, 2, 3)) for images in (carriers, carried)]
         return torch.cat([torch.stack(opinions, dim=1), model(carried)], dim=1)
@@ -88,14 +88,11 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
     classes = sorted(fakes["label"].unique())
     if len(classes) < 2:
         raise ValueError(f"attribution needs at least two generators, the data has {classes or 'none'}")
-    splits = {split: fakes[fakes["split"] == split] for split in ("train", "val", "test")}
-    for split, rows in splits.items():
-        if missing := ", ".join(sorted(set(classes) - set(rows["label"]))):
-            raise ValueError(f"split {split!r} has no image of {missing}; add images or change the fractions")
     trainer = Trainer("stage2", table, cfg, classes, on_epoch)
     if trainer.is_finished():
         return pd.DataFrame(trainer.history)
 
+    splits = {split: fakes[fakes["split"] == split] for split in ("train", "val")}
     degrade = RandomDegrade(smallest=cfg.crop_size, p_clean=CLEAN) if cfg.degrade else None
     views = partial(GFDTwoViewDataset, splits["train"], classes=classes, degrade=degrade, **trainer.crops)
     carries = cfg.extractor == "unet" and cfg.carried_weight + cfg.adversarial_weight + cfg.perceptual_weight > 0
@@ -121,7 +118,8 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
                 if adversary and step % every == 0:
                     carriers = batch["carrier"]
-                    carried = equalised(carriers + shared(residual[: len(source)], source, len(classes)), cfg)
+                    fingerprints = shared(residual[: len(source)], source, len(classes))
+                    carried = equalised(carriers + fingerprints, adversary.quality)
                     put_on = {"adversary": adversary, "carriers": carriers, "carried": carried}
                     if adversary.discriminator:
                         # 1. critic: photos against fingerprinted photos
@@ -136,7 +134,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
             logits, source = trainer.validate("val")
             loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(source)).item()
             accuracy = balanced_accuracy_score(source, logits.argmax(1))
-            curves = carrying(trainer, adversary, cfg) if adversary else {}
+            curves = carrying(trainer, adversary) if adversary else {}
             right = pd.Series(logits.argmax(1) == source, splits["val"].index)
             trainer.end_epoch(accuracy, loss, right, val_balanced_accuracy=accuracy, **curves)
     if trainer.is_main:

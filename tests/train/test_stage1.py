@@ -65,7 +65,7 @@ def test_all_networks_see_laundered_fakes_behind_the_codec(adversary, batches):
     photos, fakes = batches
     adversary.generator.head.bias.data.fill_(0.4)
     with torch.no_grad():
-        expected = jpeg((fakes + adversary.generator(fakes)).clamp(0, 1), adversary.cfg.equalise_quality)
+        expected = jpeg((fakes + adversary.generator(fakes)).clamp(0, 1), adversary.quality)
     seen, classifier = [], RealFakeClassifier("test_resnet.r160_in1k")
     for network in (adversary.discriminator, classifier, adversary.perceptual):
         network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
@@ -127,14 +127,14 @@ def test_the_launderer_learns_to_pass_for_a_photo():
     """Fakes are photos with a checkerboard, that a discriminator has learnt to see: it hides it on unseen ones too."""
     adversary = small(launderer_bound=0.1, perceptual_weight=0.0, pretrained=True)
     board = 0.03 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1)
-    seen, unseen = (equalised(photo_crops(names, side=32), adversary.cfg) for names in (SEEN, UNSEEN))
+    seen, unseen = (equalised(photo_crops(names, side=32), adversary.quality) for names in (SEEN, UNSEEN))
     discriminator = torch.optim.Adam(adversary.discriminator.parameters(), 3e-3)
     launderer = torch.optim.Adam(adversary.generator.parameters(), 5e-3)
     harmless = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1), nn.Flatten(0)).requires_grad_(False)
 
     def drawn():
         photos, fakes = seen[torch.randint(len(seen), (2, 8))]
-        return photos, equalised(fakes + board, adversary.cfg)
+        return photos, equalised(fakes + board, adversary.quality)
 
     def told(changed):
         with torch.no_grad():
@@ -144,7 +144,7 @@ def test_the_launderer_learns_to_pass_for_a_photo():
     for _ in range(40):
         photos, fakes = drawn()
         step(discriminator, adversary.discriminator_loss(photos, adversary(fakes)))
-    fakes = equalised(unseen + board, adversary.cfg)
+    fakes = equalised(unseen + board, adversary.quality)
     assert told(fakes) > 0.9 and told(adversary(fakes)) > 0.9
     for _ in range(60):
         step(launderer, adversary.laundering_losses(drawn()[1], harmless)["adversarial"])
