@@ -73,7 +73,7 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     path = folder / "verdicts.csv"
     path.write_text(re.sub(r"^(in/alike.jpg,\w+,\w+),\w+", r"\1,other", path.read_text(), flags=re.M))
     call("in/00.png")
-    assert (folder / "index.html").read_text().count("1 more, some called otherwise</td>") == 2
+    assert (folder / "index.html").read_text().count("1 more, verdicts differ</td>") == 2
 
 
 def test_verify_names_the_byte_that_changed(call, tmp_path):
