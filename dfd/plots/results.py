@@ -146,7 +146,7 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     below.set_ylim(0, 1.5 * below.get_ylim()[1])  # room for the word
     below.text(0.02, 0.9, "images", transform=below.transAxes, va="top", fontsize=9, color="0.4")
     below.set_axis_off()
-    ax.legend(loc="upper left", fontsize=9)
+    ax.legend(loc="best", fontsize=9)
     return ax
 
 

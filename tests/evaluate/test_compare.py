@@ -79,7 +79,8 @@ def test_differences_of_a_class_of_few_groups_have_no_interval():
     few = table.assign(group=np.arange(len(table))).drop(photos[7:])
     found = compare.differences(few, worse(few), "stage1")
     assert found["low"].notna().to_dict() == {
-        name: name in ("accuracy_at_threshold", "fake_accuracy") for name in compare.COMPARED["stage1"]
+        name: name in ("accuracy_at_threshold", "fake_accuracy", "unsure", "fakes_passed")
+        for name in compare.COMPARED["stage1"]
     }
     assert found["difference"].notna().all()
 
