@@ -18,6 +18,7 @@ def stage1_table(logits, labels, groups=None, threshold=0.5, **extra):
         "logit_real": 0.0,
         "logit_fake": np.asarray(logits, float),
         "prediction": np.where(p >= threshold, "fake", "real"),
+        "answer": np.where(p >= threshold, "fake", "real"),
     }
     return pd.DataFrame({**content, **extra})
 

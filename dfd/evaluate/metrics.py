@@ -207,15 +207,18 @@ STAGE_METRICS = {
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
     """What METRICS read, (N,) each; `right` is stage 1's at 0.5, `decided` at the threshold, `missed` its opposite.
 
-    `unsure` and `wrong` are of the three answers that `predict` gives; tables of earlier versions have none.
+    `unsure` and `wrong` are of the three answers that `predict` gives; in tables of earlier versions NaN.
     """
     true, prediction = true_class(scores).to_numpy(), closed_set(scores).to_numpy()
     confidence, right = confidences(scores, temperature)
     logit = scores["logit_fake"].to_numpy() if stage_of(scores) == "stage1" else None
     lr = scores.get("log10_lr", pd.Series(np.nan, scores.index)).to_numpy(float)  # of tables of earlier versions: none
-    called = scores.get("answer", scores["prediction"]).to_numpy()
+    unsure = wrong = np.full(len(scores), np.nan)
+    if "answer" in scores:
+        unsure = scores["answer"].eq("unsure").to_numpy()
+        wrong = scores["answer"].ne(true).to_numpy() & ~unsure
     return SimpleNamespace(
-        unsure=called == "unsure", wrong=(called != true) & (called != "unsure"), unknown=called != prediction,
+        unsure=unsure, wrong=wrong, unknown=scores["prediction"].to_numpy() != prediction,
         true=true, prediction=prediction, is_fake=true == "fake", is_real=true == "real", logit=logit, right=right,
         decided=prediction == true, missed=prediction != true, confidence=confidence, lr=lr,
         before=confidences(scores, 1.0)[0])  # fmt: skip

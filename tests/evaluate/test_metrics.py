@@ -232,6 +232,21 @@ def test_a_class_of_few_groups_has_no_interval(photos, fakes):
     assert bare == few | (of_both if few else set())
 
 
+def test_the_three_answers_are_measured_apart_from_the_threshold():
+    answers = ["fake", "unsure", "real", "real", "fake", "real", "unsure", "unsure"]
+    rows = stage1_table(np.ones(8), ["RealPhotos"] * 4 + ["ProGAN"] * 4, answer=answers)
+    names = ("unsure", "photos_accused", "fakes_passed")
+    assert [metrics.evaluate(rows, 1.0)[name]["value"] for name in names] == [3 / 8, 1 / 4, 1 / 4]
+    old = metrics.evaluate(rows.drop(columns="answer"), 1.0)
+    assert [old[name]["value"] for name in names] == [None] * 3 and old["real_accuracy"]["value"] == 0
+
+
+def test_a_fake_that_gets_no_name_is_counted_as_unknown():
+    rows = pd.DataFrame({"label": list("AABB"), "group": range(4), "logit_A": [1.0, 1, 0, 0], "logit_B": 0.5})
+    named = metrics.evaluate(rows.assign(prediction=["A", "unknown", "B", "B"]), 1.0)
+    assert (named["unknown"]["value"], named["accuracy"]["value"]) == (0.25, 1.0)
+
+
 def test_few_groups_have_no_interval():
     assert interval(["one"] * 4, [True, False, True, True]) == {"value": 0.75, "low": None, "high": None}
     right = np.arange(24) % 4 > 0

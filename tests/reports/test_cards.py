@@ -115,6 +115,24 @@ def test_the_model_cards_numbers_are_those_of_the_files(run):
     assert "<em>" not in markdown2html(text) and "**Warning:**" in text
 
 
+def test_a_card_has_both_limits_whose_sources_were_seen_and_no_sweep_of_other_weights(run):
+    table, metrics = manifest.load(run), json.loads((run / "metrics.json").read_text())
+    is_new = (table["split"] == "test") & (table["label"] != "BigGAN")
+    manifest.write(table.assign(source=np.where(is_new, "new", "old")), run)
+    digest = manifest.digest(manifest.load(run))
+    save(run, manifest_hash=digest, metrics=metrics["stage1"], temperature=1.0, band=[0.2, 0.7])
+    record = json.loads((run / "config.json").read_text())
+    for ended, has_sweep in (("2026-01-01", False), ("2026-01-03", True)):
+        record["notebooks"]["01_stage1_real_fake"]["ended"] = "2026-01-02"
+        record["notebooks"]["03_robustness"] = {"ended": ended}
+        (run / "config.json").write_text(json.dumps(record))
+        assert cards.write(run) == {}
+        text = " ".join((run / "model_card_stage1.md").read_text().split())
+        assert ("By JPEG quality: sweep_jpeg_stage1.csv" in text) == has_sweep
+    assert "fake from 0.700, real below 0.200, and in between unsure" in text
+    assert "Test holds whole sources by `source`, but those of BigGAN: such images" in text
+
+
 def test_the_card_of_a_head_on_clip_says_what_it_rests_on(run):
     number = {"value": 0.93, "deviation": 0.08, "worst": 0.61, "draws": 40}
     metrics = json.loads((run / "metrics.json").read_text())
