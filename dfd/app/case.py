@@ -186,7 +186,9 @@ class Case:
         write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if file.is_file()}
-        rows = [{"path": v.path, "sha256": v.sha256, "bytes": sizes.get(v.path)} for v in verdicts if v.path]
+        hashes = {v.path: sha256_of(files[v.path]) for v in verdicts if v.error and v.path in sizes}  # of the refused
+        rows = [{"path": v.path, "sha256": v.sha256 or hashes.get(v.path), "bytes": sizes.get(v.path)}
+                for v in verdicts if v.path]  # fmt: skip
         self.record |= {"inputs": rows, "outputs": _hashes(folder)}
         self.record["runs"][-1]["ended"] = _now()
         self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}

@@ -76,7 +76,7 @@ def damaged(path: str | Path, error: Exception) -> str:
     """The line about a file of ours that was cut short or written by something else."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     reason = reason.replace(f"Could not open Parquet input source '{path}': ", "")
-    return f"{path} is damaged ({reason.partition('. ')[0]}); delete it, and run again what makes it"
+    return f"{path} is damaged ({reason.partition('. ')[0]}); take a copy, or delete it, and run again what makes it"
 
 
 def cache_folder() -> Path:

@@ -63,7 +63,7 @@ def _prints(n):
 @pytest.mark.parametrize("content", [b"", b'{"data": "x"', b"[]", b"7", b"\xff\xfe{"])
 def test_a_damaged_record_is_named_with_the_remedy(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config.json is damaged \(.+\); delete it, and run again what makes it"):
+    with pytest.raises(ValueError, match=r"config.json is damaged \(.+\); take a copy, or delete it, and run again what makes it"):
         io.read_json(tmp_path / "config.json")
 
 
@@ -74,7 +74,7 @@ def test_a_table_that_was_cut_is_named_with_the_remedy(name, tmp_path):
     pd.DataFrame({"path": ["x"]}).to_parquet(tmp_path / "whole.parquet")
     content = (tmp_path / "whole.parquet").read_bytes()[:-20] if name == "a.parquet" else b""
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} is damaged \(.+\); delete it"):
+    with pytest.raises(ValueError, match=rf"{name} is damaged \(.+\); take a copy, or delete it"):
         io.read_table(tmp_path / name)
     assert io.read_table(tmp_path / "whole.parquet")["path"].tolist() == ["x"]
 
