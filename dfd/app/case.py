@@ -218,7 +218,7 @@ def opened(folder: Path, detector: Detector, about: Mapping[str, Any]) -> Iterat
     """Make a case, or go on with one, in a folder for this process alone.
 
     `about` may hold title, examiner, notes, with_images, crops and crop_mode. A folder with other files is a
-    FileExistsError. One that another detector or threshold judged is judged anew.
+    FileExistsError. One of another detector, threshold or crops is judged anew where `paths` names all of it.
     """
     with run_lock(folder):
         case = Case(folder, detector, about)

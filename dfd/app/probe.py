@@ -71,7 +71,7 @@ def examples(cfg: config.Probe) -> list[Item]:
 
 
 def still(detector: Detector, items: Iterable[Item]) -> str:
-    """The probe without widgets: the items examined, with all pictures and curves."""
+    """The probe without widgets: the items examined, with all pictures and the grid."""
     articles = []
     for item in items:
         examination = examine_or_refuse(detector, item.source, item.name)
@@ -124,7 +124,7 @@ class Probe:
             self.show(items[-MAX_ITEMS:][0])
 
     def show(self, item: Item | None) -> None:
-        """Show an image; its examination, its evidence and its curve are made in the background."""
+        """Show an image; its examination, its evidence and its grid are made in the background."""
         self.shown = item
         self._fill_list()
         self._show_examination()

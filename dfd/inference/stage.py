@@ -43,7 +43,7 @@ class Scored:
     needed: int  # crops that the mode asks for: above crops where the image is too large for them all
     crop_logits: Tensor  # (crops, classes); the first is the centre in mode five
     corners: tuple[Corner, ...]  # where each crop was cut
-    ood_score: float | None = None  # mean distance of the crops to the training images; see FeatureBank
+    ood_score: float | None = None  # how unlike the training images, by its feature bank or its classes
     quality: int | None = None  # the file's JPEG quality, libjpeg's; none for others
     is_flat: bool = False  # whether the crops show one colour
 

@@ -67,7 +67,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
     """Judge images as `Detector.predict` does and write a row for each; those that have one are left out.
 
     Inputs are paths or URLs of images, folders, patterns, lists and tar shards; `out` is that of a folder, which
-    belongs to one model, version and crops; the model, a run folder with both stages, is sent to the workers.
+    belongs to one model, version and crops; the model, a run folder with stage 1 at least, is sent to the workers.
     Gives the rows in the folder, those of them with an error, and those that were there before.
     """
     detector = Detector.load(model, torch.device("cpu"))
