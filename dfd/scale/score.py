@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from dfd.inference.detector import Detector, Verdict, files_of
 
 IMAGES, LISTS = tuple(SUFFIXES), (".txt", ".lst", ".list")
 SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+UNREAD = "cannot be read"  # how the error begins of what may be there another time
 ANSWER = 10.0  # seconds that a cluster has to answer
 ENVIRONMENT = ("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")  # variables that say how to reach a file system
 
@@ -94,7 +96,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
             raise ValueError(damaged(path, error)) from error
         if known != record:
             raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
-        before = rows_in(fs, folder)
+        before = asked_again(fs, folder, rows_in(fs, folder))
         left = [name for name in names if name.lower().endswith(SHARDS) or printable(name) not in before]
         with bar(unit="image", initial=len(before), disable=None) as progress:
             for table in judged(left, (files, detector.threshold, set(before), os.getcwd()), options) if left else ():
@@ -122,6 +124,16 @@ def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
     return dict(zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True))
 
 
+def asked_again(fs: Any, folder: str, rows: dict[str, str | None]) -> dict[str, str | None]:
+    """The rows but those of what a store did not give and of shards that broke off, which are taken out."""
+    kept = {path: error for path, error in rows.items() if not (error or "").startswith(UNREAD)}
+    for path in fs.glob(f"{escape(folder)}/*.parquet") if len(kept) < len(rows) else ():
+        table = parquet.read_table(path, filesystem=fs)
+        if not all(stays := [not (error or "").startswith(UNREAD) for error in table["error"].to_pylist()]):
+            write(fs, path, table.filter(pa.array(stays)))
+    return kept
+
+
 def listed(given: str) -> Iterator[str]:
     """The images and shards that an input stands for."""
     fs, path = url_to_fs(given)
@@ -129,15 +141,19 @@ def listed(given: str) -> Iterator[str]:
     if "://" not in given:
         names = find_images([given], IMAGES + SHARDS, lambda line: print(line, file=sys.stderr))
     elif has_magic(given) and not fs.exists(path):
-        names = [name for match in fs.glob(path) for name in listed(fs.unstrip_protocol(match))]
+        found = [match for match in fs.glob(path) if "**" not in path or not fs.isdir(match)]
+        names = [name for match in found for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
-        names = [name for name in map(fs.unstrip_protocol, fs.find(path)) if name.lower().endswith(IMAGES + SHARDS)]
+        found = [*map(fs.unstrip_protocol, fs.find(path))]
+        names = [name for name in found if name.lower().endswith(IMAGES + SHARDS)]
+        if others := [*map(printable, sorted({*found} - {*names}))]:
+            print(f"{given}: left out {len(others)} whose names end like no image's: {others[0]} …", file=sys.stderr)
     if not names:
         raise FileNotFoundError("no images there, and no shards (.tar)")
     for name in names:
         if name.lower().endswith(LISTS):
             with fs.open(name, "rb") as file:
-                yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
+                yield from (os.fsdecode(line.rstrip(b"\r\n").removeprefix(BOM_UTF8)) for line in file if line.strip())
         elif name.lower().endswith(IMAGES) or fs.exists(name):  # an image that is missing gets a row that says so
             yield name
         else:
@@ -162,11 +178,14 @@ def items_of(name: str) -> Iterator[Item]:
                     yield item
             if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # it ends in silence here
                 raise tarfile.ReadError("damaged, or cut short")
+            while rest := archive.fileobj.read(1 << 20):
+                if rest.strip(tarfile.NUL):
+                    raise tarfile.ReadError("another archive follows in the same file, which is not read")
         if not count:
             raise ValueError("no images in it")
     except Exception as error:  # tarfile's, three decompressors', and the file systems' own
         item = Item(name)
-        item.data = ImageError(f"cannot be read after {count} images: {one_line(error)}")
+        item.data = ImageError(f"{UNREAD} after {count} images: {one_line(error)}")
         yield item
 
 
@@ -182,8 +201,8 @@ def decode(item: Item) -> Image.Image:
         item.sha256 = sha256(data).hexdigest()
         return load_rgb(data)
     except Exception as error:  # each file system has its own
-        problem = "" if isinstance(error, ImageError) else "cannot be read: "
-        raise ImageError(problem + one_line(error).removeprefix("the given bytes: ")) from error
+        problem = "" if isinstance(error, ImageError) else f"{UNREAD}: "
+        raise ImageError(printable(problem + one_line(error).removeprefix("the given bytes: "))) from error
 
 
 class Judge:

@@ -12,9 +12,11 @@ import sys
 import tarfile
 import threading
 import time
+from codecs import BOM_UTF8
 from functools import partial
 
 import bad_files
+import fsspec
 import pandas as pd
 import psutil
 import pyarrow as pa
@@ -187,8 +189,12 @@ def test_shards_images_and_lists_on_s3_become_parquet_there(score, model, tmp_pa
     assert reasons == {"s3://bucket/shards/broken.tar": "cannot be read after 0 images: unexpected end of data"}
     table.index = table.index.str.rpartition("/").get_level_values(2)
     assert_as_predicted(table, model, pictures)
-    assert "10 images in s3://bucket/scores, 10 of them before; 3 were refused" in score(*words).stderr
+    assert "10 images in s3://bucket/scores, 8 of them before; 3 were refused" in score(*words).stderr
     assert len(rows("s3://bucket/scores")) == 10
+    s3.put_file(str(tmp_path / "s.tar"), "bucket/shards/broken.tar")  # what was not to be had is asked for again
+    s3.pipe_file("bucket/listed/gone.png", data[0])
+    assert "12 images in s3://bucket/scores, 8 of them before; 1 were refused" in score(*words).stderr
+    assert list(rows("s3://bucket/scores").error.dropna().index) == ["s3://bucket/images/bad.png"]
 
 
 @pytest.mark.slow
@@ -351,6 +357,30 @@ def test_folders_patterns_and_lists(score, tmp_path):
     assert errors("out") == {"elsewhere/missing.png": "cannot be read: No such file or directory"}
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_what_a_store_did_not_give_is_asked_for_again_and_what_is_passed_over_is_said(score, tmp_path, monkeypatch):
+    store = fsspec.filesystem("memory")
+    for number, name in enumerate(("a.png", "deep/b.png", "0f3c9e", "M\xfcller.jpg")):
+        store.pipe_file(f"/b/{name}", encoded(picture(number, 60, 50), "PNG"))
+    (tmp_path / "list.txt").write_bytes(BOM_UTF8 + b"memory:///b/a.png\nmemory:///b/M\xfcl.jpg\n")
+    whole = type(store).cat_file
+
+    def broken(self, path, *args, **options):
+        if path.endswith("b.png"):
+            raise TimeoutError("try again")
+        return whole(self, path, *args, **options)
+
+    words = ("memory:///b", "list.txt", "--out", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "cat_file", broken)
+        result = score(*words)
+    assert "left out 1 whose names end like no image's: memory:///b/0f3c9e" in result.stderr
+    assert errors("out").keys() == {"memory:///b/deep/b.png", "memory:///b/M\\xfcl.jpg"}, result.output
+    assert "4 images in out, 2 of them before; 1 were refused" in score(*words).stderr
+    assert errors("out").keys() == {"memory:///b/M\\xfcl.jpg"}
+    assert list(scale.listed("memory:///b/**"))[-1] == "memory:///b/deep/b.png"
+
+
 @pytest.mark.parametrize(("name", "mode"), [("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tar.xz", "w:xz")])
 @pytest.mark.usefixtures("without_ray")
 def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mode, score, tmp_path):
@@ -377,6 +407,7 @@ def damaged_shards():
     yield "no tar at all", b"<!doctype html>" * 100, 0
     yield "nothing", b"", 0
     yield "no images", bytes(10240), 0
+    yield "two archives in one file", 2 * data, 3
 
 
 @pytest.mark.parametrize(
