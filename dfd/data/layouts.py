@@ -184,7 +184,8 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         if at is None:
             return None
         generator = below[0] if by_class or at else root.name
-        splits = [SPLITS[part.lower()] for part in parts[:depth] or below[1:at] if part.lower() in SPLITS]
+        named = parts[:depth] or below[1 : 2 if by_class else at]
+        splits = [SPLITS[part.lower()] for part in named if part.lower() in SPLITS]
         return REAL if below[at].lower() == real.lower() else generator, splits[0] if splits else None
 
     return layout + (f", below {', '.join(sorted(tops))}" if depth else ""), place

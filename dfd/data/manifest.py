@@ -199,7 +199,7 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     given, earlier = (table[name].astype(object).where(table[name].notna(), None) for name in ("given", "earlier"))
     held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
     stays = given.isin(held) | (given == "train") & (len(held) == 2)
-    fixed = given.where(stays, earlier.mask(earlier.isin(held) & given.notna()))
+    fixed = given.where(stays, earlier.mask(earlier.isin(held)))
     table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
     group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]

@@ -48,6 +48,15 @@ def test_split_folders_are_kept(data, valid, capsys):
     assert f"below testing, train, {valid}" in capsys.readouterr().out
 
 
+def test_split_folders_inside_the_class_folders_are_kept_too(data):
+    for label in ("RealPhotos", "ProGAN", "BigGAN"):
+        for number, split in enumerate(("train", "valid", "test")):
+            fill(data / label / split, 3, start=10 * number)
+    table = scan(data)
+    folder = table.path.str.split("/").str[1].replace("valid", "val")
+    assert len(table) == 27 and (table.split == folder).all()
+
+
 def test_split_folders_hold_other_layouts_too(data):
     for split in ("train", "test"):
         fill(data / split / "progan" / "0_real", 10)
