@@ -227,7 +227,8 @@ def windows_of(image: Image.Image | Tensor, size: int, crops: int, mode: str = "
     if mode != "five":
         return chosen
     seed = crc32(pixels_of(image, chosen.corners[0], size).tobytes())
-    return chosen._replace(corners=off_grid(chosen.corners, height, width, size, seed))
+    moved = [*dict.fromkeys(off_grid(chosen.corners, height, width, size, seed))]  # in a small image some may meet
+    return Plan(moved, chosen.needed - len(chosen.corners) + len(moved))
 
 
 def pixels_of(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndarray:

@@ -262,6 +262,16 @@ def test_windows_are_moved_into_the_image_by_less_than_a_block():
     assert crops.off_grid([(0, 0)], 64, 40, 64, 5) == [(0, 0)]  # no room
 
 
+def test_windows_that_meet_in_a_small_image_count_once():
+    counts = set()
+    for seed in range(20):
+        pixels = np.random.default_rng(seed).integers(0, 256, (66, 65, 3), dtype=np.uint8)
+        chosen = crops.windows_of(Image.fromarray(pixels), 64, 5)
+        assert len(set(chosen.corners)) == len(chosen.corners) == chosen.needed
+        counts.add(len(chosen.corners))
+    assert len(counts) > 1 and max(counts) <= 5
+
+
 def test_sampler_weighs_sources_by_the_root_of_their_size(folder, tmp_path):
     photos = [f"{number}.png" for number in range(100)]
     table = pd.DataFrame({"path": photos + ["f"] * 10, "label": ["RealPhotos"] * 100 + ["ProGAN"] * 10})

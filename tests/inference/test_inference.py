@@ -91,7 +91,7 @@ def test_batching_images_of_many_sizes_changes_nothing(monkeypatch):
     images = [torch.rand(1, 3, *size) for size in ((32, 32), (20, 90), (64, 64), (5, 7), (100, 40), (90, 200))]
     images[2] = noise(64, 64)
     together = list(stage.stream(images, 30))
-    assert len({scored.crops for scored in together}) == 3
+    assert {1, 13, 30} <= {scored.crops for scored in together}
     for batch in (1, 7):
         monkeypatch.setattr(stage_module, "BATCH", batch)
         again = list(stage.stream(iter(images), 30))
