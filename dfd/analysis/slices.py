@@ -66,6 +66,8 @@ def _bin(values: pd.Series, bins: int) -> pd.Series:
     codes = values.rank(method="dense") - 1
     if values.nunique() > bins:
         codes = pd.qcut(values, bins, labels=False, duplicates="drop")
+        if codes.nunique() < 2:  # most have the smallest value, or the largest
+            codes = (values > values.mean()).astype(float).where(values.notna())
     limits = values.groupby(codes).agg(["min", "max"])
     words = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in limits.to_numpy()]
     words = [word if words.index(word) == i else f"{word} ({i})" for i, word in enumerate(words)]  # that read alike
@@ -108,11 +110,9 @@ def find(rows: pd.DataFrame, bins: pd.DataFrame, alpha: float = 0.01, seed: int 
     """Slices whose error is above average by more than chance explains, after all that were looked at; surest first.
 
     Each draw hands every group the errors of another group of about its size (within a factor of two), in random order:
-    block permutation, Winkler et al. 2015, NeuroImage 123, 253-268. So ten near-duplicates that fail together are one
-    failure. A slice's excess of errors is divided by its deviation over the draws; the p-value is the share of draws
-    whose largest such number, over all slices, is as large (max-T, Westfall and Young 1993). So the chance that
-    anything is reported where errors have nothing to do with the properties is about alpha, however many were tried.
-    `within` names the slice above that holds COVERED of its images; attrs: tried (slices), groups. See `by_property`.
+    block permutation, Winkler et al. 2015, NeuroImage 123, 253-268. A slice's excess of errors is divided by its
+    deviation over the draws; p is the share of draws whose largest such number, over all slices, is as large (max-T,
+    Westfall and Young 1993). `within`: the slice above that holds COVERED of its images; attrs: tried (slices), groups.
     """
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha must be below 1 and at least 1 / (draws + 1) = {1 / (draws + 1):.2g}, got {alpha}")

@@ -46,6 +46,14 @@ def test_no_slice_is_reported_where_there_is_none():
     assert sum(apart) <= 5
 
 
+@pytest.mark.parametrize(("most", "rest"), [(95, [60, 70, 80, 85]), (50, [60, 70, 80, 85])])
+def test_a_property_that_is_the_same_for_most_has_the_rest_as_a_bin(most, rest):
+    measured = pd.DataFrame({"jpeg_quality": [float(most)] * 70 + rest * 7 + [np.nan] * 2})
+    bins = slices.binned(measured)["jpeg_quality"]
+    assert bins.value_counts().to_dict() == {str(most): 70, "60 to 85": 28, "no JPEG": 2}
+    assert list(bins.cat.categories) == ["no JPEG", *sorted([str(most), "60 to 85"])]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_slice_made_worse_is_reported_first(seed):
     rows, measured = fabricated(seed)
