@@ -40,10 +40,16 @@ def variants(cfg: Any) -> dict[str, Any]:
 
 
 def trained(table: pd.DataFrame, out: str | Path, stage: str, name: str) -> Stage | None:
-    """The variant that an ablation in a run folder finished on this manifest; None where there is none."""
+    """The variant, of one parameter, that an ablation in a run folder finished on this manifest; None without one."""
     path = _folder(out, stage, name) / CHECKPOINTS[stage]
     content = read_content(path) if path.exists() else {}
-    return Stage.load(path) if content.get("finished") and content["manifest_hash"] == digest(table) else None
+    if not content.get("finished") or content["manifest_hash"] != digest(table):
+        return None
+    own = read_content(Path(out) / CHECKPOINTS[stage])["config"]
+    changed = [key for key, value in content["config"].items() if own.get(key) != value]
+    if len(changed) > 1:
+        print(f"Left out: the variant {name!r}, which was trained with other {', '.join(changed)}; ablate again.")
+    return Stage.load(path) if len(changed) < 2 else None
 
 
 def _folder(out: str | Path, stage: str, name: str) -> Path:

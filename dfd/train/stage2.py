@@ -65,7 +65,7 @@ def carrying(trainer: Trainer, adversary: Any) -> dict[str, float]:
         model: Any = trainer.averaged.module
         carriers = batch["carrier"]
         carried = equalised(carriers + model.generator(batch["view1"]).float(), adversary.quality)
-        critic = adversary.discriminator or (lambda images: torch.zeros(len(images), 1, 1, 1))
+        critic = adversary.discriminator or (lambda images: images.new_zeros(len(images), 1, 1, 1))
         opinions = [critic(images).mean((1, 2, 3)) for images in (carriers, carried)]
         return torch.cat([torch.stack(opinions, dim=1), model(carried)], dim=1)
 

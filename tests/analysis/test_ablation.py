@@ -1,5 +1,6 @@
 """The ablation: which variants there are, and that each is trained, scored and kept."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dfd.data import manifest
 from dfd.degrade import parse_all
 from dfd.evaluate import scores
 from dfd.inference.decide import UNKNOWN, decide
+from dfd.inference.files import update_checkpoint
 from dfd.inference.stage import Stage
 
 RGB = "baseline: classifier on rgb"
@@ -89,7 +91,7 @@ def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, m
 
 
 @pytest.mark.slow
-def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch):
+def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch, capsys):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
     cfg = small(config.Stage1, tiny_data, tmp_path, backbone="test_resnet.r160_in1k", launderer_width=4)
     monkeypatch.setattr(ablation, "CONDITIONS", parse_all(["jpeg 50"]))
@@ -104,6 +106,10 @@ def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypat
     assert settings["representation"] == "rgb"
     monkeypatch.setattr("dfd.train.loop.Trainer.step", None)  # would fail if anything were trained again
     pd.testing.assert_frame_equal(ablation.run(table, cfg), first)
+    found = partial(ablation.trained, table, tmp_path / "run", "stage1", ablation.NO_ADVERSARIES)
+    assert found() is not None
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], config=settings | {"batch_size": 9})
+    assert found() is None and "trained with other batch_size" in capsys.readouterr().out
 
 
 @pytest.mark.slow
