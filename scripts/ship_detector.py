@@ -33,6 +33,7 @@ from dfd.inference.likelihood import costs
 from dfd.inference.openset import PER_SOURCE, fit_subspace
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL
+from dfd.models.networks import describe
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.heads import history_of, judgements, sources_of
 
@@ -67,7 +68,7 @@ def features_of(run: Path, rows: pd.DataFrame, stage: Stage, data: str) -> np.nd
         for start in bar(range(0, len(draws), 8), desc="features", unit="batch"):
             crops = [Seeded(view)[draw][0] for draw in draws[start : start + 8] for view in (clean, degraded)]
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16(stage.device)):
-                parts.append(stage.model.describe(torch.stack(crops))[1].half().numpy())
+                parts.append(describe(stage.model, torch.stack(crops))[1].half().numpy())
         with atomic_write(path) as draft, draft.open("wb") as file:
             np.save(file, np.concatenate(parts).reshape(len(rows), 2, -1))
     return np.load(path)

@@ -17,7 +17,7 @@ from dfd.app.metadata import Metadata, sentence
 from dfd.data.crops import Corner, cut, equalise, plan
 from dfd.degrade import compose, to_tensor
 from dfd.degrade.operators import as_float
-from dfd.inference import Detector, Stage, Verdict
+from dfd.inference import Detector, Stage, Verdict, extract_features
 from dfd.inference.decide import decide
 from dfd.inference.openset import Subspace
 
@@ -28,6 +28,7 @@ MAX_CAMS = 5  # crops that Grad-CAM is drawn for
 MAX_WINDOWS, DENSE = 400, 128  # of the map, a minute on two cores; up to which they lie half a window apart
 REGION = 2  # windows each way that must agree before an image is called generated in part
 REAL_COLOUR, FAKE_COLOUR = np.array([0.13, 0.40, 0.67]), np.array([0.85, 0.37, 0.01])  # blue, orange: apart for all
+Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 QUALITIES, FACTORS = (None, 95, 85, 75, 60, 40), (1.0, 0.75, 0.5)  # of JPEG, none first, and of the scale before it
 
 
@@ -72,9 +73,6 @@ def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     for kind in kinds or KINDS:
         if kind not in examination.pictures:
             examination.pictures[kind] = Picture(*KINDS[kind](detector, examination, examination.image))
-
-
-Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 
 
 def _map(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
@@ -160,9 +158,8 @@ def _nearest(detector: Detector, examination: Examination, image: Image.Image) -
     if stage.neighbours is None or not isinstance(stage.feature_bank, Subspace):
         return sentence("caption_nearest", []), []
     crop = as_float(stage.cut_out(image, plan(image.height, image.width, stage.crop_size, 1)).windows)
-    with torch.inference_mode():
-        features = stage.model.describe(crop.to(stage.device))[1].float().cpu().numpy()
-    distance = np.linalg.norm(stage.neighbours.float().numpy() - stage.feature_bank.project(features), axis=1)
+    place = stage.feature_bank.project(extract_features(stage, crop))
+    distance = np.linalg.norm(stage.neighbours.float().numpy() - place, axis=1)
     names = pd.DataFrame(stage.neighbour_names, columns=["label", "source", "path"]).assign(distance=distance)
     told = names.sort_values("distance").groupby("label", sort=False).head(1)
     words = [sentence("neighbour", row) for row in told.to_dict("records")]

@@ -6,4 +6,4 @@ May import data, models, degrade and core; knows neither training nor evaluation
 # ruff: noqa: F401
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.files import build_model, save_checkpoint, update_checkpoint
-from dfd.inference.stage import Scored, Stage, fit_feature_bank
+from dfd.inference.stage import Scored, Stage, extract_features, fit_feature_bank

@@ -21,6 +21,7 @@ from dfd.degrade.operators import as_float, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
 from dfd.inference.openset import FeatureBank, Subspace
 from dfd.models.backbones import fold_batch_norms
+from dfd.models.networks import describe
 
 BATCH = 64  # crops per forward pass
 TOLERANCE = 5  # of JPEG quality, below the lowest that was measured
@@ -178,7 +179,7 @@ class Stage:
             if self.feature_bank is None:
                 logits = self._network(crops.to(self.device)).float().cpu()
             else:
-                logits, features = (part.float().cpu() for part in self._network.describe(crops.to(self.device)))
+                logits, features = (part.float().cpu() for part in describe(self._network, crops.to(self.device)))
                 ood_scores = self.feature_bank.distance(features.numpy()).tolist()
         if logits.ndim == 1:
             logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
@@ -214,12 +215,8 @@ def center_crops(table: pd.DataFrame, paths: Iterable[str], size: int) -> Tensor
 @torch.inference_mode()
 def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
     """The input of either stage's last layer, (N, D) float32, of equalised (N, 3, S, S) in [0, 1]."""
-    features: list[Tensor] = []
-    head = stage.backbone.get_classifier()
-    with head.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0].float().cpu())):
-        for chunk in crops.split(BATCH):
-            stage.model(chunk.to(stage.device))
-    return torch.cat(features).numpy()
+    parts = [describe(stage.model, chunk.to(stage.device))[1].float().cpu() for chunk in crops.split(BATCH)]
+    return torch.cat(parts).numpy()
 
 
 def fit_feature_bank(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:

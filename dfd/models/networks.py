@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Self
 
 import lazy_loader as lazy
@@ -33,15 +34,8 @@ class RealFakeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of (B, 3, H, W) images in [0, 1], RGB."""
-        return in_best_precision(self.backbone, self._input(images)).squeeze(1)
-
-    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B,), and the features (B, D) that the last layer makes them from."""
-        deep = in_best_precision(self.backbone, self._input(images), self.backbone.forward_features)
-        return self.backbone.forward_head(deep).squeeze(1), self.backbone.forward_head(deep, pre_logits=True)
-
-    def _input(self, images: Tensor) -> Tensor:
-        return 8 * high_pass(images) if self.sees_residual else (images - self.mean) / self.std
+        seen = 8 * high_pass(images) if self.sees_residual else (images - self.mean) / self.std
+        return in_best_precision(self.backbone, seen).squeeze(1)
 
 
 class EncoderClassifier(nn.Module):
@@ -54,11 +48,6 @@ class EncoderClassifier(nn.Module):
     def forward(self, residual: Tensor) -> Tensor:
         """Logits (B, classes) of (B, 3, H, W) residuals with zero mean and unit deviation."""
         return in_best_precision(self.backbone, residual)
-
-    def describe(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes), and the features (B, D) that the last layer makes them from."""
-        deep = in_best_precision(self.backbone, residual, self.backbone.forward_features)
-        return self.backbone.forward_head(deep), self.backbone.forward_head(deep, pre_logits=True)
 
 
 def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
@@ -135,10 +124,13 @@ class Attribution(nn.Module):
         """Logits (B, classes) of (B, 3, H, W) residuals of any scale."""
         return self.classifier(normalize_residual(residual.float()))
 
-    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes) of (B, 3, H, W) images in [0, 1], and the features (B, D) they are made from."""
-        seen = images if self.sees_image else normalize_residual(self.generator(images).float())
-        return self.classifier.describe(seen)
+
+def describe(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A stage's logits of (B, 3, H, W) images in [0, 1], and the features (B, D) that its last layer takes."""
+    features, own = list[Tensor](), get_ident()  # a hook hears other threads' passes too
+    head = getattr(model, "classifier", model).backbone.get_classifier()
+    with head.register_forward_pre_hook(lambda _, given: features.append(given[0]) if own == get_ident() else None):
+        return model(images), features[0]
 
 
 class PatchDiscriminator(nn.Module):
@@ -148,17 +140,16 @@ class PatchDiscriminator(nn.Module):
     normalisation, Miyato et al. 2018, arXiv:1802.05957. It sees eight times an image's high-pass part (docs/method.md).
     """
 
-    BLOCKS = 2, 3, 4  # with strides of 8, 16 and 16 pixels
+    BLOCKS = 3, 4, 5  # counted from 1, with strides of 8, 16 and 16 pixels
 
     def __init__(self, width: int = 64, pretrained: bool = True):
         super().__init__()
-        network = lite0(pretrained).requires_grad_(False).eval()
-        self.stem = nn.Sequential(network.conv_stem, network.bn1)
-        self.blocks = network.blocks[: self.BLOCKS[-1] + 1]
+        self.network = lite0(pretrained).requires_grad_(False).eval()
+        self.network.prune_intermediate_layers(list(self.BLOCKS), prune_head=True, extra_blocks=True)
         self.heads = nn.ModuleList()
         for block in self.BLOCKS:
             layers: list[nn.Module] = []
-            channels = self.blocks[block][-1].conv_pwl.out_channels
+            channels = self.network.blocks[block - 1][-1].conv_pwl.out_channels
             for inputs, outputs, side in ((channels, width, 1), (width, width, 3), (width, 1, 1)):
                 layers += [spectral_norm(nn.Conv2d(inputs, outputs, side, padding=side // 2)), nn.LeakyReLU(0.2)]
             self.heads.append(nn.Sequential(*layers[:-1]))
@@ -166,18 +157,15 @@ class PatchDiscriminator(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the heads' mode; what is frozen stays in eval mode."""
         super().train(mode)
-        self.stem.eval()
-        self.blocks.eval()
+        self.network.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 3, H / 16, W / 16), high for photos, of (B, 3, H, W) in [0, 1]; H and W at least 16."""
-        x, maps = self.stem(8 * high_pass(images)), []
-        for number, block in enumerate(self.blocks):
-            x = block(x)
-            if number in self.BLOCKS:
-                maps.append(self.heads[len(maps)](x))
-        return torch.cat([F.adaptive_avg_pool2d(logits, maps[-1].shape[-2:]) for logits in maps], dim=1)
+        options = {"indices": list(self.BLOCKS), "intermediates_only": True, "extra_blocks": True}
+        maps = self.network.forward_intermediates(8 * high_pass(images), **options)
+        logits = [head(x) for head, x in zip(self.heads, maps, strict=True)]
+        return torch.cat([F.adaptive_avg_pool2d(part, logits[-1].shape[-2:]) for part in logits], dim=1)
 
 
 class VGGPerceptual(nn.Module):

@@ -22,6 +22,7 @@ from dfd.inference import decide
 from dfd.inference.decide import fit_threshold
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.files import update_checkpoint
+from dfd.models.networks import describe
 
 
 @pytest.fixture
@@ -292,7 +293,7 @@ def test_the_nearest_training_image_of_each_class_is_named(run, image):
     width = stage.model.backbone.num_features
     with torch.inference_mode():
         crop = stage.cut_out(image, crops.Plan([((100 - 32) // 2, (130 - 32) // 2)], 1)).windows / 255
-        own = stage.model.describe(crop)[1]
+        own = describe(stage.model, crop)[1]
     mean, basis = torch.zeros(width), torch.eye(width)[:3]
     places = own[:, :3] + torch.tensor([[0.0, 3, 4], [0, 0, 1], [0, 0, 2], [0, 0, 0.5]])
     names = [

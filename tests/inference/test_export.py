@@ -11,9 +11,11 @@ import torch
 from networks import content, noise
 from PIL import Image
 
-from dfd.inference import Detector, Stage, export, likelihood
+from dfd.inference import Detector, Stage, build_model, export, likelihood
 from dfd.inference import stage as stage_module
+from dfd.models import clip
 
+SMALL = (20, 24), (32, 500), (40, 90), (34, 35), (33, 36)
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
@@ -57,7 +59,7 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     detector.stage1.crops = detector.stage2.crops = crops
     export.export(detector, folder)
     paths = []
-    for number, image in enumerate([*images(), noise(20, 24), noise(32, 500), noise(40, 90)]):
+    for number, image in enumerate([*images(), *(noise(*size) for size in SMALL)]):
         paths.append(tmp_path / f"{number}.png")
         image.save(paths[-1])
     paths += [tmp_path / name for name in ("turned.jpg", "clear.png", "deep.png")]
@@ -91,6 +93,26 @@ def test_the_graph_carries_what_goes_around_it(written):
     assert json.loads(model.custom_metadata_map["dfd"]) == record
     assert (record["threshold"], record["band"], record["temperature"]) == (detector.threshold, [0.3, 0.6], 1.5)
     assert record["stage2"]["classes"] == list(detector.stage2.classes) and record["likelihood"]["photos"] == 200
+
+
+def test_a_trunk_that_one_stage_has_alone_takes_any_number_of_crops(tmp_path, monkeypatch):
+    """Its memory of crops was traced once, with the keys of the two that were: of five it answered two."""
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
+    clip.shared_trunk.cache_clear()
+    settings = {"backbone": "clip", "representation": "rgb", "pretrained": False}
+    first = content("stage1", config=settings)
+    model = build_model("stage1", settings, 2)
+    torch.nn.init.normal_(model.backbone.head.weight)
+    monkeypatch.setattr(clip, "weights_file", lambda: pytest.fail("weights were fetched"))
+    monkeypatch.setattr(clip, "shared_trunk", lambda *_: model.backbone.trunk)
+    detector = Detector(Stage(first | {"weights": model.state_dict()}), Stage(content("stage2")))
+    export.export(detector, tmp_path)
+    session, crops = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx")), torch.rand(5, 3, 32, 32)
+    answers = session.run(None, {"crops": crops.numpy()})
+    for answer, stage in zip(answers, detector.stages, strict=True):
+        with torch.inference_mode():
+            np.testing.assert_allclose(answer, stage.model(crops).numpy(), atol=1e-3)
 
 
 def test_stages_that_take_different_crops_are_refused(tmp_path):

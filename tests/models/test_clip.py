@@ -1,5 +1,7 @@
 """CLIP's frozen trunk: tokens, what checkpoints hold of it, and its weights from an 8-bit ONNX file."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import pytest
@@ -50,9 +52,18 @@ def test_the_last_block_makes_the_class_token_alone_and_as_timm_does(tiny):
 def test_stage2_names_and_describes_the_image_and_not_its_residual(tiny):
     model = networks.Attribution("clip", 3, unet_width=4, residual_bound=0.1).eval()
     images = torch.rand(2, 3, 32, 32)
-    logits, features = model.describe(images)
+    logits, features = networks.describe(model, images)
     torch.testing.assert_close(logits, model(images))
     torch.testing.assert_close(features, model.classifier.backbone.forward_features(images))
+    other = torch.rand(2, 3, 32, 32)
+
+    def forward(seen):  # another thread's pass in the middle of this one
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(networks.Attribution.forward, model, other).result()
+        return networks.Attribution.forward(model, seen)
+
+    model.forward = forward
+    torch.testing.assert_close(networks.describe(model, images), (logits, features))
 
 
 def test_a_crop_that_was_seen_costs_nothing_and_says_the_same(tiny):

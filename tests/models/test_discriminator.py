@@ -39,6 +39,6 @@ def test_the_blocks_are_imagenets_and_stay_as_they_are():
     network(images).mean().backward()
     optimizer.step()
     assert images.grad.abs().max() > 0 and all(parameter.grad.abs().max() > 0 for parameter in learnt)
-    for name, value in network.blocks.state_dict().items():  # batch norms' statistics too
+    for name, value in network.network.blocks.state_dict().items():  # batch norms' statistics too
         assert torch.equal(value, wanted.blocks.state_dict()[name])
     assert len(learnt) == 2 * len(heads_of(network))
