@@ -2,8 +2,10 @@
 
 Once on all images, then for each joint hold-out and each of SPLITS, to judge what they leave out: OUT gets
 tuned.safetensors and draws/*.npz, from which scripts/ship_detector.py makes the detector, and splits/*.npz, whose AUC
-is printed. A stopped run goes on. Meant for a GPU: a draw takes 14 s on an H100. `--small --split "new subjects"` is
-one split with a fifth of the crops, of at most 80 images a source: an hour on two cores.
+is printed. "unknown ProGAN" leaves out that generator and a source of each other label: its AUROC is of telling that
+generator's images from those of the other generators' sources. A stopped run goes on. Meant for a GPU: a draw takes
+14 s on an H100. `--small --split "new subjects"` is one split with a fifth of the crops, of at most 80 images a source:
+an hour on two cores.
 
 Heads start as linear discriminants on the frozen tokens, scaled down, so that tuning keeps what CLIP knows (Kumar et
 al. 2022, arXiv:2202.10054); adapters are LoRA, Hu et al. 2021, arXiv:2106.09685. Images weigh by class, source and
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ SPLITS = {  # whole sources that both leave out, of docs/results.md
         "pchakraborty20/DPML_GANs", "davidbau/ganseeing", "HendrikStrobelt/ganseeing",
     ],
 }  # fmt: skip
+UNKNOWN = "unknown "  # and a generator's name: the split that leaves it out
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PART = 512 if DEVICE.type == "cuda" else 16  # crops that pass at once
 
@@ -122,6 +125,16 @@ class Pool(Views):
 
     def crops(self, image: Tensor) -> Tensor:
         return torch.cat([super(Pool, self).crops(image) for _ in range(self.sizes.judged)])
+
+
+def listed(data: Path, sizes: Sizes) -> pd.DataFrame:
+    """The images of provenance.csv, its source called repository; those of SAME are one source."""
+    table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
+    few = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(sizes.images).index
+    table = table.loc[sorted(few)].reset_index(drop=True)
+    table = table.assign(repository=table["source"], is_fake=table["label"] != REAL)
+    table["source"], table.attrs["root"] = table["source"].replace(SAME), str(data)
+    return table
 
 
 def views(table: pd.DataFrame, path: Path, sizes: Sizes) -> Tensor:
@@ -243,29 +256,37 @@ def ahead(items: Iterator) -> Iterator:
             yield item
 
 
-def report(folder: Path) -> None:
-    """Print the AUC of stage 1 on what each split left out, tuned and frozen."""
+def report(folder: Path, table: pd.DataFrame) -> None:
+    """Print how well each split's photos are told from fakes, or fakes of an unknown generator from others, by AUC.
+
+    The score of the latter is by how little speaks for any name, and sources weigh alike; tuned and frozen.
+    """
+    by_path = table.set_index("path")
     for path in sorted(folder.glob("*.npz")):
         with np.load(path) as file:
             split = dict(file)
-        is_fake = np.array([not name.startswith(f"{REAL}/") for name in split["path"]])
-        scores = {"tuned": split["stage1"][..., 0], "frozen": split["frozen1"][..., 1] - split["frozen1"][..., 0]}
-        for name, values in scores.items():
-            aucs = [round(float(roc_auc_score(is_fake, column)), 3) for column in values.mean(2).T]
-            print(f"{path.stem}, {len(is_fake)} images, {name}, AUC as it is, JPEG 95, 75, 50: {aucs}")
+        rows, of_unknown = by_path.loc[split["path"]], path.stem.startswith(UNKNOWN)
+        split["frozen1"] = split["frozen1"][..., 1:] - split["frozen1"][..., :1]
+        kept = rows["is_fake"].to_numpy() | (not of_unknown)
+        positive = (rows["label"] == path.stem.removeprefix(UNKNOWN) if of_unknown else rows["is_fake"])[kept]
+        weight = 1 / rows[kept].groupby(["label", "source"])["label"].transform("size") if of_unknown else None
+        for name, answers in (("tuned", "stage"), ("frozen", "frozen")):
+            logits = split[answers + ("2" if of_unknown else "1")][kept].mean(2)
+            values = -logits.max(-1) if of_unknown else logits[..., 0]
+            aucs = [round(float(roc_auc_score(positive, column, sample_weight=weight)), 3) for column in values.T]
+            print(f"{path.stem}, {kept.sum()} images, {name}, AUC as it is, JPEG 95, 75, 50: {aucs}")
 
 
-def main(data: Path, out: Path, sizes: Sizes, only: str | None = None) -> None:
-    """Tune for everything, or for the split `only`."""
+def main(data: Path, out: Path, sizes: Sizes, only: Collection[str] = ()) -> None:
+    """Tune for everything, or for the splits `only`; a name that is none of them is a ValueError."""
     for folder in ("draws", "splits"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     keep_freed()
-    table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
-    few = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(sizes.images).index
-    table = table.loc[sorted(few)].reset_index(drop=True)
-    left_out = {name: np.isin(table["source"], SPLITS[name]) for name in SPLITS}
-    table["source"], table["is_fake"] = table["source"].replace(SAME), table["label"] != REAL
-    table.attrs["root"] = str(data)
+    table = listed(data, sizes)
+    left_out = {name: np.isin(table["repository"], SPLITS[name]) for name in SPLITS}
+    generators = sorted(set(table["label"]) - {REAL})
+    if wrong := set(only) - {*SPLITS, *(UNKNOWN + name for name in generators)}:
+        raise ValueError(f"no split is called {', '.join(wrong)}: {', '.join(SPLITS)}, {UNKNOWN}{generators[0]} …")
     pool = views(table, out / "views.npy", sizes)
     whole = Trunk((12,)).to(DEVICE)
     subjects = features(whole, pool, range(1))[:, 0].astype(np.float32)
@@ -279,12 +300,14 @@ def main(data: Path, out: Path, sizes: Sizes, only: str | None = None) -> None:
                      Discriminants(learnt[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
     adapt(trunk, RANK)
     trunk.to(DEVICE)
-    draws = joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0)
+    draws = list(joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0))
+    for label, draw in zip(generators, draws, strict=False):
+        left_out[UNKNOWN + label] = np.isin(sources, list(draw.values())) | (table["label"] == label).to_numpy()
     held_out = {"tuned.safetensors": np.zeros(len(table), bool)}
     held_out = {f"draws/{n:02}.npz": np.isin(sources, list(draw.values())) for n, draw in enumerate(draws)} | held_out
     held_out |= {f"splits/{name}.npz": held for name, held in left_out.items() if held.any()}
     number_of = {name: number for number, name in enumerate(held_out)}
-    wanted = [f"splits/{only}.npz"] if only else sorted(held_out, key="tuned.safetensors".__ne__)
+    wanted = [f"splits/{name}.npz" for name in only] or sorted(held_out, key="tuned.safetensors".__ne__)
     waiting = [name for name in wanted if not (out / name).exists()]
 
     def discriminate(name: str) -> tuple[np.ndarray, set[str], list, dict[str, np.ndarray]]:
@@ -319,7 +342,7 @@ def main(data: Path, out: Path, sizes: Sizes, only: str | None = None) -> None:
             }
             with atomic_write(path) as draft:  # that it is there says that it is done
                 save_file(adapter | linear, draft)
-    report(out / "splits")
+    report(out / "splits", table)
 
 
 if __name__ == "__main__":
@@ -327,6 +350,7 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path, help="folder of the four classes, with provenance.csv beside it")
     parser.add_argument("out", type=Path, help="folder for what is made; the same again goes on")
     parser.add_argument("--small", action="store_true", help="what two cores can do, for one split")
-    parser.add_argument("--split", choices=SPLITS, help="tune for this split alone")
+    parser.add_argument("--split", action="append", default=[], help=f"tune for this alone: {', '.join(SPLITS)}, "
+                        f"{UNKNOWN}ProGAN …; may be given again")  # fmt: skip
     asked = parser.parse_args()
     main(asked.data, asked.out, SMALL if asked.small else FULL, asked.split)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
 from dfd import config
 from dfd.data import manifest
@@ -67,12 +68,24 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
             Image.fromarray(rng.integers(0, 256, (128, 130, 3), dtype=np.uint8)).save(data / file)
             rows.append({"file": file, "label": label, "source": f"{label} {number % 2}"})
     pd.DataFrame(rows).to_csv(tmp_path / "provenance.csv", index=False)
-    tune_clip.main(data, out, sizes, "one")
+    with pytest.raises(ValueError, match="no split is called two: one, unknown BigGAN"):
+        tune_clip.main(data, out, sizes, ["two"])
+    tune_clip.main(data, out, sizes, ["one"])
     split = arrays(out / "splits" / "one.npz")
     assert sorted(split["path"]) == [f"{label}/{n}.png" for label in ("ProGAN", "RealPhotos") for n in (1, 3)]
     assert split["stage1"].shape == (4, 4, 3, 1) and "one, 4 images, tuned, AUC" in capsys.readouterr().out
     assert not (out / "tuned.safetensors").exists()
     tune_clip.main(data, out, sizes)
+    told, unknown = capsys.readouterr().out, arrays(out / "splits" / "unknown ProGAN.npz")
+    known = arrays(out / "draws" / "01.npz")["path"]  # its draw's sources, and all of ProGAN
+    assert set(unknown["path"]) == {*known, *(f"ProGAN/{n}.png" for n in range(4))}
+    names = unknown["stage2"].mean(2)
+    assert (names[..., 1] == -np.inf).all() and np.isfinite(names[..., [0, 2]]).all()
+    fakes = [n for n, path in enumerate(unknown["path"]) if not path.startswith("RealPhotos")]
+    is_unknown = [unknown["path"][n].startswith("ProGAN") for n in fakes]
+    weight = [1.0 for _ in fakes]  # each source has two images
+    auroc = roc_auc_score(is_unknown, -names[fakes, 0].max(-1), sample_weight=weight)
+    assert f"unknown ProGAN, {len(fakes)} images, tuned, AUC as it is, JPEG 95, 75, 50: [{round(auroc, 3)}, " in told
     tuned, made = load_file(out / "tuned.safetensors"), (out / "tuned.safetensors").stat().st_mtime_ns
     assert any(values.abs().max() > 0 for name, values in tuned.items() if name.endswith("up"))
     before = arrays(out / "draws" / "01.npz")
