@@ -63,7 +63,7 @@ def _prints(n):
 @pytest.mark.parametrize("content", [b"", b'{"data": "x"', b"[]", b"7", b"\xff\xfe{"])
 def test_a_damaged_record_is_named_with_the_remedy(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config.json is damaged \(.+\); take a copy, or delete it, and run again what makes it"):
+    with pytest.raises(ValueError, match=r"config.json is damaged \(.+\); take a copy, or delete it, and run again"):
         io.read_json(tmp_path / "config.json")
 
 

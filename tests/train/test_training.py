@@ -130,7 +130,7 @@ def test_a_training_belongs_to_the_sources_that_its_images_were_from(table, tiny
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(table, tiny_data, tmp_path):
     (tmp_path / config.CHECKPOINTS["stage1"]).write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"best_real_fake_model.pt is damaged \(.{1,99}\); take a copy, or delete it, and run again"):
+    with pytest.raises(ValueError, match=r"best_real_fake_model.pt is damaged \(.{1,99}\); take a copy, or delete it"):
         fit(table, configured("stage1", tmp_path, tiny_data))
 
 
