@@ -143,6 +143,7 @@ class Stage2(Training):
     adversarial_weight: Weight = 0.1  # such a photo passes for one before the PatchGAN discriminator
     perceptual_weight: Weight = 0.05  # and keeps its content, in VGG16's features
     consistency_weight: Weight = 0.5  # two degraded views of one fake get the same answer
+    shrinkage: Rate = 8.0  # clip: as of both; names of unseen sources gain by more of it, real or fake does not
     coverage: Share = 0.9  # promise of the conformal prediction sets
     accept: Share = 0.95  # of the validation fakes of known generators, those that are not called unknown
     leave_out: bool = False  # also train without each generator in turn, and see whether it is called unknown
