@@ -96,7 +96,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
             raise ValueError(damaged(path, error)) from error
         if known != record:
             raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
-        before = asked_again(fs, folder, rows_in(fs, folder))
+        before = known_rows(fs, folder, rows_in(fs, folder), {*map(printable, names)})
         left = [name for name in names if name.lower().endswith(SHARDS) or printable(name) not in before]
         with bar(unit="image", initial=len(before), disable=None) as progress:
             for table in judged(left, (files, detector.threshold, set(before), os.getcwd()), options) if left else ():
@@ -124,12 +124,12 @@ def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
     return dict(zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True))
 
 
-def asked_again(fs: Any, folder: str, rows: dict[str, str | None]) -> dict[str, str | None]:
-    """The rows but those of what a store did not give and of shards that broke off, which are taken out."""
-    kept = {path: error for path, error in rows.items() if not (error or "").startswith(UNREAD)}
+def known_rows(fs: Any, folder: str, rows: dict[str, str | None], asked: set[str]) -> dict[str, str | None]:
+    """The rows but those, taken out, of images asked for that a store did not give and of shards that broke off."""
+    kept = {path: error for path, error in rows.items() if path not in asked or not (error or "").startswith(UNREAD)}
     for path in fs.glob(f"{escape(folder)}/*.parquet") if len(kept) < len(rows) else ():
         table = parquet.read_table(path, filesystem=fs)
-        if not all(stays := [not (error or "").startswith(UNREAD) for error in table["error"].to_pylist()]):
+        if not all(stays := [path in kept for path in table["path"].to_pylist()]):
             write(fs, path, table.filter(pa.array(stays)))
     return kept
 

@@ -377,6 +377,7 @@ def test_what_a_store_did_not_give_is_asked_for_again_and_what_is_passed_over_is
     assert "left out 1 whose names end like no image's: memory:///b/0f3c9e" in result.stderr
     assert errors("out").keys() == {"memory:///b/deep/b.png", "memory:///b/M\\xfcl.jpg"}, result.output
     assert "4 images in out, 2 of them before; 1 were refused" in score(*words).stderr
+    score("memory:///b/a.png", "--out", "out")  # the row of another input stays
     assert errors("out").keys() == {"memory:///b/M\\xfcl.jpg"}
     assert list(scale.listed("memory:///b/**"))[-1] == "memory:///b/deep/b.png"
 
