@@ -1,8 +1,8 @@
 """Shrinkage of heads on CLIP's frozen tokens, by joint hold-outs: `hold_out_shrinkage.py DATA OUT`.
 
 At most 80 images a source, one crop enlarged to 224 px as it is, as JPEG 95, 75 and 50, and one degraded, on which the
-heads learn: what `tune_clip.py --small` takes. OUT keeps the tokens, which take 17 minutes on two cores; a draw takes
-ten seconds. Printed are means over the draws: stage 1's AUC, the mean recall of names, and the AUROC of telling a
+heads learn: what `tune_clip.py --size small` takes. OUT keeps the tokens, which take 17 minutes on two cores; a draw
+takes ten seconds. Printed are means over the draws: stage 1's AUC, the mean recall of names, and the AUROC of telling a
 generator that is left out altogether from unseen sources of the others, by how little speaks for any name.
 """
 
@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from tune_clip import DEVICE, SMALL, features, listed, views
+from tune_clip import DEVICE, SMALL, features, kept_as, listed, views
 
-from dfd.core.io import atomic_write
 from dfd.core.runs import bar
 from dfd.models.clip import BLOCKS, Trunk
 from dfd.train.bank import CONDITIONS
@@ -27,11 +26,8 @@ TRIED = (0.1, 0.5, 2.0, 8.0, 32.0)
 
 def tokens(table: pd.DataFrame, out: Path) -> np.ndarray:
     """Tokens (N, V, D) float16 of the conditions and of one degraded view, kept in OUT."""
-    if not (path := out / "tokens.npy").exists():
-        seen = features(Trunk(BLOCKS).to(DEVICE), views(table, out / "views.npy", SMALL), range(SMALL.views + 1))
-        with atomic_write(path) as draft, draft.open("wb") as file:
-            np.save(file, seen)
-    return np.load(path)
+    pool = views(table, out / "views.npy", SMALL)
+    return kept_as(out / "tokens.npy", lambda: features(Trunk(BLOCKS).to(DEVICE), pool, range(SMALL.views + 1)))
 
 
 def measured(table: pd.DataFrame, seen: np.ndarray, draws: list[dict[str, str]]) -> pd.DataFrame:

@@ -3,9 +3,9 @@
 Once on all images, then for each joint hold-out and each of SPLITS, to judge what they leave out: OUT gets
 tuned.safetensors and draws/*.npz, from which scripts/ship_detector.py makes the detector, and splits/*.npz, whose AUC
 is printed. "unknown ProGAN" leaves out that generator and a source of each other label: its AUROC is of telling that
-generator's images from those of the other generators' sources. A stopped run goes on. Meant for a GPU: a draw takes
-14 s on an H100. `--small --split "new subjects"` is one split with a fifth of the crops, of at most 80 images a source:
-an hour on two cores.
+generator's images from those of the other generators' sources. A stopped run goes on, within a tuning too. Meant for a
+GPU: a draw takes 14 s on an H100. On two cores `--size small --split "new subjects"` is one split with a fifth of the
+crops, of at most 80 images a source, in an hour; `--size half` with half of the crops, of all images.
 
 Heads start as linear discriminants on the frozen tokens, scaled down, so that tuning keeps what CLIP knows (Kumar et
 al. 2022, arXiv:2202.10054); adapters are LoRA, Hu et al. 2021, arXiv:2106.09685. Images weigh by class, source and
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,7 @@ SPLITS = {  # whole sources that both leave out, of docs/results.md
         "pchakraborty20/DPML_GANs", "davidbau/ganseeing", "HendrikStrobelt/ganseeing",
     ],
 }  # fmt: skip
+EVERY = 10  # steps, after which a tuning is kept
 UNKNOWN = "unknown "  # and a generator's name: the split that leaves it out
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PART = 512 if DEVICE.type == "cuda" else 16  # crops that pass at once
@@ -76,6 +78,7 @@ class Sizes:
     clean: int = 7  # training views of an image beside those of CONDITIONS
     degraded: int = 7
     images: int = 1_000_000  # of a source and label, at most
+    fitted: int = 1_000_000  # the same, of those that heads start from
 
     @property
     def views(self) -> int:
@@ -83,7 +86,8 @@ class Sizes:
         return self.judged * len(CONDITIONS)
 
 
-FULL, SMALL = Sizes(), Sizes(100, 64, 1, 2, 2, 80)
+SMALL = Sizes(100, 64, 1, 2, 2, 80)
+SIZES = {"full": Sizes(), "half": Sizes(100, 160, 1, 4, 4, fitted=40), "small": SMALL}
 
 
 class Lora(nn.Module):
@@ -127,11 +131,15 @@ class Pool(Views):
         return torch.cat([super(Pool, self).crops(image) for _ in range(self.sizes.judged)])
 
 
+def few(table: pd.DataFrame, count: int) -> np.ndarray:
+    """The rows, ascending, of at most `count` images of each source and label."""
+    return np.sort(table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(count).index)
+
+
 def listed(data: Path, sizes: Sizes) -> pd.DataFrame:
     """The images of provenance.csv, its source called repository; those of SAME are one source."""
     table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
-    few = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(sizes.images).index
-    table = table.loc[sorted(few)].reset_index(drop=True)
+    table = table.loc[few(table, sizes.images)].reset_index(drop=True)
     table = table.assign(repository=table["source"], is_fake=table["label"] != REAL)
     table["source"], table.attrs["root"] = table["source"].replace(SAME), str(data)
     return table
@@ -167,6 +175,14 @@ def features(trunk: Trunk, pool: Tensor, views: range) -> np.ndarray:
     return torch.cat(answers).unflatten(0, (len(views), -1)).transpose(0, 1).numpy()
 
 
+def kept_as(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array of this file, made and written where there is none."""
+    if not path.exists():
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            np.save(file, make())
+    return np.load(path)
+
+
 def zoom(crops: Tensor, which: Tensor) -> Tensor:
     """Crops (B, 3, S, S) in [0, 1], RGB, enlarged to SIDE; of `which`, (B,), a random part of at least ZOOM."""
     part = torch.where(which, ZOOM + (1 - ZOOM) * torch.rand(len(crops), device=crops.device), 1.0)
@@ -199,9 +215,19 @@ def weights(table: pd.DataFrame, subject: np.ndarray, kept: np.ndarray) -> np.nd
 
 
 def tune(
-    trunk: Trunk, pool: Tensor, table: pd.DataFrame, weight: np.ndarray, fitted: list, seed: int, sizes: Sizes
+    trunk: Trunk,
+    pool: Tensor,
+    table: pd.DataFrame,
+    weight: np.ndarray,
+    fitted: list,
+    seed: int,
+    sizes: Sizes,
+    state: Path,
 ) -> list[nn.Linear]:
-    """Train the trunk's adapters, anew, and the two heads, which start as the `fitted` discriminants."""
+    """Train the trunk's adapters, anew, and the two heads, which start as the `fitted` discriminants.
+
+    A training that was stopped goes on from its file `state`, written every EVERY steps.
+    """
     torch.manual_seed(seed)
     adapters = [module for module in trunk.modules() if isinstance(module, Lora)]
     heads = []
@@ -228,7 +254,20 @@ def tune(
     of_views = torch.ones(pool.shape[1], device=DEVICE)
     of_views[: sizes.views] /= sizes.judged  # crops of a condition weigh as one view
     rows = torch.multinomial(torch.tensor(weight, device=DEVICE).float(), sizes.steps * sizes.batch, True)
-    for row in bar(rows.view(sizes.steps, sizes.batch), desc="steps", unit="step"):
+    parts = nn.ModuleList([*adapters, *heads])
+    done = 0
+    if state.exists():
+        then = torch.load(state, map_location=DEVICE, weights_only=True)
+        done = then["step"]
+        for part, values in zip((parts, optimiser, schedule), then["states"], strict=True):
+            part.load_state_dict(values)
+        torch.set_rng_state(then["random"].cpu())
+    for step in bar(range(done, sizes.steps), desc="steps", unit="step", initial=done, total=sizes.steps):
+        if step > done and step % EVERY == 0:
+            states = [part.state_dict() for part in (parts, optimiser, schedule)]
+            with atomic_write(state) as draft:
+                torch.save({"step": step, "states": states, "random": torch.get_rng_state()}, draft)
+        row = rows.view(sizes.steps, sizes.batch)[step]
         crops = pool[row, torch.multinomial(of_views, sizes.batch, True)] / 255
         truth, name = is_fake[row], names[row]
         zoomed = (torch.rand(sizes.batch, device=DEVICE) < 0.5) & (truth > 0)  # half of the fakes: only named
@@ -236,11 +275,11 @@ def tune(
         smooth = truth * (1 - 2 * SMOOTHING) + SMOOTHING
         share = sum(side / side.sum().clamp(min=1) for side in (truth == 0, (truth > 0) & ~zoomed)) / 2
         optimiser.zero_grad()
-        for part in torch.arange(sizes.batch, device=DEVICE).split(PART):
-            answers = tokens(trunk, crops[part])
-            errors = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth[part], reduction="none")
-            unnamed = F.cross_entropy(heads[1](answers), name[part], ignore_index=-1, reduction="sum")
-            ((errors * share[part]).sum() + 0.5 * unnamed / (name >= 0).sum().clamp(min=1)).backward()
+        for some in torch.arange(sizes.batch, device=DEVICE).split(PART):
+            answers = tokens(trunk, crops[some])
+            errors = F.binary_cross_entropy_with_logits(heads[0](answers)[:, 0], smooth[some], reduction="none")
+            unnamed = F.cross_entropy(heads[1](answers), name[some], ignore_index=-1, reduction="sum")
+            ((errors * share[some]).sum() + 0.5 * unnamed / (name >= 0).sum().clamp(min=1)).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimiser.step()
         schedule.step()
@@ -289,17 +328,10 @@ def main(data: Path, out: Path, sizes: Sizes, only: Collection[str] = ()) -> Non
         raise ValueError(f"no split is called {', '.join(wrong)}: {', '.join(SPLITS)}, {UNKNOWN}{generators[0]} …")
     pool = views(table, out / "views.npy", sizes)
     whole = Trunk((12,)).to(DEVICE)
-    subjects = features(whole, pool, range(1))[:, 0].astype(np.float32)
+    subjects = kept_as(out / "subjects.npy", lambda: features(whole, pool, range(1)))[:, 0].astype(np.float32)
     subject = KMeans(SUBJECTS, n_init=3, random_state=0).fit_predict(subjects - subjects.mean(0))
     trunk = Trunk(BLOCKS).to(DEVICE)
-    frozen = features(trunk, pool, range(sizes.views + 1))
-    learnt = frozen[:, [*range(0, sizes.views, sizes.judged), sizes.views]]  # one of each condition, and a degraded one
     is_fake, sources = table["is_fake"].to_numpy(), table["source"].to_numpy()
-    names = pd.Categorical(table["label"][is_fake]).codes
-    discriminants = [Discriminants(learnt, is_fake.astype(int), sources, 0.1),
-                     Discriminants(learnt[is_fake], names, sources[is_fake], 0.1)]  # fmt: skip
-    adapt(trunk, RANK)
-    trunk.to(DEVICE)
     draws = list(joint_hold_outs(table["label"].to_numpy(), sources, DRAWS, 0))
     for label, draw in zip(generators, draws, strict=False):
         left_out[UNKNOWN + label] = np.isin(sources, list(draw.values())) | (table["label"] == label).to_numpy()
@@ -309,18 +341,35 @@ def main(data: Path, out: Path, sizes: Sizes, only: Collection[str] = ()) -> Non
     number_of = {name: number for number, name in enumerate(held_out)}
     wanted = [f"splits/{name}.npz" for name in only] or sorted(held_out, key="tuned.safetensors".__ne__)
     waiting = [name for name in wanted if not (out / name).exists()]
+    learns = few(table, sizes.fitted)
+    seen = np.unique(np.concatenate([learns, *(np.flatnonzero(held_out[name]) for name in wanted)]))
+    of_seen = pool if len(seen) == len(pool) else pool[torch.from_numpy(seen).to(DEVICE)]
+    path = out / f"frozen-{crc32(seen.tobytes()):08x}.npy"
+    frozen = kept_as(path, lambda: features(trunk, of_seen, range(sizes.views + 1)))
+    row_of = np.full(len(table), -1)
+    row_of[seen] = np.arange(len(seen))
+    of_conditions = [*range(0, sizes.views, sizes.judged), sizes.views]  # one of each, and a degraded one
+    learnt = frozen[row_of[learns]][:, of_conditions]
+    fakes = is_fake[learns]
+    names = pd.Categorical(table["label"][learns[fakes]]).codes
+    discriminants = [Discriminants(learnt, fakes.astype(int), sources[learns], 0.1),
+                     Discriminants(learnt[fakes], names, sources[learns[fakes]], 0.1)]  # fmt: skip
+    adapt(trunk, RANK)
+    trunk.to(DEVICE)
 
     def discriminate(name: str) -> tuple[np.ndarray, set[str], list, dict[str, np.ndarray]]:
         held, without = held_out[name], set(sources[held_out[name]])
-        fitted, rows = [heads.fit(without) for heads in discriminants], frozen[held, : sizes.views].astype(np.float32)
+        fitted = [heads.fit(without) for heads in discriminants]
+        rows = frozen[row_of[held], : sizes.views].astype(np.float32)
         answers = {f"frozen{n}": rows @ matrix.T + bias for n, (matrix, bias) in enumerate(fitted, 1)}
         return held, without, fitted, answers
 
     prepared = ((name, *discriminate(name)) for name in waiting)
     for name, held, without, fitted, answers in bar(ahead(prepared), desc="tuning", unit="draw", total=len(waiting)):
         kept = ~np.isin(sources, list(without))
-        heads = tune(trunk, pool, table, weights(table, subject, kept), fitted, number_of[name], sizes)
         path = out / name
+        state = path.with_suffix(".training.pt")
+        heads = tune(trunk, pool, table, weights(table, subject, kept), fitted, number_of[name], sizes, state)
         if held.any():
             with parametrize.cached(), torch.inference_mode():
                 judged = features(trunk, pool[torch.from_numpy(held).to(DEVICE)], range(sizes.views))
@@ -342,6 +391,7 @@ def main(data: Path, out: Path, sizes: Sizes, only: Collection[str] = ()) -> Non
             }
             with atomic_write(path) as draft:  # that it is there says that it is done
                 save_file(adapter | linear, draft)
+        state.unlink(missing_ok=True)
     report(out / "splits", table)
 
 
@@ -349,8 +399,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the four classes, with provenance.csv beside it")
     parser.add_argument("out", type=Path, help="folder for what is made; the same again goes on")
-    parser.add_argument("--small", action="store_true", help="what two cores can do, for one split")
+    parser.add_argument("--size", choices=SIZES, default="full", help="half and small: what two cores can do")
     parser.add_argument("--split", action="append", default=[], help=f"tune for this alone: {', '.join(SPLITS)}, "
                         f"{UNKNOWN}ProGAN …; may be given again")  # fmt: skip
     asked = parser.parse_args()
-    main(asked.data, asked.out, SMALL if asked.small else FULL, asked.split)
+    main(asked.data, asked.out, SIZES[asked.size], asked.split)

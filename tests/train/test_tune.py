@@ -92,7 +92,21 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
     (out / "draws" / "01.npz").unlink()
     monkeypatch.setattr(tune_clip, "PART", 64)  # gradients of parts add up to that of the whole
     first = (out / "draws" / "00.npz").stat().st_mtime_ns
+    monkeypatch.setattr(tune_clip, "EVERY", 1)
+    steps, zoom = [], tune_clip.zoom
+
+    def stopped(*crops):
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return zoom(*crops)
+
+    monkeypatch.setattr(tune_clip, "zoom", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tune_clip.main(data, out, sizes)
+    assert (out / "draws" / "01.training.pt").exists()
     tune_clip.main(data, out, sizes)
+    assert len(steps) == 3 and not list(out.rglob("*.training.pt"))  # the second step alone, and as without the stop:
     for name, values in arrays(out / "draws" / "01.npz").items():
         assert np.array_equal(values, before[name]) if name == "path" else np.allclose(values, before[name], atol=0.02)
     assert (out / "draws" / "00.npz").stat().st_mtime_ns == first
