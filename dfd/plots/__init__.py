@@ -9,7 +9,7 @@ from dfd.plots.results import (
     live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples, plot_history,
     plot_pr, plot_reliability, plot_roc, plot_spectra, plot_split)  # fmt: skip
 from dfd.plots.analysis import (
-    captions, plot_conditions, plot_correlations, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints,
-    plot_levels, plot_probe, plot_recalls, plot_sources)  # fmt: skip
+    captions, plot_conditions, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints, plot_levels, plot_probe,
+    plot_sources)  # fmt: skip
 
 letters.install()

@@ -90,15 +90,6 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
     return figure
 
 
-def plot_correlations(means: pd.DataFrame) -> Axes:
-    """Heat map of `fingerprint.correlations`."""
-    rows, columns = means.shape
-    ax, limit = new_axes(1.25 * columns + 2.6, 0.75 * rows + 1.8), np.abs(means.to_numpy()).max()
-    results.heatmap(ax, means, fmt=".3f", cmap="vlag", vmin=-limit, vmax=limit, cbar_kws={"label": "mean correlation"})
-    ax.set(xlabel="mean residual of (training images)", ylabel="test images of")
-    return ax
-
-
 def plot_embedding(points: pd.DataFrame) -> Axes:
     """The embedding of `fingerprint.embed`: colour by generator, shape by source, the rarest of many sources as one."""
     names = points.rename(columns={"label": "generator"})[["generator", "source"]].map(legible)
@@ -143,18 +134,6 @@ def plot_levels(measured: pd.DataFrame) -> Figure:
     grid.map(plt.plot, "level", "value", marker="o", ms=4)
     grid.set_titles("{col_name}").set_axis_labels("level", "balanced accuracy").add_legend()
     return grid.figure
-
-
-def plot_recalls(table: pd.DataFrame, title: str = "") -> Axes:
-    """Heat map of `robustness.recalls`: which label's images are judged right under which condition."""
-    labels, conditions = table.shape
-    ax = new_axes(3.6 + 1.1 * labels, 1.3 + 0.24 * conditions)
-    options = {"annot_kws": {"size": 8}, "cbar_kws": {"label": "share of the images judged right", "shrink": 0.6}}
-    results.heatmap(ax, table.T, fmt=".2f", vmin=0, vmax=1, cmap="cividis", **options)
-    ax.set(xlabel="", ylabel="", title=title)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    return ax
 
 
 def plot_probe(probe: pd.DataFrame) -> Axes:

@@ -34,7 +34,9 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
     counts = pd.crosstab(np.asarray(true), np.asarray(predicted)).reindex(order, columns=classes, fill_value=0)
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     text = counts.astype(str) + "\n(" + shares.map("{:.0%}".format) + ")"
-    heatmap(ax, shares, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=order == classes)
+    options = {"vmin": 0, "vmax": 1, "cmap": "Blues", "cbar": False, "linewidths": 0.5, "square": order == classes}
+    sns.heatmap(shares, ax=ax, annot=text, fmt="", **options)
+    ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted", ylabel="true", title=title)
     return ax
 
@@ -270,9 +272,3 @@ def name_rows(ax: Axes, names: Names, size: float = 9) -> None:
     ax.tick_params(axis="y", length=0, labelsize=size)
     ax.grid(axis="x", color="0.93")
     ax.set_axisbelow(True)
-
-
-def heatmap(ax: Axes, values: pd.DataFrame, **options: Any) -> None:
-    """Numbers written on their colours, row names upright."""
-    sns.heatmap(values, ax=ax, linewidths=0.5, **{"annot": True, **options})
-    ax.tick_params(axis="y", rotation=0)

@@ -341,13 +341,6 @@ def test_plot_of_fingerprints_has_a_column_per_generator(stage, table):
     assert len({ax.images[0].get_clim() for ax in figure.axes[3:6]}) == 1
 
 
-def test_plot_of_correlations_writes_them(found):
-    ax = plots.plot_correlations(found)
-    assert [text.get_text() for text in ax.texts] == [f"{one:.3f}" for one in found.to_numpy().ravel()]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*LABELS, "RealPhotos"]
-    assert ax.figure.axes[1].get_ylabel() == "mean correlation"
-
-
 @pytest.mark.parametrize(("sources", "shapes"), [(1, 1), (10, 10), (14, 11)])
 def test_plot_of_embedding_has_a_colour_per_generator_and_a_shape_for_ten_sources(sources, shapes):
     count = 20 * sources

@@ -63,15 +63,6 @@ def test_operators_of_several_levels_have_a_panel_each(found):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stage1", "stage2"]
 
 
-def test_heat_map_has_a_column_per_label_and_a_row_per_condition(found):
-    table = robustness.recalls(found, "stage1")
-    ax = plots.plot_recalls(table, "Stage 1")
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["RealPhotos", "ProGAN"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(table.columns)
-    assert ax.texts[1].get_text() == f"{table.loc['ProGAN', 'as it is']:.2f}"
-    assert ax.collections[0].get_clim() == (0, 1)
-
-
 def test_probe_marks_what_is_named():
     areas = {"clean": 0.9, "photos_only": [0.5, 0.9], "fakes_only": [0.8, 0.7], "both": [0.6, 0.7]}
     table = pd.DataFrame({**areas, "named": [True, False]}, index=["jpeg 50", "blur 1"])
