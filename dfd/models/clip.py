@@ -115,7 +115,9 @@ class ClipBackbone(nn.Module):
 @cache
 def shared_trunk(blocks: tuple[int, ...], pretrained: bool, tuned: bool) -> Trunk:
     """One trunk for both stages of a detector: it takes 350 MB. The tuned one is what ADAPTER makes of CLIP's."""
-    trunk = Trunk(blocks, pretrained)
+    with torch.random.fork_rng(devices=[]):  # random weights, too, are the same in each process: no checkpoint has them
+        torch.manual_seed(0)
+        trunk = Trunk(blocks, pretrained)
     adapter = load_file(ADAPTER) if tuned else {}
     for layer in {name.rpartition(".")[0] for name in adapter}:
         up, down = (adapter[f"{layer}.{part}"].float() for part in ("up", "down"))

