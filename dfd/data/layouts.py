@@ -18,7 +18,7 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
-ASIDE = ("groups.csv", "provenance.csv", "sample.json", "readme", "licen")  # starts of names beside the class folders
+ASIDE, BESIDE = ("readme", "licen"), {"groups.csv", "provenance.csv", "sample.json"}  # starts, names beside the classes
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SUFFIXES += (".avif", ".heic", ".heif")
 COPIES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # of a system's
@@ -54,6 +54,7 @@ def find(root: Path) -> Listing:
     if "." in refused:
         raise ManifestError(f"{root}: {refused['.']}")
     layout, place = _recognise(root, folders)
+    beside = {name for name in stamps if name.lower() in BESIDE and (root / name.lower()).exists()}  # else unread
     placed = []
     for path in sorted(stamps):
         *parts, name = path.split("/")
@@ -61,7 +62,7 @@ def find(root: Path) -> Listing:
             refused[path] = "name is not valid UTF-8"  # no table or report would hold it
         elif position := place(tuple(parts)):
             placed.append((path, *position))
-        elif parts or not name.lower().startswith(ASIDE):
+        elif path not in beside and (parts or not name.lower().startswith(ASIDE)):
             refused[path] = "outside every class folder"
     labels = {position[0] for position in map(place, folders) if position}
     rejected = [{"path": printable(path), "reason": reason} for path, reason in refused.items()]
@@ -132,7 +133,8 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
                 refused[known_as] = f"{'broken link' if os.path.islink(path) else 'cannot be read'}: {error.strerror}"
         for name in list(names):
             reason = None
-            if Path(folder).resolve().is_relative_to(Path(folder, name).resolve()):
+            target = Path(folder, name).resolve()
+            if any(above.resolve().is_relative_to(target) for above in (Path(folder), *Path(folder).parents)):
                 reason = LOOP
             elif name.startswith(".") or name.lower() in COPIES:
                 reason = NOT_ENTERED

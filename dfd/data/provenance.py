@@ -60,8 +60,8 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
             name = given.strip().replace("\\", "/")
             name = Path(os.path.relpath(name, root)).as_posix() if os.path.isabs(name) else name.removeprefix("./")
         line = f"{path}, line {number}"
-        if not value:
-            raise ManifestError(f"{line}: {given or 'a line without a file'} has no {column}")
+        if not value or not given:
+            raise ManifestError(f"{line}: {given or 'a line without a file'} has no {column if given else key}")
         if values.setdefault(name, value) != value:
             raise ManifestError(f"{line}, gives {given} more than one {column}; keep one row for each file")
     return pd.Series(values, dtype=object).rename(column)

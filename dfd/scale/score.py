@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import uuid
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -165,14 +166,15 @@ def items_of(name: str) -> Iterator[Item]:
     if not name.lower().endswith(SHARDS):
         yield Item(name)
         return
-    count = 0
+    count, again = 0, Counter[str]()
     try:
         with url_to_fs(name)[0].open(name, "rb") as file:
             archive: Any = tarfile.TarFile.open(fileobj=file, mode="r|*")
             for member in archive:
                 archive.members = []  # tarfile remembers them all
                 if not member.isdir() and member.name.lower().endswith(IMAGES):
-                    item = Item(f"{name}/{member.name.removeprefix('./')}")
+                    again[inside := member.name.removeprefix("./")] += 1
+                    item = Item(f"{name}/{inside}" + f" ({again[inside]})" * (again[inside] > 1))  # by tar -r
                     data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else b""
                     item.data, count = data or ImageError("no bytes"), count + 1
                     yield item

@@ -135,6 +135,16 @@ def test_linked_class_folder_is_followed(data, tmp_path):
     assert (scan(data).label == "ProGAN").sum() == 6
 
 
+def test_links_between_neighbours_end_where_they_come_round(data):
+    classes(data)
+    for one, other in ("xy", "yx"):
+        fill(data / "ProGAN" / one, 2)
+        os.symlink(data / "ProGAN" / other, data / "ProGAN" / one / other)
+    table = scan(data)
+    assert reasons(table) == {f"ProGAN/{path}": layouts.LOOP for path in ("x/y/x", "y/x/y")}
+    assert table.path.str.startswith("ProGAN/x/y/").sum() == 2
+
+
 # Splits
 
 
@@ -226,9 +236,18 @@ def test_a_sidecar_is_read_as_other_tools_write_it(how, data):
     assert scan(data).group.nunique() == 15
 
 
+@pytest.mark.skipif(os.path.exists(__file__.upper()), reason="the file system does not tell cases of letters apart")
+def test_a_sidecar_of_another_name_is_not_read_and_told(data):
+    classes(data)
+    for name in ("Groups.csv", "provenance.csv.bak", "ReadMe.md", "LICENSE"):
+        (data / name).write_text("path,group\nProGAN/0.png,x\nProGAN/1.png,x\n")
+    assert reasons(scan(data)) == dict.fromkeys(["Groups.csv", "provenance.csv.bak"], "outside every class folder")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        (",x", "line 3: a line without a file has no path"),
         ("ProGAN/0.png,", "line 3: ProGAN/0.png has no group"),
         ("ProGAN/1.png,y", "line 3, gives ProGAN/1.png more than"),
     ],

@@ -393,6 +393,15 @@ def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mod
     assert errors("out") == {f"{name}/c.png": SVG, f"{name}/d.png": "no bytes"}
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_a_name_that_a_shard_has_twice_is_two_rows(score, tmp_path):
+    (_, first), (_, second) = pngs(2)
+    shard(tmp_path / "s.tar", [("a.png", first), ("./a.png", second)])  # as tar -r leaves it
+    score("s.tar", "--out", "out")
+    table = rows("out")
+    assert table.index.tolist() == ["s.tar/a.png", "s.tar/a.png (2)"] and table.sha256.nunique() == 2
+
+
 def damaged_shards():
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
