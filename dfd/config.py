@@ -90,7 +90,7 @@ class Eda(Shared):
 class Training(Shared):
     """What both stages share; see Stage1 and Stage2 for their defaults."""
 
-    crop_size: int = Field(128, ge=32, multiple_of=8)  # side of the square crop, pixels
+    crop_size: int = Field(128, ge=32, le=2048, multiple_of=8)  # side of the square crop, pixels
     crops: Count = 5  # crops per image when scoring; never a resize
     crop_mode: CropMode = "five"  # where they lie: five (centre, corners, then a grid), grid or random
     equalise: bool = True  # same crop and same last codec for every class
@@ -136,7 +136,7 @@ class Stage2(Training):
 
     backbone: str = "tf_efficientnet_lite0"  # any timm name, or clip, clip-tuned, which need no extractor
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
-    unet_width: int = Field(16, ge=4)  # channels of the UNet's first level
+    unet_width: int = Field(16, ge=4, le=512)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range
     carried_every: Count = 4  # batches for one in which fingerprints are put on carriers
     carried_weight: Weight = 0.5  # name the generator of a photo with its fingerprint put on
@@ -184,7 +184,7 @@ class OwnData(Shared):
     hold_out: Texts = ()  # sources of provenance.csv that make the test split; none: a share of the groups
     notebooks: Texts = ("00", "01", "02")  # what runs first
     settings: dict[str, Any] = {}  # parameters beside the profile's
-    change: dict[str, Any] = {"01.representation": "rgb"}  # what the second run does otherwise
+    change: dict[str, Any] = {"01.degrade": False}  # what the second run does otherwise
     again: Texts = ("00", "01")  # what runs the second time
     images: Count = 8  # of each class judged by the detector that ships, and in all put into the case
 

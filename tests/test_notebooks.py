@@ -125,7 +125,7 @@ def test_the_guide_goes_from_a_folder_to_a_case(tiny_data, tmp_path, monkeypatch
     runs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("own", "own-changed")]
     first, second = (run["notebooks"]["01_stage1_real_fake"]["parameters"] for run in runs)
     assert {name for name in first if first[name] != second[name]} == {"out", "representation"}
-    assert second["representation"] == "rgb"
+    assert second["degrade"] is False
     text = "\n".join(str(output) for cell in book.cells for output in cell.get("outputs", []))
     assert "every file is as it was made" in text and "difference" in text and "No provenance.csv" in text
     verdicts = pd.read_csv(tmp_path / "own-case" / "verdicts.csv")

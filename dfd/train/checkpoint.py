@@ -29,6 +29,8 @@ class Checkpoint:
     """The best epoch of a training, and the state to resume from: whole files, not used if of another `key`."""
 
     def __init__(self, stage: str, table: pd.DataFrame, cfg: config.Training, classes: list[str]):
+        if len(classes) < 2:
+            raise ValueError(f"attribution needs at least two generators, the data has {classes or 'none'}")
         truth = table["is_fake"].map({True: "fake", False: "real"}) if stage == "stage1" else table["label"]
         for split in splits.SPLITS:
             if missing := ", ".join(sorted(set(classes).difference(truth[table["split"] == split]))):
@@ -38,8 +40,10 @@ class Checkpoint:
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
         self.crops = {"crop_size": cfg.crop_size, "equalise_quality": cfg.equalise_quality if cfg.equalise else None}
         made_from = cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY), provenance.of(table).fillna("").tolist()
-        adapter = self.settings.get("backbone") == config.CLIPS[1] and sha256_of(config.ADAPTER)
-        self.key = digest(__version__, stage, self.manifest_hash, *made_from, adapter)
+        backbone = self.settings.get("backbone")  # the numbers of a head leave out near-duplicates in other sources
+        adapter = backbone == config.CLIPS[1] and sha256_of(config.ADAPTER)
+        groups = table["group"].tolist() if backbone in config.CLIPS else []
+        self.key = digest(__version__, stage, self.manifest_hash, *made_from, adapter, *groups)
         self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
 
     def finished_history(self) -> list[dict[str, float]]:

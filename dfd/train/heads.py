@@ -77,9 +77,11 @@ class Discriminants:
     def _moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (D,) and covariance (D, D) of the standardised features of these images."""
         x = self.features[rows].astype(np.float32).reshape(-1, self.features.shape[-1])
-        x = (x - self.mean) / self.scale
+        x -= self.mean  # in place: a source may be all of a class
+        x /= self.scale
         mean = x.mean(0)
-        return mean, (x - mean).T @ (x - mean) / len(x)
+        x -= mean
+        return mean, x.T @ x / len(x)
 
 
 def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> Iterator[dict[str, str]]:
@@ -161,8 +163,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
                 if stage == "stage1":
                     sample = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)
                     sample = sample.groupby(["label", "source"]).head(PER_SOURCE)
-                    views = [0, -1] if cfg.random_views else [0]
-                    fitted |= fit_subspace(features[images.index.get_indexer(sample.index)][:, views], sample)
+                    fitted |= fit_subspace(features[images.index.get_indexer(sample.index)][:, [0, -1]], sample)
             update_checkpoint(checkpoint.path, **fitted)
     if on_epoch:
         on_epoch(pd.DataFrame(history))

@@ -150,7 +150,7 @@ class Trainer:
         average_over_processes(self.accelerator, [values, *gradients])
         numbers = values.tolist()
         if not math.isfinite(numbers[0]):
-            raise ValueError(f"{self.stage}: the loss of {name} became {numbers[0]}; lower lr_gc and run again")
+            raise ValueError(f"{self.stage}: the loss of {name} became {numbers[0]}; lower lr_gc or lr_d and run again")
         nn.utils.clip_grad_norm_(network.parameters, 1.0)
         network.optimizer.step()
         network.schedule.step()

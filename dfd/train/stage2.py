@@ -86,8 +86,6 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
     """
     fakes = table[table["is_fake"]]
     classes = sorted(fakes["label"].unique())
-    if len(classes) < 2:
-        raise ValueError(f"attribution needs at least two generators, the data has {classes or 'none'}")
     trainer = Trainer("stage2", table, cfg, classes, on_epoch)
     if trainer.is_finished():
         return pd.DataFrame(trainer.history)

@@ -1,6 +1,8 @@
 """Linear heads on the feature bank: the discriminant, joint hold-outs, and a stage fitted, calibrated and shipped."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -238,6 +240,34 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     assert sum(seen) == (24 + 48 + 48 + 48) * whole.shape[1]
 
 
+def test_a_full_disk_is_told_before_a_page_of_the_bank_cannot_be_written(trained, monkeypatch):
+    table, cfgs, out = trained
+    sizes = []
+
+    def full(file, start, size):
+        sizes.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="disk full; free some space"):
+        bank.build(table, cfgs["stage1"], clip.ClipBackbone(1, pretrained=False))
+    assert sizes == [(out / bank.FILE).stat().st_size]
+
+
+def test_a_bank_without_degradation_has_clean_views(trained, monkeypatch):
+    table, cfgs, out = trained
+    degraded = []
+    monkeypatch.setattr(bank.RandomDegrade, "__call__", lambda self, image: degraded.append(1) or image)
+    for degrade in (True, False):
+        degraded.clear()
+        bank.Views(table, cfgs["stage1"].model_copy(update={"degrade": degrade}))[0]
+        assert bool(degraded) == degrade
+    whole = json.loads((out / "features.json").read_text())["key"]
+    backbone = clip.ClipBackbone(1, pretrained=False)
+    bank.build(table, cfgs["stage1"].model_copy(update={"degrade": False}), backbone)
+    assert json.loads((out / "features.json").read_text())["key"] != whole
+
+
 def test_another_adapter_makes_banks_and_heads_stale(trained, tmp_path, monkeypatch):
     table, cfgs, out = trained
     tuned, keys = cfgs["stage1"].model_copy(update={"backbone": "clip-tuned", "out": str(tmp_path)}), set()
@@ -250,6 +280,10 @@ def test_another_adapter_makes_banks_and_heads_stale(trained, tmp_path, monkeypa
             bank.build(table, tuned, clip.ClipBackbone(1, pretrained=False))
         keys.add(json.loads((tmp_path / "features.json").read_text())["key"])
     assert len(keys) == 4
+    tied = table.assign(group="one")  # what its numbers rest on changes with the near-duplicates
+    assert Checkpoint("stage1", tied, tuned, ["real", "fake"]).key not in keys
+    network = tuned.model_copy(update={"backbone": "resnet50"})
+    assert len({Checkpoint("stage1", rows, network, ["real", "fake"]).key for rows in (table, tied)}) == 1
 
 
 def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
@@ -356,10 +390,15 @@ def test_stage_2_says_unknown_in_tables_too_by_what_the_hold_outs_and_the_user_a
 
 def test_a_head_has_no_parts_to_leave_out(trained, tmp_path):
     table, cfgs, _ = trained
-    with pytest.raises(
-        config.ConfigError, match="ablate trains networks without one of their parts, and clip has none"
+    for stage, name, value in (
+        ("stage1", "ablate", True),
+        ("stage1", "representation", "rgb"),
+        ("stage2", "extractor", "rgb"),
     ):
-        fit(table, cfgs["stage1"].model_copy(update={"out": str(tmp_path / "new"), "ablate": True}))
+        with pytest.raises(config.ConfigError, match=f"^{name}: of networks that learn, and clip is none"):
+            fit(table, cfgs[stage].model_copy(update={"out": str(tmp_path / "new"), name: value}))
+    with pytest.raises(ValueError, match="at least two generators"):
+        fit(table[table["label"].isin(["RealPhotos", "ProGAN"])], cfgs["stage2"].model_copy(update={"resume": False}))
 
 
 def test_a_generator_that_is_left_out_is_unknown_where_nothing_speaks_for_another():
