@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from dfd.core import FORMATS, Source, as_rgb, jpeg_quality, open_file, subsampling, template
@@ -141,8 +141,9 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
         thumbnail = image.getexif().get_ifd(ExifTags.IFD.IFD1)
         start, length = thumbnail[ExifTags.Base.JpegIFOffset], thumbnail[ExifTags.Base.JpegIFByteCount]
         small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length]))
-        greys = [np.asarray(picture.convert("L").resize((16, 16))).ravel() for picture in (small, image)]
-        told |= {"thumbnail"} if np.corrcoef(greys)[0, 1] < 0.8 else set()
+        barless = ImageOps.fit(small, [max(160 * side // size[1], 1) for side in image.size])  # black bars fill up 4:3
+        greys = [np.asarray(picture.convert("L").resize((16, 16))).ravel() for picture in (image, small, barless)]
+        told |= {"thumbnail"} if np.corrcoef(greys)[0, 1:].max() < 0.8 else set()
     return told
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bad_files import GOOD, encoded, make, picture
 from networks import noise
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from dfd.app import metadata
 from dfd.core import images
@@ -136,4 +136,8 @@ def test_a_thumbnail_of_another_picture_is_noticed():
     image, other = (shrunk(photo) for photo in sample.PHOTOS[:2])
     own, foreign = (with_thumbnail(picture.resize((64, 48))) for picture in (image, other))
     assert history(image, "JPEG", exif=own) == ""
+    wide = image.crop((0, 60, image.width, 60 + image.width * 9 // 16))
+    barred = ImageOps.pad(wide, (160, 120), color="black")  # as cameras make them of 16:9
+    assert history(wide, "JPEG", exif=with_thumbnail(barred)) == ""
+    assert "shows something else" in history(wide, "JPEG", exif=foreign)
     assert "shows something else" in history(image, "JPEG", exif=foreign)
