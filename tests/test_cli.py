@@ -118,13 +118,13 @@ def test_predict_without_a_model_says_how_to_get_one(call, tmp_path, monkeypatch
 
 def test_the_shipped_detector_answers_before_a_run_on_simulated_fakes(call, verdicts, tmp_path, monkeypatch):
     from dfd.core import io
+    from dfd.data.sample import NOTE
 
     monkeypatch.setattr(config, "DETECTOR", tmp_path / "detector")
     assert files.find_model(None) == tmp_path / "reports" / "new"
-    (tmp_path / "sample").mkdir()
-    io.write_json(tmp_path / "sample" / "sample.json", {})
-    for run in ("new", "old"):
-        io.write_json(tmp_path / "reports" / run / "config.json", {"data": str(tmp_path / "sample")})
+    io.write_json(tmp_path / "reports" / "new" / "metrics.json", {"notes": []})  # trained, and never measured
+    assert files.find_model(None) == tmp_path / "reports" / "old"
+    io.write_json(tmp_path / "reports" / "old" / "metrics.json", {"stage1": {}, "notes": [NOTE]})
     with pytest.raises(FileNotFoundError, match="no trained model"):
         files.find_model(None)
     (tmp_path / "detector").mkdir()
@@ -162,6 +162,7 @@ def verdicts(monkeypatch, tmp_path):
         for checkpoint in config.CHECKPOINTS.values():
             (folder / checkpoint).touch()
             os.utime(folder / checkpoint, (1e9 - age, 1e9 - age))
+        (folder / "metrics.json").write_text('{"stage1": {}}')
     (tmp_path / "reports" / "half").mkdir()
     (tmp_path / "reports" / "half" / config.CHECKPOINTS["stage1"]).touch()  # a run that is still going on
     loaded = []

@@ -79,18 +79,18 @@ def checked(content: Any) -> dict[str, Any]:
 
 
 def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path:
-    """What to predict with: the folder given, else the newest trained run on real data, else the detector that ships.
+    """What to predict with: the folder given, else the newest measured run on real data, else the detector that ships.
 
-    A run on the built-in data learnt simulated fakes alone, so that it must be asked for.
+    A run on the built-in data learnt simulated fakes, one that was never measured knows no limits: these are asked for.
     """
 
     def is_own(run: Path) -> bool:
         try:
-            data = read_json(run / "config.json").get("data")
+            measured = read_json(run / "metrics.json")
         except ValueError as error:
             tell(f"{error}; its networks are passed over")
             return False
-        return not (data and sample.is_sample(config.resolve(data)))
+        return "stage1" in measured and sample.NOTE not in measured.get("notes", ())
 
     if model and Path(model).is_file():  # one of a detector's files stands for its folder
         model = os.path.dirname(model) or "."
