@@ -44,13 +44,15 @@ COLUMNS = "path sha256 is_fake verdict p_fake log10_lr source candidates crops c
 class Journal:
     """A CSV file that grows by one whole line for each image, so that a run can be stopped and gone on with.
 
-    One that exists is a FileExistsError unless `resume`, which leaves out the rows of paths `asked` for, None for any,
-    that were refused or have changed; and a ValueError if other networks wrote it. `done` has the SHA-256 of each path.
+    One that exists is a FileExistsError unless `resume`, which leaves out the rows of the `paths` asked for, None for
+    any, that were refused or have changed; and a ValueError if other networks wrote it, or by other crops. `done` has
+    the SHA-256 of each path.
     """
 
-    def __init__(self, path: Path, resume: bool, detector: Detector, asked: Any, changed: Callable = lambda _: False):
-        networks = "-".join(stage.key for stage in detector.stages)
-        self.judged_by = {"networks": networks, "threshold": repr(detector.threshold)}
+    def __init__(self, path: Path, resume: bool, detector: Detector, about: Any, changed: Callable = lambda _: False):
+        networks, asked = "-".join(stage.key for stage in detector.stages), about.get("paths")
+        crops = f"{about.get('crop_mode')} {about.get('crops')}"
+        self.judged_by = {"networks": networks, "threshold": repr(detector.threshold), "crops_asked": crops}
         classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
         columns = [*COLUMNS, *classes, *self.judged_by]
         self.done, before = dict[str, str](), path.read_bytes() if path.exists() else b""
@@ -61,15 +63,15 @@ class Journal:
         kept = io.StringIO(newline="")
         rows = csv.DictWriter(kept, lines.fieldnames or columns)
         rows.writeheader()
-        is_ours = {*COLUMNS, *self.judged_by} <= set(rows.fieldnames)
+        is_ours = {*COLUMNS, "networks", "threshold"} <= set(rows.fieldnames)
         if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
             raise ValueError(f"{path} was not written by `predict --csv`, and stays as it is; take another name")
         for row in lines:
             again = (row["error"] or changed(row)) and (asked is None or row["path"] in asked)
             if again or None in row.values():  # or cut within a name
                 continue
-            if any(row[name] != value for name, value in self.judged_by.items()):
-                raise ValueError(f"{path} was written by other networks or at another threshold; take another name")
+            if any(row.get(name, value) != value for name, value in self.judged_by.items()):
+                raise ValueError(f"{path} was written by other networks, threshold or crops; take another name")
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
         if (content := kept.getvalue().encode("utf-8", "surrogateescape")) != before:
@@ -113,6 +115,10 @@ class Case:
                    "likelihood": digest(stage.likelihood)}  # fmt: skip
         made_by |= {name: about.get(name) for name in ("crops", "crop_mode")}
         self.record: dict[str, Any] = read_json(folder / RECORD)
+        place = next((run["folder"] for run in self.record.get("runs", ())), os.getcwd())
+        relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
+        if place != os.getcwd() and (first := next(relative, None)):
+            raise ValueError(f"{folder} was begun in {place}; go on there, or give {first} by its whole path")
         if self.record and self.record["detector"] | {"name": ""} != made_by | {"name": ""}:
             known = read_verdicts(folder / VERDICTS) if (folder / VERDICTS).exists() else []
             before = f"{folder} was judged by another detector or threshold, or on other crops"
@@ -124,20 +130,16 @@ class Case:
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
             raise FileExistsError(f"{folder} holds files and is no case; take an empty folder, or a new one")
-        fresh: dict[str, Any] = {"id": str(uuid.uuid4()), "created": _now(), "examiner": None, "runs": []}
+        name = f"Case {folder.resolve().name}"
+        fresh: Any = {"id": str(uuid.uuid4()), "created": _now(), "title": name, "examiner": None, "runs": []}
         self.record = fresh | self.record | {"detector": made_by}
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
-        self.title = self.record.get("title") or f"Case {folder.resolve().name}"
-        self.record["notes"] = [*self.record.get("notes", []), *about.get("notes", ())]
-        place = next((run["folder"] for run in self.record["runs"]), os.getcwd())
-        relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
-        if place != os.getcwd() and (first := next(relative, None)):
-            raise ValueError(f"{folder} was begun in {place}; go on there, or give {first} by its whole path")
+        self.record["notes"] = [*dict.fromkeys([*self.record.get("notes", []), *about.get("notes", ())])]
         self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
         for name in ("images", "thumbs"):
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / RECORD, self.record)
-        self.journal = Journal(folder / VERDICTS, True, detector, about.get("paths"), lambda r: _is_changed(r, place))
+        self.journal = Journal(folder / VERDICTS, True, detector, about, lambda r: _is_changed(r, place))
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""
@@ -164,7 +166,7 @@ class Case:
                 shutil.copyfile(path, self.folder / "originals" / f"{sha256[:16]}{suffix}")
             from dfd.app.examine import fragment  # here: the evidence behind it takes a second to import
 
-            values = {"title": self.title, "article": fragment("article", examination), "name": examination.name}
+            values = {"article": fragment("article", examination), "name": examination.name}
             if examination.pictures or not self.page_of(sha256).exists():  # of a copy: the first one's stays
                 write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
         self.journal.write(verdict)
@@ -176,8 +178,7 @@ class Case:
         write_json(folder / "verdicts.json", [asdict(verdict) for verdict in verdicts])
         rows = self._rows(verdicts)
         counts = pd.Series(["refused" if verdict.error else verdict.verdict for verdict in verdicts]).value_counts()
-        values = {"case": self.record, "title": self.title, "counts": counts.to_dict(), **_facts()}
-        page = template("case.html.j2")
+        values, page = {"case": self.record, "counts": counts.to_dict(), **_facts()}, template("case.html.j2")
         with atomic_write(folder / INDEX) as draft, draft.open("wb") as file:
             page.stream(**values, rows=rows).dump(file, "utf-8", "backslashreplace")
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
@@ -269,9 +270,8 @@ def write_pdf(html: str, path: Path) -> None:
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Of all files of a case but its record and hidden ones, by name."""
-    files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file() and path.name != RECORD)
-    about = ((path, {"sha256": sha256_of(path), "bytes": path.stat().st_size}) for path in files)
-    return {path.relative_to(folder).as_posix(): facts for path, facts in about}
+    files = (file for file in sorted(folder.rglob("[!.]*")) if file.is_file() and file.name != RECORD)
+    return {f.relative_to(folder).as_posix(): {"sha256": sha256_of(f), "bytes": f.stat().st_size} for f in files}
 
 
 def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:

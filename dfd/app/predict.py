@@ -32,8 +32,9 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     if threshold_fpr is not None:
         detector = detector.at_fpr(threshold_fpr)
     with ExitStack() as stack:
-        made = stack.enter_context(opened(Path(case), detector, about | {"paths": {*paths}})) if case else None
-        journal = stack.enter_context(_journal(Path(table), resume, detector, {*paths})) if table else None
+        about["paths"] = {*paths}
+        made = stack.enter_context(opened(Path(case), detector, about)) if case else None
+        journal = stack.enter_context(_journal(Path(table), resume, detector, about)) if table else None
         todo = [p for p in paths if p == STDIN or not (made.has(p) if made else journal and p in journal.done)]
         if len(todo) < len(paths):
             click.echo(f"{len(paths) - len(todo)} of {len(paths)} images are in {case or table} already", err=True)
@@ -50,14 +51,14 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
 
 
 @contextmanager
-def _journal(path: Path, resume: bool, detector: Detector, asked: set[str]) -> Iterator[Journal]:
+def _journal(path: Path, resume: bool, detector: Detector, about: dict[str, Any]) -> Iterator[Journal]:
     """The table to write to, for this process alone."""
     with ExitStack() as stack:
         lock = path.absolute().with_name(f".{path.name}.lock")
         in_use = f"{path} is written by another predict; wait for it, or take another name"
         stack.enter_context(runs.file_lock(lock, in_use))
         stack.callback(lock.unlink, missing_ok=True)
-        journal = Journal(path, resume, detector, asked)
+        journal = Journal(path, resume, detector, about)
         stack.enter_context(journal.file)
         yield journal
 

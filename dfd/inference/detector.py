@@ -71,6 +71,7 @@ class Detector:
         """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
         validation = self.stage1.validation
         threshold = fit_threshold(validation.get("photos", []), validation.get("fakes", []), fpr)
+        threshold += 1e-9 * (threshold == self.stage1.threshold)  # its own does not count as asked for
         return type(self)(self.stage1, self.stage2, self.run, threshold)
 
     def __call__(self, source: Any, crops: int | None = None, mode: str | None = None):

@@ -16,17 +16,14 @@ from dfd.train.processes import main_process_first
 from dfd.train.stage1 import fit_stage1
 from dfd.train.stage2 import fit_stage2
 
-OF_NETWORKS = "ablate", "representation", "extractor"
-
 
 def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:
     """Train the stage that the config is of, as `fit_stage1` and `fit_stage2` do, or `fit_head` on frozen features."""
     is_main_process()  # without variables that are left over of another training
     if cfg.backbone in config.CLIPS:
-        fields = type(cfg).model_fields
-        without = [name for name in OF_NETWORKS if name in fields and getattr(cfg, name) != fields[name].default]
-        if without:
-            raise config.ConfigError(f"{', '.join(without)}: of networks that learn, and {cfg.backbone} is none")
+        of_networks = {name: type(cfg).model_fields.get(name) for name in ("ablate", "representation", "extractor")}
+        if given := [name for name, field in of_networks.items() if field and getattr(cfg, name) != field.default]:
+            raise config.ConfigError(f"{', '.join(given)}: of networks that learn, and {cfg.backbone} is none")
         with main_process_first():  # one computes the bank and the head, the others find them
             return fit_head(table, cfg, on_epoch)
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2

@@ -101,7 +101,8 @@ def test_verify_names_the_byte_that_changed(call, tmp_path):
 
 
 def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
-    call("in/00.png", "in/01.png", "--note", "first")
+    for _ in range(2):
+        call("in/00.png", "in/01.png", "--note", "first")
     before, noted = read_verdicts(tmp_path / "case" / "verdicts.csv"), record()
     (tmp_path / "in" / "01.png").write_bytes(encoded(noise(80, 80, 99), "PNG"))
     result = call("in/00.png", "in/01.png", "in/02.png", "--note", "second")
@@ -109,7 +110,7 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     after = read_verdicts(tmp_path / "case" / "verdicts.csv")
     assert [verdict.path for verdict in after] == ["in/00.png", "in/01.png", "in/02.png"]
     assert after[0] == before[0] and after[1].sha256 != before[1].sha256
-    assert record()["id"] == noted["id"] and record()["notes"] == ["first", "second"] and len(record()["runs"]) == 2
+    assert record()["id"] == noted["id"] and record()["notes"] == ["first", "second"] and len(record()["runs"]) == 3
     again = call("in/00.png", "--model", str(tmp_path / "run"))  # the same by another path
     assert (
         "1 of 1 images are in case already" in again.stderr
@@ -118,7 +119,7 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.9, key="other")
     refused = call("in/00.png")
     assert refused.exit_code == 2 and "holds 2 images more, such as in/01.png: name all, go on as its" in refused.stderr
-    assert len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3 and len(record()["runs"]) == 3
+    assert len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3 and len(record()["runs"]) == 4
     named = [f"in/0{number}.png" for number in (0, 1, 2)]
     result = call(*named)
     assert "judged by another detector" in result.stderr and "already" not in result.stderr
@@ -147,6 +148,9 @@ def test_a_case_is_gone_on_with_where_it_was_begun_or_by_whole_paths(call, tmp_p
     assert (
         refused.exit_code == 2 and f"was begun in {tmp_path}; go on there, or give in/01.png by its" in refused.stderr
     )
+    kept = {path: path.read_bytes() for path in (tmp_path / "case").rglob("*.*") if path.is_file()}
+    at_fpr = call("in/00.png", "--threshold-fpr", "0.01", command=command)  # all of it, but another file
+    assert at_fpr.exit_code == 2 and all(path.read_bytes() == data for path, data in kept.items())
     assert call(str(tmp_path / "there" / "in" / "01.png"), command=command).exit_code == 0
     assert call("../case", command=["verify"]).stdout == "../case: as it was made\n"
     monkeypatch.chdir(tmp_path)

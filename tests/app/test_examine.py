@@ -19,7 +19,7 @@ from dfd.core import images as images_module
 from dfd.data import crops
 from dfd.degrade import compose, to_tensor
 from dfd.inference import decide
-from dfd.inference.decide import fit_threshold
+from dfd.inference.decide import answer, fit_threshold
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.files import update_checkpoint
 from dfd.models.networks import describe
@@ -118,8 +118,12 @@ def test_any_rate_works_with_validation_scores():
 def test_words_for_unknown_generators_and_candidates(run, image):
     update_checkpoint(run / CHECKPOINTS["stage1"], threshold=0.0)
     stage2 = run / CHECKPOINTS["stage2"]
-    assert "too few independent images" in said(Detector.load(run), image)
-    update_checkpoint(stage2, conformal_quantile=0.0, coverage=0.9)
+    told = said(Detector.load(run), image)
+    assert "Its limits were never fitted" in told and "too few independent" not in told
+    update_checkpoint(stage2, coverage=0.9)
+    told = said(Detector.load(run), image)
+    assert "too few independent images" in told and "never fitted" not in told
+    update_checkpoint(stage2, conformal_quantile=0.0)
     detector = Detector.load(run)
     verdict = detector(image)
     text = said(detector, image)
@@ -316,6 +320,44 @@ def test_the_nearest_training_image_of_each_class_is_named(run, image):
     assert examination.verdict.verdict == "unsure" and "unlike all images" in examination.verdict.outside
     assert "Nothing that was measured says how to take this score: it is unlike" in " ".join(examination.sentences)
     assert sentence("headline", examination.verdict) == "Unsure: nothing like it was measured"
+    update_checkpoint(run / CHECKPOINTS["stage1"], band=[0.2, 0.8])  # what the mark on the page is between
+    text = said(Detector.load(run), image)
+    assert "Below 0.200 it would be called a photograph, from 0.800 on generated" in text
+    assert "It is held against" not in text
+
+
+def test_the_tables_last_column_says_why_there_is_no_answer():
+    verdict = Verdict("a", True, "unsure", 0.5, "ProGAN", outside="it is unlike all images")
+    assert sentence("source", verdict) == "it is unlike all images"
+    assert sentence("source", replace(verdict, outside=None)) == "if it were fake: ProGAN"
+    assert sentence("source", replace(verdict, outside=None, verdict="fake")) == "ProGAN"
+    assert sentence("source", replace(verdict, outside=None, verdict="fake", source=None)) == "not told: no stage 2"
+    both = {"ProGAN": 0.7, "BigGAN": 0.3}
+    assert sentence("source", replace(verdict, p_source=both, candidates=())) == "it is unlike all images"
+
+
+def test_large_images_are_of_no_upper_size():
+    of_large = sentence("kind", {"side": (384, 100_000), "quality": (0, 102)})
+    assert of_large == "384 px or more on the shorter side, saved as JPEG or not"
+
+
+def test_a_probability_is_called_calibrated_where_it_is(run, image):
+    scores = Detector.load(run).stage1.validation
+    for validation, words in (
+        ({}, "The probability that"),
+        (scores or {"photos": [0.1], "fakes": [0.9]}, "The calibrated p"),
+    ):
+        update_checkpoint(run / CHECKPOINTS["stage1"], validation=validation)
+        assert words in said(Detector.load(run), image)
+
+
+def test_a_threshold_asked_for_that_is_the_detectors_own_leaves_no_gap(run):
+    scores = {"photos": [0.1] * 19 + [0.4], "fakes": [0.5, 0.9]}
+    update_checkpoint(run / CHECKPOINTS["stage1"], validation=scores, band=[0.2, 0.8])
+    update_checkpoint(run / CHECKPOINTS["stage1"], threshold=Detector.load(run).at_fpr(0.01).threshold)
+    asked = Detector.load(run).at_fpr(0.01)
+    assert answer(0.6, asked.stage1, asked.threshold) == "fake"  # as above and below such a threshold
+    assert answer(0.6, asked.stage1, asked.stage1.threshold) == "unsure"
 
 
 def test_a_quality_below_all_that_was_measured_is_unsure(run, image):

@@ -60,7 +60,7 @@ def test_foreign_text_is_escaped_everywhere(written):
     for path in pages(written):
         text = path.read_text("utf-8")
         assert not any(hostile in text for hostile in HOSTILE[:3])
-        assert "owned" in text and "<script>document" not in text
+        assert ("owned" in text or "7 * 7" in text) and "<script>document" not in text
         bare = re.sub(r"<script>.*?</script>", "", text, flags=re.S)  # the index's own, whose hash its policy names
         assert "<script" not in bare and not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', '""', bare))
     assert "{{ 7 * 7 }}" in pages(written)[0].read_text("utf-8")

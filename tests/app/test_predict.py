@@ -117,7 +117,7 @@ def test_resume_skips_what_the_journal_has_and_mends_half_a_line(call, tmp_path)
 
     assert by_path("out.csv") == by_path("whole.csv") and len(rows("out.csv")) == 4
     assert call("--resume", "in").exit_code == 2
-    for alone in (["--title", "x"], ["--examiner", "x"], ["--note", "x"], ["--with-images"]):
+    for alone in (["--title", "x"], ["--examiner", "x"], ["--note", "x"], ["--with-images"], ["--map-stride", "64"]):
         assert call(*alone, "in").exit_code == 2
 
 
@@ -128,6 +128,16 @@ def test_a_journal_cut_anywhere_is_gone_on_with(call, tmp_path, cut):
     (tmp_path / "out.csv").write_bytes(whole[: whole.index(cut.encode()) + len(cut)])
     assert call("--csv", "out.csv", "--resume", "in").exit_code == 1
     assert sorted(row["path"] for row in rows("out.csv")) == sorted(row["path"] for row in rows("whole.csv"))
+
+
+def test_a_table_holds_answers_of_the_same_crops_alone(call, tmp_path):
+    call("--csv", "out.csv", "--crops", "1", "in/a.png")
+    other = call("--csv", "out.csv", "--resume", "--crops", "2", "in")
+    assert other.exit_code == 2 and "other networks, threshold or crops" in other.stderr and len(rows("out.csv")) == 1
+    with open("out.csv") as file:
+        table = file.read().replace(",crops_asked", "").replace(",None 1", "")  # as version 0.2.0 wrote it
+    (tmp_path / "out.csv").write_text(table)
+    assert call("--csv", "out.csv", "--resume", "--crops", "1", "in/a.png").exit_code == 0
 
 
 def test_only_what_is_asked_for_is_tried_again(call, tmp_path):

@@ -73,8 +73,11 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     (tmp_path / "page.jpg").write_text("<svg/>")
     command = [sys.executable, str(folder / "example.py"), str(tmp_path / "page.jpg"), *map(str, paths)]
     noise(7, 90).save(tmp_path / "thin.png")
-    answer = subprocess.run([*command, str(tmp_path / "thin.png")], capture_output=True, text=True)
-    refused, *lines, thin = answer.stdout.splitlines()
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    last = [str(tmp_path / "bomb.png"), str(tmp_path / "thin.png")]
+    answer = subprocess.run([*command, *last], capture_output=True, text=True)
+    refused, *lines, bomb, thin = answer.stdout.splitlines()
+    assert "decompression bomb" in json.loads(bomb.partition(" ")[2])["error"]
     assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
     assert "7 x 90 pixels" in thin and answer.returncode == 1, answer.stderr
     assert subprocess.run([*command[:2], str(paths[0])], capture_output=True).returncode == 0
