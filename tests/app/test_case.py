@@ -126,6 +126,14 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     assert [verdict.path for verdict in read_verdicts(tmp_path / "case" / "verdicts.csv")] == named
 
 
+def test_other_crops_judge_a_case_anew(call, tmp_path):
+    call("in/00.png", "--crops", "2")
+    for words in (["--crops", "1"], ["--crops", "1", "--crop-mode", "grid"]):
+        again = call("in/00.png", *words)
+        assert "on other crops: all is judged anew" in again.stderr and "already" not in again.stderr
+    assert "already" in call("in/00.png", *words).stderr
+
+
 def test_long_pictures_copies_and_paths_that_are_given_twice_are_one_case(call, tmp_path):
     (tmp_path / "in" / "long.png").write_bytes(encoded(noise(20, 800, 5), "PNG"))
     shutil.copy(tmp_path / "in" / "00.png", tmp_path / "in" / "copy.png")

@@ -407,11 +407,20 @@ def test_a_threshold_that_was_asked_for_takes_no_credit_for_the_detectors_own_li
         (0.0, "as common among fakes as among photos"),
         (0.8, "limited support that it was generated: such a score is about 6.3 times"),
         (-1.5, "moderate support that it was photographed: such a score is about 32 times more common among photos"),
-        (2.5, "moderately strong support"), (3.5, "strong support"), (-4.5, "very strong support that it was photo"),
+        (2.5, "moderately strong support"), (2.99, "moderately strong support"), (3.01, "strong support"),
+        (3.5, "strong support"), (4.01, "very strong support"), (-4.5, "very strong support that it was photo"),
     ],
 )  # fmt: skip
 def test_evidence_in_words(lr, words):
-    assert words in sentence("support", lr)
+    assert sentence("support", lr).startswith(words) or lr == 0 and words in sentence("support", lr)
+
+
+def test_evidence_speaks_for_what_scores_high(run, image):
+    fitted = {"x": [-20.0, 20.0], "log10_lr": [-10.0, 10.0], "photos": 5, "fakes": 5, "groups": [5, 5]}
+    update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted, temperature=2.0)
+    verdict = Detector.load(run)(image)
+    odds = np.log(verdict.p_fake / (1 - verdict.p_fake))
+    assert abs(odds) > 1e-3 and verdict.log10_lr == pytest.approx(2 * odds / 2, abs=1e-4)
 
 
 def test_evidence_is_said_with_its_limit(run, image):

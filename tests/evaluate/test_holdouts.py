@@ -57,6 +57,16 @@ def test_rates_by_source_are_those_of_the_three_answers(judged):
     assert found.loc["c", ["unsure", "fake"]].tolist() == [0.5, 0.5] and found.loc["a", "images"] == 3
 
 
+def test_rates_by_source_of_stage_2_are_of_wrong_names(judged):
+    rows = [("A", "a", 2.0, 0.0), ("A", "a", 0.0, 2.0), ("B", "b", 0.0, 1.0)]
+    named = pd.DataFrame(rows, columns=["label", "source", "logit_A", "logit_B"])
+    named = named.assign(path=["1", "2", "3"], degradation="none", level=0.0)
+    stage = SimpleNamespace(stage="stage2", temperature=1.0, classes=["A", "B"], ood_threshold=None)
+    stage.conformal_quantile = 1.0
+    found = holdouts.by_source(named, stage).set_index("source")
+    assert found["wrong"].to_dict() == {"a": 0.5, "b": 0.0}
+
+
 @pytest.mark.parametrize(
     ("p", "threshold", "expected"),
     [(0.19, None, "real"), (0.2, None, "unsure"), (0.89, None, "unsure"), (0.9, None, "fake"),

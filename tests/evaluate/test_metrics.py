@@ -49,6 +49,17 @@ def test_tpr_at_fpr_accuses_no_more_photos_than_allowed():
     assert tpr_at_fpr(truth, score, 0.0) == pytest.approx(2 / 4)
 
 
+def test_the_numbers_are_those_of_their_names(noisy):
+    found, fake = metrics.evaluate(noisy, 2.5), noisy["label"] != "RealPhotos"
+    for name, fpr in (("tpr_at_fpr_1", 0.01), ("tpr_at_fpr_5", 0.05)):
+        assert found[name]["value"] == tpr_at_fpr(fake.to_numpy(), noisy["logit_fake"].to_numpy(), fpr)
+    assert found["tpr_at_fpr_1"]["value"] < found["tpr_at_fpr_5"]["value"]
+    error = metrics.calibration_error(np.ones((1, len(noisy))), *decide.confidences(noisy, 2.5))[0]
+    swept = scores.jpeg_table(noisy, 2.5)["ece"][0]
+    of_test = metrics.measure(pd.concat([noisy, noisy.assign(split="val")]), 2.5)["test"]["ece"]["value"]
+    assert found["ece"]["value"] == of_test == swept == pytest.approx(error) != found["ece_before"]["value"]
+
+
 def test_undefined_metric_is_none_not_nan():
     rows = stage1_table([1.0, 2.0], ["ProGAN", "ProGAN"])
     assert metrics.evaluate(rows, 1.0)["auc"] == {"value": None, "low": None, "high": None}
@@ -161,7 +172,8 @@ def test_measure_reads_clean_rows_of_each_split(noisy):
 
 
 def test_report_text_counts_images_and_groups(noisy):
-    text = scores.classification_text({"stage 1": noisy}, "test")
+    others = [noisy.assign(split="val"), noisy.assign(degradation="jpeg", level=50.0)]
+    text = scores.classification_text({"stage 1": pd.concat([noisy, *others])}, "test")
     assert "stage 1, 300 images of 60 groups" in text and "macro avg" in text
 
 

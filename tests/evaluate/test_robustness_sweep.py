@@ -121,8 +121,8 @@ def test_a_half_written_cell_is_not_used(table, stages, tmp_path, monkeypatch):
     assert list((tmp_path / robustness.CELLS).iterdir()) == []
 
 
-@pytest.mark.parametrize("change", ["weights", "crops", "images", "seed"])
-def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, change):
+@pytest.mark.parametrize("change", ["weights", "crops", "images", "seed", "mode", "codec", "version"])
+def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, change, monkeypatch):
     before = robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)["stage1"]
     names = cells(tmp_path)
     if change == "weights":
@@ -131,13 +131,24 @@ def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, 
         stages["stage1"].__dict__.pop("_network")  # folded from the weights of before, where folding is exact enough
     changed = table.assign(sha256="other") if change == "images" else table
     crops, seed = (3 if change == "crops" else 1), (1 if change == "seed" else 0)
+    if change == "mode":
+        stages["stage1"].crop_mode = stages["stage2"].crop_mode = "random"
+    if change == "codec":
+        stages["stage1"].equalise_quality = 40
+    if change == "version":
+        monkeypatch.setattr(robustness, "__version__", "other")
     after = robustness.sweep(stages, changed, CONDITIONS, tmp_path, crops, seed)["stage1"]
     new = {name for name in cells(tmp_path) if name not in names}
-    assert len(new) == {"weights": 4, "crops": 8, "images": 8, "seed": 2}[change]
+    assert len(new) == {
+        "weights": 4, "crops": 8, "images": 8, "seed": 2, "mode": 8, "codec": 4, "version": 8}[change]  # fmt: skip
     differ = before["logit_fake"] != after["logit_fake"]
-    where = before["degradation"].eq("noise") if change == "seed" else pd.Series(change != "images", before.index)
+    where = (
+        before["degradation"].eq("noise")
+        if change == "seed"
+        else pd.Series(change not in ("images", "version"), before.index)
+    )
     assert differ[where].any() == where.any() and not differ[~where].any()
-    if change == "weights":
+    if change in ("weights", "codec"):
         assert not [name for name in names if name.startswith("stage1") and name in cells(tmp_path)]
 
 

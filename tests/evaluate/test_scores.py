@@ -1,5 +1,7 @@
 """Score tables: how images are read, and what is said where crops were not enough."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,6 +80,15 @@ def test_a_table_calls_an_image_what_the_detector_calls_it(table):
 @pytest.fixture
 def noisy():
     return noisy_table()
+
+
+def test_evidence_is_of_fake_above_photo(noisy):
+    stage = SimpleNamespace(
+        stage="stage1", classes=["real", "fake"], temperature=1.0, threshold=0.5, band=None,
+        likelihood={"x": [-2.0, 2.0], "log10_lr": [-1.0, 1.0]},
+    )  # fmt: skip
+    found = scores.with_predictions(stage, noisy.assign(logit_real=0.5, logit_fake=noisy["logit_fake"].clip(-1, 2)))
+    assert found["log10_lr"].tolist() == pytest.approx(((found["logit_fake"] - 0.5) / 2).tolist(), abs=1e-6)
 
 
 def test_a_new_score_table_replaces_the_old_one(tmp_path, noisy):

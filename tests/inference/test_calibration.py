@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from score_tables import noisy_table, planted, stage1_table
+from score_tables import CLASSES, noisy_table, planted, stage1_table, stage2_table
 from sklearn.metrics import balanced_accuracy_score
 
 from dfd.evaluate import metrics, scores
@@ -98,6 +98,45 @@ def test_operating_points_are_three_thresholds(noisy):
     for name, allowed in {"fpr_5": 5, "fpr_1": 1}.items():  # of 100 photos
         assert (p[~fake] >= points[name]).sum() == allowed
     assert points["balanced"] < points["fpr_5"] < points["fpr_1"]
+    low, high = fitted["band"]
+    assert (p[fake] < low).sum() == 10 and (p[~fake] >= high).sum() == 5  # 5 % of 200 fakes, and of 100 photos
+
+
+def test_classes_weigh_alike_in_the_temperature(noisy):
+    fakes, photos = noisy[noisy["label"] != "RealPhotos"], noisy[noisy["label"] == "RealPhotos"].head(10)
+    temperature = decide.fit_temperature(pd.concat([fakes, photos]))
+    assert temperature == pytest.approx(decide.fit_temperature(pd.concat([fakes, *[photos] * 20])), rel=1e-3)
+
+
+def test_sources_weigh_alike_in_all_that_is_fitted(noisy):
+    sources = noisy.assign(source=np.where(noisy.index < 30, "small", "big"))
+    sources.loc[sources["source"] == "small", "logit_fake"] *= 20  # 30 images of 300, and half of what is asked
+    stage = SimpleNamespace(stage="stage1")
+    fitted, pooled = decide.fit(stage, sources), decide.fit(stage, noisy.assign(logit_fake=sources["logit_fake"]))
+    assert len(fitted["validation"]["photos"]) == 2 * decide.PER_SOURCE
+    assert fitted["temperature"] > 1.5 * pooled["temperature"]
+
+
+def test_groups_weigh_alike_in_the_promise_of_sets():
+    rows = stage2_table(push=1.0).assign(path="x")
+    often = rows[rows["group"] == "g0"].sample(200, replace=True, random_state=0)
+    table, stage = pd.concat([rows, often]), SimpleNamespace(stage="stage2", classes=CLASSES)
+    fitted = decide.fit(stage, table)
+    p, true = decide.probabilities(table, fitted["temperature"]), table["label"].map(CLASSES.index).to_numpy()
+    alike = decide.fit_conformal(p, true, 0.9, table["group"].to_numpy())
+    assert fitted["conformal_quantile"] == alike != decide.fit_conformal(p, true, 0.9)
+
+
+def test_the_temperature_comes_from_clean_validation_rows_alone(noisy, tmp_path, monkeypatch):
+    stage = SimpleNamespace(stage="stage1", classes=["real", "fake"], is_held_out=False, likelihood=None)
+    val = noisy.assign(split="val", level=0.0)
+    others = [
+        val.assign(split="test", logit_fake=9 * val["logit_fake"]),
+        val.assign(degradation="jpeg", logit_fake=0.0),
+    ]
+    monkeypatch.setattr(scores, "update_checkpoint", lambda *_, **__: None)
+    scores.calibrate(stage, pd.concat([val, *others]), tmp_path)
+    assert stage.temperature == decide.fit(SimpleNamespace(stage="stage1"), val)["temperature"]
 
 
 def test_points_are_counted_on_the_rows_that_are_given(noisy):

@@ -1,11 +1,12 @@
 """Unknown generators: planted cases, and answers counted pair by pair."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from dfd.inference import decide
-from dfd.inference.openset import FeatureBank
+from dfd.inference.openset import FeatureBank, Subspace, fit_subspace
 
 
 def clusters(rng, images=200, size=1280, classes=4, apart=0.5):
@@ -33,6 +34,26 @@ def test_neighbours_find_a_cluster_that_training_did_not_have():
     near = FeatureBank.fit(features[labels != 3][:100])
     known, strange = near.distance(features[labels != 3][100:]), near.distance(features[labels == 3])
     assert auroc(known, strange) > 0.85
+
+
+def test_a_subspace_is_that_of_the_other_sources_which_weigh_alike():
+    rng = np.random.default_rng(0)
+    sizes = [100] * 4 + [5] * 4  # the small ones scatter twice as far
+    features = np.concatenate([rng.normal(0, 1 + (n < 100), (n, 2, 40)) for n in sizes]).astype(np.float32)
+    images = pd.DataFrame({"label": "x", "source": np.repeat([*"abcdefgh"], sizes), "path": np.arange(420).astype(str)})
+    fitted = fit_subspace(features, images, accept=0.9)
+    within = {}
+    for source in "abcdefgh":
+        own = images["source"].eq(source).to_numpy()
+        space = Subspace.fit(features[~own].reshape(-1, 40))
+        within[source] = (space.distance(features[own].reshape(-1, 40)) <= fitted["ood_threshold"]).mean()
+    assert 0.9 <= np.mean([*within.values()]) < 0.93  # of 40 and 800 rows that weigh the same
+    assert min(within[source] for source in "abcd") > 0.98 > max(within[source] for source in "efgh")
+    assert np.average([*within.values()], weights=sizes) > 0.97
+    mean, *basis = fitted["feature_bank"].float().numpy()
+    places = (features[:, 0] - mean) @ np.array(basis).T
+    assert np.allclose(fitted["neighbours"].float(), places, atol=0.02)
+    assert [path for _, _, path in fitted["neighbour_names"]] == images["path"].tolist()
 
 
 def test_neighbours_refuse_what_they_cannot_compare():

@@ -108,6 +108,8 @@ def test_the_model_cards_numbers_are_those_of_the_files(run):
     test = scores[scores["split"] == "test"]
     assert "balanced 0.625, fpr 5 0.800." in text
     assert f"{len(test)} images in {test['group'].nunique()} groups" in text
+    real = metrics["test"]["real_accuracy"]
+    assert f"{real['value']:.3f} [{real['low']:.3f}, {real['high']:.3f}] was called real" in " ".join(text.split())
     for part in ("17 numbers in its weights", "score 0.750", "Trained for 3 epochs", "probability of 0.625"):
         assert part in text
     assert "AUC of 0.910 [0.850, 0.950]" in text and "the format gives it away" in text

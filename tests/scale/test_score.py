@@ -460,7 +460,8 @@ def test_a_folder_of_another_model_or_other_options_is_refused(score, tmp_path):
     for words in (["--model", str(other)], ["--crops", "1"]):
         result = score("in", "--out", "out", *words)
         assert result.exit_code == 2 and "out was scored with {'model': " in result.stderr
-    update_checkpoint(other / CHECKPOINTS["stage1"], validation={"photos": [0.1, 0.8], "fakes": [0.7, 0.9]})
+    validation = {"photos": [0.1, 0.8], "fakes": [0.7, 0.9]}
+    update_checkpoint(other / CHECKPOINTS["stage1"], validation=validation, threshold=0.0)  # by which all would be fake
     score("in", "--out", "own", "--model", str(other), "--threshold-fpr", "0.01")
     assert json.loads((tmp_path / "own/_score.json").read_text())["threshold"] > 0.8
     assert not rows("own").is_fake.any() and len(rows("out")) == 1

@@ -47,6 +47,17 @@ def test_the_discriminant_is_fishers_where_sources_weigh_alike(features):
     assert np.allclose(difference, expected.decision_function(flat), rtol=0.02, atol=0.02)
 
 
+def test_shrinkage_is_added_to_the_covariance_of_standardised_features(features):
+    x, classes, sources = features
+    weight, _ = heads.Discriminants(x, classes, sources, shrinkage=5.0).fit()
+    flat, of_row = x.astype(float).reshape(-1, 5), classes.repeat(3)
+    flat = (flat - flat.mean(0)) / (scale := flat.std(0) + 1e-3)
+    means = np.stack([flat[of_row == number].mean(0) for number in (0, 1)])
+    within = np.mean([np.cov(flat[of_row == number].T, bias=True) for number in (0, 1)], axis=0)
+    direction = np.linalg.solve(within + 5 * np.eye(5), means[1] - means[0]) / scale
+    assert np.allclose(weight[1] - weight[0], direction, rtol=0.02, atol=0.005)
+
+
 def test_leaving_a_source_out_is_as_if_it_had_never_been_there(features):
     x, classes, sources = features
     weight, bias = heads.Discriminants(x, classes, sources, 1e-6).fit(without={"b", "f"})
@@ -134,6 +145,9 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     assert judged.groupby("draw")["source"].nunique().eq(4).all()
     stage = Stage.load(out / CHECKPOINTS["stage1"])
     assert stage.is_held_out and stage.band[0] <= stage.threshold <= stage.band[1]
+    views = np.load(out / bank.FILE)[table["path"].tolist().index(stage.neighbour_names[0][2]), 0].astype(np.float32)
+    mean, basis = stage.feature_bank.mean, stage.feature_bank.basis
+    assert np.allclose((views - mean) @ basis.T, stage.neighbours[0], atol=0.05)  # its own place, by its name
     before = stage.temperature
     val = scores.score(stage, table[table["split"] == "val"])
     scores.calibrate(stage, val, out)  # keeps what unseen sources chose

@@ -14,11 +14,12 @@ from trainings import BACKBONES, FITS, configured, fit_one_epoch
 from dfd import config
 from dfd.analysis import fingerprint
 from dfd.data import crops, manifest
+from dfd.degrade import RandomDegrade
 from dfd.degrade.operators import as_float
 from dfd.evaluate import scores as scores_module
 from dfd.inference import decide, update_checkpoint
 from dfd.inference.stage import Stage
-from dfd.train import fit, fit_stage1, fit_stage2, loop, stage2
+from dfd.train import fit, fit_stage1, fit_stage2, loop, stage1, stage2
 
 CLASSES = {"stage1": ("RealPhotos", "ProGAN"), "stage2": ("BigGAN", "ProGAN")}
 
@@ -144,6 +145,44 @@ def test_the_kept_weights_are_the_moving_average(table, tiny_data, tmp_path):
         decay = min(0.5, (1 + count) / (10 + count))
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(next(trainer.averaged.module.parameters()), expected)
+
+
+def test_a_step_follows_the_weighted_sum_of_its_losses(table, tiny_data, tmp_path, monkeypatch):
+    cfg = configured("stage1", tmp_path, tiny_data, evasion_weight=0.25, perceptual_weight=3.0)
+    trainer, seen = trainer_of(table, cfg), []
+    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **_: seen.append(loss.item()) or loss.backward())
+    parts = {
+        name: trainer.model(torch.rand(2, 3, 32, 32)).square().mean() for name in ("evasion", "perceptual", "other")
+    }
+    trainer.step("detector", parts)
+    evasion, perceptual, other = (part.item() for part in parts.values())
+    assert seen == [pytest.approx(0.25 * evasion + 3 * perceptual + other, rel=1e-5)]
+
+
+def test_laundered_fakes_are_taught_as_fakes_and_validation_has_a_degraded_half(
+    table, tiny_data, tmp_path, monkeypatch
+):
+    asked, built = [], []
+
+    def loss(logits, truth, smoothing=0.0):
+        asked.append((truth.clone(), smoothing))
+        return stage1.F.binary_cross_entropy_with_logits(logits, truth)
+
+    class Watched(crops.RealFakeDataset):
+        def __init__(self, rows, *args, **options):
+            super().__init__(rows, *args, **options)
+            built.append((rows["split"].iloc[0], getattr(options.get("degrade"), "p_clean", None)))
+
+    monkeypatch.setattr(stage1, "real_fake_loss", loss)
+    monkeypatch.setattr(stage1, "RealFakeDataset", Watched)
+    fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, label_smoothing=0.1, adversarial_every=1))
+    evasion = [truth for truth, smoothing in asked if smoothing == 0.0]
+    taught = [truth for truth, smoothing in asked if smoothing == 0.1]
+    assert evasion and not any(truth.any() for truth in evasion)  # the launderer wants: photos
+    batches, laundered = taught[::2], taught[1::2]
+    assert laundered and all(truth.all() for truth in laundered)
+    assert all(0 < truth.mean() < 1 for truth in batches)
+    assert built == [("train", stage1.CLEAN), ("val", None), ("val", RandomDegrade().p_clean)]
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(table, tiny_data, tmp_path):
