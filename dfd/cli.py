@@ -158,9 +158,9 @@ def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     from dfd.app import predict as predicting
     from dfd.data.layouts import find_images
 
-    found = find_images(paths, tell=lambda line: click.echo(line, err=True))
+    below = find_images(paths, tell=lambda line: click.echo(line, err=True))
     own = how["case"] and Path(how["case"]).resolve()  # it may lie below its images, and has pictures of its own
-    images = [path for path in found if not (own and Path(path).resolve().is_relative_to(own))]
+    images = [path for path in below if not (own and Path(path).resolve().is_relative_to(own))]
     given = sys.stdin.buffer.read() if "-" in images else None
     raise SystemExit(predicting.run(folder, images, shown(folder), given, **how))
 

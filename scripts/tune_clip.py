@@ -5,7 +5,7 @@ tuned.safetensors and draws/*.npz, from which scripts/ship_detector.py makes the
 is printed. "unknown ProGAN" leaves out that generator and a source of each other label: its AUROC is of telling that
 generator's images from those of the other generators' sources. A stopped run goes on, within a tuning too. Meant for a
 GPU: a draw takes 14 s on an H100. On two cores `--size small --split "new subjects"` is one split with a fifth of the
-crops, of at most 80 images a source, in an hour; `--size half` with half of the crops, of all images.
+crops, of at most 80 images a source, in an hour; `--size third` with a third of the crops, of all images.
 
 Heads start as linear discriminants on the frozen tokens, scaled down, so that tuning keeps what CLIP knows (Kumar et
 al. 2022, arXiv:2202.10054); adapters are LoRA, Hu et al. 2021, arXiv:2106.09685. Images weigh by class, source and
@@ -87,7 +87,7 @@ class Sizes:
 
 
 SMALL = Sizes(100, 64, 1, 2, 2, 80)
-SIZES = {"full": Sizes(), "half": Sizes(100, 160, 1, 4, 4, fitted=40), "small": SMALL}
+SIZES = {"full": Sizes(), "third": Sizes(64, 160, 1, 4, 4, fitted=40), "small": SMALL}
 
 
 class Lora(nn.Module):
@@ -399,7 +399,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the four classes, with provenance.csv beside it")
     parser.add_argument("out", type=Path, help="folder for what is made; the same again goes on")
-    parser.add_argument("--size", choices=SIZES, default="full", help="half and small: what two cores can do")
+    parser.add_argument("--size", choices=SIZES, default="full", help="third and small: what two cores can do")
     parser.add_argument("--split", action="append", default=[], help=f"tune for this alone: {', '.join(SPLITS)}, "
                         f"{UNKNOWN}ProGAN …; may be given again")  # fmt: skip
     asked = parser.parse_args()

@@ -183,7 +183,7 @@ class Case:
             page.stream(**values, rows=rows).dump(file, "utf-8", "backslashreplace")
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
-        values |= {"rows": rows, "articles": [found[0] for found in articles if found]}
+        values |= {"rows": rows, "articles": [article[0] for article in articles if article]}
         write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if file.is_file()}
@@ -231,10 +231,10 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     """Hash all that a case's record names: lines of what changed or is missing. No record is a FileNotFoundError."""
     if not {"outputs", "inputs", "runs"} <= set(record := read_json(folder / RECORD)):
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
-    noted, found, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
-    changed = (name for name in noted if found.get(name) != noted[name])
-    wrong = [f"{name} was changed" if name in found else f"{name} is gone" for name in changed]
-    wrong += [f"{name} was added" for name in found if name not in noted]
+    noted, present, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
+    changed = (name for name in noted if present.get(name) != noted[name])
+    wrong = [f"{name} was changed" if name in present else f"{name} is gone" for name in changed]
+    wrong += [f"{name} was added" for name in present if name not in noted]
     judged = record["inputs"]
     wrong += [f"{row['path']}, an image that was judged, was changed" for row in judged if _is_changed(row, place)]
     return wrong, [f"{row['path']} is not here" for row in judged if not Path(place, row["path"]).is_file()]

@@ -71,8 +71,8 @@ def match(values: pd.Series, paths: pd.Series) -> tuple[pd.Series, list[str]]:
     """The value of each path, in another case of letters too where that is only one, and the names that no path has."""
     once, known = {path.lower(): path for path in paths[~paths.str.lower().duplicated(keep=False)]}, set(paths)
     names = {name: name if name in known else once.get(name.lower()) for name in values.index}
-    found = {path: values[name] for name, path in sorted(names.items(), key=lambda x: x[0] == x[1]) if path is not None}
-    return paths.map(found), [name for name, path in names.items() if path is None]
+    given = {path: values[name] for name, path in sorted(names.items(), key=lambda x: x[0] == x[1]) if path is not None}
+    return paths.map(given), [name for name, path in names.items() if path is None]
 
 
 def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> None:

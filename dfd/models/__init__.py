@@ -3,5 +3,7 @@
 May import core; knows neither losses nor degradations, and nothing above.
 """
 
-# ruff: noqa: F401
-from dfd.models.networks import Attribution, PatchDiscriminator, RealFakeClassifier, UNetRes, VGGPerceptual
+# ruff: noqa: F401, I001
+from dfd.models.networks import (
+    Attribution, EncoderClassifier, PatchDiscriminator, RealFakeClassifier, UNetRes, VGGPerceptual,
+    normalize_residual)  # fmt: skip

@@ -142,12 +142,12 @@ def listed(given: str) -> Iterator[str]:
     if "://" not in given:
         names = find_images([given], IMAGES + SHARDS, lambda line: print(line, file=sys.stderr))
     elif has_magic(given) and not fs.exists(path):
-        found = [match for match in fs.glob(path) if "**" not in path or not fs.isdir(match)]
-        names = [name for match in found for name in listed(fs.unstrip_protocol(match))]
+        matches = [match for match in fs.glob(path) if "**" not in path or not fs.isdir(match)]
+        names = [name for match in matches for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
-        found = [*map(fs.unstrip_protocol, fs.find(path))]
-        names = [name for name in found if name.lower().endswith(IMAGES + SHARDS)]
-        if others := [*map(printable, sorted({*found} - {*names}))]:
+        files = [*map(fs.unstrip_protocol, fs.find(path))]
+        names = [name for name in files if name.lower().endswith(IMAGES + SHARDS)]
+        if others := [*map(printable, sorted({*files} - {*names}))]:
             print(f"{given}: left out {len(others)} whose names end like no image's: {others[0]} …", file=sys.stderr)
     if not names:
         raise FileNotFoundError("no images there, and no shards (.tar)")

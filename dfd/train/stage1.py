@@ -87,9 +87,9 @@ class Launderer(Adversary):
 
         self.eval()
         answers, is_fake = trainer.validate("clean", answer)
-        found = float((answers[is_fake > 0, 0] >= np.quantile(logits[is_fake > 0], 0.1)).mean())
+        share = float((answers[is_fake > 0, 0] >= np.quantile(logits[is_fake > 0], 0.1)).mean())
         auc = {"val_discriminator_auc": roc_auc_score(1 - is_fake, answers[:, 1])} if self.discriminator else {}
-        return auc | {"val_laundered_found": found}
+        return auc | {"val_laundered_found": share}
 
 
 def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None) -> pd.DataFrame:
