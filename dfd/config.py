@@ -119,7 +119,7 @@ class Training(Shared):
 class Stage1(Training):
     """Notebook 01: train the real/fake detector against a launderer of fakes."""
 
-    backbone: str = "resnet50"  # any timm name, or clip, or clip-tuned: a linear head on its features
+    backbone: str = "resnet50"  # a convolutional timm name, or clip, or clip-tuned: a linear head on its features
     representation: Literal["rgb", "highpass"] = "highpass"  # what the backbone sees
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer
@@ -134,7 +134,7 @@ class Stage1(Training):
 class Stage2(Training):
     """Notebook 02: train the residual extractor and the classifier that names the generator."""
 
-    backbone: str = "tf_efficientnet_lite0"  # any timm name, or clip, clip-tuned, which need no extractor
+    backbone: str = "tf_efficientnet_lite0"  # a convolutional timm name, or clip, clip-tuned, which need no extractor
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
     unet_width: int = Field(16, ge=4, le=512)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range
