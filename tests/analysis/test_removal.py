@@ -51,6 +51,14 @@ def test_a_launderer_learns_to_hide_it_within_the_bound(stage, fakes, monkeypatc
     assert removal.share_found(stage, laundered) < 0.2
 
 
+def test_attacks_are_judged_as_they_are_and_behind_a_jpeg_that_hides_the_trace(stage, fakes, monkeypatch):
+    monkeypatch.setattr(removal, "sample_crops", lambda *_: (fakes, None))
+    table = removal.attacked({"ours": stage}, None, None, steps=60).loc["ours"]
+    assert table["as it is"].to_dict()["untouched"] == 1 and table.loc["along its gradient", "as it is"] == 0
+    assert table.loc["laundered against it", "as it is"] < 0.2
+    assert table.loc["untouched", f"JPEG {min(removal.QUALITIES)}"] == 0  # a board of 5 grey levels is rounded away
+
+
 def test_the_table_has_each_detector_against_each_attack(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(removal, "TRIED", 2)
     other = tmp_path / "ablation_stage1" / "without_adversarial_part"

@@ -163,6 +163,13 @@ def test_the_card_of_a_head_on_clip_says_what_it_rests_on(run):
     text = " ".join((run / "model_card_stage2.md").read_text().split())
     assert "Weights are fitted on train; the temperature" in text and "trained from random weights" in text
     assert "of whose names none has a logit of at least 2.500" in text and "carriers" not in text
+    fitted = common | {"temperature": 1.7, "ood_threshold": 0.3, "conformal_quantile": 0.8}
+    save(run, stage="stage2", classes=["A", "B"], **fitted)
+    (run / "best_real_fake_model.pt").rename(run / "best_gfd2_model.pt")
+    cards.write(run)
+    text = (run / "model_card_stage2.md").read_text()
+    for told in ("Temperature 1.700", "is above 0.300 is called unknown", "possible names: 0.800"):
+        assert told in text
 
 
 def test_numbers_of_other_weights_or_another_manifest_are_left_out(run):
