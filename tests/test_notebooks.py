@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dfd import config
+from dfd.data import manifest
 from dfd.inference import detector
 from dfd.reports import runner
 
@@ -108,6 +109,15 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     assert verdict.error is None and set(verdict.p_source) == {"BigGAN", "ProGAN"}
     assert torch.load(out / "best_gfd2_model.pt", weights_only=True)["temperature"] != 1.0
 
+    others = table["split"].map({"train": "test", "val": "train", "test": "val"})  # test images that stages learnt from
+    loaded = manifest.load(out, str(tiny_data))
+    manifest.write(loaded.assign(split=others), out)
+    for stem in ("02_stage2_attribution", "03_robustness", "04_error_analysis"):
+        names = {"data": str(tiny_data), "out": str(out), "display": print}
+        with pytest.raises(ValueError, match="other images or splits than those of now: run notebooks? 01"):
+            for cell in cells(config.ROOT / "notebooks" / f"{stem}.ipynb", "code")[1:]:
+                exec(cell.source, names)
+
 
 @pytest.mark.slow
 def test_the_guide_goes_from_a_folder_to_a_case(tiny_data, tmp_path, monkeypatch):
@@ -117,14 +127,14 @@ def test_the_guide_goes_from_a_folder_to_a_case(tiny_data, tmp_path, monkeypatch
              "crop_size": 32, "crops": 1, "workers": 0, "batch_size": 8, "examples": 1, "track": "none"}  # fmt: skip
     (tmp_path / "notebooks").mkdir()  # where JupyterLab runs it, and what names folders from the one above
     shutil.copy(config.ROOT / "notebooks" / "00_eda.ipynb", tmp_path / "notebooks")
-    given = {"data": os.path.relpath(tiny_data, tmp_path), "out": "own", "settings": small, "notebooks": ["00", "01"],
+    given = {"data": os.path.relpath(tiny_data, tmp_path), "out": "own/", "settings": small, "notebooks": ["00", "01"],
              "images": 2}  # fmt: skip
     book = papermill.execute_notebook(
         config.ROOT / "notebooks" / f"{config.GUIDE}.ipynb", tmp_path / "guide.ipynb", given,
         cwd=tmp_path / "notebooks", kernel_name="python3", progress_bar=False)  # fmt: skip
     runs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("own", "own-changed")]
     first, second = (run["notebooks"]["01_stage1_real_fake"]["parameters"] for run in runs)
-    assert {name for name in first if first[name] != second[name]} == {"out", "representation"}
+    assert {name for name in first if first[name] != second[name]} == {"out", "degrade"}
     assert second["degrade"] is False
     text = "\n".join(str(output) for cell in book.cells for output in cell.get("outputs", []))
     assert "every file is as it was made" in text and "difference" in text and "No provenance.csv" in text

@@ -159,15 +159,6 @@ def _handled(handler: Any) -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
-@contextlib.contextmanager
-def if_enough() -> Iterator[None]:
-    """Leave out a figure or a table for which there are too few images, with a sentence in its place."""
-    try:
-        yield
-    except TooFew as error:
-        print(f"Left out: {error}.")
-
-
 def bar(iterable: Iterable | None = None, **options: Any):
     """A tqdm bar that goes when it is done: on stderr, which `run` reads, but in JupyterLab on stdout, without red."""
     by_hand = "ipykernel" in sys.modules and HEADLESS not in os.environ

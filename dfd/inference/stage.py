@@ -84,7 +84,7 @@ class Stage:
         self.conformal_quantile = content.get("conformal_quantile", 1.0)  # stage 2: of the sets of possible names
         self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.generators = content.get("generators", [])  # that it learnt from
-        self.key = content["key"]  # of what it was trained from
+        self.key, self.manifest_hash = content["key"], content["manifest_hash"]  # of what it was trained from
         self.model: Any = build_model(self.stage, self.settings, len(self.classes))
         try:
             self.model.load_state_dict(content["weights"])

@@ -55,7 +55,8 @@ def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
 def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
     """A panel of errors in the bins of each property, stage -> `slices.by_property`; dotted: over all images."""
     names = list(dict.fromkeys(name for table in errors.values() for name in table["property"]))
-    figure, axes = new_grid(math.ceil(len(names) / columns) or 1, columns, (4.3, 2.7))
+    most = max((table.groupby("property")["bin"].nunique().max() for table in errors.values() if len(table)), default=0)
+    figure, axes = new_grid(math.ceil(len(names) / columns) or 1, columns, (4.3, min(max(2.7, 0.9 + 0.17 * most), 12)))
     figure.set_layout_engine("constrained", h_pad=0.1)
     for ax, name in zip(axes.flat, names, strict=False):
         parts = {stage: table[table["property"] == name] for stage, table in errors.items()}
@@ -94,10 +95,10 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
     """The embedding of `fingerprint.embed`: colour by generator, shape by source, the rarest of many sources as one."""
     names = points.rename(columns={"label": "generator"})[["generator", "source"]].map(legible)
     points = points[["x", "y"]].join(names)
-    ax, labels = new_axes(8.6, 5.2), sorted(points["generator"].unique())
-    common, colours = points["source"].value_counts().index[:10], sns.color_palette(PALETTE, len(labels))
+    ax, labels = new_axes(8.6, 5.2), sorted(points["generator"].unique(), key=lambda name: (name == REAL, name))
+    common, palette = points["source"].value_counts().index[:10], results.colours(len(labels))
     points["source"] = points["source"].where(points["source"].isin(common), "other")
-    sns.scatterplot(points, x="x", y="y", hue="generator", hue_order=labels, style="source", palette=colours, s=34,
+    sns.scatterplot(points, x="x", y="y", hue="generator", hue_order=labels, style="source", palette=palette, s=34,
                     style_order=[*common, *({*points["source"]} - {*common})], alpha=0.75, ax=ax)  # fmt: skip
     sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     ax.set(xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit", xticks=[], yticks=[])
@@ -157,9 +158,10 @@ def plot_sources(table: pd.DataFrame) -> Figure:
     worse = table["called_fake"].where(table["label"] == REAL, -table.get("auc", table["called_fake"]))
     table = table.assign(worse=worse).sort_values(["label", "worse"], ascending=[True, False], ignore_index=True)
     figure, (axes,) = new_grid(1, 2, (5.2, 1.2 + 0.26 * len(table)), sharey=True)
+    names = sorted(table["label"].unique(), key=lambda name: (name == REAL, name))
     for ax, metric, text in zip(axes, ("auc", "called_fake"), ("AUC against all photos", "called fake"), strict=True):
-        for colour, (label, rows) in zip(PALETTE * len(table), table.groupby("label"), strict=False):
-            if metric in rows:
+        for colour, label in zip(results.colours(len(names)), names, strict=True):
+            if metric in (rows := table[table["label"] == label]):
                 draw_intervals(ax, rows.index, rows, metric, color=colour, marker="o", label=legible(str(label)))
         name_rows(ax, table["source"] + " (" + table["images"].astype(str) + ")")
         ax.set(xlabel=text, xlim=(-0.02, 1.02))

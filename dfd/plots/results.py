@@ -24,8 +24,13 @@ from dfd.inference.decide import class_names, closed_set, confidences, true_clas
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
 PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
 MARKERS = "os^Dv"
-LOSSES = {"train_loss": "training, degraded crops", "val_loss": "validation, clean crops"}
+LOSSES = {"train_loss": "training, as it is minimised", "val_loss": "validation, cross-entropy"}
 Names = Sequence[str] | pd.Series | pd.Index
+
+
+def colours(count: int) -> Any:
+    """One for each generator, in their order, and one for photos behind them: the same in all figures of up to 7."""
+    return sns.color_palette(PALETTE if count <= len(PALETTE) else "husl", count)
 
 
 def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str = "", rows: Names = ()) -> Axes:
@@ -56,15 +61,15 @@ def plot_history(history: pd.DataFrame) -> Figure:
     """Losses, validation metrics and, where there are several, each loss over the epochs; the best is marked."""
     metrics = [name for name in map(str, history) if name.startswith("val_") and name not in LOSSES]
     parts = [name for name in map(str, history) if name.endswith("_loss") and name not in LOSSES]
-    panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss, before its weight": parts} if parts else {})
+    panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss": parts} if parts else {})
     figure, axes = new_grid(1, len(panels), (4.4, 3.6))
     for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
         for colour, name in zip(PALETTE, names, strict=False):
             label = LOSSES.get(name, name.removeprefix("val_").removesuffix("_loss").replace("_", " "))
             ax.plot(history["epoch"], history[name], "o-", ms=4, label=label, color=colour)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="epoch", title=title, xlim=(0.5, history["epoch"].max() + 0.5))
-    axes[0, 0].set_ylabel("cross-entropy, nats")
+        ax.set(xlabel="epoch", ylabel="value of the metric" if names == metrics else "loss", title=title)
+        ax.set_xlim(0.5, history["epoch"].max() + 0.5)
     best = history.sort_values(["score", "val_loss"], ascending=[False, True])["epoch"].iloc[0]  # as `end_epoch` keeps
     axes[0, 1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
     axes[0, 1].set_ylim(min(0.45, history[metrics].min().min() - 0.05), 1.02)
@@ -123,7 +128,7 @@ def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, Any, pd.Series,
     if not names or not scores["label"].eq(REAL).any():
         labels = ", ".join(names) or f"{REAL} alone"
         raise ValueError(f"a curve needs photos and fakes, got rows of {labels}; give all rows of a split")
-    for name, colour in zip(names, sns.color_palette(PALETTE, len(names)), strict=True):
+    for name, colour in zip(names, colours(len(names)), strict=True):
         pair = scores[scores["label"].isin([name, REAL])]
         yield legible(name), colour, pair["label"] == name, pair["logit_fake"]
 

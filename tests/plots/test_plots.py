@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from score_tables import noisy_table, planted
 
 from dfd import config, plots
@@ -40,6 +41,23 @@ def test_sources_stand_worst_first_by_label_with_their_intervals():
     assert points == {"ProGAN": [[0.5, 0], [0.9, 1]], "RealPhotos": [[0.6, 2], [0.1, 3]]}
     spans = [segment[:, 0].round(3).tolist() for lines in right.collections for segment in lines.get_segments()]
     assert spans == [[0.45, 0.55], [0.85, 0.95], [0.55, 0.65], [0.05, 0.15]]
+
+
+def test_a_generator_has_one_colour_in_curves_embedding_and_sources():
+    logits = [0.0, 1.0, 2.0, 3.0, 0.5, 0.5, 0.1, 0.2]
+    labels = ["RealPhotos"] * 2 + ["A"] * 2 + ["B"] * 2 + ["StyleGAN2"] * 2
+    curves = plots.plot_roc(rows(labels, "x", real=0.0, fake=logits)).lines
+    by_name = {line.get_label().split(",")[0]: line.get_color() for line in curves}
+    points = pd.DataFrame({"x": 0.0, "y": range(8), "label": labels, "source": "s"})
+    handles, names = plots.plot_embedding(points).get_legend_handles_labels()
+    colours = {name: handle.get_color() for name, handle in zip(names, handles, strict=True) if name in by_name}
+    assert {name: to_hex(colour) for name, colour in colours.items()} == {n: to_hex(c) for n, c in by_name.items()}
+    table = pd.DataFrame({"label": labels, "source": list("abcdefgh"), "images": 9, "auc": 0.5, "called_fake": 0.5})
+    table = table.assign(auc_low=0.4, auc_high=0.6, called_fake_low=0.4, called_fake_high=0.6)
+    of_sources = {line.get_label(): line.get_color() for line in plots.plot_sources(table).axes[1].lines}
+    assert all(to_hex(of_sources[name]) == to_hex(colour) for name, colour in by_name.items())
+    many = plots.results.colours(12)
+    assert len({to_hex(colour) for colour in many}) == 12
 
 
 def test_plot_cm_writes_counts_and_row_shares():

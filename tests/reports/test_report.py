@@ -264,7 +264,15 @@ def test_notebooks_that_compare_generators_are_left_out_where_there_is_one(case,
     assert list(case.record()) == ["01_second"] and "00_first  left out: for a reason" in capsys.readouterr().out
     (case.out / config.CHECKPOINTS["stage2"]).touch()  # of data that had two generators before
     (case.out / "metrics.json").write_text('{"stage1": {"a": 1}, "stage2": {}, "robustness": {}}')
+    record = json.loads((case.out / "config.json").read_text())
+    record["notebooks"]["00_first"] = {"files": ["robustness.csv", "both.csv", "metrics.json"]}
+    record["notebooks"]["01_second"]["files"] = ["both.csv", "metrics.json"]
+    (case.out / "config.json").write_text(json.dumps(record))
+    for name in ("robustness.csv", "both.csv", "00_first.html", "00_first.ipynb"):
+        (case.out / name).touch()
     case.run()
+    assert (case.out / "both.csv").exists()
+    assert not [name for name in ("robustness.csv", "00_first.html", "00_first.ipynb") if (case.out / name).exists()]
     assert not (case.out / config.CHECKPOINTS["stage2"]).exists()
     assert json.loads((case.out / "metrics.json").read_text()) == {"stage1": {"a": 1}}
 

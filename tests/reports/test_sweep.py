@@ -177,17 +177,24 @@ def test_where_sources_were_left_out_they_choose_and_not_what_was_learnt_from(ca
     frame = pd.read_csv(case.out / "sweep.csv").set_index("01.batch_size")
     assert frame["stage1_val_auc"].to_dict() == {16: 0.84, 24: 0.76, 8: 0.92} and frame.index[0] == 8
     assert "0.920Stage 1: AUC, best on validation mean of 40 hold-outs, worst 0.250" in text
-    assert "judgements of sources left out: with" in text
+    assert "Stage 1: validation is judgements of sources left out" in text and "Stage 2:" not in text
     own = '{"val": {"accuracy": value}, "test": {"accuracy": value}}'  # without draws: each generator has one source
     second = f'"stage1": numbers, "stage2": {own}'
     case.script.write_text(ACTS.replace('"stage1": numbers', second).replace('(out / "metrics.json")', held))
-    assert "Only some" not in case.run().read_text()
+    assert "only some" not in case.run().read_text()
     assert pd.read_csv(case.out / "sweep.csv")["stage1_val_auc"].tolist() == [0.92, 0.84, 0.76]
     some = held.replace("numbers[", "if given['batch_size'] != '24': numbers[")
     case.script.write_text(ACTS.replace('(out / "metrics.json")', some))
     text = case.run().read_text()
     assert pd.read_csv(case.out / "sweep.csv")["stage1_val_auc"].tolist() == [0.24, 0.16, 0.08]
-    assert "Only some runs have judgements" in text
+    assert "Stage 1: only some runs have judgements" in text
+    of_two = f"numbers['stage2']['hold_outs'] = {{'as it is': {{'accuracy': {draws}}}}}"
+    some = f"if given['batch_size'] != '24': {of_two.replace('numbers[', 'both[')}"
+    both = f'both = {{"stage1": numbers, "stage2": {own}}}\n{some}\n(out / "metrics.json")'
+    acts = ACTS.replace('(out / "metrics.json")', both).replace('{"stage1": numbers}', "both")
+    case.script.write_text(acts)
+    text = case.run().read_text()
+    assert "Stage 2: only some runs have judgements" in text and "Stage 1: " not in re.sub("Stage 1: AUC", "", text)
 
 
 def test_the_best_settings_over_the_seeds_lead(case):
