@@ -26,7 +26,7 @@ RUN if [ -n "$TORCH_INDEX" ]; then pip install --index-url "$TORCH_INDEX" \
 # What the detector rests on is fetched now, so that a container needs no network.
 RUN python -c 'from dfd.models import clip; clip.weights_file()' && chmod --recursive a+rwX /home/dfd
 
-RUN mkdir --parents /work/data /work/reports && chown --recursive dfd /work
+RUN mkdir --parents /work/data /work/reports && chown --recursive dfd /work && chmod --recursive a+rwX /work
 WORKDIR /work
 USER 1000
 VOLUME ["/work/data", "/work/reports"]

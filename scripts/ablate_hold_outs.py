@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from hold_out_networks import judge
+from hold_out_networks import judge, of_sources
 from scipy.stats import t
 
 from dfd import config
@@ -50,7 +50,7 @@ def judged(stage: str, part: str, number: int, data: str, run: Path, table: pd.D
     out = run / "ablation" / f"{number:02}" / part.replace(" ", "_")
     if not (path := out / f"judged_{stage}.parquet").exists():
         left_out = pd.read_parquet(run / "hold_outs_stage1.parquet", columns=["draw", "path"])
-        held = table["path"].isin(left_out.loc[left_out["draw"] == number, "path"])
+        held = of_sources(table, left_out.loc[left_out["draw"] == number, "path"])
         change = {"seed": number} | SHORT[stage] | PARTS[stage].get(part, {})
         rows = judge(stage, table, held, data, out, change).assign(draw=number)
         with atomic_write(path) as draft:

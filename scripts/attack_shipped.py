@@ -1,9 +1,9 @@
 """Can the traces that the detector that ships looks for be removed, and do heads that saw it resist?
 
-`attack_shipped.py DATA RUN`, RUN with a manifest.parquet that names sources. One joint hold-out is left out. Linear
-discriminants on the tuned trunk are fitted twice, the second time also on fakes that a launderer changed against the
-first. The table has both and what ships under attack, at the cut above which 5 % of the held-out photos lie; before it
-their AUC.
+`attack_shipped.py DATA RUN`, RUN with a manifest.parquet that names sources. Linear discriminants on the tuned trunk,
+which knows all sources, leave one joint hold-out out and are fitted twice, the second time also on fakes that a
+launderer changed against the first. The table has both and what ships under attack, at the cut above which 5 % of the
+held-out photos lie; before it their AUC.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def set_cut(stage: Any, name: str, images: torch.Tensor, rows: pd.DataFrame) -> 
     """Call 5 % of the photos fake; says the AUC."""
     for condition, behind in {"as it is": images, **{f"JPEG {q}": jpeg(images, q) for q in removal.QUALITIES}}.items():
         with torch.inference_mode():
-            parts = [stage.model(equalised(part, stage.equalise_quality)).float() for part in behind.split(32)]
+            parts = [equalised(part, stage.equalise_quality).to(stage.device) for part in behind.split(32)]
+            parts = [stage.model(part).float().cpu() for part in parts]
         logits, is_fake = torch.cat(parts).numpy(), rows["is_fake"].to_numpy(bool)
         if condition == "as it is":
             stage.threshold = float(expit(np.quantile(logits[~is_fake], 0.95) / stage.temperature))

@@ -83,6 +83,7 @@ def main(data: Path, out: Path, run: Path | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
     table["is_fake"], table.attrs["root"] = table["label"] != REAL, str(data)
+    table["group"] = table["path"]  # no near-duplicates are known
     judge("Lite0", table, features(table, out / "lite0.npy"))
     if run:
         known = pd.read_parquet(run / "manifest.parquet")

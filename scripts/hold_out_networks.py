@@ -30,6 +30,11 @@ STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}
 SHORT = {"num_epochs": 3, "images_per_epoch": 1600, "crops": 3, "patience": 9, "track": "none"}
 
 
+def of_sources(table: pd.DataFrame, paths: pd.Series) -> pd.Series:
+    """Which images are of the sources of these, those too that nobody judged."""
+    return table["source"].isin(table.loc[table["path"].isin(paths), "source"])
+
+
 def judge(stage: str, table: pd.DataFrame, held: pd.Series, data: str, out: Path, change: dict = {}) -> pd.DataFrame:  # noqa: B006
     """Train a stage without the held images, and its score table on some of each source; `change` sets parameters."""
     table = table.assign(split=table["split"].replace("test", "train").mask(held, "test"))
@@ -63,7 +68,7 @@ def main(data: str, run: Path) -> None:
         for number in bar(range(DRAWS), desc=f"{stage} hold-outs", unit="draw"):
             out = run / "networks" / f"{number:02}"
             if not (path := out / f"judged_{stage}.parquet").exists():
-                held = table["path"].isin(left_out.loc[left_out["draw"] == number, "path"])
+                held = of_sources(table, left_out.loc[left_out["draw"] == number, "path"])
                 rows = judge(stage, table, held, data, out).assign(draw=number)
                 with atomic_write(path) as draft:
                     rows.to_parquet(draft, index=False)

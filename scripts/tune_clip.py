@@ -158,7 +158,10 @@ def views(table: pd.DataFrame, path: Path, sizes: Sizes) -> Tensor:
             for number, batch in enumerate(bar(loader, desc="views", unit="batch")):
                 pool[4 * number : 4 * number + len(batch)] = batch
             pool.flush()
-    return torch.from_numpy(np.load(path)).to(DEVICE)
+    pool = np.load(path)
+    if pool.shape != shape:
+        raise ValueError(f"{path} was made of other images or with another --size; take another OUT")
+    return torch.from_numpy(pool).to(DEVICE)
 
 
 def tokens(trunk: Trunk, crops: Tensor) -> Tensor:
@@ -262,11 +265,13 @@ def tune(
         for part, values in zip((parts, optimiser, schedule), then["states"], strict=True):
             part.load_state_dict(values)
         torch.set_rng_state(then["random"].cpu())
+        torch.cuda.set_rng_state_all([part.cpu() for part in then["cuda"]])
     for step in bar(range(done, sizes.steps), desc="steps", unit="step", initial=done, total=sizes.steps):
         if step > done and step % EVERY == 0:
             states = [part.state_dict() for part in (parts, optimiser, schedule)]
             with atomic_write(state) as draft:
-                torch.save({"step": step, "states": states, "random": torch.get_rng_state()}, draft)
+                random = {"random": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+                torch.save({"step": step, "states": states} | random, draft)
         row = rows.view(sizes.steps, sizes.batch)[step]
         crops = pool[row, torch.multinomial(of_views, sizes.batch, True)] / 255
         truth, name = is_fake[row], names[row]
