@@ -5,7 +5,7 @@ tuned.safetensors and draws/*.npz, from which scripts/ship_detector.py makes the
 is printed. "unknown ProGAN" leaves out that generator and a source of each other label: its AUROC is of telling that
 generator's images from those of the other generators' sources. A stopped run goes on, within a tuning too. Meant for a
 GPU: a draw takes 14 s on an H100. On two cores `--size small --split "new subjects"` is one split with a fifth of the
-crops, of at most 80 images a source, in an hour; `--size third` with a third of the crops, of all images.
+crops, of at most 80 images a source, in an hour; `--size third` with a third, of all images, in 80 minutes.
 
 Heads start as linear discriminants on the frozen tokens, scaled down, so that tuning keeps what CLIP knows (Kumar et
 al. 2022, arXiv:2202.10054); adapters are LoRA, Hu et al. 2021, arXiv:2106.09685. Images weigh by class, source and
