@@ -123,7 +123,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                 elif path in chosen and (reason := left_out(path.stem, target)):
                     before = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
                     of_others = {name for other in done.values() for name in other.get("files", ())}
-                    for name in {*before, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json"}:
+                    for name in {*before, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}:
                         (target / name).unlink(missing_ok=True)
                     measured = read_json(target / "metrics.json")
                     rest = {name: measured[name] for name in measured if name not in ("stage2", "robustness")}
