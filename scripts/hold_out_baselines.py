@@ -49,7 +49,9 @@ def statistics(network: Any, crops: Tensor) -> Tensor:
 def features(table: pd.DataFrame, path: Path) -> np.ndarray:
     """(N, V, 1024) float16 of the conditions and two degraded views of each image, computed once."""
     if not path.exists():
-        settings: Any = SimpleNamespace(crop_size=128, equalise=False, equalise_quality=90, random_views=2)
+        settings: Any = SimpleNamespace(
+            crop_size=128, equalise=False, equalise_quality=90, random_views=2, degrade=True
+        )
         network, rows = lite0(pretrained=True).eval(), []
         draws: Any = list(enumerate(seeds(len(table), 0, 2)))
         for views in bar(DataLoader(Seeded(Views(table, settings)), 16, sampler=draws), desc="views", unit="batch"):

@@ -40,7 +40,7 @@ TRAINED = 12  # of the draws, in which Tiny-LaDeDa is trained: half a minute eac
 
 def views(table: pd.DataFrame) -> Tensor:
     """One crop of each image under each condition, (N, 2, 3, CROP, CROP) uint8."""
-    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, random_views=0)
+    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, random_views=0, degrade=True)
     draws: Any = list(enumerate(seeds(len(table), 0, 2)))
     loader = DataLoader(Seeded(Views(table, settings)), 16, sampler=draws, num_workers=2)
     return torch.cat([(part[:, JUDGED] * 255).round().byte() for part in bar(loader, desc="views", unit="batch")])

@@ -147,7 +147,7 @@ def listed(data: Path, sizes: Sizes) -> pd.DataFrame:
 
 def views(table: pd.DataFrame, path: Path, sizes: Sizes) -> Tensor:
     """The pool of all images, (N, V, 3, S, S) uint8 on the device, built once."""
-    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, sizes=sizes)
+    settings: Any = SimpleNamespace(crop_size=CROP, equalise=False, equalise_quality=90, degrade=True, sizes=sizes)
     settings.random_views = sizes.degraded
     shape = (len(table), sizes.views + sizes.degraded + sizes.clean, 3, CROP, CROP)
     if not path.exists():

@@ -19,8 +19,6 @@ from dfd.inference import files as files_module
 def run_folder(tiny_data, tmp_path):
     """A run folder as notebooks 00 to 02 leave it, but for the training: all images are test and rightly named."""
     table = manifest.scan(tiny_data, tmp_path, progress=False)
-    for stage, file in config.CHECKPOINTS.items():
-        files_module.save_checkpoint(checkpoint(stage, crop_size=32), tmp_path / file)
     shared = table[["path", "label", "group"]].assign(split="test", degradation="none", level=0.0, crops=1)
     one = shared.assign(logit_real=0.0, logit_fake=np.where(table["is_fake"], 2.0, -2.0))
     one["prediction"] = np.where(table["is_fake"], "fake", "real")
@@ -29,6 +27,9 @@ def run_folder(tiny_data, tmp_path):
     test = table["group"].map({g: i % 3 == 0 for i, g in enumerate(sorted(set(table["group"])))})
     table["split"] = np.where(test, "test", "train")
     manifest.write(table, tmp_path)
+    for stage, file in config.CHECKPOINTS.items():
+        learnt = checkpoint(stage, crop_size=32) | {"manifest_hash": manifest.digest(table)}
+        files_module.save_checkpoint(learnt, tmp_path / file)
     scores.save_scores(one[test], tmp_path, "stage1")
     scores.save_scores(two[test[two.index]], tmp_path, "stage2")
     return tmp_path

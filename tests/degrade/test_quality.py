@@ -71,7 +71,7 @@ def test_training_and_the_bank_write_the_quality_they_state(files, table, monkey
         assert files == [*first, (quality, chroma), (77, "4:2:0")]
     assert {chain[0][0] for chain in stated} == {"jpeg", "double_jpeg"}
     files.clear()
-    settings = SimpleNamespace(crop_size=64, equalise=False, equalise_quality=90, random_views=0)
+    settings = SimpleNamespace(crop_size=64, equalise=False, equalise_quality=90, random_views=0, degrade=True)
     bank.Views(table, settings)[0]
     assert [quality for quality, _ in files] == [condition.level for condition in bank.CONDITIONS[1:]] == [95, 75, 50]
 

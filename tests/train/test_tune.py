@@ -115,7 +115,7 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
     provenance = pd.DataFrame(rows).rename(columns={"file": "path"})
     table = provenance.assign(is_fake=provenance["label"] != "RealPhotos", sha256=provenance["path"])
     table["split"] = ["train", "train", "val", "test"] * 4
-    table = table.assign(width=32, height=32, jpeg_quality=None)
+    table = table.assign(width=32, height=32, jpeg_quality=None, group=table["path"])
     table.attrs["root"] = str(data)
     monkeypatch.setattr(manifest, "digest", lambda _: "digest")
     monkeypatch.setattr(clip, "weights_file", lambda: pytest.fail("weights were fetched"))
