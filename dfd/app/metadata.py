@@ -141,7 +141,7 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
         thumbnail = image.getexif().get_ifd(ExifTags.IFD.IFD1)
         start, length = thumbnail[ExifTags.Base.JpegIFOffset], thumbnail[ExifTags.Base.JpegIFByteCount]
         small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length]))
-        barless = ImageOps.fit(small, [max(160 * side // size[1], 1) for side in image.size])  # black bars fill up 4:3
+        barless = ImageOps.fit(small, (160 * image.width // size[1] or 1, 160 * image.height // size[1] or 1))  # of 4:3
         greys = [np.asarray(picture.convert("L").resize((16, 16))).ravel() for picture in (image, small, barless)]
         told |= {"thumbnail"} if np.corrcoef(greys)[0, 1:].max() < 0.8 else set()
     return told
