@@ -23,7 +23,7 @@ def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame
     if cfg.backbone in config.CLIPS:
         of_networks = {name: type(cfg).model_fields.get(name) for name in ("ablate", "representation", "extractor")}
         if given := [name for name, field in of_networks.items() if field and getattr(cfg, name) != field.default]:
-            raise config.ConfigError(f"{', '.join(given)}: of networks that learn, and {cfg.backbone} is none")
+            raise config.ConfigError(f"{', '.join(given)}: only networks have it; leave it out with {cfg.backbone}")
         with main_process_first():  # one computes the bank and the head, the others find them
             return fit_head(table, cfg, on_epoch)
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2

@@ -409,7 +409,7 @@ def test_a_head_has_no_parts_to_leave_out(trained, tmp_path):
         ("stage1", "representation", "rgb"),
         ("stage2", "extractor", "rgb"),
     ):
-        with pytest.raises(config.ConfigError, match=f"^{name}: of networks that learn, and clip is none"):
+        with pytest.raises(config.ConfigError, match=f"^{name}: only networks have it; leave it out with clip"):
             fit(table, cfgs[stage].model_copy(update={"out": str(tmp_path / "new"), name: value}))
     with pytest.raises(ValueError, match="at least two generators"):
         fit(table[table["label"].isin(["RealPhotos", "ProGAN"])], cfgs["stage2"].model_copy(update={"resume": False}))
