@@ -115,7 +115,7 @@ def scan(folder: str, out: str | None, group_by: str, hold_out: tuple[str, ...])
 
     table = manifest.scan(folder, out, group_by=group_by, hold_out=hold_out)
     click.echo(manifest.summary(table).to_string())
-    if group_by:
+    if "source" in table:
         click.echo(provenance.sources(table).to_string())
 
 

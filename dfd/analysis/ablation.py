@@ -112,7 +112,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         for column, split in splits.items():
             part = judged[unknown | (judged["split"] == split)]
             auc = partial(metrics.weighted_auc, positive=part["label"] == name, score=part["ood_score"])
-            row |= metrics.flatten(metrics.bootstrap_all(part["group"], {column: auc}, cfg.seed))
+            row |= metrics.flatten(metrics.bootstrap_all(metrics.units(part), {column: auc}, cfg.seed))
         rows.append(row | {"accepted": (judged.loc[unknown, "ood_score"] <= stage.ood_threshold).mean()})
         write_text(Path(cfg.out) / "left_out.csv", pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)

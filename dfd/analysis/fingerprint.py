@@ -20,7 +20,7 @@ from torch import Tensor
 from dfd.analysis.explain import residuals, spectrum
 from dfd.core import atomic_write, runs
 from dfd.data.crops import equalise
-from dfd.evaluate.metrics import bootstrap_all, mean_recall, share
+from dfd.evaluate.metrics import bootstrap_all, mean_recall, share, units
 from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
@@ -48,8 +48,7 @@ def fingerprints(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0) -
         raise ValueError("the training split has no fake to take a fingerprint from")
     for label, rows in train.groupby("label"):
         own = residuals(stage, sample_crops(stage, rows, limit, seed)[0])
-        mean = own.mean(0, dtype=torch.float64).permute(1, 2, 0).numpy()
-        prints[label] = Fingerprint(mean, spectrum(own), len(own))
+        prints[label] = Fingerprint(own.mean(0, dtype=torch.float64).permute(1, 2, 0).numpy(), spectrum(own), len(own))
     return prints
 
 
@@ -83,7 +82,7 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
         raise runs.TooFew(f"an embedding needs at least four images, got {len(values)}")
     perplexity = min(30.0, (len(values) - 1) / 3)
     x, y = np.asarray(TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values)).T
-    source = rows["source"] if "source" in rows else rows["split"] + " split"
+    source = rows["source"].fillna("unknown") if "source" in rows else rows["split"] + " split"
     return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
 
 
@@ -104,10 +103,9 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0, judge: S
         if judge is not None:
             asked |= {f"judge_{name}": (judge, images) for name, (_, images) in asked.items()}
             asked |= {"judge_fake": (judge, fakes), "judge_removed": (judge, (fakes - own).clamp(0, 1))}
-        columns: dict[str, Any] = {
-            name: [by.classes[int(scored.logits.argmax())] for scored in by.stream(images.split(1), 1, "five")]
-            for name, (by, images) in asked.items()
-        }
+        columns: dict[str, Any] = {}
+        for name, (by, images) in asked.items():
+            columns[name] = [by.classes[int(s.logits.argmax())] for s in by.stream(images.split(1), 1, "five")]
         images = [(c.numpy(), s.numpy()) for c, s in zip(carriers, sums, strict=True)]
         with np.errstate(divide="ignore"):  # equal images: infinite
             columns["psnr"] = [float(peak_signal_noise_ratio(c, s, data_range=1)) for c, s in images]
@@ -128,8 +126,8 @@ def draw_pairs(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
         if not len(others):
             raise runs.TooFew(f"the test split has no photo outside group {group} to carry its fingerprint")
         drawn.append(random.choice(others))
-    carriers = photos.iloc[drawn][["path", "group"]].set_axis(["carrier", "carrier_group"], axis=1)
-    return fakes[["path", "label", "group"]].reset_index(drop=True).join(carriers.reset_index(drop=True))
+    own, fakes = photos.iloc[drawn], fakes.filter(["path", "label", "group", "source"]).reset_index(drop=True)
+    return fakes.assign(carrier=own["path"].to_numpy(), carrier_group=own["group"].to_numpy())
 
 
 def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -148,7 +146,7 @@ def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 
 def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """What `carry` shows: value, low and high of each number, a 95 % interval over the fakes' groups.
+    """What `carry` shows: value, low and high of each number, a 95 % interval over the fakes' sources or groups.
 
     Means over generators: `carried`, share named as the fingerprint's source; `carrier_alone`, the same without the
     fingerprint; `carried_anew`, of carriers that are named otherwise alone. Over pairs: finite `psnr` in dB, `ssim`.
@@ -164,4 +162,4 @@ def summary(pairs: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float | N
                   "ssim": partial(share, right=ssim)}  # fmt: skip
     for column in map(str, pairs.filter(like="judge_")):
         statistics[column] = partial(mean_recall, labels=labels, right=pairs[column].to_numpy() == labels)
-    return bootstrap_all(pairs["group"], statistics, seed)
+    return bootstrap_all(units(pairs), statistics, seed)

@@ -235,8 +235,7 @@ def pixels_of(image: Image.Image | Tensor, corner: Corner, size: int) -> np.ndar
     """What there is of a window of an image, (H, W, 3) uint8; without torch for PIL's, whose threads get in the way."""
     top, left = corner
     if isinstance(image, Tensor):
-        window = image[0, :, top : top + size, left : left + size]
-        return (window * 255).round().byte().permute(1, 2, 0).numpy()
+        return (image[0, :, top : top + size, left : left + size] * 255).round().byte().permute(1, 2, 0).numpy()
     box = (left, top, min(left + size, image.width), min(top + size, image.height))
     return np.asarray(image.crop(box).convert("RGB"))
 

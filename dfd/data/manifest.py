@@ -19,7 +19,7 @@ from dfd.core import images, io, runs
 from dfd.data import layouts, provenance, splits
 from dfd.data.layouts import Listing, ManifestError
 
-COLUMNS = "path label is_fake group split width height format jpeg_quality sha256".split()  # the contract, in its order
+COLUMNS = "path label is_fake source group split width height format jpeg_quality sha256".split()  # the contract
 COLUMNS += ["subsampling", "bytes", "phash"]  # for the format audit and the grouping
 BATCH = 250  # images, which a stopped scan loses at most
 
@@ -65,6 +65,8 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
     rejected = sorted(listing.rejected, key=lambda row: row["path"])
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
+    if "source" not in table and (sources := provenance.of(table)).notna().any():
+        table.insert(COLUMNS.index("source"), "source", sources)
     reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
     doubles = (table.groupby("sha256").label.nunique() > 1).sum()
     facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
@@ -198,12 +200,11 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     """Group and split the described images, and bring the columns into order."""
     given, earlier = (table[name].astype(object).where(table[name].notna(), None) for name in ("given", "earlier"))
     held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
-    stays = given.isin(held) | (given == "train") & (len(held) == 2)
-    fixed = given.where(stays, earlier.mask(earlier.isin(held)))
+    fixed = given.where(given.isin(held) | (given == "train") & (len(held) == 2), earlier.mask(earlier.isin(held)))
     table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
     group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]
     table = table.loc[group.index].astype({"jpeg_quality": float}).assign(group=group, is_fake=table.label != REAL)
     assign = provenance.assign if "source" in table else splits.assign
     table["split"] = assign(table, seed, val_fraction, test_fraction).astype(str)
-    return table.filter([*COLUMNS, "source"]).sort_values("path", ignore_index=True)
+    return table.filter(COLUMNS).sort_values("path", ignore_index=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dfd.core.io import read_table
-from dfd.evaluate.metrics import METRICS, bootstrap, judged, too_few
+from dfd.evaluate.metrics import METRICS, bootstrap, judged, too_few, units
 from dfd.inference.decide import true_class
 
 STAGES = {"stage1": "Stage 1, real or fake", "stage2": "Stage 2, which generator"}
@@ -103,7 +103,7 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tupl
     same = (first["label"] == second["label"]) & (unknown | (first["sha256"] == second["sha256"]))
     unshared = {f"only in {name}": len(run) - len(both) for name, run in zip(names, (base, other), strict=True)}
     unshared["of the same name, but with other content or another label"] = int((~same).sum())
-    group = min(first["group"][same], second["group"][same], key=pd.Series.nunique)
+    group = min(units(first[same]), units(second[same]), key=pd.Series.nunique)
     first, second = (table[same].assign(group=group) for table in (first, second))
     return first, second, {why: count for why, count in unshared.items() if count}
 

@@ -1,4 +1,4 @@
-"""The registry of metrics, and their 95 % intervals from a bootstrap over groups.
+"""The registry of metrics, and their 95 % intervals from a bootstrap over sources, or groups where these are unknown.
 
 Every metric is a function of N images and of weights (R, N): how often each image counts in each of R draws. So one
 function gives the value (weights of one) and all draws at once. Images of a group are drawn together or not at all.
@@ -18,7 +18,7 @@ from scipy import stats
 from dfd.config import REAL
 from dfd.core.io import read_json, write_json
 from dfd.inference.decide import closed_set, confidences, stage_of, true_class
-from dfd.inference.likelihood import cllr
+from dfd.inference.likelihood import cllr, units
 
 RESAMPLES = 400  # bootstrap draws behind each interval
 FEWEST = 8  # groups behind an interval: of 3 its "95 %" hold the truth in 72 of 100 cases, of 5 in 89, of 9 in 94
@@ -229,7 +229,7 @@ def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0,
     """A stage's metrics with intervals over all rows: its STAGE_METRICS, or `only` these; a mapping names them anew."""
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
     names = names if isinstance(names, Mapping) else dict(zip(names, names, strict=True))
-    return bootstrap_all(scores["group"], {name: METRICS[metric].of(table) for name, metric in names.items()}, seed)
+    return bootstrap_all(units(scores), {name: METRICS[metric].of(table) for name, metric in names.items()}, seed)
 
 
 def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Interval]]:
@@ -242,18 +242,19 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
     if stage_of(scores) == "stage2":
         labels, right = scores["label"].to_numpy(), judged(scores).right
         recalls = {name: partial(share, right=right, among=labels == name) for name in names}
-        return {name: {"recall": three} for name, three in bootstrap_all(scores["group"], recalls, seed).items()}
+        return {name: {"recall": three} for name, three in bootstrap_all(units(scores), recalls, seed).items()}
     only = {"auc": "auc", "accuracy": "balanced_accuracy_at_threshold", "fake_accuracy": "fake_accuracy"}
     return {name: evaluate(scores[scores["label"].isin([name, REAL])], 1.0, seed, only) for name in names}
 
 
-def by_source(scores: pd.DataFrame, sources: pd.Series, seed: int = 0) -> pd.DataFrame:
-    """Stage 1 on each source by itself, named for each row (N,): images, called_fake, and of fakes auc, with intervals.
+def by_source(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Stage 1 on each source by itself: images, called_fake, and of fakes auc, with intervals.
 
-    The AUC is of the source's fakes against all photos. Intervals are over groups, as everywhere.
+    The AUC is of the source's fakes against all photos. Intervals are over groups of near-duplicates.
     """
+    sources, scores = scores["source"].fillna("unknown"), scores.drop(columns="source")
     rows, photos = [], scores[scores["label"] == REAL]
-    for (label, source), part in scores.groupby(["label", sources.to_numpy()]):
+    for (label, source), part in scores.groupby(["label", sources]):
         fakes = {} if label == REAL else {"auc": "auc"}
         only = fakes | {"called_fake": "fake_accuracy" if fakes else "false_positive_rate"}
         measured = evaluate(pd.concat([part, photos]) if fakes else part, 1.0, seed, only)

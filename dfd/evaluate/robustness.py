@@ -17,7 +17,7 @@ from dfd.config import REAL
 from dfd.core import ImageError, atomic_write, bar, digest, load_rgb, read_table
 from dfd.degrade import compose, registry, to_tensor
 from dfd.degrade.registry import Condition
-from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share
+from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share, units
 from dfd.evaluate.scores import as_columns, as_row, with_predictions
 from dfd.inference.detector import score_files
 from dfd.inference.stage import Stage
@@ -63,7 +63,7 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
             path.unlink()  # another model's
     swept = {}
     for name, stage in stages.items():
-        known, parts = rows[name][["path", "label", "split", "group"]], []
+        known, parts = rows[name].filter(["path", "label", "split", "group", "source"]), []
         for i, condition in enumerate(conditions):
             own = known.assign(degradation=condition.degradation, level=condition.level)
             parts.append(own.merge(read_table(cells[name, i]), on="path", validate="one_to_one"))
@@ -121,7 +121,7 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
             for label, among in over.items():
                 statistics[label, "recall"] = partial(share, right=judgements.decided, among=among)
             of = over | dict(zip(RATES, (labels == REAL, labels != REAL), strict=True))
-            for (label, metric), interval in bootstrap_all(part["group"], statistics, seed).items():
+            for (label, metric), interval in bootstrap_all(units(part), statistics, seed).items():
                 images = (over[label] if metric == "recall" else of.get(metric, labels == labels)).sum()
                 rows.append({**common, "label": label, "metric": metric, **interval, "images": int(images)})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))

@@ -24,8 +24,8 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
     """Score every image of a manifest's rows at one fixed degradation; it meets the image before crops are cut.
 
     `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
-    line is printed. Columns stage, path, label, split, group, degradation, level, logit_<class> …, prediction (unknown
-    too, as the Detector has it), crops, crop_std; ood_score where there is a feature bank; and stage 1's log10_lr.
+    line is printed. Columns stage, path, label, split, group, source if known, degradation, level, logit_<class> …,
+    prediction (or unknown, as the Detector has it), crops, crop_std; ood_score with a feature bank; stage 1's log10_lr.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -40,8 +40,8 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
     needed = answers.pop("needed")
     if len(short := needed[answers["crops"] < needed]):
         print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {short.max()}")
-    known = table[["path", "label", "split", "group"]].assign(degradation=degradation, level=float(level))
-    return with_predictions(stage, known.reset_index(drop=True).join(answers))
+    known = table.filter(["path", "label", "split", "group", "source"]).reset_index(drop=True)
+    return with_predictions(stage, known.assign(degradation=degradation, level=float(level)).join(answers))
 
 
 def as_row(answer: Scored) -> tuple:
@@ -147,7 +147,7 @@ def coverage(scores: pd.DataFrame, quantile: float, temperature: float, seed: in
     held, sizes = sets[np.arange(len(scores)), scores["label"].map(class_names(scores).index)], sets.sum(1)
     columns = {"coverage": held, "names": sizes, "single": sizes == 1}
     means = {name: partial(metrics.share, right=column) for name, column in columns.items()}
-    return metrics.bootstrap_all(scores["group"], means, seed)
+    return metrics.bootstrap_all(metrics.units(scores), means, seed)
 
 
 def as_table(values: dict) -> pd.DataFrame:

@@ -120,14 +120,14 @@ def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, n
 
 def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, coverage: float = 0.9,
         accept: float = 0.95) -> dict[str, Any]:  # fmt: skip
-    """Fit what a stage decides by on validation rows of its score table: attributes and entries of checkpoints.
+    """Fit what a stage decides by on validation rows, or hold-outs, whose sources weigh alike: entries of checkpoints.
 
     temperature; of stage 1 threshold, operating_points, band, the p_fake between which the answer is unsure,
     validation, the p_fake of these photos and fakes, likelihood and, with the manifest `files`, rates; of stage 2
-    coverage, conformal_quantile, and ood_threshold: the share `accept` is not called unknown. Sources weigh alike.
+    coverage, conformal_quantile, and ood_threshold: the share `accept` is not called unknown.
     """
     every = rows
-    if "source" in rows:
+    if "draw" in rows:
         rows = rows.groupby(["label", "source"]).sample(PER_SOURCE, replace=True, random_state=0)
     temperature = fit_temperature(rows)
     p = probabilities(rows, temperature)
@@ -140,9 +140,8 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
         band = [min(low, threshold), max(points["fpr_5"], threshold)]
         fitted = {"threshold": threshold, "operating_points": points, "band": band, "validation": validation}
         logits = rows["logit_fake"].to_numpy(float) - rows["logit_real"].to_numpy(float)
-        known = files if files is not None and "source" in files and "source" not in rows else None
-        units = rows["group"] if known is None else rows["path"].map(known.set_index("path")["source"])
-        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, units.to_numpy(), rows["path"].to_numpy())
+        units, images = likelihood.units(rows).to_numpy(), rows["path"].to_numpy()
+        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, units, images) | {"has_sources": "source" in rows}
         if files is not None:
             rule = SimpleNamespace(**fitted)
             answers = [answer(p_fake, rule) for p_fake in probabilities(every, temperature)[:, 1]]

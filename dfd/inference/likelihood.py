@@ -24,6 +24,11 @@ QUALITIES = (0, 50, 75, 90, LOSSLESS, LOSSLESS + 1)  # classes of libjpeg's qual
 Curve = Callable[[np.ndarray], np.ndarray]  # logits (N,) to log10 of likelihood ratios (N,)
 
 
+def units(scores: pd.DataFrame) -> pd.Series:
+    """What counts as one, (N,): an image's source where it is known, else its group of near-duplicates."""
+    return scores["source"].fillna(scores["group"]) if "source" in scores else scores["group"]
+
+
 def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
     """Cost of log10 likelihood ratios (N,), bits, (R,) by weights (R, N): 0 where all is told, 1 where nothing is.
 
@@ -112,7 +117,7 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
     by_path = files.set_index("path")
     own_quality = scores["path"].map(by_path["jpeg_quality"]).astype(float).fillna(LOSSLESS)
     judged = scores[["path", "answer"]].assign(
-        source=scores.get("source", scores["group"]), is_fake=scores["label"].ne(REAL),
+        source=units(scores), is_fake=scores["label"].ne(REAL),
         side=scores["path"].map(by_path[["width", "height"]].min(axis=1)),
         quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality))  # fmt: skip
     bins = []

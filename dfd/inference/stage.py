@@ -136,8 +136,7 @@ class Stage:
         if isinstance(image, Image.Image) and size <= min(image.size):
             pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
-            windows = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            return Prepared(windows, chosen, saved)
+            return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen, saved)
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
         return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen, saved)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dfd import config, core, plots
 from dfd.core import PART, TEMPLATES, elapsed, printable, read_json, read_table, write_text
 from dfd.evaluate.compare import STAGES
-from dfd.evaluate.metrics import FEWEST, METRICS
+from dfd.evaluate.metrics import FEWEST, METRICS, units
 
 BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar always shows
 CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
@@ -31,7 +31,7 @@ def fill(template: str, **values: Any) -> str:
     pages.filters |= {"elapsed": elapsed, "printable": printable, "metric": lambda name: (
         text := METRICS[name].label if name in METRICS else name.replace("_", " "))[0].upper() + text[1:]}  # fmt: skip
     pages.filters["decimal"] = lambda value: "–" if pd.isna(value) else f"{value:.3f}"
-    pages.globals |= {"STAGES": STAGES, "fewest": FEWEST}
+    pages.globals |= {"STAGES": STAGES, "fewest": FEWEST, "units": units}
     return pages.get_template(template).render(**values)
 
 
@@ -68,7 +68,7 @@ def box(notebook: Path, error: dict | None = None) -> str:
     return fill("summary.html.j2", stem=stem, error=error, warnings=warnings(out), not_shown=not_shown[-1:],
                 record=read_json(out / "config.json"), metrics=read_json(out / "metrics.json"),
                 usual=config.NOTEBOOKS.get(stem, config.Shared)().model_dump(mode="json", exclude={"data", "out"}),
-                table=read_table(manifest, columns=["label", "split", "group"]) if manifest.exists() else None,
+                table=read_table(manifest) if manifest.exists() else None,
                 timing=nb.metadata.get("papermill", {}))  # fmt: skip
 
 

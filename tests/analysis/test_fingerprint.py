@@ -207,6 +207,8 @@ def test_embedding_of_few_images_and_its_sources():
     assert fingerprint.embed(values, rows)["source"].tolist() == ["test split"] * 4
     named = fingerprint.embed(values, rows.assign(source=["a", "b", "c", "d"]))
     assert named["source"].tolist() == ["a", "b", "c", "d"]
+    partly = fingerprint.embed(values, rows.assign(source=["a", None, "c", "d"]))
+    assert partly["source"].tolist() == ["a", "unknown", "c", "d"]
     with pytest.raises(ValueError, match="four"):
         fingerprint.embed(values[:3], rows.iloc[:3])
 
@@ -218,6 +220,8 @@ def test_carriers_are_photos_of_the_split_and_of_other_groups(table):
     assert (merged["group_photo"] != merged["group"]).all() and (merged["carrier_group"] == merged["group_photo"]).all()
     assert (merged["label_photo"] == "RealPhotos").all() and (merged["split"] == "test").all()
     assert merged["carrier"].nunique() == EACH
+    known = fingerprint.draw_pairs(table.assign(source=table["path"] + " its"), EACH)
+    assert (known["source"] == known["path"] + " its").all()
     with pytest.raises(ValueError, match="no photo outside group"):
         fingerprint.draw_pairs(table[table["is_fake"] | (table["group"] == "g08")], EACH)
     with pytest.raises(ValueError, match="no fake"):
@@ -316,6 +320,8 @@ def test_transfer_metrics_by_hand():
     by_hand = {"carried": (3 / 4 + 1 / 2) / 2, "carrier_alone": (1 / 4 + 1 / 2) / 2, "carried_anew": (2 / 3 + 0) / 2}
     assert values == pytest.approx(by_hand | {"psnr": 34.0, "ssim": 0.8})
     assert all(one["low"] < one["value"] < one["high"] for one in metrics.values())
+    known = [rows.assign(source=rows["group"], group="one") for rows in more]
+    assert fingerprint.summary(pd.concat(known, ignore_index=True)) == metrics
     right = TRANSFERRED.assign(alone=TRANSFERRED["label"])
     assert fingerprint.summary(right)["carried_anew"]["value"] is None
 

@@ -64,7 +64,7 @@ def check(table, held):
 @pytest.mark.parametrize("held", [("phones",), ("cameras",), ("scans", "other code"), ("phones", "scans", "official")])
 def test_named_sources_are_test_and_nothing_else_of_their_labels_is(data, held):
     table = scan(data, group_by="source", hold_out=held)
-    assert len(table) == 68 and list(table)[-1] == "source"
+    assert len(table) == 68
     check(table, set(held))
     assert table.source.to_list() == [dict(rows_of(data.parent))[path] for path in table.path]
     other = table[~table.label.isin(table.label[table.source.isin(held)])]
@@ -141,6 +141,18 @@ def test_plain_and_other_splits_are_not_touched(data, tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(scan(data, group_by="source", hold_out=["phones"]), alone["phones"])
         pd.testing.assert_frame_equal(scan(data), alone["plain"])
     assert list(alone["plain"]) == manifest.COLUMNS
+    assert alone["plain"].source.to_list() == [dict(rows_of(data.parent))[path] for path in alone["plain"].path]
+
+
+def test_a_manifest_names_the_sources_that_are_known_and_no_others(data, capsys):
+    rows = rows_of(data.parent)
+    write(data.parent, rows[:30])
+    part = scan(data).set_index("path").source
+    assert part.dropna().to_dict() == dict(map(tuple, rows[:30])) and part.isna().sum() == 38
+    write(data.parent, rows, ("file", "camera"))
+    assert "source" not in scan(data) and "Until then no image has a source" in capsys.readouterr().out
+    (data.parent / "provenance.csv").unlink()
+    assert "source" not in scan(data)
 
 
 def test_corrected_table_wins_over_what_was_drawn_before(data):
@@ -294,4 +306,6 @@ def test_scan_counts_the_sources(data, tmp_path):
     assert ["phones", "9", "0", "0", "9"] in lines and ["scans", "4", "0", "0", "4"] in lines
     assert held_out(manifest.load(tmp_path / "run")) == {"phones", "scans"}
     plain = CliRunner().invoke(cli.main, ["scan", str(data)])
-    assert plain.exit_code == 0 and "phones" not in plain.stdout
+    assert plain.exit_code == 0 and re.search(r"phones +9 +[1-9]", plain.stdout)  # in train too
+    (data.parent / "provenance.csv").unlink()
+    assert "phones" not in CliRunner().invoke(cli.main, ["scan", str(data)]).stdout

@@ -73,6 +73,16 @@ def test_the_interval_is_that_of_accuracy_differences_over_groups():
     assert (row["high"] - row["low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.12)
 
 
+def test_runs_are_compared_over_sources_where_these_are_known(tmp_path, runs):
+    first, second = (pd.read_parquet(run / "scores_stage1.parquet") for run in runs)
+    sources = first["label"] + (first.index // 3 % 10).astype(str)
+    known = [write(tmp_path / f"{i}", table.assign(source=sources)) for i, table in enumerate((first, second))]
+    by_hand = [write(tmp_path / f"hand{i}", table.assign(group=sources)) for i, table in enumerate((first, second))]
+    paired, expected = (compare.compare(folders)[0].stages["stage1"] for folders in (known, by_hand))
+    assert paired.groups == 30
+    pd.testing.assert_frame_equal(paired.metrics, expected.metrics)
+
+
 def test_differences_of_a_class_of_few_groups_have_no_interval():
     table = noisy_table()
     photos = table.index[table["label"] == "RealPhotos"]

@@ -94,7 +94,7 @@ def test_by_generator_compares_each_with_all_photos(noisy):
 
 def test_by_source_counts_each_source_by_itself_and_ranks_its_fakes_against_all_photos(noisy):
     sources = noisy["label"].str[:3] + (noisy["group"] % 2).astype(str)
-    table = metrics.by_source(noisy, sources, seed=0).set_index("source")
+    table = metrics.by_source(noisy.assign(source=sources), seed=0).set_index("source")
     photos = noisy["label"] == "RealPhotos"
     assert set(table.index) == set(sources) and table["images"].sum() == len(noisy)
     for source, row in table.iterrows():
@@ -242,6 +242,27 @@ def test_a_class_of_few_groups_has_no_interval(photos, fakes):
     of_both = {"auc", "ap", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "cllr"}
     few = {name for name, groups in of_one.items() if groups < 8}
     assert bare == few | (of_both if few else set())
+
+
+def test_intervals_are_over_sources_where_these_are_known(noisy):
+    sources = noisy["label"] + (noisy.index // 3 % 10).astype(str)
+    rows = noisy.assign(source=sources)
+    for of in (partial(metrics.evaluate, temperature=1.0), metrics.by_generator):
+        assert of(rows) == of(noisy.assign(group=sources)) != of(noisy)
+    few = metrics.evaluate(noisy.assign(source=noisy["label"] + (noisy.index // 3 % 7).astype(str)), 1.0)
+    assert few["auc"]["value"] == metrics.evaluate(noisy, 1.0)["auc"]["value"] and few["auc"]["low"] is None
+    mixed = noisy.assign(group=noisy["group"].astype(str), source=sources.where(sources.str[-1] == "0"))
+    expected = mixed["group"].where(sources.str[-1] != "0", sources)
+    assert metrics.evaluate(mixed, 1.0) == metrics.evaluate(noisy.assign(group=expected), 1.0)
+
+
+def test_a_source_by_itself_has_intervals_over_its_groups(noisy):
+    sources = noisy["label"] + (noisy.index // 3 % 2).astype(str)
+    alone = metrics.by_source(noisy.assign(source=sources.where(sources != "BigGAN1"))).set_index("source")
+    assert alone["called_fake_low"].notna().all() and len(alone) == 6
+    photos, own = noisy["label"] == "RealPhotos", sources == "BigGAN1"
+    expected = metrics.evaluate(noisy[own | photos], 1.0, only={"auc": "auc"})["auc"]
+    assert alone.loc["unknown", ["auc", "auc_low", "auc_high"]].tolist() == list(expected.values())
 
 
 def test_the_three_answers_are_measured_apart_from_the_threshold():

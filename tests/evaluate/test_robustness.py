@@ -64,6 +64,14 @@ def test_stage1_is_what_evaluation_says_of_each_condition(swept, found):
     assert at(found, "stage1", "jpeg 50", "recall", "ProGAN")["value"] == pytest.approx(called[gan].mean())
 
 
+def test_intervals_of_a_sweep_are_over_sources_where_these_are_known(swept, found):
+    known = {name: rows.assign(source=rows["label"] + rows["path"].str[-5:-4]) for name, rows in swept.items()}
+    as_groups = {name: rows.drop(columns="source").assign(group=rows["source"]) for name, rows in known.items()}
+    measured = robustness.measure(known, STAGES)
+    pd.testing.assert_frame_equal(measured, robustness.measure(as_groups, STAGES))
+    assert not measured["low"].equals(found["low"]) and measured["value"].equals(found["value"])
+
+
 def test_stage2_is_what_evaluation_says_of_each_condition(swept, found):
     rows = swept["stage2"]
     rows = rows[rows["degradation"] == "rescale 0.5 bicubic + jpeg"]

@@ -39,10 +39,12 @@ def cells(out):
 
 
 def test_rows_are_those_of_one_condition_at_a_time(table, stages, tmp_path):
+    table = table.assign(source=table["label"] + table["width"].astype(str))
     found = robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=2)
     for name, rows in (("stage1", table), ("stage2", table[table["is_fake"]])):
         for degradation, level in (("none", 0), ("jpeg", 75)):
             expected = scores.score(stages[name], rows, degradation, level, crops=2)
+            assert "source" in expected
             part = found[name][(found[name]["degradation"] == degradation)].reset_index(drop=True)
             pd.testing.assert_frame_equal(part[expected.columns], expected, atol=0.02, check_dtype=False)
         chain = found[name][found[name]["degradation"] == "rescale 0.75 bilinear + webp"]

@@ -109,7 +109,7 @@ def test_classes_weigh_alike_in_the_temperature(noisy):
 
 
 def test_sources_weigh_alike_in_all_that_is_fitted(noisy):
-    sources = noisy.assign(source=np.where(noisy.index < 30, "small", "big"))
+    sources = noisy.assign(source=np.where(noisy.index < 30, "small", "big"), draw=0)
     sources.loc[sources["source"] == "small", "logit_fake"] *= 20  # 30 images of 300, and half of what is asked
     stage = SimpleNamespace(stage="stage1")
     fitted, pooled = decide.fit(stage, sources), decide.fit(stage, noisy.assign(logit_fake=sources["logit_fake"]))
@@ -163,15 +163,20 @@ def test_points_on_fakes_alone_or_one_group_leave_gaps(noisy):
     assert scores.readable(alone, ["fpr"]).loc["cut", "fpr"] == f"{alone.loc['cut', 'fpr']:.3f}"
 
 
-def test_evidence_counts_sources_where_the_manifest_has_them(noisy):
-    stage = SimpleNamespace(stage="stage1", classes=["real", "fake"])
-    files = pd.DataFrame(
-        {"path": noisy["path"], "source": noisy["label"] + noisy.index.map(lambda i: str(i % 12 // 3))}
-    )
-    files = files.assign(width=128, height=128, jpeg_quality=90)
-    for given, groups in ((None, [60, 60]), (files.drop(columns="source"), [60, 60]), (files, [4, 8])):
-        fitted = decide.fit(stage, noisy.assign(level=0.0), given)["likelihood"]
-        assert fitted["groups"] == groups and max(fitted["log10_lr"]) <= np.log10(groups[0] / 3) + 1e-4
+def test_evidence_counts_sources_where_the_rows_have_them(noisy):
+    stage, rows = SimpleNamespace(stage="stage1", classes=["real", "fake"]), noisy.assign(level=0.0)
+    files = noisy[["path"]].assign(width=128, height=128, jpeg_quality=90)
+    sources = rows["label"] + rows.index.map(lambda i: str(i % 12 // 3))
+    partly = sources.where(rows.index % 12 > 2)  # the others count by group
+    alone = rows["group"][partly.isna()]
+    apart = alone.groupby(rows["label"].ne("RealPhotos")).nunique()
+    mixed = [3 + apart[False], 6 + apart[True]]
+    for given, groups, both in ((None, [60, 60], 60), (sources, [4, 8], 12), (partly, mixed, 9 + alone.nunique())):
+        known = rows if given is None else rows.assign(source=given, group=rows["group"].astype(str))
+        fitted = decide.fit(stage, known, files)
+        assert fitted["likelihood"]["groups"] == groups and fitted["likelihood"]["has_sources"] == (given is not None)
+        assert max(fitted["likelihood"]["log10_lr"]) <= np.log10(groups[0] / 3) + 1e-4
+        assert fitted["rates"][-1]["sources"] == both
 
 
 def test_no_photo_is_called_fake_where_the_cut_would_round_onto_it():
