@@ -367,3 +367,10 @@ def test_lines_are_there_as_they_are_said_though_nobody_watches(tmp_path):
     command = [sys.executable, "-c", f"import os; from dfd import cli; {say}"]
     ran = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=True)
     assert ran.stdout == "said\n"  # not lost with the buffer
+
+
+def test_a_reader_that_has_gone_ends_it_in_silence():
+    words = [sys.executable, "-m", "dfd", "card", "--model", str(config.DETECTOR)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141

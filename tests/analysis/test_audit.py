@@ -52,6 +52,13 @@ def test_quality_alone_is_found():
     assert audit.format_audit(table(**every), "stage1")["warning"]
 
 
+def test_a_leak_that_may_be_chance_is_not_warned_of():
+    rows = table(count=60)
+    rows.loc[rows.index[rows["label"] == "RealPhotos"][:14], list(JPEG)] = [*JPEG.values()]
+    found = audit.format_audit(rows, "stage1")
+    assert found["auc"]["low"] < 0.6 < found["auc"]["value"] and found["warning"] is None
+
+
 def test_groups_are_not_shared_between_folds():
     """Each group has a size of its own: who has seen some of its images knows the class of the others."""
     rows = table(count=240)

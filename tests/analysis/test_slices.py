@@ -85,6 +85,14 @@ def test_copies_of_a_failure_are_one_failure():
     assert search(apart[["group", "wrong"]], both[["source", "label"]])["slice"].iloc[0] == "source walk"
 
 
+@pytest.mark.parametrize(("groups", "tried"), [(2, 1), (3, 2)])
+def test_a_slice_that_is_tried_spans_three_groups(groups, tried):
+    rows = pd.DataFrame({"group": [*range(40), *np.repeat(np.arange(groups) + 100, 10)]})
+    rows["wrong"] = rows["group"] % 5 == 0
+    measured = pd.DataFrame({"source": np.where(rows["group"] < 100, "camera", "walk")})
+    assert search(rows, measured).attrs["tried"] == tried
+
+
 def test_candidates_are_bins_and_crossings_without_repeats():
     measured = pd.DataFrame({"source": ["a"] * 12 + ["b"] * 12, "label": ["x"] * 12 + ["y"] * 12, "size": [1, 2] * 12})
     found = dict(slices.candidates(slices.binned(measured), least=5))

@@ -36,8 +36,8 @@ def certificate(subject, issuer, key, signer, is_root):
 
 
 @pytest.fixture(scope="module")
-def signed(tmp_path_factory):
-    """A signed JPEG's bytes, and the PEM file of the root that vouches for the signer."""
+def maker(tmp_path_factory):
+    """A function from a term of the IPTC to a signed JPEG's bytes, and the PEM file of the root that vouches for it."""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -48,14 +48,33 @@ def signed(tmp_path_factory):
     pems = [one.public_bytes(form.Encoding.PEM) for one in (leaf, root)]
     private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
     signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(pems), private, None))
-    kind = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-    actions = {"label": "c2pa.actions", "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": kind}]}}
-    claim = {"claim_generator_info": [{"name": "Painter", "version": "2"}], "assertions": [actions]}
-    out = io.BytesIO()
-    c2pa.Builder(claim).sign(signer, "image/jpeg", io.BytesIO(encoded(picture(3), "JPEG")), out)
     trust = tmp_path_factory.mktemp("trust") / "roots.pem"
     trust.write_bytes(pems[1])
-    return out.getvalue(), trust
+
+    def sign(term):
+        kind = f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
+        action = {"action": "c2pa.created", "digitalSourceType": kind}
+        claim = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}]}
+        claim["claim_generator_info"] = [{"name": "Painter", "version": "2"}]
+        out = io.BytesIO()
+        c2pa.Builder(claim).sign(signer, "image/jpeg", io.BytesIO(encoded(picture(3), "JPEG")), out)
+        return out.getvalue()
+
+    return sign, trust
+
+
+@pytest.fixture(scope="module")
+def signed(maker):
+    """A signed JPEG's bytes, which says that a model made it, and the PEM file of the root."""
+    return maker[0]("trainedAlgorithmicMedia"), maker[1]
+
+
+@pytest.mark.parametrize(
+    ("term", "generated"),
+    [("compositeWithTrainedAlgorithmicMedia", True), ("algorithmicMedia", True), ("digitalCapture", False)],
+)
+def test_what_made_the_image_is_read_by_the_terms_of_the_iptc(maker, term, generated):
+    assert metadata.read_credentials(maker[0](term), "JPEG").says_generated is generated
 
 
 def test_a_signature_that_nobody_vouches_for_is_not_verified(signed, monkeypatch):

@@ -148,6 +148,18 @@ def test_crops_that_disagree_are_counted(run, image):
     assert "no second view" in " ".join(examine.examine(detector, image, crops=1).sentences)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_crops_that_agree_and_crops_that_were_too_many_are_told(run, image, threshold):
+    update_checkpoint(run / CHECKPOINTS["stage1"], threshold=threshold)
+    detector = Detector.load(run)
+    assert "Its crops agree: all 5 give the same answer by themselves" in said(detector, image)
+    large = image.resize((400, 300))
+    few, many = (examine.examine(detector, large, crops=crops, mode="grid").sentences for crops in (4, 200))
+    few, many = " ".join(few), " ".join(many)
+    assert re.search(r"It was scored on 4 of \d\d+ crops, the limit for one image", few)
+    assert "limit for one image" not in many
+
+
 def test_the_grid_starts_at_the_answer_and_goes_on_where_it_was_left(run, image):
     detector = Detector.load(run)
     examination = examine.examine(detector, image)

@@ -127,6 +127,20 @@ def test_random_degrade_draws_the_history_at_its_rate_and_first():
     assert np.mean([options["subsampling"] == "4:4:4" for _, _, options in first]) == pytest.approx(0.3, abs=0.06)
 
 
+def test_random_degrade_draws_from_the_whole_of_each_range():
+    torch.manual_seed(0)
+    every = registry.RandomDegrade(**dict.fromkeys(STEPS, 0.5) | {"p_history": 0}, p_clean=0)
+    levels = {}
+    for name, level, _ in itertools.chain(*(every.draw() for _ in range(2000))):
+        levels.setdefault(name, []).append(level)
+    ranges = {"crop": (0.8, 1), "rescale": (0.6, 1.4), "blur": (0.2, 1.5), "gamma": (0.7, 1.4), "noise": (0.003, 0.02)}
+    ranges |= {"social": (60, 90), "jpeg": (40, 95), "webp": (40, 95), "double_jpeg": (40, 95)}
+    assert set(levels) == set(ranges)
+    for name, (low, high) in ranges.items():
+        near = 0.06 * (high - low)
+        assert low <= min(levels[name]) < low + near and high - near < max(levels[name]) <= high, name
+
+
 def test_steps_come_in_order_and_one_codec_last():
     torch.manual_seed(0)
     everything = registry.RandomDegrade(**dict.fromkeys(STEPS, 1.0) | {"p_social": 0.3, "p_double": 0.5, "p_webp": 0.5})

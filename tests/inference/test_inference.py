@@ -62,6 +62,17 @@ def test_logits_are_the_mean_over_separately_scored_crops(mode, quality, as_tens
     assert scored.crop_std == pytest.approx(np.std(alone), abs=1e-3)
 
 
+@pytest.mark.parametrize("named", range(3))
+def test_the_spread_of_stage_2_is_of_the_name_that_it_gives(named):
+    stage = Stage(content("stage2"), CPU)
+    with torch.no_grad():
+        stage.model.classifier.backbone.get_classifier().bias[named] += 100
+    (scored,) = stage.stream([noise(130, 100)], 9)
+    spreads = scored.crop_logits.numpy().std(0)
+    assert int(scored.logits.argmax()) == named and len(set(spreads.round(3))) == 3
+    assert scored.crop_std == pytest.approx(spreads[named], rel=1e-4)
+
+
 @pytest.mark.parametrize(("generators", "source"), [(["ProGAN"], "ProGAN"), (["ProGAN", "BigGAN"], None), ([], None)])
 def test_stage_1_works_alone(generators, source, tmp_path):
     files_module.save_checkpoint(content(generators=generators, threshold=0.0), tmp_path / CHECKPOINTS["stage1"])
