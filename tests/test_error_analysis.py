@@ -56,11 +56,18 @@ def test_a_run_without_mistakes_is_told_so(run_folder, tiny_data, capsys):
     assert len(pd.read_csv(run_folder / "suspects.csv")) == 36
 
 
-def test_mistakes_are_exported_with_properties(run_folder, tiny_data):
+@pytest.mark.parametrize("is_known", [False, True])
+def test_mistakes_are_exported_with_properties(run_folder, tiny_data, is_known):
     table = scores.load_scores(run_folder, "stage1")
+    if is_known:
+        both, files = scores.load_scores(run_folder, "stage2"), manifest.load(run_folder)
+        table, both, files = (rows.assign(source=rows["label"] + " by hand") for rows in (table, both, files))
+        scores.save_scores(both, run_folder, "stage2")
+        manifest.write(files, run_folder)
     wrong = table["label"] == "ProGAN"
     scores.save_scores(table.assign(prediction=table["prediction"].mask(wrong, "real")), run_folder, "stage1")
     run(run_folder, tiny_data)
     found = pd.read_csv(run_folder / "mistakes.csv")
     assert sorted(found["path"]) == sorted(table["path"][wrong]) and found["stage"].eq("stage1").all()
     assert found[["brightness", "texture", "sharpness", "confidence", "distance"]].notna().all(axis=None)
+    assert not is_known or found["source"].eq("ProGAN by hand").all()

@@ -32,8 +32,8 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
     Unchanged files are not decoded again, and images keep the split that an earlier scan with the same seed and
     fractions drew. The folder's groups.csv (path, group) ties images together; splits that it has are kept.
     One row per image that passed, sorted by path, columns COLUMNS: width and height in pixels, upright; jpeg_quality 1
-    to 100 or NaN. `attrs`: root, layout, rejected (path, reason). With `group_by`, a column of provenance.csv, source
-    too, and those of `hold_out` are the test split. ManifestError: the folder; InUse: a run in out; OSError: the cache.
+    to 100 or NaN; source where provenance.csv has it. `attrs`: root, layout, rejected (path, reason). With `group_by`,
+    the column that source is, those of `hold_out` are the test split. ManifestError: the folder; InUse; OSError: cache.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
     if out is not None and Path(os.path.realpath(out := Path(out).expanduser())).is_relative_to(root):

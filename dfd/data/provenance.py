@@ -40,8 +40,8 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
     As other people's tools write them: UTF-8 or UTF-16, with commas, semicolons or tabs, any line ends, and names with
     backslashes, ./ in front, or absolute. A line without a value, and a file with two, are refused by line and name.
     """
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
         head = text.splitlines()[0] if text.strip() else ""
         separator = max(",;\t", key=head.count)
@@ -51,7 +51,7 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         if not {key, column} <= set(lines.fieldnames):
             raise ValueError(f"it has {', '.join(lines.fieldnames) or 'none'}")
         rows = [(lines.line_num, row[key] or "", (row[column] or "").strip()) for row in lines]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, OSError, csv.Error) as error:
         raise ManifestError(f"{path} must be a CSV file with the columns {key} and {column} ({error})") from error
     values: dict[str, str] = {}
     for number, given, value in rows:

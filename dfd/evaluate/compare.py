@@ -1,7 +1,7 @@
 """Runs beside one another: paired differences of their metrics, and verdicts that changed.
 
 Two runs are compared on the images that both hold in their test split and scored as they are, and on these alone. The
-bootstrap draws the same groups for both, so that what makes an image hard for both cancels out.
+bootstrap draws the same sources, or groups, for both, so that what makes an image hard for both cancels out.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ class Paired(NamedTuple):
 
     images: int
     groups: int
+    unit: str  # what these are: group, of near-duplicates, or source
     unshared: dict[str, int]  # test images that were left out: why -> how many
     metrics: pd.DataFrame  # by metric: base, other, difference (other minus base), low, high
     changed: pd.DataFrame  # path, label, base, other, change: the images whose verdict differs
@@ -85,7 +86,7 @@ def _compare(base: Tables, other: Tables, names: tuple[str, str], seed: int) -> 
             missing[stage] = "no test image in common"
             continue
         metrics, changed = differences(first, second, stage, seed), changed_verdicts(first, second)
-        stages[stage] = Paired(len(first), first["group"].nunique(), unshared, metrics, changed)
+        stages[stage] = Paired(len(first), first["group"].nunique(), first["unit"].iloc[0], unshared, metrics, changed)
     if not stages:
         why = "; ".join(f"{STAGES[stage]}: {text}" for stage, text in missing.items())
         raise ValueError(f"{names[0]} and {names[1]} cannot be compared. {why}")
@@ -104,7 +105,7 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tupl
     unshared = {f"only in {name}": len(run) - len(both) for name, run in zip(names, (base, other), strict=True)}
     unshared["of the same name, but with other content or another label"] = int((~same).sum())
     group = min(units(first[same]), units(second[same]), key=pd.Series.nunique)
-    first, second = (table[same].assign(group=group) for table in (first, second))
+    first, second = (table[same].assign(group=group, unit=group.name) for table in (first, second))
     return first, second, {why: count for why, count in unshared.items() if count}
 
 

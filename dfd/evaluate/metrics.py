@@ -65,7 +65,7 @@ def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], n
         resamples: int = RESAMPLES) -> dict[Any, Interval]:  # fmt: skip
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
 
-    A `partial` of `share` that no draw changes, such as 0 of 60 photos, has the exact binomial interval over groups;
+    A `partial` of `share` that is 0 or 1 in each draw, as 0 of 60 photos, has the exact binomial interval over groups;
     another that is `too_few` has none.
     """
     groups = np.asarray(groups)
@@ -73,7 +73,7 @@ def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], n
     result = {}
     for (name, f), value, low, high in zip(statistics.items(), *limits, strict=True):
         told = f.keywords if isinstance(f, partial) and f.func is share else {"right": np.zeros(0)}
-        if low == high and told["right"].dtype == bool:
+        if low == high and value in (0, 1) and told["right"].dtype == bool:
             count = len(np.unique(groups[told.get("among", slice(None))]))
             low, high = stats.binomtest(round(value * count), count).proportion_ci()
         elif too_few(f, groups):

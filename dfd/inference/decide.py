@@ -140,8 +140,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
         band = [min(low, threshold), max(points["fpr_5"], threshold)]
         fitted = {"threshold": threshold, "operating_points": points, "band": band, "validation": validation}
         logits = rows["logit_fake"].to_numpy(float) - rows["logit_real"].to_numpy(float)
-        units, images = likelihood.units(rows).to_numpy(), rows["path"].to_numpy()
-        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, units, images) | {"has_sources": "source" in rows}
+        fitted["likelihood"] = likelihood.fit(logits, ~is_photo, likelihood.units(rows), rows["path"])
         if files is not None:
             rule = SimpleNamespace(**fitted)
             answers = [answer(p_fake, rule) for p_fake in probabilities(every, temperature)[:, 1]]

@@ -25,8 +25,8 @@ Curve = Callable[[np.ndarray], np.ndarray]  # logits (N,) to log10 of likelihood
 
 
 def units(scores: pd.DataFrame) -> pd.Series:
-    """What counts as one, (N,): an image's source where it is known, else its group of near-duplicates."""
-    return scores["source"].fillna(scores["group"]) if "source" in scores else scores["group"]
+    """What counts as one, (N,), by its name: an image's source where all are known, else its group of near-copies."""
+    return scores["source" if "source" in scores and scores["source"].notna().all() else "group"]
 
 
 def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
 
     `groups`, (N,), are the sources, or what else is independent; `images`, (N,), name the image of each row. The ratio
     is held within what so many groups carry: with n of photos none of which scores as high, at most 3 in n do (95 %).
-    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos and fakes, images; groups, of both.
+    Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos and fakes, images; groups, of both; unit.
     """
     photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
     limits = [len(np.unique(np.asarray(groups)[among])) for among in (~is_fake, is_fake)]
@@ -73,11 +73,11 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
             held[tests] = _limited(kind(logits[learns], is_fake[learns])(logits[tests]), *limits)
         if not best[0] <= (measured := costs(held, is_fake))[0]:
             chosen, best = kind, measured
-    corners = np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200)
-    x = np.unique(np.concatenate(corners))
+    x = np.union1d(np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200))
     y = _limited(chosen(logits, is_fake)(x), *limits)
-    return {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist(),
-            "cllr": best[0], "cllr_min": best[1], "photos": photos, "fakes": fakes, "groups": limits}  # fmt: skip
+    curve = {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist()}
+    curve |= {"cllr": best[0], "cllr_min": best[1], "unit": pd.Series(groups).name}
+    return curve | {"photos": photos, "fakes": fakes, "groups": limits}
 
 
 def log10_lr(logits: ArrayLike, fitted: Mapping[str, Any]) -> np.ndarray:
@@ -133,7 +133,7 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
             own = part[part["is_fake"] == (is_fake := name == "fakes")]
             of_images = own["answer"].eq(wrong).groupby([own["source"], own["path"]]).mean()
             of_sources = of_images.groupby("source").agg(["mean", "size"])
-            known = of_sources.loc[of_sources["size"].ge(LEAST // 5) & ("source" in scores), "mean"]
+            known = of_sources.loc[of_sources["size"].ge(LEAST // 5) & (units(scores).name == "source"), "mean"]
             row |= {name: int(counts[is_fake]), rate: float(of_images.mean())}
             row[f"worst_{name}"] = (str(known.idxmax()), float(known.max())) if len(known) else None
         bins.append(row | {"unsure": float(part["answer"].eq("unsure").mean())})

@@ -462,3 +462,5 @@ def test_the_limit_of_evidence_is_told_in_groups(run, image, ends, words):
     update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
     text = said(Detector.load(run), image)
     assert words in text and ("More than" in text) == (ends[0] in (0.477, -0.426))
+    update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted | {"unit": "source"})
+    assert words.replace("groups", "sources") in said(Detector.load(run), image)

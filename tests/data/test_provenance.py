@@ -153,6 +153,10 @@ def test_a_manifest_names_the_sources_that_are_known_and_no_others(data, capsys)
     assert "source" not in scan(data) and "Until then no image has a source" in capsys.readouterr().out
     (data.parent / "provenance.csv").unlink()
     assert "source" not in scan(data)
+    (data.parent / "provenance.csv").mkdir()  # read by none that does not ask for it
+    assert "source" not in scan(data) and "provenance.csv must be a CSV file" in capsys.readouterr().out
+    with pytest.raises(layouts.ManifestError, match="must be a CSV file"):
+        scan(data, group_by="source", hold_out=["phones"])
 
 
 def test_corrected_table_wins_over_what_was_drawn_before(data):

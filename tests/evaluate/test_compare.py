@@ -79,7 +79,7 @@ def test_runs_are_compared_over_sources_where_these_are_known(tmp_path, runs):
     known = [write(tmp_path / f"{i}", table.assign(source=sources)) for i, table in enumerate((first, second))]
     by_hand = [write(tmp_path / f"hand{i}", table.assign(group=sources)) for i, table in enumerate((first, second))]
     paired, expected = (compare.compare(folders)[0].stages["stage1"] for folders in (known, by_hand))
-    assert paired.groups == 30
+    assert (paired.groups, paired.unit) == (30, "source")
     pd.testing.assert_frame_equal(paired.metrics, expected.metrics)
 
 
@@ -142,7 +142,7 @@ def test_images_are_drawn_in_the_groups_of_the_run_with_the_fewer(finer, tmp_pat
     if finer:
         tables.reverse()
     (found,) = compare.compare([write(tmp_path / "a", tables[0]), write(tmp_path / "b", tables[1])])
-    assert found.stages["stage1"].groups == 10
+    assert (found.stages["stage1"].groups, found.stages["stage1"].unit) == (10, "group")
 
 
 @pytest.mark.parametrize(

@@ -251,9 +251,11 @@ def test_intervals_are_over_sources_where_these_are_known(noisy):
         assert of(rows) == of(noisy.assign(group=sources)) != of(noisy)
     few = metrics.evaluate(noisy.assign(source=noisy["label"] + (noisy.index // 3 % 7).astype(str)), 1.0)
     assert few["auc"]["value"] == metrics.evaluate(noisy, 1.0)["auc"]["value"] and few["auc"]["low"] is None
-    mixed = noisy.assign(group=noisy["group"].astype(str), source=sources.where(sources.str[-1] == "0"))
-    expected = mixed["group"].where(sources.str[-1] != "0", sources)
-    assert metrics.evaluate(mixed, 1.0) == metrics.evaluate(noisy.assign(group=expected), 1.0)
+    partly = noisy.assign(source=sources.where(sources.str[-1] == "0"))  # or known of some alone: over groups
+    assert metrics.evaluate(partly, 1.0) == metrics.evaluate(noisy, 1.0)
+    one = metrics.evaluate(rows.assign(source=sources.where(noisy["label"] != "RealPhotos", "camera")), 1.0)
+    for name in ("real_accuracy", "photos_accused"):  # no draw changes them, and one source says nothing of others
+        assert 0 < one[name]["value"] < 1 and one[name]["low"] is one[name]["high"] is None
 
 
 def test_a_source_by_itself_has_intervals_over_its_groups(noisy):

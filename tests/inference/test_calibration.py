@@ -167,16 +167,15 @@ def test_evidence_counts_sources_where_the_rows_have_them(noisy):
     stage, rows = SimpleNamespace(stage="stage1", classes=["real", "fake"]), noisy.assign(level=0.0)
     files = noisy[["path"]].assign(width=128, height=128, jpeg_quality=90)
     sources = rows["label"] + rows.index.map(lambda i: str(i % 12 // 3))
-    partly = sources.where(rows.index % 12 > 2)  # the others count by group
-    alone = rows["group"][partly.isna()]
-    apart = alone.groupby(rows["label"].ne("RealPhotos")).nunique()
-    mixed = [3 + apart[False], 6 + apart[True]]
-    for given, groups, both in ((None, [60, 60], 60), (sources, [4, 8], 12), (partly, mixed, 9 + alone.nunique())):
-        known = rows if given is None else rows.assign(source=given, group=rows["group"].astype(str))
-        fitted = decide.fit(stage, known, files)
-        assert fitted["likelihood"]["groups"] == groups and fitted["likelihood"]["has_sources"] == (given is not None)
-        assert max(fitted["likelihood"]["log10_lr"]) <= np.log10(groups[0] / 3) + 1e-4
-        assert fitted["rates"][-1]["sources"] == both
+    partly = sources.where(rows.index % 12 > 2)  # one in four is not known: all count by group
+    for given in (rows, rows.assign(source=sources), rows.assign(source=partly), rows.assign(source=None)):
+        fitted, is_known = decide.fit(stage, given, files), "source" in given and given["source"].notna().all()
+        evidence, rates = fitted["likelihood"], fitted["rates"][-1]
+        assert evidence["unit"] == ("source" if is_known else "group")
+        assert evidence["groups"] == ([4, 8] if is_known else [60, 60])
+        assert max(evidence["log10_lr"]) <= np.log10(evidence["groups"][0] / 3) + 1e-4
+        assert rates["sources"] == (12 if is_known else 60)
+        assert (rates["worst_photos"] is not None) == (rates["worst_fakes"] is not None) == is_known
 
 
 def test_no_photo_is_called_fake_where_the_cut_would_round_onto_it():

@@ -105,9 +105,16 @@ def test_the_model_cards_numbers_are_those_of_the_files(run):
     recall = metrics["test"]["by_generator"]["ProGAN"]["fake_accuracy"]
     assert rows_of(text, "generator")["ProGAN"]["fake accuracy"].startswith(f"{recall['value']:.3f} [")
     assert "By JPEG quality: sweep_jpeg_stage1.csv" in text
-    test = scores[scores["split"] == "test"]
+    test, table_of = scores[scores["split"] == "test"], manifest.load(run)
     assert "balanced 0.625, fpr 5 0.800." in text
     assert f"{len(test)} images in {test['group'].nunique()} groups" in text
+    assert "from a bootstrap over groups of images that belong together." in text
+    assert "- 4 independent groups of each class at least stand behind the test numbers; too few for intervals." in text
+    sources = table_of["label"] + (table_of.index // 3 % 9).astype(str)
+    manifest.write(table_of.assign(source=sources), run)
+    assert cards.write(run) == {}
+    text = (run / "model_card_stage1.md").read_text()
+    assert "bootstrap over sources." in text and "- 6 sources of each class at least stand" in text
     real = metrics["test"]["real_accuracy"]
     assert f"{real['value']:.3f} [{real['low']:.3f}, {real['high']:.3f}] was called real" in " ".join(text.split())
     for part in ("17 numbers in its weights", "score 0.750", "Trained for 3 epochs", "probability of 0.625"):

@@ -114,7 +114,7 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
     html.export(executed)
     page = re.sub(r"\s+", " ", html.write_index(tmp_path).read_text())
     for text in (
-        '<div class="value">0.931</div><div class="interval">without an interval: too few groups</div>',
+        '<div class="value">0.931</div><div class="interval">without an interval: too few sources or groups</div>',
         '<th scope="row">ProGAN</th><td>1</td><td>0.750 [0.700, 0.800]</td><td>–</td>',
         '<th scope="row">BigGAN</th><td>–</td><td>–</td><td>0.500 [0.400, 0.600]</td>',
         "files give &lt;it&gt; away",

@@ -30,11 +30,13 @@ def box(tmp_path):
     return make
 
 
-def manifest(out, groups, sources=0):
+def manifest(out, groups, sources=0, photos=0):
     rows = {"label": "ProGAN", "split": "test", "group": [f"g{i}" for i in range(groups)]}
     rows |= {"source": [f"s{i % sources}" for i in range(groups)]} if sources else {}
     train = pd.DataFrame({"label": ["RealPhotos"] * 3, "split": "train", "group": "t"})
-    pd.concat([pd.DataFrame(rows), train]).to_parquet(out / "manifest.parquet")
+    test = pd.DataFrame({"label": "RealPhotos", "split": "test", "group": [f"p{i}" for i in range(photos)]})
+    test = test.assign(source=test["group"]) if sources else test
+    pd.concat([pd.DataFrame(rows), train, test]).to_parquet(out / "manifest.parquet")
 
 
 def shown(page):
@@ -93,12 +95,14 @@ def test_the_run_names_what_differs_from_the_defaults_and_the_data_its_splits(bo
 
 
 def test_few_test_groups_are_a_caveat_and_many_are_none(box, tmp_path):
-    manifest(tmp_path, 19)
-    assert "<li>The test images are of 19 independent groups, so every interval" in box("01_stage1_real_fake")
-    manifest(tmp_path, 20)
+    manifest(tmp_path, 19, photos=40)
+    told = "<li>The test split has photos of 40 and fakes of 19 independent groups, so every interval on them is crude."
+    assert told in box("01_stage1_real_fake")
+    manifest(tmp_path, 20, photos=20)
     assert "independent groups" not in box("01_stage1_real_fake")
-    manifest(tmp_path, 60, 7)
-    assert "<li>The test images are of 7 sources, too few for intervals." in box("01_stage1_real_fake")
+    manifest(tmp_path, 60, 7, photos=40)
+    told = "<li>The test split has photos of 40 and fakes of 7 sources, too few for intervals.</li>"
+    assert told in box("01_stage1_real_fake")
 
 
 def test_each_stage_shows_its_test_numbers_and_the_worst_generator(box, tmp_path):
