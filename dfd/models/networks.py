@@ -1,22 +1,17 @@
 """The networks of both stages: classifiers C, residual extractor G, discriminator D and perceptual distance V."""
 
-import pickle
-from pathlib import Path
 from threading import get_ident
 from typing import Any, Self
 
-import lazy_loader as lazy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dfd.config import CLIPS
-from dfd.models.backbones import build_backbone, high_pass, hub_answers, in_best_precision, lite0
+from dfd.models.backbones import build_backbone, high_pass, in_best_precision, lite0, timm, with_imagenet_weights
 
-VGG16_PLACES = 3, 8, 15  # of relu1_2, relu2_2 and relu3_3 in torchvision's vgg16().features
-LITE0_PLACES = 2, 3, 4  # of the blocks with strides of 2, 4 and 8 pixels, behind convolution and norm
-torchvision: Any = lazy.load("torchvision")
+MAPS: Any = {"features_only": True, "out_indices": (0, 1, 2)}  # relu1_2, 2_2, 3_3, or blocks with strides of 2, 4, 8
 
 
 class RealFakeClassifier(nn.Module):
@@ -172,29 +167,25 @@ class VGGPerceptual(nn.Module):
     """Perceptual distance of two batches in VGG16's features, after Johnson et al. 2016, arXiv:1603.08155.
 
     A layer's mean squared difference is divided by the mean square of the reference's features over the batch. ImageNet
-    weights come from torch's hub cache (528 MB; an unreadable file is a ValueError), else from the network where it
-    answers quickly. Without them it is the first blocks of EfficientNet-Lite0, which is installed. It works in float32.
+    weights, 553 MB, are looked for as for a backbone. Without them it is the first blocks of EfficientNet-Lite0, which
+    has them installed. It works in float32.
     """
 
     def __init__(self, pretrained: bool = True):
         super().__init__()
-        features, source = _vgg16() if pretrained else (None, "VGG16's ImageNet weights were not asked for")
-        self.network = "VGG16" if features else "EfficientNet-Lite0 in place of VGG16"
+        with torch.device("meta"):  # takes no memory, and nothing from the random generator
+            blank: Any = timm.create_model("vgg16", **MAPS)
+        self.features, source = blank, "ImageNet weights were not asked for"
+        if pretrained:
+            self.features, source = with_imagenet_weights(blank, "vgg16", **MAPS)
+        self.network = "EfficientNet-Lite0 in place of VGG16" if self.features is blank else "VGG16"
         print(f"Perceptual loss: {self.network}; {source}.")
-        if features:
-            self.features, self.places = features, VGG16_PLACES
-            usual = torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
-            statistics = usual.mean, usual.std
-        else:
-            network = lite0(pretrained=True)
-            self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[: len(LITE0_PLACES)])
-            self.places, statistics = LITE0_PLACES, [network.default_cfg[name] for name in ("mean", "std")]
+        if self.features is blank:
+            self.features = lite0(pretrained=True, **MAPS)
+            self.features.blocks = self.features.blocks[:3]  # as far as it is looked at
+        statistics = (self.features.default_cfg[name] for name in ("mean", "std"))
         self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in statistics)
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever the mode of the model around it."""
-        return super().train(False)
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
         """Distance () of (B, 3, H, W) images in [0, 1], H and W from 8 up, from a reference, which gets no gradient.
@@ -209,31 +200,4 @@ class VGGPerceptual(nn.Module):
             return torch.stack(gaps).mean()
 
     def _layers(self, images: Tensor) -> list[Tensor]:
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        outputs = []
-        for place, layer in enumerate(self.features):
-            x = layer(x)
-            if place in self.places:
-                outputs.append(x)
-        return outputs
-
-
-def _vgg16() -> tuple[Any, str]:
-    """VGG16's layers up to relu3_3 with ImageNet weights, or None; and in words where from, or why not."""
-    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    is_cached = path.exists()
-    if not is_cached and not hub_answers(url):
-        return None, "VGG16's ImageNet weights are neither cached nor reachable"
-    try:
-        stored = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        with torch.device("meta"):  # takes no memory, and nothing from the random generator
-            features: Any = torchvision.models.vgg16().features
-            features = features[: VGG16_PLACES[-1] + 1]
-        features.load_state_dict({name: stored[f"features.{name}"] for name in features.state_dict()}, assign=True)
-    except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        if path.exists():
-            text = f"{path} does not hold VGG16's weights ({type(error).__name__}); delete it and run again"
-            raise ValueError(text) from error
-        return None, f"the download of VGG16's ImageNet weights failed ({type(error).__name__})"
-    return features, f"ImageNet weights {'from the local hub cache' if is_cached else 'downloaded'}"
+        return self.features(((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last))

@@ -142,7 +142,14 @@ def test_a_hub_that_fails_leaves_a_random_start(monkeypatch, capsys):
     monkeypatch.setattr(backbones, "hub_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", failing)
     RealFakeClassifier(TINY, pretrained=True)
-    assert "random weights: the hub gave none (OSError)" in capsys.readouterr().out
+    assert "the hub gave none (OSError); random weights" in capsys.readouterr().out
+
+
+def test_a_damaged_cached_file_is_named(tmp_path, monkeypatch):
+    (file := tmp_path / "model.safetensors").write_bytes(b"not weights")
+    monkeypatch.setattr(backbones, "_cached_weights", lambda repository: str(file))
+    with pytest.raises(ValueError, match=rf"{file} does not hold the weights of {TINY} .*; delete it and run again"):
+        RealFakeClassifier(TINY, pretrained=True)
 
 
 def test_hub_is_not_asked_when_offline_is_set(monkeypatch):

@@ -1,25 +1,22 @@
 """VGGPerceptual: which weights it has, what it measures, and where its gradient goes."""
 
-import urllib.error
-
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from torch import nn
+from safetensors.torch import save_file
 
-from dfd.models import backbones, networks
+from dfd.models import backbones
 from dfd.models.networks import UNetRes, VGGPerceptual
 
 CHANNELS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)]  # up to relu3_3
 SUBSTITUTE = "EfficientNet-Lite0 in place of VGG16"
-FILE_NAMES = [0, 2, 5, 7, 10, 12, 14]  # of these convolutions, in torchvision's file
+FILE_NAMES = [0, 2, 5, 7, 10, 12, 14]  # of these convolutions, in the file
 
 
 @pytest.fixture(scope="module")
 def network():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "_vgg16", lambda: (None, "left out"))
-        return VGGPerceptual()
+    return VGGPerceptual(pretrained=False)
 
 
 @pytest.fixture
@@ -31,17 +28,17 @@ def reference():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty hub cache, and no network: what is asked of it fails the test."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(networks, "hub_answers", lambda address: pytest.fail("the network was asked"))
-    (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    """The place of a cached file, and no network: what is asked of it fails the test."""
+    file = tmp_path / "model.safetensors"
+    monkeypatch.setattr(backbones, "_cached_weights", lambda repository: str(file) if file.exists() else None)
+    monkeypatch.setattr(backbones, "hub_answers", lambda: pytest.fail("the network was asked"))
+    return file
 
 
 def stored_weights():
-    """What the file holds, in its own names; the classifier's weights are left out but for one."""
+    """What the file holds, in its own names, of the layers that count."""
     torch.manual_seed(7)
-    stored = {"classifier.6.bias": torch.zeros(1000)}
+    stored = {}
     for place, (into, out) in zip(FILE_NAMES, CHANNELS, strict=True):
         stored[f"features.{place}.weight"] = torch.randn(out, into, 3, 3) * (2 / (9 * into)) ** 0.5
         stored[f"features.{place}.bias"] = 0.1 * torch.randn(out)
@@ -66,7 +63,7 @@ def distance_by_hand(weights, images, reference):
 def test_distance_is_that_of_the_stored_convolutions(hub, reference, capsys):
     """A cached file is used; the expected distance comes from its tensors without the module."""
     weights = stored_weights()
-    torch.save(weights, hub)
+    save_file(weights, hub)
     network = VGGPerceptual()
     images = (reference + 0.1 * torch.randn_like(reference)).clamp(0, 1)
     torch.testing.assert_close(
@@ -75,63 +72,35 @@ def test_distance_is_that_of_the_stored_convolutions(hub, reference, capsys):
     assert capsys.readouterr().out == "Perceptual loss: VGG16; ImageNet weights from the local hub cache.\n"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", {"features.0.weight": torch.zeros(64, 3, 3, 3)}])
-def test_a_damaged_cached_file_is_named(hub, content):
-    hub.write_bytes(content) if isinstance(content, bytes) else torch.save(content, hub)
-    with pytest.raises(ValueError, match="vgg16-397923af.pth does not hold VGG16's weights.*delete it"):
-        VGGPerceptual()
-
-
 def test_a_truncated_cached_file_is_named(hub):
-    torch.save(stored_weights(), hub)
+    save_file(stored_weights(), hub)
     hub.write_bytes(hub.read_bytes()[:100_000])
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(ValueError, match=f"{hub} does not hold the weights of vgg16 .*; delete it"):
         VGGPerceptual()
 
 
 def test_without_a_network_the_substitute_is_said_in_one_line(hub, monkeypatch, capsys):
-    asked = []
-
-    def unreachable(request, timeout):
-        asked.append((request.full_url, request.method, timeout <= 5))
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    monkeypatch.setattr(networks, "hub_answers", backbones.hub_answers)
+    monkeypatch.setattr(backbones, "hub_answers", lambda: False)
     VGGPerceptual()
-    assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", "HEAD", True)] and not hub.exists()
-    reason = "VGG16's ImageNet weights are neither cached nor reachable"
+    reason = "no ImageNet weights are installed, cached or reachable"
     assert capsys.readouterr().out == f"Perceptual loss: {SUBSTITUTE}; {reason}.\n"
 
 
-def test_a_network_that_answers_fills_the_cache(hub, monkeypatch, capsys):
-    def download(address, path, hash_prefix, **options):
-        assert hash_prefix == "397923af" and path == str(hub)
-        torch.save(stored_weights(), path)
+def test_a_network_that_answers_is_asked_for_the_weights(hub, monkeypatch, capsys):
+    create, asked = timm.create_model, []
 
-    hub.parent.rmdir()
-    monkeypatch.setattr(networks, "hub_answers", lambda address: True)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    network = VGGPerceptual()
-    assert torch.equal(network.features[2].weight, stored_weights()["features.2.weight"])
-    assert "VGG16; ImageNet weights downloaded" in capsys.readouterr().out
+    def recording(name, **options):
+        asked.append((name, options.pop("pretrained", False)))
+        return create(name, **options)
 
-
-@pytest.mark.parametrize("error", [OSError("cut off"), RuntimeError("invalid hash value")])
-def test_a_download_that_fails_leaves_the_substitute(hub, monkeypatch, capsys, error):
-    def download(*args, **options):
-        raise error
-
-    monkeypatch.setattr(networks, "hub_answers", lambda address: True)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert VGGPerceptual().network == SUBSTITUTE
-    said = capsys.readouterr().out
-    assert said.endswith(f"the download of VGG16's ImageNet weights failed ({type(error).__name__}).\n")
+    monkeypatch.setattr(backbones, "hub_answers", lambda: True)
+    monkeypatch.setattr(timm, "create_model", recording)
+    assert VGGPerceptual().network == "VGG16" and asked[-1] == ("vgg16", True)
+    assert capsys.readouterr().out == "Perceptual loss: VGG16; ImageNet weights from the hub.\n"
 
 
 def test_not_pretrained_asks_nobody_even_with_a_cached_file(hub):
-    torch.save(stored_weights(), hub)
+    save_file(stored_weights(), hub)
     assert VGGPerceptual(pretrained=False).network == SUBSTITUTE
 
 
@@ -193,8 +162,3 @@ def test_following_the_gradient_brings_the_images_nearer(network, reference):
     step = 1e-3 * start / slope  # should take a thousandth off the distance
     nearer = network(images.detach() - step * gradient, reference)
     assert (start - nearer).item() == pytest.approx(1e-3 * start.item(), rel=0.05)
-
-
-def test_it_stays_in_eval_mode_inside_a_model_that_trains(network):
-    around = nn.ModuleList([network]).train()
-    assert around.training and not any(module.training for module in network.modules())
