@@ -27,6 +27,7 @@ BINS = 15  # equal-width bins of confidence, behind the calibration error and th
 Interval = dict[str, float | None]  # value, low, high; None where undefined
 
 
+@np.errstate(invalid="ignore", divide="ignore")  # of draws in which a statistic is undefined
 def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0,
         resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """A statistic with its 95 % BCa interval (Efron 1987) over groups; percentiles where it is undefined or lopsided:
@@ -48,8 +49,7 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
         result = np.asarray(statistic(times[:, codes].astype(float)), dtype=float)
         return result.reshape(result.shape[:-1] + drawn.shape[:-1])
 
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore")  # undefined or constant draws, which are dealt with below
+    with warnings.catch_warnings(action="ignore"):  # undefined or constant draws, which are dealt with below
         method, batch = "BCa" if count <= LARGEST_JACKKNIFE else "percentile", max(1, 2**23 // len(codes))
         result = stats.bootstrap((np.arange(count),), of_groups, n_resamples=resamples, rng=seed, vectorized=True,
                                  method=method, batch=batch)  # fmt: skip
@@ -102,15 +102,13 @@ def flatten(values: Mapping[str, Interval]) -> dict[str, float]:
 def share(weights: np.ndarray, right: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
     """Share of the images, or of those `among` them, that are right: (R,); NaN where there is none."""
     among = np.ones(len(right)) if among is None else np.asarray(among, dtype=float)
-    with np.errstate(invalid="ignore"):
-        return weights @ (among * right) / (weights @ among)
+    return weights @ (among * right) / (weights @ among)
 
 
 def mean_recall(weights: np.ndarray, labels: np.ndarray, right: np.ndarray, among: Any = True) -> np.ndarray:
     """Mean over the classes of the share of their images, `among` all, that are right (R,); of those a draw holds."""
     recalls = np.stack([share(weights, right, (labels == name) & among) for name in np.unique(labels)])
-    with np.errstate(invalid="ignore"):
-        return np.nansum(recalls, 0) / (~np.isnan(recalls)).sum(0)
+    return np.nansum(recalls, 0) / (~np.isnan(recalls)).sum(0)
 
 
 def macro_f1(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -141,16 +139,14 @@ def average_precision(weights: np.ndarray, positive: np.ndarray, score: np.ndarr
     """Average precision (R,); NaN where a draw has no positive."""
     ups, downs = _ranked(weights, positive, score)
     hits = np.cumsum(ups, axis=1)
-    with np.errstate(invalid="ignore"):
-        precision = np.nan_to_num(hits / (hits + np.cumsum(downs, axis=1)))
-        return (ups * precision).sum(1) / ups.sum(1)
+    precision = np.nan_to_num(hits / (hits + np.cumsum(downs, axis=1)))
+    return (ups * precision).sum(1) / ups.sum(1)
 
 
 def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr: float) -> np.ndarray:
     """Share of positives found when at most `fpr` of the negatives are (R,); NaN where a draw holds one class alone."""
     ups, downs = (np.cumsum(part, axis=1) for part in _ranked(weights, positive, score))
-    with np.errstate(invalid="ignore"):
-        true, false = ups / ups[:, -1:], downs / downs[:, -1:]
+    true, false = ups / ups[:, -1:], downs / downs[:, -1:]
     return np.where((ups[:, -1] > 0) & (downs[:, -1] > 0), np.where(false <= fpr, true, 0.0).max(1), np.nan)
 
 

@@ -1,6 +1,5 @@
 """The one place that turns logits into decisions, and what the decisions are fitted with on validation images."""
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -42,16 +41,9 @@ def decide(logits: ArrayLike, stage: Stage, ood_score: ArrayLike | None = None,
         return Decisions(np.where(p[:, 1] >= cut, "fake", "real"), p, np.ones(p.shape, dtype=bool))
     prediction = np.array(stage.classes, dtype=object)[p.argmax(1)]
     if ood_score is not None and stage.ood_threshold is not None:
-        prediction[np.asarray(ood_score, dtype=float) > stage.ood_threshold] = unknown(stage.classes)
+        unknown = f"{UNKNOWN}?" if UNKNOWN in stage.classes else UNKNOWN  # a folder may be called so
+        prediction[np.asarray(ood_score, dtype=float) > stage.ood_threshold] = unknown
     return Decisions(prediction, p, prediction_sets(p, stage.conformal_quantile))
-
-
-def unknown(classes: Sequence[str]) -> str:
-    """The source of a fake that is like none of the classes: UNKNOWN, with a ? where a folder is called so."""
-    name = UNKNOWN
-    while name in classes:
-        name += "?"
-    return name
 
 
 def limits(stage: Any, threshold: float | None = None) -> tuple[float, float]:
@@ -88,12 +80,7 @@ def probabilities(scores: pd.DataFrame, temperature: float) -> np.ndarray:
 
 
 def stage_of(scores: pd.DataFrame) -> str:
-    """The stage that a score table is of, as its column says; a generator's folder may be called fake.
-
-    Tables of earlier versions have no such column, but stage 1's classes in an order that no sorted names have.
-    """
-    if "stage" in scores and len(scores):
-        return str(scores["stage"].iloc[0])
+    """The stage that a score table is of: the classes of stage 1 are in an order that no generators', sorted, have."""
     return "stage1" if class_names(scores) == ["real", "fake"] else "stage2"
 
 

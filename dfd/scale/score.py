@@ -234,17 +234,6 @@ class Judge:
             yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
 
 
-def _need_answer(address: str) -> None:
-    """An OSError where nothing listens at host:port, which Ray would try for minutes; other addresses are Ray's."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-        except OSError as error:
-            remedy = "start it, or unset RAY_ADDRESS and leave --address out to work on this machine alone"
-            raise OSError(f"no Ray at {address} within {ANSWER:.0f} s ({one_line(error)}): {remedy}") from error
-
-
 def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:
     """Have the actors of a Ray cluster judge what is named; gives the rows of a part at a time, as they come."""
     images = [name for name in names if not name.lower().endswith(SHARDS)]
@@ -258,12 +247,15 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     here = {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
     there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
     settings: dict[str, Any] = here if is_local else there
-    _need_answer(address)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    remedy = "" if is_local else "; start it, or unset RAY_ADDRESS and leave --address out to work here alone"
     try:
+        if host and port.isdecimal():  # Ray would try for minutes where nothing listens
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
         with nullcontext() if is_local else waiting(f"Ray at {address}"):
             ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
-        raise OSError(f"no Ray at {address}: {one_line(error)}") from error
+        raise OSError(f"no Ray at {address}: {one_line(error)}{remedy}") from error
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False

@@ -208,6 +208,7 @@ def test_weights_count_what_a_resample_holds():
         assert metrics.tpr_at_fpr(weights, positive, score, 0.3)[i] == pytest.approx(true[false <= 0.3].max())
 
 
+@np.errstate(invalid="ignore")  # as `bootstrap` has it
 def test_what_a_resample_lacks_is_undefined_or_left_out():
     weights, labels = np.array([[1, 1, 1, 1], [1, 1, 0, 0.0]]), np.array(["a", "a", "b", "b"])
     assert metrics.mean_recall(weights, labels, np.array([1, 0, 1, 1], bool)).tolist() == [0.75, 0.5]

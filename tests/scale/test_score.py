@@ -522,7 +522,7 @@ def test_a_dead_cluster_is_known_before_ray_tries_for_minutes(score, tmp_path, m
         monkeypatch.setenv("RAY_ADDRESS", address)
         result = score("in", "--out", "out")
         assert result.exit_code == 2
-        assert re.search(rf"dfd: no Ray at {re.escape(address)} within 10 s \(.+\): start it, or unset", result.stderr)
+        assert re.search(rf"dfd: no Ray at {re.escape(address)}: .+; start it, or unset", result.stderr)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(score, tmp_path, monkeypatch):

@@ -339,6 +339,7 @@ def test_the_codecs_grid_lies_anywhere_in_small_and_large_images(tmp_path):
 def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp_path):
     table, cfgs, _ = trained
     (tmp_path / "data" / "provenance.csv").unlink()
+    table = table.drop(columns="source")
     out = tmp_path / "other"
     out.mkdir()
     history = fit(table, cfgs["stage1"].model_copy(update={"out": str(out)}))
@@ -364,16 +365,23 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
 )
 def test_sources_that_do_not_hold_for_all_images_are_told(change, told, times, trained, tmp_path, capsys):
     table, cfgs, out = trained
-    path = tmp_path / "data" / "provenance.csv"
+    path, table = tmp_path / "data" / "provenance.csv", table.drop(columns="source")  # as a scan before it was there
     pd.DataFrame(change(pd.read_csv(path).to_dict("records"))).to_csv(path, index=False)
     for _ in range(2):  # as each stage does; what is wrong with the file is told once
         assert heads.sources_of(table).tolist() == table["label"].tolist()
     assert capsys.readouterr().out.count(told) == times
 
 
+def test_sources_of_some_images_alone_leave_none_out_until_a_scan_knows_all(trained, capsys):
+    table, cfgs, out = trained
+    partly = table.assign(source=table["source"].where(table.index > 2))
+    assert heads.sources_of(partly).tolist() == table["label"].tolist()
+    assert "3 of 48 images have no source, such as BigGAN/0.png: none is left out" in capsys.readouterr().out
+
+
 def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, capsys):
     table, cfgs, out = trained
-    path = tmp_path / "data" / "provenance.csv"
+    path, table = tmp_path / "data" / "provenance.csv", table.drop(columns="source")
     before = heads.sources_of(table)
     path.write_text(path.read_text().replace("RealPhotos/1.png", "realphotos/1.PNG"))
     assert heads.sources_of(table).tolist() == before.tolist() != table["label"].tolist()
