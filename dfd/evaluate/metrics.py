@@ -65,19 +65,19 @@ def bootstrap_all(groups: Any, statistics: Mapping[Any, Callable[[np.ndarray], n
         resamples: int = RESAMPLES) -> dict[Any, Interval]:  # fmt: skip
     """Several statistics, each (R,) from weights (R, N), on the same draws: name -> value, low, high.
 
-    A `partial` of `share` that is 0 or 1 in each draw, as 0 of 60 photos, has the exact binomial interval over groups;
-    another that is `too_few` has none.
+    A `partial` that is `too_few` has none. One of `share` that is 0 or 1 in each draw, as 0 of 60 photos, has the exact
+    binomial interval over groups.
     """
     groups = np.asarray(groups)
     limits = bootstrap(groups, lambda weights: np.stack([f(weights) for f in statistics.values()]), seed, resamples)
     result = {}
     for (name, f), value, low, high in zip(statistics.items(), *limits, strict=True):
         told = f.keywords if isinstance(f, partial) and f.func is share else {"right": np.zeros(0)}
-        if low == high and value in (0, 1) and told["right"].dtype == bool:
+        if too_few(f, groups):
+            low = high = np.nan
+        elif low == high and value in (0, 1) and told["right"].dtype == bool:
             count = len(np.unique(groups[told.get("among", slice(None))]))
             low, high = stats.binomtest(round(value * count), count).proportion_ci()
-        elif too_few(f, groups):
-            low = high = np.nan
         ends = {"value": value, "low": low, "high": high}
         result[name] = {end: float(x) if np.isfinite(x) else None for end, x in ends.items()}
     return result

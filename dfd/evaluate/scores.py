@@ -151,9 +151,10 @@ def coverage(scores: pd.DataFrame, quantile: float, temperature: float, seed: in
 
 
 def as_table(values: dict) -> pd.DataFrame:
-    """Metrics as rows for a report: name, value and 95 % interval, without its columns where none has one."""
+    """Metrics as text for a report: name, value and 95 % interval, without its columns where none has one."""
     rows = [{"metric": name, **value} for name, value in values.items() if isinstance(value, dict) and "value" in value]
-    return pd.DataFrame(rows).set_index("metric").astype(float).dropna(axis="columns", how="all").round(3)
+    table = pd.DataFrame(rows).set_index("metric").astype(float).dropna(axis="columns", how="all")
+    return table.map(lambda number: "–" if np.isnan(number) else f"{number:.3f}")
 
 
 def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -298,6 +298,8 @@ def test_a_share_that_no_draw_changes_has_the_binomial_interval_over_the_groups_
     found = metrics.bootstrap_all(np.arange(40) // 2, {"share": share, "gain": lambda w: share(w) - share(w)})
     assert list(found["share"].values()) == pytest.approx([float(right), low, high], abs=1e-4)
     assert found["gain"] == {"value": 0, "low": 0, "high": 0}
+    few = partial(metrics.share, right=np.full(40, right), among=np.arange(40) < 14)  # of seven groups
+    assert metrics.bootstrap_all(np.arange(40) // 2, {"few": few})["few"]["low"] is None
 
 
 def test_many_numbers_at_once_have_the_bca_interval_of_their_groups_means():

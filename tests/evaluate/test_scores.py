@@ -158,5 +158,6 @@ def test_stage2_refuses_photos(tiny_data, tmp_path):
 
 def test_a_table_without_any_interval_has_no_columns_for_them():
     few, many = {"value": 0.5, "low": None, "high": None}, {"value": 0.25, "low": 0.1, "high": 0.4}
-    assert scores.as_table({"auc": few, "ap": few}).to_dict("list") == {"value": [0.5, 0.5]}
-    assert list(scores.as_table({"auc": few, "ap": many})) == ["value", "low", "high"]
+    assert scores.as_table({"auc": few, "ap": few}).to_dict("list") == {"value": ["0.500", "0.500"]}
+    both = {"value": ["0.500", "0.250"], "low": ["–", "0.100"], "high": ["–", "0.400"]}
+    assert scores.as_table({"auc": few, "ap": many}).to_dict("list") == both
