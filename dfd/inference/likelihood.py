@@ -76,7 +76,7 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     x = np.union1d(np.quantile(logits, np.linspace(0, 1, 200)), np.linspace(logits.min(), logits.max(), 200))
     y = _limited(chosen(logits, is_fake)(x), *limits)
     curve = {"kind": chosen.__name__.strip("_"), "x": x.round(4).tolist(), "log10_lr": y.round(4).tolist()}
-    curve |= {"cllr": best[0], "cllr_min": best[1], "unit": pd.Series(groups).name}
+    curve |= {"cllr": best[0], "cllr_min": best[1], "unit": getattr(groups, "name", None)}
     return curve | {"photos": photos, "fakes": fakes, "groups": limits}
 
 
