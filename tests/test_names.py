@@ -132,8 +132,8 @@ def check_predict(data, out, paths, generators):
         rows = list(csv.DictReader(file))
     wanted = sorted(os.path.join(data, path) for path in paths)
     assert sorted(verdict["path"] for verdict in verdicts) == sorted(row["path"] for row in rows) == wanted
-    unknown = f"{decide.UNKNOWN}?" if decide.UNKNOWN in generators else decide.UNKNOWN
-    known = (None, config.REAL, *generators, unknown)
+    unknown = {f"{decide.UNKNOWN}{'?' * marks}" for marks in range(len(generators) + 1)}
+    known = {None, config.REAL, *generators, *sorted(unknown - set(generators), key=len)[:1]}
     for verdict, row in zip(verdicts, rows, strict=True):
         assert list(verdict["p_source"]) == sorted(generators)
         assert {name: float(row[f"p_source.{name}"]) for name in generators} == pytest.approx(verdict["p_source"])

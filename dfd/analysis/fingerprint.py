@@ -82,7 +82,7 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
         raise runs.TooFew(f"an embedding needs at least four images, got {len(values)}")
     perplexity = min(30.0, (len(values) - 1) / 3)
     x, y = np.asarray(TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values)).T
-    source = rows["source"].fillna("unknown") if "source" in rows else rows["split"] + " split"
+    source = rows["source"] if "source" in rows else rows["split"] + " split"
     return pd.DataFrame({"x": x, "y": y, "label": rows["label"], "source": source}, index=rows.index)
 
 

@@ -32,7 +32,7 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
     Unchanged files are not decoded again, and images keep the split that an earlier scan with the same seed and
     fractions drew. The folder's groups.csv (path, group) ties images together; splits that it has are kept.
     One row per image that passed, sorted by path, columns COLUMNS: width and height in pixels, upright; jpeg_quality 1
-    to 100 or NaN; source where provenance.csv has it. `attrs`: root, layout, rejected (path, reason). With `group_by`,
+    to 100 or NaN; source if known of all images. `attrs`: root, layout, rejected (path, reason). With `group_by`,
     the column that source is, those of `hold_out` are the test split. ManifestError: the folder; InUse; OSError: cache.
     """
     root = Path(os.path.realpath(Path(folder).expanduser()))
@@ -65,7 +65,7 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
     rejected = sorted(listing.rejected, key=lambda row: row["path"])
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
-    if "source" not in table and (sources := provenance.of(table)).notna().any():
+    if "source" not in table and (sources := provenance.of(table)).notna().all():
         table.insert(COLUMNS.index("source"), "source", sources)
     reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
     doubles = (table.groupby("sha256").label.nunique() > 1).sum()

@@ -112,6 +112,6 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
 
 def sources(table: pd.DataFrame) -> pd.DataFrame:
     """Count the images of each label and source, in all and in each split, of a manifest that has sources."""
-    counts = pd.crosstab([table.label, table.source.fillna("unknown")], table.split).rename_axis(columns=None)
+    counts = pd.crosstab([table.label, table.source], table.split).rename_axis(columns=None)
     counts = counts.reindex(columns=list(splits.SPLITS), fill_value=0)
     return pd.concat([counts.sum(axis=1).rename("images"), counts], axis=1)

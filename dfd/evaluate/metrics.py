@@ -248,7 +248,7 @@ def by_source(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     The AUC is of the source's fakes against all photos. Intervals are over groups of near-duplicates.
     """
-    sources, scores = scores["source"].fillna("unknown"), scores.drop(columns="source")
+    sources, scores = scores["source"], scores.drop(columns="source")
     rows, photos = [], scores[scores["label"] == REAL]
     for (label, source), part in scores.groupby(["label", sources]):
         fakes = {} if label == REAL else {"auc": "auc"}

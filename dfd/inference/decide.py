@@ -41,7 +41,9 @@ def decide(logits: ArrayLike, stage: Stage, ood_score: ArrayLike | None = None,
         return Decisions(np.where(p[:, 1] >= cut, "fake", "real"), p, np.ones(p.shape, dtype=bool))
     prediction = np.array(stage.classes, dtype=object)[p.argmax(1)]
     if ood_score is not None and stage.ood_threshold is not None:
-        unknown = f"{UNKNOWN}?" if UNKNOWN in stage.classes else UNKNOWN  # a folder may be called so
+        unknown = UNKNOWN
+        while unknown in stage.classes:  # a folder may be called so
+            unknown += "?"
         prediction[np.asarray(ood_score, dtype=float) > stage.ood_threshold] = unknown
     return Decisions(prediction, p, prediction_sets(p, stage.conformal_quantile))
 

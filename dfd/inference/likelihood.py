@@ -25,8 +25,8 @@ Curve = Callable[[np.ndarray], np.ndarray]  # logits (N,) to log10 of likelihood
 
 
 def units(scores: pd.DataFrame) -> pd.Series:
-    """What counts as one, (N,), by its name: an image's source where all are known, else its group of near-copies."""
-    return scores["source" if "source" in scores and scores["source"].notna().all() else "group"]
+    """What counts as one, (N,): an image's source where these are known, else its group of near-duplicates."""
+    return scores["source" if "source" in scores else "group"]
 
 
 def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray:

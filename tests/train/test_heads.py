@@ -372,13 +372,6 @@ def test_sources_that_do_not_hold_for_all_images_are_told(change, told, times, t
     assert capsys.readouterr().out.count(told) == times
 
 
-def test_sources_of_some_images_alone_leave_none_out_until_a_scan_knows_all(trained, capsys):
-    table, cfgs, out = trained
-    partly = table.assign(source=table["source"].where(table.index > 2))
-    assert heads.sources_of(partly).tolist() == table["label"].tolist()
-    assert "3 of 48 images have no source, such as BigGAN/0.png: none is left out" in capsys.readouterr().out
-
-
 def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, capsys):
     table, cfgs, out = trained
     path, table = tmp_path / "data" / "provenance.csv", table.drop(columns="source")
