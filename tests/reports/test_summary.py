@@ -95,6 +95,7 @@ def test_the_run_names_what_differs_from_the_defaults_and_the_data_its_splits(bo
 
 
 def test_few_test_groups_are_a_caveat_and_many_are_none(box, tmp_path):
+    assert not any("test split has" in box(stem) for stem in ("01_stage1_real_fake", "02_stage2_attribution"))
     manifest(tmp_path, 19, photos=40)
     told = "<li>The test split has photos of 40 and fakes of 19 independent groups, so every interval on them is crude."
     assert told in box("01_stage1_real_fake")
