@@ -200,7 +200,8 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     """Group and split the described images, and bring the columns into order."""
     given, earlier = (table[name].astype(object).where(table[name].notna(), None) for name in ("given", "earlier"))
     held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
-    fixed = given.where(given.isin(held) | (given == "train") & (len(held) == 2), earlier.mask(earlier.isin(held)))
+    stays = given.isin(held) | (given == "train") & (len(held) == 2)
+    fixed = given.where(stays, earlier.mask(earlier.isin(held)))
     table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
     group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]

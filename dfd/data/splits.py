@@ -49,7 +49,8 @@ def separate(table: pd.DataFrame) -> tuple[pd.Series, dict[int, str]]:
             number[sides.index] = components(rows.loc[sides.index]) + number.max() + 1
             for _, part in sides.groupby(number):
                 stays = max(part, key=SPLITS.index)
-                reason = f"near-duplicate of {stays} image {table.path[part.index[part == stays][0]]} (same group)"
+                first = table.path[part.index[part == stays][0]]
+                reason = f"near-duplicate of {stays} image {first} (same group)"
                 dropped |= dict.fromkeys(part.index[part != stays], reason)
     rest = table.drop(list(dropped))
     return "g" + rest.sha256.groupby(number).transform("min").str[:16], dropped
@@ -75,7 +76,8 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
         counts = sides.map(sides.value_counts())
         spare = sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]
         if len(sides) > 2 and len(spare) and name not in set(sides):
-            split[table.group == min(spare, key=lambda group: (-counts[group], sizes[group], group))] = name
+            smallest = min(spare, key=lambda group: (-counts[group], sizes[group], group))
+            split[table.group == smallest] = name
     return split
 
 

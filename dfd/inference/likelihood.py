@@ -133,7 +133,7 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
             own = part[part["is_fake"] == (is_fake := name == "fakes")]
             of_images = own["answer"].eq(wrong).groupby([own["source"], own["path"]]).mean()
             of_sources = of_images.groupby("source").agg(["mean", "size"])
-            known = of_sources.loc[of_sources["size"].ge(LEAST // 5) & (units(scores).name == "source"), "mean"]
+            known = of_sources.loc[of_sources["size"].ge(LEAST // 5) & ("source" in scores), "mean"]
             row |= {name: int(counts[is_fake]), rate: float(of_images.mean())}
             row[f"worst_{name}"] = (str(known.idxmax()), float(known.max())) if len(known) else None
         bins.append(row | {"unsure": float(part["answer"].eq("unsure").mean())})

@@ -57,7 +57,7 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
     model: Any = timm.create_model(name, num_classes=outputs)
     if pretrained:
         model, source = with_imagenet_weights(model, name, num_classes=outputs)
-        print(f"{name}: {source}{'; random weights, expect longer training' if source[:2] == 'no' else ''}.")
+        print(f"{name}: {source}{'' if source.startswith('ImageNet') else '; random weights, expect longer training'}.")
     head = model.get_classifier()
     if not isinstance(head, nn.Linear) or model.default_cfg.get("fixed_input_size"):
         raise ValueError(f"{name} takes one image size alone, or has not one linear head; choose another, as resnet50")

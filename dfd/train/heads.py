@@ -109,8 +109,8 @@ def sources_of(table: pd.DataFrame) -> np.ndarray:
     """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
     sources = provenance.of(table)
     if len(lost := table["path"][sources.isna()]) and len(lost) < len(table):
-        first = f"{len(lost)} of {len(table)} images have no source, such as {lost.iloc[0]}: none is left out until"
-        print(f"{first} provenance.csv names all and notebook 00 has read it.")
+        tell = f"{len(lost)} of {len(table)} images have no source, such as {lost.iloc[0]}"
+        print(f"{tell}: none is left out until provenance.csv names all.")
     return (table["label"] if len(lost) else sources).to_numpy()
 
 
