@@ -150,7 +150,7 @@ class Case:
         return path in self.journal.done and self.page_of(self.journal.done[path]).exists()
 
     def add(self, examination: Any) -> Verdict:  # an evidence.Examination
-        """Take in an image, judged or refused: page, thumbnail, a copy if wanted, and a row, whose verdict it gives."""
+        """Take in an image, judged or refused: page, thumbnail, and a row, whose verdict it gives."""
         path, image = examination.verdict.path or examination.name, examination.image
         verdict = replace(examination.verdict, path=path)
         if image is not None:
@@ -160,10 +160,6 @@ class Case:
             thumb.thumbnail((THUMB_SIDE, THUMB_SIDE))
             with atomic_write(self.folder / "thumbs" / f"{sha256[:16]}.jpg") as draft:
                 thumb.save(draft, "JPEG", quality=80)
-            if self.about.get("with_images") and os.path.isfile(path):
-                (self.folder / "originals").mkdir(exist_ok=True)
-                suffix = re.sub(r"[^\w.]", "", Path(path).suffix)[:10]
-                shutil.copyfile(path, self.folder / "originals" / f"{sha256[:16]}{suffix}")
             from dfd.app.examine import fragment  # here: the evidence behind it takes a second to import
 
             values = {"article": fragment("article", examination), "name": examination.name}
@@ -173,7 +169,7 @@ class Case:
         return verdict
 
     def finish(self) -> Path:
-        """Write tables, index, PDF and the record with its hashes; gives the index."""
+        """Write tables, index, PDF, copies if wanted, and the record with its hashes; gives the index."""
         verdicts, folder = read_verdicts(self.folder / VERDICTS), self.folder
         write_json(folder / "verdicts.json", [asdict(verdict) for verdict in verdicts])
         rows = self._rows(verdicts)
@@ -190,6 +186,11 @@ class Case:
         hashes = {v.path: sha256_of(files[v.path]) for v in verdicts if v.error and v.path in sizes}  # of the refused
         rows = [{"path": v.path, "sha256": v.sha256 or hashes.get(v.path), "bytes": sizes.get(v.path)}
                 for v in verdicts if v.path]  # fmt: skip
+        for v in verdicts if self.about.get("with_images") else ():  # those of earlier runs too
+            if v.sha256 and v.path in sizes and sha256_of(files[v.path]) == v.sha256:
+                suffix = re.sub(r"[^\w.]", "", files[v.path].suffix)[:10]
+                (folder / "originals").mkdir(exist_ok=True)
+                shutil.copyfile(files[v.path], folder / "originals" / f"{v.sha256[:16]}{suffix}")
         self.record |= {"inputs": rows, "outputs": _hashes(folder)}
         self.record["runs"][-1]["ended"] = _now()
         self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}

@@ -182,9 +182,14 @@ def test_standard_input_and_any_bytes_in_a_title_have_their_place_in_a_case(call
 
 
 def test_originals_are_copied_where_that_is_asked_for(call, tmp_path):
-    call("--with-images", "in/00.png")
-    (copy,) = (tmp_path / "case" / "originals").iterdir()
-    assert copy.read_bytes() == (tmp_path / "in" / "00.png").read_bytes() and copy.suffix == ".png"
+    call("in/00.png")
+    call("--with-images", "in/00.png", "in/alike.jpg", "in/not.png")  # the first was judged without
+    copies = {copy.suffix: copy.read_bytes() for copy in (tmp_path / "case" / "originals").iterdir()}
+    assert copies == {Path(name).suffix: (tmp_path / "in" / name).read_bytes() for name in ("00.png", "alike.jpg")}
+    (tmp_path / "in" / "00.png").write_bytes(b"other")  # of what was not judged no copy is kept
+    shutil.rmtree(tmp_path / "case" / "originals")
+    call("--with-images", "in/alike.jpg")
+    assert [copy.suffix for copy in (tmp_path / "case" / "originals").iterdir()] == [".jpg"]
 
 
 def test_a_folder_of_other_files_and_one_in_use_are_left_alone(call, tmp_path):
