@@ -1,6 +1,6 @@
 """Images decoded safely, files written whole, and runs: folder lock, stop flag, progress, record.
 
-Everything else may import this room; it imports nothing of the package but `dfd.config`.
+Everything else may import this room; it imports nothing of the package.
 """
 
 # ruff: noqa: F401, I001
