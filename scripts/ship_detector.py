@@ -67,8 +67,9 @@ def features_of(run: Path, rows: pd.DataFrame, stage: Stage, data: str) -> np.nd
         parts, draws = [], list(enumerate(seeds(len(rows), 7)))
         for start in bar(range(0, len(draws), 8), desc="features", unit="batch"):
             crops = [Seeded(view)[draw][0] for draw in draws[start : start + 8] for view in (clean, degraded)]
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16(stage.device)):
-                parts.append(describe(stage.model, torch.stack(crops))[1].half().numpy())
+            kind, has_bfloat16 = stage.device.type, uses_bfloat16(stage.device)
+            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=has_bfloat16):
+                parts.append(describe(stage.model, torch.stack(crops).to(stage.device))[1].half().cpu().numpy())
         with atomic_write(path) as draft, draft.open("wb") as file:
             np.save(file, np.concatenate(parts).reshape(len(rows), 2, -1))
     return np.load(path)

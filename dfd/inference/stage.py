@@ -30,7 +30,7 @@ TOLERANCE = 5  # of JPEG quality, below the lowest that was measured
 def uses_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 by itself; on others mixed precision would be slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
 
 

@@ -73,7 +73,7 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
             getattr(os, "posix_fallocate", lambda *_: None)(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         raise explained(error, path) from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     draws = list(enumerate(seeds(len(table), cfg.seed, 1)))[done:]
     options = cfg.model_copy(update={"batch_size": IMAGES, "workers": cfg.workers if device.type == "cuda" else 0})
     loader = build_loader(Views(table, cfg), draws, options, device)  # beside a CPU's passes they take what they bring

@@ -88,7 +88,7 @@ class Trainer:
             decay = min(self.cfg.ema, (1 + int(count)) / (10 + int(count)))  # fast while the weights are young
             get_ema_multi_avg_fn(decay)(averaged, current, count)
 
-        self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.averaged = AveragedModel(self.model, self.device, multi_avg_fn=average, use_buffers=True)
         return self.model
 
     def add(self, name: str, network: nn.Module, lr: float, every: int = 1) -> None:
@@ -220,8 +220,7 @@ class Trainer:
             self._save_state()
             if not isinstance(error, ImageError):
                 raise
-            reason = str(error).rpartition("ImageError: ")[2].strip()  # a loader process adds its traceback
-            raise ImageError(f"{reason}; what is trained is kept in {self.checkpoint.state_path}") from error
+            raise ImageError(f"{error}; what is trained is kept in {self.checkpoint.state_path}") from error
 
     def _pause(self) -> None:
         """Between two steps: save the state where it is due, and stop where a signal asked any process to."""

@@ -16,7 +16,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader
 
 from dfd import config
-from dfd.core import runs
+from dfd.core import ImageError, runs
 from dfd.data.crops import Seeded
 
 TIMEOUT = timedelta(hours=12)  # that processes wait for one another, as long as a scan may take
@@ -75,9 +75,12 @@ def _that_fit(cfg: config.Training) -> int:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Say in a line why a loader process ended by itself, as an OSError."""
+    """Say in a line why a loader process ended by itself, as an OSError, or what it could not read, an ImageError."""
     try:
         yield
+    except ImageError as error:  # a loader process adds its traceback
+        error.args = (str(error).rpartition("ImageError: ")[2].strip(),)
+        raise
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -86,6 +86,11 @@ def test_stage_1_works_alone(generators, source, tmp_path):
     assert (real.is_fake, real.source) == (False, "RealPhotos")
 
 
+def test_bfloat16_that_a_card_only_emulates_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not stage_module.uses_bfloat16(torch.device("cuda"))
+
+
 def test_windows_start_anywhere_on_the_grid_as_the_content_has_it():
     stage = Stage(content(quality=None), CPU)
     images = [noise(400, 400), noise(400, 400).rotate(90)]

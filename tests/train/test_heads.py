@@ -231,12 +231,13 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     state = json.loads((out / "features.json").read_text())
     assert state["done"] == len(table) and whole.shape[:2] == (48, len(bank.CONDITIONS) + 1)
     backbone = clip.ClipBackbone(1, pretrained=False)
-    seen = []
+    seen, moved = [], []
+    monkeypatch.setattr(backbone, "to", moved.append)
     monkeypatch.setattr(
         backbone, "forward_features", lambda views: seen.append(len(views)) or torch.zeros(len(views), 1344)
     )
     bank.build(table, cfgs["stage1"], backbone)
-    assert not seen
+    assert not seen and moved == [torch.device("cuda" if torch.cuda.is_available() else "cpu")]  # where views go
     (out / "features.json").write_text(json.dumps(state | {"done": 24}))
     again = bank.build(table, cfgs["stage1"], backbone)
     assert sum(seen) == 24 * whole.shape[1] and np.array_equal(again[:24], whole[:24]) and not again[24:].any()
