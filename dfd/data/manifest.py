@@ -165,7 +165,8 @@ def _describe(root: Path, listing: Listing, cache: ScanCache, progress: bool) ->
         try:
             return images.inspect(root / path)
         except images.ImageError as error:  # what the system refused may be allowed tomorrow, the file being the same
-            return {"error": str(error), "passing": bool(getattr(error.__cause__, "errno", None))}
+            is_passing = isinstance(error.__cause__, MemoryError) or bool(getattr(error.__cause__, "errno", None))
+            return {"error": str(error), "passing": is_passing}
 
     keys = {path: f"file {images.DESCRIPTION} {listing.stamps[path]} {path}" for path, *_ in listing.files}
     known = {path: cache.entries[key] for path, key in keys.items() if key in cache.entries}
@@ -201,7 +202,8 @@ def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float
     given, earlier = (table[name].astype(object).where(table[name].notna(), None) for name in ("given", "earlier"))
     held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
     stays = given.isin(held) | (given == "train") & (len(held) == 2)
-    fixed = given.where(stays, earlier.mask(earlier.isin(held)))
+    is_drawn = given.isna() & ("source" in table)  # of a label of which no source is held out
+    fixed = given.where(stays, earlier.mask(earlier.isin(held) & ~is_drawn))
     table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
     group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]

@@ -128,6 +128,21 @@ def test_unreadable_file_is_a_row_until_it_becomes_readable(data, monkeypatch):
     assert reasons(scan(data)) == {}
 
 
+def test_a_file_that_memory_was_too_short_for_is_read_another_time(data, monkeypatch):
+    classes(data)
+
+    def short(source, draft):
+        if Path(source.name) == data / "ProGAN" / "3.png":
+            raise images.ImageError("damaged or truncated: MemoryError") from MemoryError()
+        return decode(source, draft)
+
+    decode = images._decode
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_decode", short)
+        assert reasons(scan(data)) == {"ProGAN/3.png": "damaged or truncated: MemoryError"}
+    assert reasons(scan(data)) == {}
+
+
 def test_linked_class_folder_is_followed(data, tmp_path):
     fill(tmp_path / "elsewhere")
     classes(data, names=("RealPhotos",))

@@ -175,7 +175,8 @@ def test_added_images_move_no_old_one(data):
     old = scan(data, group_by="source", hold_out=["phones", "other code"]).set_index("path").split
     fill(data / "ProGAN", 10, start=20)
     fill(data / "RealPhotos", 10, start=33)
-    more = [(f"ProGAN/{i}.png", "new") for i in range(20, 30)]
+    fill(data / "BigGAN", 10, start=15)  # of which no source is held out: what was drawn stays as well
+    more = [(f"ProGAN/{i}.png", "new") for i in range(20, 30)] + [(f"BigGAN/{i}.png", "new") for i in range(15, 25)]
     more += [(f"RealPhotos/{i}.png", "phones" if i < 38 else "scans") for i in range(33, 43)]
     write(data.parent, rows_of(data.parent) + more)
     table = scan(data, group_by="source", hold_out=["other code", "phones"])  # in any order
