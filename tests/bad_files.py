@@ -80,6 +80,9 @@ def _good(folder: Path) -> dict[str, str | None]:
         "photo.avif": encoded(picture(34), "AVIF"),
         "phone.heic": encoded(picture(35), "HEIF"),
         "broken_exif.jpg": encoded(picture(33), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
+        "no_exif.png": encoded(picture(36), "PNG", exif=b"Exif\0\0garbage!"),
+        "no_exif.webp": encoded(picture(37), "WEBP", exif=b"Exif\0\0garbage!"),
+        "no_exif.jpg": encoded(picture(38), "JPEG", exif=b"Exif\0\0garbage!", dpi=(72, 72)),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)

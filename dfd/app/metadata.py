@@ -129,7 +129,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
 def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     """What the file tells of its past, as keys of the text `history`; what cannot be told is left out."""
     exif, texts, size = values.get("exif", {}), values["text"], sorted(image.size)  # short side, long side
-    told = {"stripped"} if not exif and values["format"] == "JPEG" else set()
+    told = {"stripped"} if "exif" not in image.info and values["format"] == "JPEG" else set()
     told |= {"screenshot"} if "x".join(map(str, size)) in SCREENS.split() and "Make" not in exif else set()
     told |= {"prompt"} if PROMPTS & {name.lower() for name in texts} else set()
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere

@@ -85,7 +85,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Read a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
     with open_file(path) as file:
         image = _decode(file, draft=True)
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        is_turned = _orientation(image) in (5, 6, 7, 8)
         width, height = image.info["header_size"][:: -1 if is_turned else 1]
         file.seek(0)
         return {"width": width, "height": height,
@@ -196,12 +196,19 @@ def _without_texts(file: Any) -> BytesIO | None:
     return BytesIO(b"".join(parts)) if sum(map(len, parts[1:])) < chunks.tell() else None
 
 
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it; 1, upright, where there is none or a damaged one."""
+    with suppress(Exception):
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
 def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
     """Turn a decoded image upright and into RGB; see `load_rgb` for the rules. Some modes may stay as they are."""
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
     try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would only be copied
+        if _orientation(image) != 1:  # else it would only be copied
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -95,6 +95,7 @@ def test_a_files_past_is_told():
     camera.get_ifd(ExifTags.IFD.Exif).update({ExifTags.Base.ExifImageWidth: 130, ExifTags.Base.ExifImageHeight: 100})
     image = noise(130, 100)
     assert "carries no EXIF" in history(image, "JPEG") and history(image, "JPEG", exif=camera) == ""
+    assert "carries no EXIF" not in history(image, "JPEG", exif=b"Exif\0\0garbage!", dpi=(72, 72))
     assert "Its EXIF records another size" in history(noise(100, 100), "JPEG", exif=camera)
     assert history(noise(100, 130), "JPEG", exif=camera) == ""  # turned
     assert "may be a screenshot" in history(Image.new("RGB", (1080, 1920)), "PNG")
