@@ -15,7 +15,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -182,12 +182,12 @@ class Case:
         values |= {"rows": rows, "articles": [article[0] for article in articles if article]}
         write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
-        sizes = {path: file.stat().st_size for path, file in files.items() if file.is_file()}
-        hashes = {v.path: sha256_of(files[v.path]) for v in verdicts if v.error and v.path in sizes}  # of the refused
+        sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
+        hashes = {v.path: _hash_of(files[v.path]) for v in verdicts if v.error and v.path}  # of the refused
         rows = [{"path": v.path, "sha256": v.sha256 or hashes.get(v.path), "bytes": sizes.get(v.path)}
                 for v in verdicts if v.path]  # fmt: skip
         for v in verdicts if self.about.get("with_images") else ():  # those of earlier runs too
-            if v.sha256 and v.path in sizes and sha256_of(files[v.path]) == v.sha256:
+            if v.sha256 and v.path and _hash_of(files[v.path]) == v.sha256:
                 suffix = re.sub(r"[^\w.]", "", files[v.path].suffix)[:10]
                 (folder / "originals").mkdir(exist_ok=True)
                 shutil.copyfile(files[v.path], folder / "originals" / f"{v.sha256[:16]}{suffix}")
@@ -238,7 +238,8 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     wrong += [f"{name} was added" for name in present if name not in noted]
     judged = record["inputs"]
     wrong += [f"{row['path']}, an image that was judged, was changed" for row in judged if _is_changed(row, place)]
-    return wrong, [f"{row['path']} is not here" for row in judged if not Path(place, row["path"]).is_file()]
+    away = (row["path"] for row in judged if _hash_of(Path(place, row["path"])) is None)
+    return wrong, [f"{path} is not here, or cannot be read" for path in away]
 
 
 def write_pdf(html: str, path: Path) -> None:
@@ -275,10 +276,16 @@ def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
     return {f.relative_to(folder).as_posix(): {"sha256": sha256_of(f), "bytes": f.stat().st_size} for f in files}
 
 
+def _hash_of(path: Path) -> str | None:
+    """The SHA-256 of an image; None where there is no file, or one that cannot be read."""
+    with suppress(OSError):  # a name that is too long for the system is one
+        return sha256_of(path) if path.is_file() else None
+    return None
+
+
 def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:
     """Whether an image that was judged is there, and is another one by now; those that have no file are not."""
-    path = Path(folder, noted["path"])
-    return path.is_file() and bool(noted["sha256"]) and sha256_of(path) != noted["sha256"]
+    return bool(noted["sha256"]) and _hash_of(Path(folder, noted["path"])) not in (None, noted["sha256"])
 
 
 def _now() -> str:

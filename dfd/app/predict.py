@@ -35,7 +35,11 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
         about["paths"] = {*paths}
         made = stack.enter_context(opened(Path(case), detector, about)) if case else None
         journal = stack.enter_context(_journal(Path(table), resume, detector, about)) if table else None
-        todo = [p for p in paths if p == STDIN or not (made.has(p) if made else journal and p in journal.done)]
+        done = made.journal.done if made else journal.done if journal else {}
+        known = {path for path in paths if (made.has(path) if made else path in done)}
+        if given is not None and done.get(STDIN) != hashlib.sha256(given).hexdigest():
+            known.discard(STDIN)
+        todo = [path for path in paths if path not in known]
         if len(todo) < len(paths):
             click.echo(f"{len(paths) - len(todo)} of {len(paths)} images are in {case or table} already", err=True)
         click.echo(f"model: {shown}", err=True)

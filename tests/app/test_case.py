@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from networks import noise
 
 from dfd import cli
-from dfd.app import case
+from dfd.app import case, examine
 from dfd.app.case import read_verdicts
 from dfd.config import CHECKPOINTS
 from dfd.core import runs
@@ -92,7 +92,7 @@ def test_verify_names_the_byte_that_changed(call, tmp_path):
     told = verify().stdout
     for line in ("verdicts.json is gone", "mine.txt was added", "in/00.png, an image that was judged, was changed"):
         assert line in told
-    assert "in/01.png is not here" in told and "4 differences" in told
+    assert "in/01.png is not here, or cannot be read" in told and "4 differences" in told
     shutil.rmtree(tmp_path / "case")
     (tmp_path / "case").mkdir()
     assert verify().exit_code == 2 and "no finished case.json" in verify().stderr
@@ -190,6 +190,27 @@ def test_originals_are_copied_where_that_is_asked_for(call, tmp_path):
     shutil.rmtree(tmp_path / "case" / "originals")
     call("--with-images", "in/alike.jpg")
     assert [copy.suffix for copy in (tmp_path / "case" / "originals").iterdir()] == [".jpg"]
+
+
+def test_a_case_is_finished_though_an_image_cannot_be_read_or_has_a_name_that_is_too_long(call, tmp_path, monkeypatch):
+    read = case.sha256_of
+
+    def unreadable(path):
+        if Path(path).name == "not.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(case, "sha256_of", unreadable)
+    made = call("in/00.png", "in/not.png")
+    assert made.exit_code == 1 and "1 of 2 images were refused" in made.stderr
+    assert [entry["sha256"] is None for entry in record()["inputs"]] == [False, True]
+    verified = call("case", command=["verify"])
+    assert verified.exit_code == 0 and "in/not.png is not here, or cannot be read" in verified.stdout
+    uploaded = examine.examine(Detector.load("run"), (tmp_path / "in" / "01.png").read_bytes(), "写" * 100)
+    with case.opened(tmp_path / "case", Detector.load("run"), {"crops": None, "crop_mode": None}) as opened:
+        opened.add(uploaded)
+        opened.finish()
+    assert call("case", command=["verify"]).exit_code == 0 and record()["inputs"][-1]["path"] == "写" * 100
 
 
 def test_a_folder_of_other_files_and_one_in_use_are_left_alone(call, tmp_path):

@@ -204,6 +204,11 @@ def test_standard_input_is_an_image(call, tmp_path):
     assert broken.exit_code == 1 and json.loads(broken.stdout)["error"].startswith("not an image")
     made = invoke(cli.main, ["predict", "--model", "run", "--case", "case", "-"], input=content)
     assert made.exit_code == 0 and len(list((tmp_path / "case" / "images").iterdir())) == 1
+    for into, again in (("--case", "case"), ("--csv", "stdin.csv")):
+        words = ["predict", "--model", "run", into, again, *(["--resume"] if into == "--csv" else []), "-"]
+        given = (content, content, encoded(noise(70, 60, 9), "PNG"))
+        told = [invoke(cli.main, words, input=data).stderr for data in given]
+        assert ["already" in text for text in told] == [into == "--case", True, False]  # another image is judged
 
 
 def test_addresses_files_of_a_model_and_halves_of_one_are_named(call, tmp_path):
