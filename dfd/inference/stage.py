@@ -21,6 +21,7 @@ from dfd.degrade.operators import as_float, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
 from dfd.inference.openset import FeatureBank, Subspace
 from dfd.models.backbones import fold_batch_norms
+from dfd.models.clip import WeightsError
 from dfd.models.networks import describe
 
 BATCH = 64  # crops per forward pass
@@ -102,7 +103,11 @@ class Stage:
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
             return cls(checked(read_content(path)), device)
+        except (WeightsError, torch.OutOfMemoryError):  # which say nothing of this file
+            raise
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
+            if isinstance(error, OSError) and error.filename not in (None, str(path)):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to open it all the same
                 reason = "it is cut, a Git LFS pointer (`git lfs pull`), or holds more than tensors and plain values"

