@@ -138,7 +138,8 @@ def _residual(detector: Detector, examination: Examination, image: Image.Image) 
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
         tiles.append((name, _tile(_coloured(np.clip((values - low) / max(high - low, 1e-9), 0, 1), "viridis"))))
-    return sentence("caption_residual", len(spectra) > 1, getattr(stage.model, "sees_image", True)), tiles
+    sees_image = getattr(stage.model, "sees_image", True)
+    return sentence("caption_residual", len(spectra) > 1, sees_image, bool(detector.stage2)), tiles
 
 
 def _gradcam(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
@@ -199,6 +200,7 @@ def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
             first, *second = detector.scored(degraded, None, None)
             known[factor, quality] = detector.judge(None, replace(first, quality=quality or first.quality), *second)
             if len(known) == len(cells):
-                caption = sentence("caption_stability", known, middle.size != image.size)
+                is_cut = middle.size != image.size
+                caption = sentence("caption_stability", known, examination.verdict.verdict, is_cut)
                 examination.pictures["stability"] = Picture(caption, [])
             yield len(known) == len(cells)

@@ -264,7 +264,7 @@ def finish(out: Path, record: dict, made_with: dict) -> None:
 
 def environment() -> dict[str, Any]:
     """The content of a run folder's environment.json but for the manifest's hash; what cannot be told is None."""
-    command = ["git", "-C", str(config.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    command = ["git", "-C", str(config.ROOT), "--git-dir=.git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or no repository

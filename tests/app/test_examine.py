@@ -179,7 +179,8 @@ def test_the_grid_starts_at_the_answer_and_goes_on_where_it_was_left(run, image)
     changed = "fake" if known[1.0, None].verdict == "real" else "real"
     for key, verdict in known.items():
         known[key] = replace(verdict, verdict=changed if key == (0.5, 60) else known[1.0, None].verdict)
-    assert f"It stands in {cells - 1} of {cells} cells" in sentence("caption_stability", known, False)
+    assert f"It stands in {cells - 1} of {cells} cells" in sentence("caption_stability", known, first.verdict, False)
+    assert f"It stands in 1 of {cells} cells" in sentence("caption_stability", known, changed, False)
 
 
 def test_a_cell_saved_below_all_that_was_measured_is_unsure_as_its_file_would_be(run, image):
@@ -196,13 +197,18 @@ def test_a_cell_saved_below_all_that_was_measured_is_unsure_as_its_file_would_be
     assert "none of 60 photos were called generated, and 10 in 100 of 70 fakes photographs; all got an answer." in text
 
 
-def test_of_a_large_image_the_middle_is_degraded(run):
+def test_of_a_large_image_the_middle_is_degraded_and_held_against_the_answer_on_all(run):
     detector, large = Detector.load(run), noise(1224, 1124)
     examination = examine.examine(detector, large)
     next(evidence.trace(detector, examination))
     middle = detector(large.crop((100, 50, 1124, 1074)))
     assert examination.stability[1.0, None].p_fake == middle.p_fake
-    assert "Judged on the middle" in sentence("caption_stability", examination.stability, True)
+    other = replace(middle, verdict="fake" if examination.verdict.verdict == "real" else "real")
+    cells = [(factor, quality) for factor in evidence.FACTORS for quality in evidence.QUALITIES]
+    examination.stability.update(dict.fromkeys(cells[:-1], other))
+    list(evidence.trace(detector, examination))
+    assert re.search(f"It stands in [01] of {len(cells)} cells", examination.pictures["stability"].caption)
+    assert "Judged on the middle" in examination.pictures["stability"].caption
 
 
 def test_evidence_is_drawn_kind_by_kind(run, image):
@@ -288,6 +294,14 @@ def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image)
         np.savez(file, **{name: own.spectrum for name, own in prints.items()})
     evidence.draw(detector, examination, "residual")
     assert [label for label, _ in examination.pictures["residual"].tiles[2:]] == labels
+    assert "What stage 2 extracts" in examination.pictures["residual"].caption
+    (run / CHECKPOINTS["stage2"]).unlink()
+    (run / "spectra.npz").unlink()
+    alone = Detector.load(run)
+    examination = examine.examine(alone, image)
+    evidence.draw(alone, examination, "residual")
+    caption = examination.pictures["residual"].caption
+    assert "The high-pass part of the middle" in caption and "compare with." in caption and "stage 2" not in caption
 
 
 def test_the_spectrum_of_a_generator_of_any_name_is_kept(tmp_path):

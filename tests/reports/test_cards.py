@@ -39,6 +39,8 @@ def run(tmp_path):
     table["jpeg_quality"], table["sha256"] = np.nan, [f"{i:064x}" for i in range(90)]
     table["subsampling"], table["bytes"], table["phash"] = None, 100, None
     rejected = [{"path": f"ProGAN/_bad_|{i}.png", "reason": f"truncated: {i}"} for i in range(12)]
+    for name in ("A/0.png", "A/1.png"):
+        rejected.append({"path": name, "reason": f"near-duplicate of test image {name}x (same group)"})
     table.attrs = {"root": str(tmp_path / "images"), "layout": "one folder per class", "rejected": rejected}
     manifest.write(table, out)
     scores.assign(split=table["split"]).to_parquet(out / "scores_stage1.parquet")
@@ -131,9 +133,11 @@ def test_a_card_has_both_limits_whose_sources_were_seen_and_no_sweep_of_other_we
     digest = manifest.digest(manifest.load(run))
     save(run, manifest_hash=digest, metrics=metrics["stage1"], temperature=1.0, band=[0.2, 0.7])
     record = json.loads((run / "config.json").read_text())
-    for ended, has_sweep in (("2026-01-01", False), ("2026-01-03", True)):
+    newer = {"ended": "2026-01-03", "status": "finished"}
+    entries = ({"ended": "2026-01-01"}, newer | {"status": "failed"}, {"status": "interrupted"}, newer)
+    for entry, has_sweep in zip(entries, (False, False, False, True), strict=True):
         record["notebooks"]["01_stage1_real_fake"]["ended"] = "2026-01-02"
-        record["notebooks"]["03_robustness"] = {"ended": ended}
+        record["notebooks"]["03_robustness"] = entry
         (run / "config.json").write_text(json.dumps(record))
         assert cards.write(run) == {}
         text = " ".join((run / "model_card_stage1.md").read_text().split())
@@ -177,6 +181,11 @@ def test_the_card_of_a_head_on_clip_says_what_it_rests_on(run):
     text = (run / "model_card_stage2.md").read_text()
     for told in ("Temperature 1.700", "is above 0.300 is called unknown", "possible names: 0.800"):
         assert told in text
+    save(run, stage="stage2", classes=["A", "B"], **common | {"finished": False, "conformal_quantile": None})
+    (run / "best_real_fake_model.pt").rename(run / "best_gfd2_model.pt")
+    assert cards.write(run) == {}  # after the first epoch nothing is fitted
+    text = (run / "model_card_stage2.md").read_text()
+    assert "training was not finished" in text and "possible names" not in text
 
 
 def test_numbers_of_other_weights_or_another_manifest_are_left_out(run):
@@ -197,7 +206,8 @@ def test_the_sheet_counts_what_the_manifest_holds(run):
         assert counts[label][split] == str(len(part))
     part = table[table["label"] == "ProGAN"]
     assert rows_of(text, "label")["ProGAN"]["images"] == str(len(part))
-    assert f"`{manifest.digest(table)}`" in text and "12 files were left out" in text and "- 12 truncated" in text
+    assert f"`{manifest.digest(table)}`" in text and "14 files were left out" in text and "- 12 truncated" in text
+    assert "- 2 near-duplicate of test\n" in text
     assert text.count("truncated: ") == 10 and "The others are in rejected.csv" in text
     assert r"ProGAN/\_bad\_\|0.png" in text
     assert "Sources: unknown" in text and "Licence: unknown" in text
