@@ -86,7 +86,7 @@ def bank(images: Path, count: int, out: Path) -> None:
     """The views of the feature bank, with a mean in place of the backbone."""
     from dfd.train.bank import build
 
-    backbone = SimpleNamespace(head=SimpleNamespace(in_features=3), forward_features=lambda x: x.mean((2, 3)))
+    backbone = SimpleNamespace(head=SimpleNamespace(in_features=3), forward_features=lambda x: x.mean((2, 3)), to=id)
     with contextlib.redirect_stderr(io.StringIO()):  # whose bar would stand among the rows
         built = build(_table(images, count), config.Stage1(out=str(out), workers=2), backbone)
     assert len(built) == count

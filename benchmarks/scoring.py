@@ -41,7 +41,8 @@ def rows(root: Path) -> Iterator[Row]:
         ray.shutdown()
     for number, (what, bar) in enumerate((("steady rate", BAR), ("whole run with the start of the workers", None))):
         one, two = (max(rate[number] for rate in rates[workers]) for workers in (1, 2))
-        yield Row(f"score, {what}: two workers, {two:.0f} images/s, against one", two / one, bar, "of one")
+        yield Row(f"score, {what}: two workers against one", two / one, bar, "of one")
+        yield Row(f"score, {what}: two workers", two, unit="images/s")
 
 
 def scored(images: Path, out: Path, model: Path, workers: int) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from benchmarks.measure import Row, against, in_turns
 from dfd import config
 from dfd.data import manifest
 from dfd.inference.files import build_model
+from dfd.inference.stage import uses_bfloat16
 from dfd.train import bank, fit, stage1, stage2
 from dfd.train.loop import Trainer
 
@@ -145,7 +146,9 @@ def of_bank(table: pd.DataFrame, repeats: int, **settings) -> Row:
     def bare() -> None:
         for start in range(0, len(table), bank.IMAGES):
             count = min(bank.IMAGES, len(table) - start)
-            backbone.forward_features(torch.rand(count * views, 3, cfg.crop_size, cfg.crop_size))
+            crops = torch.rand(count * views, 3, cfg.crop_size, cfg.crop_size).to(backbone.head.weight.device)
+            with torch.autocast(crops.device.type, torch.bfloat16, enabled=uses_bfloat16(crops.device)):
+                backbone.forward_features(crops)
 
     what = f"feature bank of CLIP, {len(table)} images of {views} views, bare: the backbone alone"
     return against(what, built, bare, max(1, repeats - 1), 0.95)

@@ -64,6 +64,8 @@ def export(detector: Detector, folder: Path) -> Path:
         graph = onnx.load(str(draft))
         onnx.helper.set_model_props(graph, {"dfd": json.dumps(record)})
         onnx.save(graph, str(draft))
+    for stage in detector.stages:  # back to where it was
+        stage.model.to(stage.device)
     write_json(folder / RECORD, record)
     shutil.copyfile(TEMPLATES / f"{EXAMPLE}.txt", folder / EXAMPLE)
     return folder / GRAPH

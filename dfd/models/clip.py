@@ -65,13 +65,14 @@ class Trunk(nn.Module):
         if new := [i for i, key in enumerate(keys) if key not in self.cached]:
             with torch.no_grad():
                 self.cached |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
-        tokens = torch.stack([self.cached[key] for key in keys])
+        tokens = torch.stack([self.cached[key].to(x.device) for key in keys])
         while len(self.cached) > CACHED:
             self.cached.popitem(last=False)
         return tokens
 
     def tokens(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed anew, and with gradients where something asks for them."""
+        self.vit.to(x.device)  # another detector may have moved it to its own
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
         mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed((x - mean) / std)))

@@ -210,7 +210,7 @@ def decode(item: Item) -> Image.Image:
 class Judge:
     """An actor of Ray Data: loads the model once, then judges what each row names."""
 
-    def __init__(self, shared: list[ray.ObjectRef], options: Options, device: str):
+    def __init__(self, shared: list[ray.ObjectRef], options: Options):
         (files, threshold, self.done, folder), self.options = ray.get(shared[0]), options
         with suppress(OSError):  # a machine without the folder can still read URLs
             os.chdir(folder)
@@ -218,7 +218,7 @@ class Judge:
         with tempfile.TemporaryDirectory() as run:
             for name, data in files.items():
                 (Path(run) / name).write_bytes(data)
-            self.detector = Detector.load(run, torch.device(device))
+            self.detector = Detector.load(run)
         self.detector.threshold = threshold
         shares = dict.fromkeys(self.detector.stage2.classes, 0.0) if self.detector.stage2 else None
         every_type = asdict(Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "", 0.0, ""))  # none is None
@@ -244,7 +244,8 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     is_local = address == "local"
     cpus = max(cores(), (options.workers or 1) * options.threads)
-    here = {"num_cpus": cpus, "object_store_memory": 256 << 20, "include_dashboard": False}
+    here = {"num_cpus": cpus, "num_gpus": torch.cuda.device_count(), "object_store_memory": 256 << 20}
+    here |= {"include_dashboard": False}
     there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
     settings: dict[str, Any] = here if is_local else there
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -265,7 +266,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows = [{"names": pickle.dumps(block)} for block in blocks]  # names need not be UTF-8
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
-        Judge, fn_constructor_args=([ray.put(shared)], options, "cuda" if gpus else "cpu"),
+        Judge, fn_constructor_args=([ray.put(shared)], options), batch_size=1,
         concurrency=min(len(blocks), options.workers or gpus or max(1, cpus // options.threads)),
         num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:

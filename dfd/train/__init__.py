@@ -24,7 +24,7 @@ def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame
         of_networks = {name: type(cfg).model_fields.get(name) for name in ("ablate", "representation", "extractor")}
         if given := [name for name, field in of_networks.items() if field and getattr(cfg, name) != field.default]:
             raise config.ConfigError(f"{', '.join(given)}: only networks have it; leave it out with {cfg.backbone}")
-        with main_process_first():  # one computes the bank and the head, the others find them
-            return fit_head(table, cfg, on_epoch)
+        with main_process_first():  # which alone computes the bank and the head
+            return fit_head(table, cfg, on_epoch) if is_main_process() else pd.DataFrame()
     fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2
     return fit_stage(table, cfg, on_epoch)

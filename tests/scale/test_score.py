@@ -49,11 +49,12 @@ def ray_here():
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES")  # workers as beside GPUs, of which torch may know nothing
         for name, value in {**AWS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
             patch.setenv(name, value)
         for attempt in range(4):
             try:
-                ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+                ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
                 break
             except Exception:  # Ray gives itself half a minute, which a busy machine may need for Python alone
                 ray.shutdown()
@@ -89,7 +90,7 @@ def without_ray(monkeypatch):
     def judge(names, shared, options):
         judged.extend(names)
         monkeypatch.setattr(ray, "get", lambda content: content)
-        worker = scale.Judge([shared], options, "cpu")
+        worker = scale.Judge([shared], options)
         for start in range(0, len(names), options.part_size):
             yield from worker({"names": [pickle.dumps(names[start : start + options.part_size])]})
 
@@ -505,7 +506,8 @@ def test_the_benchmark_scores_all_images_twice_and_tells_the_ratio(tmp_path, mon
     monkeypatch.setattr(scoring, "contents", small)
     for name, value in {"IMAGES": 32, "PART": 4, "TURNS": 1, "SIDE": 64}.items():
         monkeypatch.setattr(scoring, name, value)
-    steady, whole = scoring.rows(tmp_path)
+    steady, rate, whole, _ = scoring.rows(tmp_path)
+    assert rate.value > 0 and (rate.unit, rate.bar) == ("images/s", None)
     assert steady.value > 0 and steady.bar == 1.8 and not measure.Row("x", 1.7, 1.8, steady.unit).met
     assert whole.value > 0 and whole.bar is None
     for workers in (1, 2):

@@ -16,7 +16,7 @@ from PIL import Image
 from ship_detector import ship
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from dfd import config
+from dfd import config, train
 from dfd.config import CHECKPOINTS, SHIPPED, SUMS
 from dfd.core.runs import Interrupted
 from dfd.data import manifest
@@ -253,6 +253,13 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
         bank.build(table, cfgs["stage1"], backbone)
     bank.build(table, cfgs["stage1"].model_copy(update={"seed": 1}), backbone)
     assert sum(seen) == (24 + 48 + 48 + 48) * whole.shape[1]
+
+
+def test_of_several_processes_one_fits_the_head(trained, monkeypatch):
+    table, cfgs, out = trained
+    (out / CHECKPOINTS["stage1"]).unlink()
+    monkeypatch.setattr(train, "is_main_process", lambda: False)
+    assert fit(table, cfgs["stage1"]).empty and not (out / CHECKPOINTS["stage1"]).exists()
 
 
 def test_a_full_disk_is_told_before_a_page_of_the_bank_cannot_be_written(trained, monkeypatch):
