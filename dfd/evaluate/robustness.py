@@ -1,7 +1,9 @@
 """The sweep of notebook 03: every image under every condition of the grid, both stages, nothing done twice."""
 
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +24,8 @@ from dfd.evaluate.scores import as_columns, as_row, with_predictions
 from dfd.inference.detector import score_files
 from dfd.inference.stage import Stage
 
-HELD = 1 << 30  # bytes of decoded images that are held, the last ones
+HELD = 1 << 30  # bytes of decoded images that are held, all or none
+LARGE, ONE_LARGE = 4_000_000, threading.Semaphore()  # pixels, from which on one is degraded at a time: 100 bytes each
 CELLS = "cells"  # folder of the finished cells, in the run folder
 ALL = "all"  # the label of metrics over all images
 ACCURACY = {"stage1": "balanced_accuracy_at_threshold", "stage2": "balanced_accuracy"}  # chance: one over the classes
@@ -51,8 +54,8 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     missing = ([name for name in stages if not cells[name, i].exists()] for i in range(len(conditions)))
     todo, count = {i: names for i, names in enumerate(missing) if names}, len(conditions)
     print(f"{len(table)} images: {count - len(todo)} of {count} conditions kept, {len(todo)} to score")
-    largest = int((3 * table["width"] * table["height"]).max())
-    load = lru_cache(HELD // largest)(lambda path: load_rgb(Path(table.attrs["root"]) / path))
+    sizes = 3 * table["width"] * table["height"]  # bytes; where not all fit, none is there when its turn comes again
+    load = lru_cache(None if sizes.sum() <= HELD else 1)(lambda path: load_rgb(Path(table.attrs["root"]) / path))
     for i in bar(todo, desc="conditions", unit="condition"):
         read = partial(_degraded, load=load, condition=conditions[i], seed=seed)
         for name, answers in _score({name: stages[name] for name in todo[i]}, table, read, crops).items():
@@ -78,7 +81,8 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
     drawn, image = {"generator": random}, load(path)
     chain = [(name, level, options | (drawn if name == "noise" else {})) for name, level, options in condition.chain]
     try:
-        return compose(to_tensor(image), chain)
+        with ONE_LARGE if image.width * image.height > LARGE else nullcontext():
+            return compose(to_tensor(image), chain)
     except (OSError, ValueError) as error:  # a codec's limit: of WebP 16,383 pixels a side
         raise ImageError(f"{path}: no {condition.name} of it ({error}); take out the image or the condition") from error
 

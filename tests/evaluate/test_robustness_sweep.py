@@ -2,6 +2,9 @@
 
 import gc
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -171,3 +174,28 @@ def test_images_that_do_not_fit_into_memory_are_decoded_again(table, stages, tmp
     assert len(table) < len(read)
     for name in stages:
         pd.testing.assert_frame_equal(parts[name], whole[name], atol=0.02)
+
+
+def test_one_large_image_is_degraded_at_a_time(monkeypatch):
+    busy, most = [], []
+
+    def compose(image, chain):
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.02)
+        busy.pop()
+        return image
+
+    monkeypatch.setattr(robustness, "compose", compose)
+    for limit, together in ((100 * 100, True), (100 * 100 - 1, False)):
+        monkeypatch.setattr(robustness, "LARGE", limit)
+        most.clear()
+        degrade = partial(
+            robustness._degraded,
+            load=lambda path: Image.new("RGB", (100, 100)),
+            condition=registry.parse("jpeg 75"),
+            seed=0,
+        )
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(degrade, "abcd"))
+        assert (max(most) > 1) == together
