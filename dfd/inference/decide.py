@@ -160,8 +160,8 @@ def fit_temperature(scores: pd.DataFrame) -> float:
 def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None) -> float:
     """The p_fake from which an image is called fake, midway between two p_fake of these photos and fakes.
 
-    The best balanced accuracy; or with `fpr`, in [0, 1), the lowest cut that calls at most this share of the photos
-    fake, just above 1 where no other is allowed; of few photos 1 % is a guess. ValueError: no photo, or no fake.
+    The best balanced accuracy, above all where chance is as good; or with `fpr`, in [0, 1), the lowest cut that calls
+    at most this share of photos fake, just above 1 where no other may; of few, 1 % is a guess. ValueError: one lacks.
     """
     photos, fakes = np.sort(photos)[::-1], np.asarray(fakes)
     if not len(photos) or not len(fakes):
@@ -170,9 +170,11 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
     if fpr is None:
         false, true, cuts = sklearn.metrics.roc_curve(np.arange(len(p)) >= len(photos), p, drop_intermediate=False)
         gain = true - false
+        if gain.max() < 1e-12:  # then nobody is accused
+            return float(min(np.nextafter(p.max(), 2), 1 - 1e-9))
         best = np.flatnonzero(gain >= gain.max() - 1e-12)
         cut = cuts[best[len(best) // 2]]
-        return float((cut + max(p[p < cut], default=cut)) / 2) if np.isfinite(cut) else 0.5
+        return float((cut + max(p[p < cut], default=cut)) / 2)
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is a share of photos in [0, 1), such as 0.05; got {fpr}")
     spared = photos[int(fpr * len(photos) + 1e-9)]  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less

@@ -54,6 +54,8 @@ def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
         return balanced_accuracy_score(fake, p >= at)
 
     assert gain(cut) == pytest.approx(max(gain(at) for at in p))
+    for photos, fakes in (([0.6, 0.7, 0.8], [0.2, 0.3, 0.4]), ([0.5] * 3, [0.5] * 3), ([1.0, 0.9], [0.1])):
+        assert decide.fit_threshold(photos, fakes) > min(max(photos), 1 - 1e-8)  # chance is as good: none is accused
     moved = noisy.assign(logit_fake=noisy["logit_fake"] + 3)
     odds = np.log(cut / (1 - cut)) + 3
     assert fit_threshold(moved, 1.0) == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.01)
