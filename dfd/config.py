@@ -45,7 +45,7 @@ def _texts(value: Any) -> Any:
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 Place = Annotated[  # from the working directory; absolute ones stay
-    str, BeforeValidator(lambda path: str(path) if os.path.isabs(path) else os.path.relpath(resolve(path)))
+    str, BeforeValidator(lambda path: os.path.normpath(path) if os.path.isabs(path) else os.path.relpath(resolve(path)))
 ]
 
 

@@ -124,6 +124,7 @@ def test_unknown_profile_lists_the_known():
 
 
 def test_paths_are_taken_from_the_project_when_a_notebook_runs_in_place(monkeypatch, tmp_path):
+    assert config.OwnData(out=f"{tmp_path}/own/").out == f"{tmp_path}/own"  # further folders are named after it
     monkeypatch.chdir(config.ROOT / "notebooks")
     assert config.resolve("data/sample") == config.ROOT / "data/sample"
     monkeypatch.chdir(tmp_path)

@@ -46,8 +46,9 @@ def measure(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sources(table: pd.DataFrame) -> pd.Series:
-    """Where each image comes from: the manifest's source, provenance.csv's, or the first word of the file name."""
+    """Each image's source by manifest or provenance.csv, else the first word of its name, where LEAST share that."""
     first = table["path"].str.extract(r"([^/_]*)_[^/]*$", expand=False).fillna("unknown")
+    first = first.mask(first.groupby(first).transform("size") < LEAST, "other")
     return provenance.of(table).fillna(first)
 
 

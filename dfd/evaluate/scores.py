@@ -87,7 +87,7 @@ def save_scores(scores: pd.DataFrame, out: str | Path, stage: str, keep: str | N
     """Write a stage's score table to a run folder; of the one that is there only rows of degradation `keep` stay."""
     if keep is not None:
         stored = load_scores(out, stage)  # its other rows may be another model's
-        scores = pd.concat([stored[stored["degradation"] == keep], scores[scores["degradation"] != keep]])
+        scores = pd.concat([stored[stored["degradation"] == keep], scores[scores["degradation"] != keep]], join="inner")
     with atomic_write(Path(out) / f"scores_{stage}.parquet") as draft:
         scores.to_parquet(draft, index=False)
 

@@ -154,11 +154,11 @@ def plot_probe(probe: pd.DataFrame) -> Axes:
 
 
 def plot_sources(table: pd.DataFrame) -> Figure:
-    """Where stage 1 can be trusted: AUC and share called fake by source, worst first, from `metrics.by_source`."""
+    """Where stage 1 can be trusted: AUC and share called fake of a class's 40 worst sources, by `metrics.by_source`."""
     worse = table["called_fake"].where(table["label"] == REAL, -table.get("auc", table["called_fake"]))
     names = sorted(table["label"].unique(), key=lambda name: (name == REAL, name))
     table = table.assign(worse=-worse, place=table["label"].map(names.index)).sort_values(["place", "worse"])
-    table = table.reset_index(drop=True)
+    table = table.groupby("place").head(40).reset_index(drop=True)
     figure, (axes,) = new_grid(1, 2, (5.2, 1.2 + 0.26 * len(table)), sharey=True)
     for ax, metric, text in zip(axes, ("auc", "called_fake"), ("AUC against all photos", "called fake"), strict=True):
         for colour, label in zip(results.colours(len(names)), names, strict=True):

@@ -24,6 +24,8 @@ from dfd.inference.decide import class_names, closed_set, confidences, true_clas
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
 PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
 MARKERS = "os^Dv"
+pd.set_option("display.max_rows", 500, "display.max_columns", 200)  # reports show their tables whole
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # a legend that axes have no room for
 LOSSES = {"train_loss": "training, as it is minimised", "val_loss": "validation, cross-entropy"}
 Names = Sequence[str] | pd.Series | pd.Index
 
@@ -48,7 +50,8 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
 
 def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool = False) -> Figure:
     """Confusion matrices of score tables, title -> table, on a split's clean images; a row per class or label."""
-    figure, axes = new_grid(1, len(tables), (5.2, 4.6))
+    most = max(scores["label"].nunique() for scores in tables.values())
+    figure, axes = new_grid(1, len(tables), (max(5.2, 0.62 * most), max(4.6, 0.55 * most)))
     for ax, (title, scores) in zip(axes[0], tables.items(), strict=True):
         images, classes = clean(scores, split), class_names(scores)
         true = images["label"] if by_label else true_class(images)
@@ -104,7 +107,7 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xscale="log", xlim=(0.5 / scores["label"].eq(REAL).sum(), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 else {}))
     return ax
 
 
@@ -118,7 +121,7 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.axhline(is_fake.mean(), color=colour, ls=":")
     ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 else {}))
     return ax
 
 
@@ -191,7 +194,7 @@ def plot_ablation(table: pd.DataFrame, metric: str = "auc") -> Axes:
     ax.hlines(np.arange(len(variants) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.8)
     name_rows(ax, variants, 10)
     ax.set_xlabel("AUC" if metric == "auc" else metric)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="images")
+    ax.legend(title="images", **BESIDE)
     return ax
 
 

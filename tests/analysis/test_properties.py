@@ -53,6 +53,8 @@ def test_sources_come_from_manifest_provenance_or_file_name(table, tiny_data):
     assert slices.sources(table).eq("unknown").all()
     named = table.assign(path=[f"ProGAN/walk_{i}.png" for i in range(len(table))])
     assert slices.sources(named).eq("walk").all()
+    few = [f"ProGAN/{'walk' if i > 8 else i}_{i}.png" for i in range(len(table))]
+    assert slices.sources(table.assign(path=few)).tolist() == ["other"] * 9 + ["walk"] * (len(table) - 9)
     sheet = tiny_data.parent / "provenance.csv"
     sheet.write_text("file,source\nProGAN/walk_0.png,lab\n")
     try:

@@ -113,6 +113,8 @@ def test_a_sweep_leaves_the_clean_rows_as_they_were(tmp_path, noisy):
     found = scores.load_scores(tmp_path, "stage1")
     pd.testing.assert_frame_equal(found[found["degradation"] == "none"], noisy)
     assert found.loc[found["degradation"] == "jpeg", "logit_fake"].eq(9).all() and len(found) == 600
+    scores.save_scores(swept.assign(source="of now"), tmp_path, "stage1", keep="none")  # clean rows know none yet
+    assert "source" not in scores.load_scores(tmp_path, "stage1")
 
 
 def test_missing_scores_name_the_notebook(tmp_path):

@@ -41,6 +41,8 @@ def test_sources_stand_worst_first_by_label_with_their_intervals():
     assert points == {"ProGAN": [[0.5, 0], [0.9, 1]], "RealPhotos": [[0.6, 2], [0.1, 3]]}
     spans = [segment[:, 0].round(3).tolist() for lines in right.collections for segment in lines.get_segments()]
     assert spans == [[0.45, 0.55], [0.85, 0.95], [0.55, 0.65], [0.05, 0.15]]
+    many = pd.concat([table.assign(source=table["source"] + str(i)) for i in range(900)], ignore_index=True)
+    assert len(plots.plot_sources(many).axes[0].get_yticklabels()) == 80  # else the picture has no end
 
 
 def test_a_generator_has_one_colour_in_curves_embedding_and_sources():
@@ -112,7 +114,22 @@ def test_curves_are_drawn_on_the_given_axes_and_refused_of_one_class(draw):
 
 def test_eleven_generators_are_eleven_curves():
     table = pd.concat([noisy_table(30).replace({"label": {"ProGAN": f"G{i}", "BigGAN": f"G{i}"}}) for i in range(11)])
-    assert len(plots.plot_roc(table).lines) == 11
+    ax = plots.plot_roc(table)
+    assert len(ax.lines) == 11
+    for draw in (plots.plot_roc, plots.plot_pr):
+        ax = draw(table, plt.figure().gca())
+        ax.figure.canvas.draw()
+        assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1  # beside the curves
+    widths = [
+        plots.plot_confusions({"stage 2": names}, "test", by_label=True).get_figwidth()
+        for names in (table, noisy_table(9))
+    ]
+    assert widths[0] > 1.4 * widths[1]
+
+
+def test_tables_are_shown_whole():
+    table = pd.DataFrame(1.0, range(70), [f"metric {i}" for i in range(25)])
+    assert "..." not in table.to_html() and table._repr_html_().count("<tr") == 71
 
 
 def test_pr_names_the_average_precision_and_the_share_of_fakes():
