@@ -200,10 +200,9 @@ def _need_every_class(listing: Listing, table: pd.DataFrame) -> None:
 def _split(table: pd.DataFrame, listing: Listing, seed: int, val_fraction: float, test_fraction: float) -> pd.DataFrame:
     """Group and split the described images, and bring the columns into order."""
     given, earlier = (table[name].astype(object).where(table[name].notna(), None) for name in ("given", "earlier"))
-    held = set(given) & {"val", "test"}  # splits that folders or sources give, into which nothing is drawn
+    held = set(given) & {"val", "test"}  # given by folders or sources; of a label that none binds, sources hold nothing
     stays = given.isin(held) | (given == "train") & (len(held) == 2)
-    is_drawn = given.isna() & ("source" in table)  # of a label of which no source is held out
-    fixed = given.where(stays, earlier.mask(earlier.isin(held) & ~is_drawn))
+    fixed = given.where(stays, earlier.mask(earlier.isin(held) & (given.notna() | ("source" not in table))))
     table = table.assign(given=given, fixed=fixed.where(fixed.notna(), None))
     group, dropped = splits.separate(table)
     listing.rejected += [{"path": table.path[row], "reason": reason} for row, reason in dropped.items()]

@@ -103,10 +103,9 @@ class Stage:
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
             return cls(checked(read_content(path)), device)
-        except (WeightsError, torch.OutOfMemoryError):  # which say nothing of this file
-            raise
         except Exception as error:  # a foreign file may raise anything: UnpicklingError, KeyError, RuntimeError …
-            if isinstance(error, OSError) and error.filename not in (None, str(path)):
+            is_of_another = getattr(error, "filename", None) not in (None, str(path))
+            if is_of_another or isinstance(error, WeightsError | torch.OutOfMemoryError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to open it all the same
