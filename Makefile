@@ -1,15 +1,17 @@
-# `make` lists the targets. Ready environments are used as they are: `make test PY=python`.
+# `make` lists the targets. Ready environments are used as they are: `make test PY=python`; another Python makes .venv by
+# `make demo PYTHON=python3.12`.
 .DEFAULT_GOAL := help
 .PHONY: help demo report test lab app lint audit docs bench diff-setup clean
 
 PYTHON  ?= python3
 PY      ?= $(if $(filter dfd,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
 ENV     := $(if $(filter .venv/bin/python,$(PY)),.venv/.ready)
-BIN     := $(if $(findstring /,$(PY)),$(dir $(abspath $(PY))))
+BIN     := $(if $(findstring /,$(PY)),$(dir $(PY)))
 DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
 ARGS    ?=
+VENV     = .venv/bin/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 PIP     := $(PY) -m pip install --quiet -c constraints.txt
 
 help:  ## List the targets
@@ -60,23 +62,24 @@ docs: $(ENV)  ## Build the documentation into site/
 bench: $(ENV)  ## Measure speed on this machine, each row beside its bar (ARGS=--long, ARGS=--gpu)
 	$(PY) -m benchmarks.speed $(ARGS)
 
+diff-setup: HERE := $(if $(BIN),$(if $(filter /%,$(BIN)),,$(CURDIR)/))
 diff-setup: $(ENV)  ## Let `git diff` and `git merge` show notebooks cell by cell (nbdime, this checkout only)
-	git config diff.jupyternotebook.command '"$(BIN)git-nbdiffdriver" diff'
-	git config merge.jupyternotebook.driver '"$(BIN)git-nbmergedriver" merge %O %A %B %L %P'
+	git config diff.jupyternotebook.command '"$(HERE)$(BIN)git-nbdiffdriver" diff'
+	git config merge.jupyternotebook.driver '"$(HERE)$(BIN)git-nbmergedriver" merge %O %A %B %L %P'
 
 clean:  ## Remove caches and reports; data and .venv stay
 	rm -rf .pytest_cache .ruff_cache build dist site *.egg-info reports/*/
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 .venv/.ready: pyproject.toml constraints.txt
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(VENV)
 	@echo 'Installing into .venv the versions of constraints.txt: about 7 GB with CUDA, 2 to 6 minutes, once.'
 	$(PIP) -e '.[dev]' && touch $@
 
 ifdef UPDATE
 .PHONY: constraints.txt
 constraints.txt:
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(VENV)
 	$(PY) -m pip install --quiet uv && $(PY) -m uv pip compile --quiet --upgrade --all-extras --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command 'make demo UPDATE=1' pyproject.toml -o $@ >/dev/null
 endif
