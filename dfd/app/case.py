@@ -136,7 +136,7 @@ class Case:
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
         self.record["notes"] = [*dict.fromkeys([*self.record.get("notes", []), *about.get("notes", ())])]
         self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
-        for name in ("images", "thumbs"):
+        for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / RECORD, self.record)
         self.journal = Journal(folder / VERDICTS, True, detector, about, lambda r: _is_changed(r, place))
@@ -183,14 +183,15 @@ class Case:
         write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
-        hashes = {v.path: _hash_of(files[v.path]) for v in verdicts if v.error and v.path}  # of the refused
-        rows = [{"path": v.path, "sha256": v.sha256 or hashes.get(v.path), "bytes": sizes.get(v.path)}
-                for v in verdicts if v.path]  # fmt: skip
+        noted = {(row["path"], row["sha256"]): row for row in self.record.get("inputs", ())}  # as it was judged
+        rows = [noted.get((v.path, v.sha256)) or {"path": v.path, "sha256": v.sha256 or _hash_of(files[v.path]),
+                "bytes": sizes.get(v.path)} for v in verdicts if v.path]  # fmt: skip
         for v in verdicts if self.about.get("with_images") else ():  # those of earlier runs too
-            if v.sha256 and v.path and _hash_of(files[v.path]) == v.sha256:
-                suffix = re.sub(r"[^\w.]", "", files[v.path].suffix)[:10]
-                (folder / "originals").mkdir(exist_ok=True)
-                shutil.copyfile(files[v.path], folder / "originals" / f"{v.sha256[:16]}{suffix}")
+            suffix = re.sub(r"[^\w.]", "", Path(v.path or "").suffix)[:10]
+            copy = folder / "originals" / f"{(v.sha256 or '')[:16]}{suffix}"
+            if v.path in sizes and not copy.exists() and _hash_of(files[v.path]) == v.sha256:
+                with atomic_write(copy) as draft:
+                    shutil.copyfile(files[v.path], draft)
         self.record |= {"inputs": rows, "outputs": _hashes(folder)}
         self.record["runs"][-1]["ended"] = _now()
         self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}
@@ -211,6 +212,7 @@ class Case:
         return [{"verdict": v, "name": plain(v.path), "headline": sentence("headline", v), "key": path.stem,
                  "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
                  "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place]),
+                 "in_part": (page := self.page_of(v.sha256 or "")).exists() and b"<li>In part:" in page.read_bytes(),
                  "differs": bool(differs[place])}
                 for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))]  # fmt: skip
 
@@ -236,10 +238,9 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     changed = (name for name in noted if present.get(name) != noted[name])
     wrong = [f"{name} was changed" if name in present else f"{name} is gone" for name in changed]
     wrong += [f"{name} was added" for name in present if name not in noted]
-    judged = record["inputs"]
-    wrong += [f"{row['path']}, an image that was judged, was changed" for row in judged if _is_changed(row, place)]
-    away = (row["path"] for row in judged if _hash_of(Path(place, row["path"])) is None)
-    return wrong, [f"{path} is not here, or cannot be read" for path in away]
+    now = [(row["path"], row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
+    wrong += [f"{path}, an image that was judged, was changed" for path, was, own in now if own and was and own != was]
+    return wrong, [f"{path} is not here, or cannot be read" for path, _, own in now if own is None]
 
 
 def write_pdf(html: str, path: Path) -> None:

@@ -110,7 +110,7 @@ def in_part(p: np.ndarray, corners: Sequence[Corner], stage: Stage, verdict: Ver
     rows, columns = (sorted({corner[axis] for corner in corners}) for axis in (0, 1))
     grid = p.reshape(len(rows), len(columns))
     low, high = stage.band or (stage.threshold, stage.threshold)
-    if min(grid.shape) <= REGION or verdict.verdict == "fake" or np.median(grid) >= low:
+    if min(grid.shape) <= REGION or verdict.verdict == "fake" or verdict.outside or np.median(grid) >= low:
         return None
     least = np.lib.stride_tricks.sliding_window_view(grid, (REGION, REGION)).min(axis=(2, 3))
     row, column = np.unravel_index(least.argmax(), least.shape)
@@ -138,8 +138,7 @@ def _residual(detector: Detector, examination: Examination, image: Image.Image) 
     for name, values in spectra.items():
         low, high = np.percentile(values, (2, 99.8))
         tiles.append((name, _tile(_coloured(np.clip((values - low) / max(high - low, 1e-9), 0, 1), "viridis"))))
-    sees_image = getattr(stage.model, "sees_image", True)
-    return sentence("caption_residual", len(spectra) > 1, sees_image, bool(detector.stage2)), tiles
+    return sentence("caption_residual", len(spectra), getattr(stage.model, "sees_image", True), detector.stage2), tiles
 
 
 def _gradcam(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
@@ -200,7 +199,6 @@ def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
             first, *second = detector.scored(degraded, None, None)
             known[factor, quality] = detector.judge(None, replace(first, quality=quality or first.quality), *second)
             if len(known) == len(cells):
-                is_cut = middle.size != image.size
-                caption = sentence("caption_stability", known, examination.verdict.verdict, is_cut)
+                caption = sentence("caption_stability", known, examination.verdict.verdict, middle.size != image.size)
                 examination.pictures["stability"] = Picture(caption, [])
             yield len(known) == len(cells)

@@ -27,7 +27,7 @@ class Verdict:
     path: str | None
     is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
     verdict: str | None = None  # fake, real, or unsure where either would be wrong too often
-    p_fake: float | None = None  # calibrated, in [0, 1]
+    p_fake: float | None = None  # calibrated where half of the images are fake, in [0, 1]
     source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown; none without a stage 2
     p_source: dict[str, float] | None = None  # stage 2's view, given for photos too
     candidates: tuple[str, ...] | None = None  # generators that stay possible, a conformal set; given for photos too
@@ -126,7 +126,7 @@ class Detector:
         return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
                        name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
                        sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,
-                       log10_lr=float(log10_lr(logit, fitted)) if fitted else None)  # fmt: skip
+                       log10_lr=float(log10_lr(logit, fitted)) if fitted and not outside else None)  # fmt: skip
 
 
 def files_of(run: Path) -> list[str]:

@@ -70,10 +70,15 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     assert len(drawn) == 1 and not (folder / "originals").exists()
     index = (folder / "index.html").read_text()
     assert "<title>A &amp; B" in index and index.count("1 more</td>") == 2 and index.count('class="folded"') == 1
+    assert "in part generated" not in index and index.count("no other picture was drawn") == 0
+    without = [page for page in (folder / "images").iterdir() if "no other picture was drawn" in page.read_text()]
+    assert len(without) == 11
+    without[0].write_text(without[0].read_text().replace("<ul>", "<ul><li>In part: the square</li>"))
     path = folder / "verdicts.csv"
     path.write_text(re.sub(r"^(in/alike.jpg,\w+,\w+),\w+", r"\1,other", path.read_text(), flags=re.M))
     call("in/00.png")
-    assert (folder / "index.html").read_text().count("1 more, verdicts differ</td>") == 2
+    index = (folder / "index.html").read_text()
+    assert index.count("1 more, verdicts differ</td>") == 2 and index.count("in part generated, see its page") == 1
 
 
 def test_verify_names_the_byte_that_changed(call, tmp_path):
@@ -109,8 +114,15 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     assert "1 of 3 images are in case already" in result.stderr and result.exit_code == 0
     after = read_verdicts(tmp_path / "case" / "verdicts.csv")
     assert [verdict.path for verdict in after] == ["in/00.png", "in/01.png", "in/02.png"]
+    sizes = {entry["path"]: entry["bytes"] for entry in record()["inputs"]}
+    assert sizes["in/01.png"] == (tmp_path / "in" / "01.png").stat().st_size
+    kept = (tmp_path / "in" / "01.png").read_bytes()
+    (tmp_path / "in" / "01.png").write_bytes(b"other")
+    call("in/02.png")  # says nothing of the first two, which stay noted as they were judged
+    assert {entry["path"]: entry["bytes"] for entry in record()["inputs"]} == sizes
+    (tmp_path / "in" / "01.png").write_bytes(kept)
     assert after[0] == before[0] and after[1].sha256 != before[1].sha256
-    assert record()["id"] == noted["id"] and record()["notes"] == ["first", "second"] and len(record()["runs"]) == 3
+    assert record()["id"] == noted["id"] and record()["notes"] == ["first", "second"] and len(record()["runs"]) == 4
     again = call("in/00.png", "--model", str(tmp_path / "run"))  # the same by another path
     assert (
         "1 of 1 images are in case already" in again.stderr
@@ -119,7 +131,7 @@ def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=0.9, key="other")
     refused = call("in/00.png")
     assert refused.exit_code == 2 and "holds 2 images more, such as in/01.png: name all, go on as its" in refused.stderr
-    assert len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3 and len(record()["runs"]) == 4
+    assert len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 3 and len(record()["runs"]) == 5
     named = [f"in/0{number}.png" for number in (0, 1, 2)]
     result = call(*named)
     assert "judged by another detector" in result.stderr and "already" not in result.stderr

@@ -278,6 +278,7 @@ def test_a_patch_is_found_where_its_windows_agree_and_nowhere_else(run):
     p[[35, 44, 45]] = 0.8
     assert evidence.in_part(p, corners, stage, verdict) == (96, 128, 64)
     assert evidence.in_part(p, corners, stage, replace(verdict, verdict="fake")) is None
+    assert evidence.in_part(p, corners, stage, replace(verdict, outside="it shows nothing")) is None
     assert evidence.in_part(np.maximum(p, 0.5), corners, stage, verdict) is None  # all of it is in doubt
     assert evidence.in_part(p[:4], corners[:4], stage, verdict) is None
 
@@ -367,11 +368,11 @@ def test_large_images_are_of_no_upper_size():
     assert of_large == "384 px or more on the shorter side, saved as JPEG or not"
 
 
-def test_a_probability_is_called_calibrated_where_it_is(run, image):
+def test_a_score_is_called_calibrated_where_it_is(run, image):
     scores = Detector.load(run).stage1.validation
     for validation, words in (
-        ({}, "The probability that"),
-        (scores or {"photos": [0.1], "fakes": [0.9]}, "The calibrated p"),
+        ({}, "Its score is 0."),
+        (scores or {"photos": [0.1], "fakes": [0.9]}, "Its calibrated score is 0."),
     ):
         update_checkpoint(run / CHECKPOINTS["stage1"], validation=validation)
         assert words in said(Detector.load(run), image)
@@ -431,7 +432,7 @@ def test_a_threshold_that_was_asked_for_takes_no_credit_for_the_detectors_own_li
     [
         (0.1, "no support either way: such a score is about 1.3 times more common among fakes than among photos"),
         (0.0, "as common among fakes as among photos"),
-        (0.8, "limited support that it was generated: such a score is about 6.3 times"),
+        (0.8, "weak support that it was generated: such a score is about 6.3 times"),
         (-1.5, "moderate support that it was photographed: such a score is about 32 times more common among photos"),
         (2.5, "moderately strong support"), (2.99, "moderately strong support"), (3.01, "strong support"),
         (3.5, "strong support"), (4.01, "very strong support"), (-4.5, "very strong support that it was photo"),

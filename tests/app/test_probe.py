@@ -53,7 +53,8 @@ def test_an_upload_gets_the_same_verdict_as_predict_in_words(app):
     upload(app, ("photo.png", data))
     assert "status done" in done(app)
     verdict = Detector(app.detector.stage1, app.detector.stage2)(data)
-    assert f"is {verdict.p_fake:.3f}. It is held against 0.500" in app.on.answer.value
+    assert f"score is {verdict.p_fake:.3f}, from 0" in app.on.answer.value
+    assert "It is held against 0.500" in app.on.answer.value
     called = f"Called generated, by {verdict.source}" if verdict.is_fake else "Called a photograph"
     assert f">{called}</p>" in app.on.answer.value
     assert app.on.list.label == f"1. photo.png: {called} ({verdict.p_fake:.2f})"
