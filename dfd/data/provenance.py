@@ -104,8 +104,9 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     """As `splits.assign`; what `give` bound, but not to test, becomes train and val, in the fractions' proportion."""
     bound = table.group.isin(table.group[table.given.notna()])
     in_test = table.group.isin(table.group[table.given == "test"])
-    val_of_bound = (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)
-    shares = ((table[~bound], val_fraction), (table[bound], val_of_bound))
+    table = table.assign(fixed=table.fixed.where(~bound | in_test | table.fixed.ne("test"), None))  # once unbound
+    of_bound = (1 - in_test[bound].mean()) * val_fraction / (1 - test_fraction)
+    shares = ((table[~bound], val_fraction), (table[bound], of_bound))
     parts = [splits.assign(rows, seed, val, test_fraction) for rows, val in shares if len(rows)]
     return pd.concat(parts).reindex(table.index)
 

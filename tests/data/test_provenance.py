@@ -184,6 +184,19 @@ def test_added_images_move_no_old_one(data):
     assert (table.set_index("path").split[old.index] == old).all()
 
 
+def test_an_image_that_is_tied_to_an_old_test_image_of_another_label_is_not_in_test_by_that(data):
+    old = scan(data, group_by="source", hold_out=["phones", "other code"]).set_index("path").split
+    fake = old.index[old.eq("test") & old.index.str.startswith("BigGAN")][0]  # no source of which is held out
+    fill(data / "RealPhotos", 1, start=33)
+    write(data.parent, [*rows_of(data.parent), ("RealPhotos/33.png", "cameras")])
+    (data / "groups.csv").write_text(f"path,group\n{fake},pair\nRealPhotos/33.png,pair\n")
+    table = scan(data, group_by="source", hold_out=["phones", "other code"])
+    check(table, {"phones", "other code"})
+    split = table.set_index("path").split
+    assert split[fake] == split["RealPhotos/33.png"] != "test"
+    assert (split[old.index.drop(fake)] == old.drop(fake)).all()
+
+
 # Tables that do not fit
 
 
