@@ -11,7 +11,8 @@ DATA    ?= data/sample
 OUT     ?= reports/$(notdir $(patsubst %/,%,$(DATA)))
 PROFILE ?= quick
 ARGS    ?=
-VENV     = .venv/bin/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+VENV     = .venv/bin/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || \
+	{ test ! -e .venv || echo '.venv is of another Python than 3.11 or 3.12, or lacks pip, and is made anew'; $(PYTHON) -m venv --clear .venv; }
 PIP     := $(PY) -m pip install --quiet -c constraints.txt
 
 help:  ## List the targets

@@ -56,7 +56,8 @@ class Group(click.Group):
             click.echo(f"dfd: this needs {error.name}, which is not installed: pip install 'dfd[{extra}]'", err=True)
             raise SystemExit(2) from None
         except Exception as error:
-            if not isinstance(error, ValueError | OSError) and not type(error).__module__.startswith("dfd."):
+            is_told = isinstance(error, ValueError | OSError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+            if not is_told and not type(error).__module__.startswith("dfd."):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()

@@ -37,8 +37,7 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
         journal = stack.enter_context(_journal(Path(table), resume, detector, about)) if table else None
         done = made.journal.done if made else journal.done if journal else {}
         own = None if given is None else hashlib.sha256(given).hexdigest()  # of another image on standard input: other
-        known = {p for p in paths if (made.has(p) if made else p in done) and (p != STDIN or done[p] == own)}
-        todo = [path for path in paths if path not in known]
+        todo = [p for p in paths if not (made.has(p) if made else p in done) or (p == STDIN and done[p] != own)]
         if len(todo) < len(paths):
             click.echo(f"{len(paths) - len(todo)} of {len(paths)} images are in {case or table} already", err=True)
         click.echo(f"model: {shown}", err=True)

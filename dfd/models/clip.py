@@ -72,7 +72,7 @@ class Trunk(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed anew, and with gradients where something asks for them."""
-        self.vit.to(x.device)  # another detector may have moved it to its own
+        torch.inference_mode(False)(self.vit.to)(x.device)  # another detector may have moved it to its own
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
         mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed((x - mean) / std)))

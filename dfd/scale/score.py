@@ -210,7 +210,7 @@ def decode(item: Item) -> Image.Image:
 class Judge:
     """An actor of Ray Data: loads the model once, then judges what each row names."""
 
-    def __init__(self, shared: list[ray.ObjectRef], options: Options):
+    def __init__(self, shared: list[ray.ObjectRef], options: Options, device: torch.device | None):
         (files, threshold, self.done, folder), self.options = ray.get(shared[0]), options
         with suppress(OSError):  # a machine without the folder can still read URLs
             os.chdir(folder)
@@ -218,7 +218,7 @@ class Judge:
         with tempfile.TemporaryDirectory() as run:
             for name, data in files.items():
                 (Path(run) / name).write_bytes(data)
-            self.detector = Detector.load(run)
+            self.detector = Detector.load(run, device)
         self.detector.threshold = threshold
         shares = dict.fromkeys(self.detector.stage2.classes, 0.0) if self.detector.stage2 else None
         every_type = asdict(Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "", 0.0, ""))  # none is None
@@ -266,7 +266,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows = [{"names": pickle.dumps(block)} for block in blocks]  # names need not be UTF-8
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
-        Judge, fn_constructor_args=([ray.put(shared)], options), batch_size=1,
+        Judge, fn_constructor_args=([ray.put(shared)], options, None if gpus else torch.device("cpu")), batch_size=1,
         concurrency=min(len(blocks), options.workers or gpus or max(1, cpus // options.threads)),
         num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:

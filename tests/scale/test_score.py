@@ -49,7 +49,7 @@ def ray_here():
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CUDA_VISIBLE_DEVICES")  # workers as beside GPUs, of which torch may know nothing
+        patch.setenv("CUDA_VISIBLE_DEVICES", "98,99")  # workers as beside two GPUs, of which torch knows nothing
         for name, value in {**AWS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
             patch.setenv(name, value)
         for attempt in range(4):
@@ -90,7 +90,7 @@ def without_ray(monkeypatch):
     def judge(names, shared, options):
         judged.extend(names)
         monkeypatch.setattr(ray, "get", lambda content: content)
-        worker = scale.Judge([shared], options)
+        worker = scale.Judge([shared], options, None)
         for start in range(0, len(names), options.part_size):
             yield from worker({"names": [pickle.dumps(names[start : start + options.part_size])]})
 
