@@ -107,7 +107,7 @@ class Case:
     """A case that is being made or continued; see `opened`."""
 
     def __init__(self, folder: Path, detector: Detector, about: Mapping[str, Any]):
-        self.folder, self.about = folder, about
+        self.folder, self.about, self.device = folder, about, str(detector.stage1.device)
         run, stage = detector.run, detector.stage1
         made_by = {"name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
                    "files": {name: sha256_of(run / name) for name in files_of(run)} if run else {},
@@ -193,9 +193,10 @@ class Case:
                 with atomic_write(copy) as draft:
                     shutil.copyfile(files[v.path], draft)
         self.record |= {"inputs": rows, "outputs": _hashes(folder)}
-        self.record["runs"][-1]["ended"] = _now()
-        self.record["versions"] = {name: metadata.version(name) for name in PACKAGES}
-        self.record["versions"] |= {"dfd": __version__, "python": sys.version.split()[0]}
+        self.record["versions"] = versions = {name: metadata.version(name) for name in PACKAGES} | {"dfd": __version__}
+        code = digest(*map(sha256_of, sorted(TEMPLATES.parent.rglob("*.py"))))  # a version stands for many commits
+        versions |= {"python": sys.version, "system": sys.platform, "device": self.device, "code": code}
+        self.record["runs"][-1] |= {"ended": _now(), "versions": versions, "detector": self.record["detector"]}
         write_json(folder / RECORD, self.record)
         return folder / INDEX
 

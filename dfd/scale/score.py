@@ -245,9 +245,8 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     is_local = address == "local"
     cpus = max(cores(), (options.workers or 1) * options.threads)
     here = {"num_cpus": cpus, "num_gpus": torch.cuda.device_count(), "object_store_memory": 256 << 20}
-    here |= {"include_dashboard": False}
     there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
-    settings: dict[str, Any] = here if is_local else there
+    settings: dict[str, Any] = here | {"include_dashboard": False} if is_local else there
     host, _, port = address.removeprefix("ray://").rpartition(":")
     remedy = "" if is_local else "; start it, or unset RAY_ADDRESS and leave --address out to work here alone"
     try:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -48,10 +49,12 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     assert made.exit_code == 1 and "1 of 13 images were refused" in made.stderr  # not.png
     noted, folder = record(), tmp_path / "case"
     assert (noted["title"], noted["examiner"], noted["notes"]) == ("A & B", "me", ["one", "two"])
-    assert noted["detector"]["threshold"] == 0.5 and noted["versions"].keys() >= {"dfd", "torch", "python"}
+    assert noted["detector"]["threshold"] == 0.5 and noted["versions"].keys() >= {"dfd", "torch", "python", "code"}
+    assert noted["versions"]["device"] == "cpu" and noted["versions"]["system"] == sys.platform
     (made_in,) = noted["runs"]
     assert noted["created"].endswith("+00:00") and made_in["started"] <= made_in["ended"]
     assert made_in["folder"] == str(tmp_path) and made_in["command"]
+    assert [made_in[name] for name in ("versions", "detector")] == [noted[name] for name in ("versions", "detector")]
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert noted["outputs"].keys() == {name for name in files if name != "case.json" and not name.startswith(".")}
     for name, entry in noted["outputs"].items():
@@ -241,8 +244,8 @@ def test_a_folder_of_other_files_and_one_in_use_are_left_alone(call, tmp_path):
 
 
 def test_without_a_browser_a_line_says_that_there_is_no_pdf(call, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "playwright.sync_api", None)
-    monkeypatch.setitem(__import__("sys").modules, "weasyprint", None)
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    monkeypatch.setitem(sys.modules, "weasyprint", None)
     result = call("in/00.png")
     assert result.exit_code == 0 and "No case.pdf" in result.stderr and not (tmp_path / "case" / "case.pdf").exists()
     assert call("case", command=["verify"]).exit_code == 0
