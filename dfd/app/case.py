@@ -107,13 +107,12 @@ class Case:
     """A case that is being made or continued; see `opened`."""
 
     def __init__(self, folder: Path, detector: Detector, about: Mapping[str, Any]):
-        self.folder, self.about, self.device = folder, about, str(detector.stage1.device)
+        self.folder, self.about = folder, about
         run, stage = detector.run, detector.stage1
         made_by = {"name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
-                   "files": {name: sha256_of(run / name) for name in files_of(run)} if run else {},
-                   "threshold": detector.threshold, "band": stage.band, "temperature": stage.temperature,
-                   "likelihood": digest(stage.likelihood)}  # fmt: skip
-        made_by |= {name: about.get(name) for name in ("crops", "crop_mode")}
+                   "files": {name: sha256_of(run / name) for name in files_of(run)} if run else {}, "band": stage.band,
+                   "threshold": detector.threshold, "temperature": stage.temperature, "crops": about.get("crops"),
+                   "likelihood": digest(stage.likelihood), "crop_mode": about.get("crop_mode")}  # fmt: skip
         self.record: dict[str, Any] = read_json(folder / RECORD)
         place = next((run["folder"] for run in self.record.get("runs", ())), os.getcwd())
         relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
@@ -130,12 +129,16 @@ class Case:
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
             raise FileExistsError(f"{folder} holds files and is no case; take an empty folder, or a new one")
-        name = f"Case {folder.resolve().name}"
-        fresh: Any = {"id": str(uuid.uuid4()), "created": _now(), "title": name, "examiner": None, "runs": []}
+        title = f"Case {folder.resolve().name}"
+        fresh: Any = {"id": str(uuid.uuid4()), "created": _now(), "title": title, "examiner": None, "runs": []}
         self.record = fresh | self.record | {"detector": made_by}
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
         self.record["notes"] = [*dict.fromkeys([*self.record.get("notes", []), *about.get("notes", ())])]
+        code = digest(*map(sha256_of, sorted(TEMPLATES.parent.rglob("*.py"))))  # a version stands for many commits
+        own = {"dfd": __version__, "code": code, "system": sys.platform, "device": str(stage.device)}
+        versions = own | {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
         self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
+        self.record["runs"][-1] |= {"versions": versions, "detector": made_by}
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / RECORD, self.record)
@@ -183,20 +186,17 @@ class Case:
         write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
-        noted = {(row["path"], row["sha256"]): row for row in self.record.get("inputs", ())}  # as it was judged
+        noted = {(row["path"], row["sha256"]): row for row in self.record.get("inputs", ()) if row["sha256"]}
         rows = [noted.get((v.path, v.sha256)) or {"path": v.path, "sha256": v.sha256 or _hash_of(files[v.path]),
                 "bytes": sizes.get(v.path)} for v in verdicts if v.path]  # fmt: skip
         for v in verdicts if self.about.get("with_images") else ():  # those of earlier runs too
             suffix = re.sub(r"[^\w.]", "", Path(v.path or "").suffix)[:10]
             copy = folder / "originals" / f"{(v.sha256 or '')[:16]}{suffix}"
-            if v.path in sizes and not copy.exists() and _hash_of(files[v.path]) == v.sha256:
+            if v.sha256 and v.path in sizes and _hash_of(copy) != v.sha256 == _hash_of(files[v.path]):
                 with atomic_write(copy) as draft:
                     shutil.copyfile(files[v.path], draft)
         self.record |= {"inputs": rows, "outputs": _hashes(folder)}
-        self.record["versions"] = versions = {name: metadata.version(name) for name in PACKAGES} | {"dfd": __version__}
-        code = digest(*map(sha256_of, sorted(TEMPLATES.parent.rglob("*.py"))))  # a version stands for many commits
-        versions |= {"python": sys.version, "system": sys.platform, "device": self.device, "code": code}
-        self.record["runs"][-1] |= {"ended": _now(), "versions": versions, "detector": self.record["detector"]}
+        self.record["runs"][-1]["ended"] = _now()
         write_json(folder / RECORD, self.record)
         return folder / INDEX
 
