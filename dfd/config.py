@@ -80,20 +80,20 @@ class Shared(BaseModel):
 class Eda(Shared):
     """Notebook 00: scan the folder, split it by group, and audit it."""
 
-    val_fraction: Share = 0.2  # of the groups, held out to choose epoch and threshold
-    test_fraction: Share = 0.2  # of the groups, held out for the final numbers
+    val_fraction: Share = 0.2  # of the images, in whole groups: to choose epoch and threshold
+    test_fraction: Share = 0.2  # of the images, in whole groups: for the final numbers
     group_by: str = ""  # column of provenance.csv, whole values of which make the test split; empty: off
     hold_out: Texts = ()  # the values that make the test split; group_by needs them
     examples: Count = 6  # pictures per class in the example grid
 
 
 class Training(Shared):
-    """What both stages share; see Stage1 and Stage2 for their defaults."""
+    """What both stages share, and its defaults."""
 
     crop_size: int = Field(128, ge=32, le=2048, multiple_of=8)  # side of the square crop, pixels
     crops: Count = 5  # crops per image when scoring; never a resize
     crop_mode: CropMode = "five"  # where they lie: five (centre, corners, then a grid), grid or random
-    equalise: bool = True  # same crop and same last codec for every class
+    equalise: bool = True  # same last codec for every class
     equalise_quality: Quality = 90  # of that codec (JPEG, 4:2:0)
     degrade: bool = True  # JPEG, blur and rescaling in training
     num_epochs: Count = 10
@@ -108,7 +108,7 @@ class Training(Shared):
     workers: int = Field(-1, ge=-1)  # loader processes; -1: one for each core, at most 8; 0: the training process loads
     resume: bool = True  # go on from the last checkpoint of the same configuration
     track: Literal["tensorboard", "mlflow", "none"] = "tensorboard"  # where epochs are logged
-    pretrained: bool = True  # ImageNet weights of the backbone where they can be had
+    pretrained: bool = True  # ImageNet weights of backbone, discriminator and VGG16 where they can be had
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     random_views: Count = 1  # clip: randomly degraded views of each image in the feature bank, beside the fixed ones
     shrinkage: Rate = 0.1  # clip: added to the covariance of the features behind the head
@@ -143,7 +143,7 @@ class Stage2(Training):
     adversarial_weight: Weight = 0.1  # such a photo passes for one before the PatchGAN discriminator
     perceptual_weight: Weight = 0.05  # and keeps its content, in VGG16's features
     consistency_weight: Weight = 0.5  # two degraded views of one fake get the same answer
-    shrinkage: Rate = 8.0  # clip: as of both; names of unseen sources gain by more of it, real or fake does not
+    shrinkage: Rate = 8.0  # clip: as in Training; names of unseen sources gain by more of it, real or fake does not
     coverage: Share = 0.9  # promise of the conformal prediction sets
     accept: Share = 0.95  # of the validation fakes of known generators, those that are not called unknown
     leave_out: bool = False  # also train without each generator in turn, and see whether it is called unknown
@@ -181,7 +181,7 @@ class OwnData(Shared):
 
     out: Place = "reports/own"
     profile: Profile = "demo"
-    hold_out: Texts = ()  # sources of provenance.csv that make the test split; none: a share of the groups
+    hold_out: Texts = ()  # sources of provenance.csv that make the test split; none: a share of the images
     notebooks: Texts = ("00", "01", "02")  # what runs first
     settings: dict[str, Any] = {}  # parameters beside the profile's
     change: dict[str, Any] = {"01.degrade": False}  # what the second run does otherwise

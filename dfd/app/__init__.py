@@ -1,4 +1,4 @@
-"""One image examined: its verdict in words, evidence, metadata, page, `predict`, and the probe's widgets.
+"""One image examined: its verdict in words, evidence, metadata, the case, `predict`, and the probe's widgets.
 
 May import what lies beneath `reports` and `scale`. `dfd.app.probe` alone needs Jupyter, so it is imported by itself.
 """

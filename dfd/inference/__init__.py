@@ -1,6 +1,6 @@
 """From a checkpoint to a verdict: Stage (logits), decide (decisions), Detector and Verdict, the open set.
 
-May import data, models, degrade and core; knows neither training nor evaluation.
+May import data, models, degrade, core and config; knows neither training nor evaluation.
 """
 
 # ruff: noqa: F401

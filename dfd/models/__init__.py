@@ -1,6 +1,6 @@
 """The networks G, D, C and V, and the simulators of generators. Builders take plain values, never a config.
 
-May import core; knows neither losses nor degradations, and nothing above.
+May import core and config; knows neither losses nor degradations, and nothing above.
 """
 
 # ruff: noqa: F401, I001

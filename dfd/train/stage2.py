@@ -46,8 +46,8 @@ def attribution_losses(model: Any, residual: Tensor, source: Tensor, cfg: config
     return losses
 
 
-def shared(residual: Tensor, source: Tensor, classes: int) -> Tensor:
-    """Residuals (B, 3, S, S), every other one replaced by its source's mean in the batch, where content cancels."""
+def with_class_means(residual: Tensor, source: Tensor, classes: int) -> Tensor:
+    """Residuals (B, 3, S, S), every other one replaced by its generator's mean in the batch: content cancels."""
     of_source = F.one_hot(source, classes).to(residual)  # (B, classes)
     means = sum_over_processes(of_source.T @ residual.flatten(1))
     means = means / sum_over_processes(of_source.sum(0)).clamp(min=1)[:, None]
@@ -116,7 +116,7 @@ def fit_stage2(table: pd.DataFrame, cfg: config.Stage2, on_epoch: OnEpoch = None
                     residual = model.generator(torch.cat([batch["view1"], batch["view2"]])).float()
                 if adversary and step % every == 0:
                     carriers = batch["carrier"]
-                    fingerprints = shared(residual[: len(source)], source, len(classes))
+                    fingerprints = with_class_means(residual[: len(source)], source, len(classes))
                     carried = equalised(carriers + fingerprints, adversary.quality)
                     put_on = {"adversary": adversary, "carriers": carriers, "carried": carried}
                     if adversary.discriminator:

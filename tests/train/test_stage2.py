@@ -13,7 +13,7 @@ from dfd.degrade.operators import jpeg
 from dfd.losses import consistency_loss, source_loss
 from dfd.models.networks import Attribution
 from dfd.train.stage1 import Adversary, equalised
-from dfd.train.stage2 import attribution_losses, carrying, shared
+from dfd.train.stage2 import attribution_losses, carrying, with_class_means
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_the_codec_is_passed_with_the_gradient_of_doing_nothing():
 def test_every_other_fingerprint_is_the_mean_of_its_source():
     residual = torch.rand(6, 3, 8, 8, requires_grad=True)
     source = torch.tensor([2, 0, 2, 2, 0, 1])
-    put = shared(residual, source, 3)
+    put = with_class_means(residual, source, 3)
     for number, mean in {1: [1, 4], 3: [0, 2, 3], 5: [5]}.items():
         assert torch.allclose(put[number], residual[mean].mean(0))
     assert torch.equal(put[::2], residual[::2])
