@@ -26,8 +26,8 @@ QUALITIES = (95, 75, 50)
 def measure(out: str | Path, table: pd.DataFrame, steps: int, seed: int = 0) -> pd.DataFrame:
     """Shares of test fakes that stage 1 of a run, and its like without adversaries of an ablation, calls fake.
 
-    Of TRIED a generator: untouched; along its own gradient (PGD, Madry et al. 2018, arXiv:1706.06083); by launderers that
-    learnt for `steps` against each of them, within BOUND; centre crops. A row a detector and attack, a column a JPEG.
+    Of TRIED a generator: untouched; along its own gradient (PGD, Madry et al. 2018, arXiv:1706.06083); by launderers
+    that learnt for `steps` against each, within BOUND; centre crops. A row a detector and attack, a column a JPEG.
     """
     fakes, stages = table[table["is_fake"]], {"this detector": Stage.load(Path(out) / CHECKPOINTS["stage1"])}
     if other := ablation.trained(table, out, "stage1", ablation.NO_ADVERSARIES):

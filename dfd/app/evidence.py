@@ -17,7 +17,7 @@ from dfd.app.metadata import Metadata, sentence
 from dfd.data.crops import Corner, cut, equalise, plan
 from dfd.degrade import compose, to_tensor
 from dfd.degrade.operators import as_float
-from dfd.inference import Detector, Stage, Verdict, extract_features
+from dfd.inference import Detector, Verdict, extract_features
 from dfd.inference.decide import decide
 from dfd.inference.openset import Subspace
 
@@ -95,28 +95,28 @@ def _map(detector: Detector, examination: Examination, image: Image.Image) -> Dr
     weight = 0.45 * (count > 0)
     tinted = Image.fromarray(((1 - weight) * np.asarray(pixels) + weight * 255 * colours).round().astype(np.uint8))
     pen = ImageDraw.Draw(tinted)
-    if (place := in_part(p, chosen.corners, stage, examination.verdict)) is not None:
+    if (place := in_part(p, chosen.corners, size, examination)) is not None:
         examination.remarks.append(sentence("in_part", place, size))
         box = [round(length * scale) for length in (place[1], place[0], place[1] + place[2], place[0] + place[2])]
         pen.rectangle(box, outline="white", width=4)
     return sentence("caption_map", size, stride, len(p), chosen.needed, float((count > 0).mean())), [("", tinted)]
 
 
-def in_part(p: np.ndarray, corners: Sequence[Corner], stage: Stage, verdict: Verdict) -> tuple[int, int, int] | None:
+def in_part(p: np.ndarray, corners: Sequence[Corner], size: int, seen: Examination) -> tuple[int, int, int] | None:
     """Where a patch looks generated in an image that else does not: top, left and side, pixels; None where nowhere.
 
-    REGION x REGION neighbouring windows must all be above the stage's band, and the median of the image's below it.
+    REGION x REGION neighbouring windows, of `size` pixels, must all be above its limits, and the image's median below.
     """
     rows, columns = (sorted({corner[axis] for corner in corners}) for axis in (0, 1))
     grid = p.reshape(len(rows), len(columns))
-    low, high = stage.band or (stage.threshold, stage.threshold)
+    (low, high), verdict = seen.limits, seen.verdict
     if min(grid.shape) <= REGION or verdict.verdict == "fake" or verdict.outside or np.median(grid) >= low:
         return None
     least = np.lib.stride_tricks.sliding_window_view(grid, (REGION, REGION)).min(axis=(2, 3))
     row, column = np.unravel_index(least.argmax(), least.shape)
     if not least[row, column] >= high:
         return None
-    return rows[row], columns[column], rows[row + REGION - 1] - rows[row] + stage.crop_size
+    return rows[row], columns[column], rows[row + REGION - 1] - rows[row] + size
 
 
 def _residual(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:

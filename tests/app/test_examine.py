@@ -267,20 +267,19 @@ def test_the_map_shows_each_window_by_its_own_score(run):
     np.testing.assert_allclose(found, expected, atol=1.5)
 
 
-def test_a_patch_is_found_where_its_windows_agree_and_nowhere_else(run):
-    stage = Detector.load(run).stage1
-    stage.band = (0.3, 0.7)
+def test_a_patch_is_found_where_its_windows_agree_and_nowhere_else():
     corners = [(top, left) for top in range(0, 320, 32) for left in range(0, 320, 32)]
-    p, verdict = np.full(100, 0.1), Verdict("x", verdict="real")
-    assert evidence.in_part(p, corners, stage, verdict) is None
+    p, seen = np.full(100, 0.1), evidence.Examination("x", Verdict("x", verdict="real"), (0.3, 0.7))
+    assert evidence.in_part(p, corners, 32, seen) is None
     p[34] = 0.99
-    assert evidence.in_part(p, corners, stage, verdict) is None  # one window alone
+    assert evidence.in_part(p, corners, 32, seen) is None  # one window alone
     p[[35, 44, 45]] = 0.8
-    assert evidence.in_part(p, corners, stage, verdict) == (96, 128, 64)
-    assert evidence.in_part(p, corners, stage, replace(verdict, verdict="fake")) is None
-    assert evidence.in_part(p, corners, stage, replace(verdict, outside="it shows nothing")) is None
-    assert evidence.in_part(np.maximum(p, 0.5), corners, stage, verdict) is None  # all of it is in doubt
-    assert evidence.in_part(p[:4], corners[:4], stage, verdict) is None
+    assert evidence.in_part(p, corners, 32, seen) == (96, 128, 64)
+    assert evidence.in_part(p, corners, 32, replace(seen, limits=(0.3, 0.85))) is None  # of a threshold asked for
+    for verdict in (Verdict("x", verdict="fake"), Verdict("x", verdict="unsure", outside="it shows nothing")):
+        assert evidence.in_part(p, corners, 32, replace(seen, verdict=verdict)) is None
+    assert evidence.in_part(np.maximum(p, 0.5), corners, 32, seen) is None  # all of it is in doubt
+    assert evidence.in_part(p[:4], corners[:4], 32, seen) is None
 
 
 def test_mean_spectra_stand_beside_the_images_where_the_run_has_them(run, image):
