@@ -122,7 +122,8 @@ def use(page, place):
     headline = page.locator(".dfd-probe .headline")
     headline.wait_for()
     assert re.match("Called (a photograph|generated, by)", headline.text_content())
-    assert re.search(r"score is 0\.\d{3}, from 0 .* It is held against 0\.500", page.locator(".dfd-probe .answer").text_content())
+    words = page.locator(".dfd-probe .answer").text_content()
+    assert re.search(r"score is 0\.\d{3}, from 0 .* It is held against 0\.500", words)
     page.locator(".dfd-probe section.stability p", has_text="cells").wait_for()
     page.locator(".dfd-probe section.stability td.generated, .dfd-probe section.stability td.photo").first.wait_for()
 
