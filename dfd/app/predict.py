@@ -12,9 +12,9 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from dfd.app.case import Case, Journal, opened
+from dfd.app.case import RECORD, Case, Journal, opened
 from dfd.app.metadata import sentence
-from dfd.core import load_rgb, printable, runs
+from dfd.core import load_rgb, printable, runs, sha256_of
 from dfd.inference.detector import Detector, Verdict
 
 STDIN = "-"  # the path that stands for standard input
@@ -48,7 +48,7 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
             rest = "the same command with --resume goes on" if table else "with --csv FILE a run can go on later"
         code = _show(verdicts, todo, as_json, rest)
         if made:
-            click.echo(f"Open {made.finish()}", err=True)
+            click.echo(f"Open {made.finish()}\nSHA-256 of case.json: {sha256_of(made.folder / RECORD)}", err=True)
         return code
 
 

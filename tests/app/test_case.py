@@ -47,6 +47,8 @@ def record():
 def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     made = call("--title", "A & B", "--examiner", "me", "--note", "one", "--note", "two", "in")
     assert made.exit_code == 1 and "1 of 13 images were refused" in made.stderr  # not.png
+    told = f"SHA-256 of case.json: {sha256((tmp_path / 'case' / 'case.json').read_bytes()).hexdigest()}\n"
+    assert made.stderr.endswith(told)
     noted, folder = record(), tmp_path / "case"
     assert (noted["title"], noted["examiner"], noted["notes"]) == ("A & B", "me", ["one", "two"])
     (made_in,) = noted["runs"]
