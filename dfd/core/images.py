@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, features
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -26,7 +27,7 @@ MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an u
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of a thumbnail of HASH_SIDE ** 2 pixels
 COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
-DESCRIPTION = 2  # raise it when `inspect` says other things: earlier ones are not taken from a cache
+DESCRIPTION = f"2 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
@@ -205,8 +206,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
     """Turn a decoded image upright and into RGB; see `load_rgb` for the rules. Some modes may stay as they are."""
-    if image.mode in ("I", "F"):
-        raise ImageError(f"32-bit pixels (mode {image.mode}) have no agreed white")
+    tags, is_wide = getattr(image, "tag_v2", {}), image.mode.startswith("I;16")  # 262: white is 0; 258: bits
+    is_odd = tags.get(262) == 0 or tags.get(258, (16,)) != (16,) or "transparency" in image.info
+    if image.mode in ("I", "F") or (is_wide and is_odd):
+        raise ImageError(f"{16 if is_wide else 32}-bit pixels (mode {image.mode}) have no agreed white")
     try:
         if _orientation(image) != 1:  # else it would only be copied
             image = ImageOps.exif_transpose(image)

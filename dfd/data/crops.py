@@ -63,8 +63,9 @@ class RealFakeDataset(Dataset):
         self.paths = [Path(root) / path for path in table["path"]]
         self.is_fake = torch.tensor(table["is_fake"].to_numpy(dtype=float), dtype=torch.float32)
         self.crop_size, self.degrade, self.equalise_quality = crop_size, degrade, equalise_quality
-        smallest = int(table[["width", "height"]].to_numpy().min()) if "width" in table else crop_size
-        self.side = min((2 * crop_size if degrade else crop_size) + MARGIN, max(smallest, crop_size))
+        sides = table.filter(["width", "height"]).to_numpy()
+        smallest = min(sides[sides >= crop_size].tolist(), default=crop_size)  # those below are padded anyway
+        self.side = min((2 * crop_size if degrade else crop_size) + MARGIN, smallest)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,8 +81,8 @@ class RealFakeDataset(Dataset):
     def window(self, image: Image.Image) -> Tensor:
         """A (1, 3, H, W) uint8 cut of an RGB image, mirrored or not, large enough for a rescaling to half the size.
 
-        Where the smallest image of the table is smaller, all are cut as small, and the grid of an earlier codec starts
-        anywhere, by a border that is reflected: an image's size says nothing of its class.
+        Where the smallest image that holds a crop is smaller, all are cut as small, and the grid of an earlier codec
+        starts anywhere, by a border that is reflected: an image's size says nothing of its class.
         """
         top, left = (int(torch.randint(max(side - self.side, 0) + 1, ())) for side in (image.height, image.width))
         part = image.crop((left, top, min(left + self.side, image.width), min(top + self.side, image.height)))

@@ -18,7 +18,7 @@ MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
     "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
     "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
 }
-ASIDE, BESIDE = ("readme", "licen"), {"groups.csv", "provenance.csv", "sample.json"}  # starts, names beside the classes
+ASIDE, BESIDE = ("readme", "licence", "license"), {"groups.csv", "provenance.csv", "sample.json"}  # beside the classes
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SUFFIXES += (".avif", ".heic", ".heif")
 COPIES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # of a system's
@@ -70,9 +70,10 @@ def find(root: Path) -> Listing:
 
 
 def fingerprint(root: Path) -> str:
-    """A hash over names, sizes and times of the files that a scan meets, and of a provenance table above the folder."""
-    above = root.parent / PROVENANCE
-    return digest(sorted(_walk(root)[0].items()), above.exists() and above.read_bytes())
+    """A hash over names, sizes, times and rights of the files that a scan meets, and a provenance table above them."""
+    above, files = root.parent / PROVENANCE, _walk(root)[0].items()
+    stamps = sorted((name, stamp, os.access(root / name, os.R_OK)) for name, stamp in files)
+    return digest(stamps, above.exists() and above.read_bytes())
 
 
 def printable(name: str) -> str:
@@ -142,7 +143,7 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
                 reason = "a folder with an image's name, not entered"
             if reason:
                 refused["/".join((*parts, name))] = reason
-            if reason or (not parts and name.lower().startswith(aside)):
+            if reason or (not parts and name.lower().removesuffix("s") in aside):
                 names.remove(name)
             else:
                 folders.append((*parts, name))
@@ -179,6 +180,7 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         seen, hint = ", ".join(sorted(tops)) or "no folders", _hint(tops, folders)
         raise ManifestError(f"{root} has no known layout (no {REAL}){hint}; {EXPECTED}\nfound: {seen}")
     real, fake = MARKERS.get(layout, (REAL if REAL.lower() in classes else "real", ""))
+    spelt = dict[str, str]()  # a generator that train/ and test/ spell in other cases is one
 
     def place(parts: Parts) -> tuple[str, str | None] | None:
         below = parts[depth:]
@@ -188,6 +190,7 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         generator = below[0] if by_class or at else root.name
         named = parts[:depth] or below[1 : 2 if by_class else at]
         splits = [SPLITS[part.lower()] for part in named if part.lower() in SPLITS]
-        return REAL if below[at].lower() == real.lower() else generator, splits[0] if splits else None
+        is_real = below[at].lower() == real.lower()
+        return REAL if is_real else spelt.setdefault(generator.lower(), generator), splits[0] if splits else None
 
     return layout + (f", below {', '.join(sorted(tops))}" if depth else ""), place

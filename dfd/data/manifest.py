@@ -52,7 +52,7 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         _need_every_class(listing, table)
         if (ties := root / "groups.csv").exists():
             table["tied"], lost = provenance.match(provenance.sidecar(ties, "path", "group", root), table.path)
-            if lost := [name for name in lost if not (root / name).exists()]:
+            if lost := [name for name in lost if name not in listing.stamps]:
                 first = f"{len(lost)} files that are not in the data folder, the first is {lost[0]}"
                 raise ManifestError(f"{ties} names {first}; write paths relative to the folder, or take out the lines")
         if origins is not None:
@@ -91,6 +91,14 @@ def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
         print(f"The data have moved from {known} to {asked}; names and sizes are those of the manifest.")
         table.attrs["root"] = str(asked)
     return table
+
+
+def changed(table: pd.DataFrame) -> list[str]:
+    """Files of the data folder that are new, gone or of another size since this manifest of it was made."""
+    listing = layouts.find(Path(table.attrs["root"]))
+    noted = {row["path"]: None for row in table.attrs["rejected"]} | dict(zip(table.path, table.bytes, strict=True))
+    now = {path: listing.stamps[path][0] for path, *_ in listing.files}
+    return sorted(path for path in {*noted, *now} if noted.get(path, -1) not in (None, now.get(path)))
 
 
 def check(table: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import os
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,10 +56,9 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         raise ManifestError(f"{path} must be a CSV file with the columns {key} and {column} ({error})") from error
     values: dict[str, str] = {}
     for number, given, value in rows:
-        name = given.removeprefix("./")
+        name = posixpath.normpath(given)
         if os.path.isabs(name) or not os.path.lexists(root / name):  # else it is as it stands, backslashes too
-            name = given.strip().replace("\\", "/")
-            name = Path(os.path.relpath(name, root)).as_posix() if os.path.isabs(name) else name.removeprefix("./")
+            name = Path(os.path.relpath(root / given.strip().replace("\\", "/"), root)).as_posix()
         line = f"{path}, line {number}"
         if not value or not given:
             raise ManifestError(f"{line}: {given or 'a line without a file'} has no {column if given else key}")
@@ -84,7 +84,7 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
     if len(lost := table.path[table.source.isna()]):
         text = f"has no {values.name} for {len(lost)} of {len(table)} images, the first is {lost.iloc[0]}"
         raise ManifestError(f"{values.index.name} {text}; add a row for each, its path relative to the data folder")
-    if table.given.notna().any():
+    if table.given.isin(splits.SPLITS[1:]).any():  # CNNDetection has objects called train
         raise ManifestError("the folders already give splits, so group_by has nothing to choose; leave group_by empty")
     known = sorted(table.source.unique())
     if not hold_out or not set(hold_out) <= set(known):

@@ -4,7 +4,6 @@ Every tile is rebuilt by each simulator, so classes differ in their traces and n
 """
 
 import itertools
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -51,29 +50,28 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
     A complete folder of the same recipe (seed, weights, photos) is left alone, a partial or older one made anew; one
     with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError.
     """
-    try:
-        weights = [(simulators.WEIGHTS / f"{name}.safetensors").read_bytes() for name in simulators.NAMES]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no weights at {error.filename}; make them with: {simulators.REMAKE}") from error
+    paths = {name: simulators.WEIGHTS / f"{name}.safetensors" for name in simulators.NAMES}
+    weights = [path.read_bytes() for path in paths.values() if path.exists()]  # `load` names one that is missing
     recipe = io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, PHOTOS, weights)  # all that the files follow from
     folder, done = Path(folder), {"recipe": recipe, "complete": True}
     if (state := io.read_json(folder / MARKER)) == done:
         return folder
     if not state and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")
+    models = {name: simulators.load(name, path.parent) for name, path in paths.items()}
     groups = {photo.name: tiles(photo, seed) for photo in PHOTOS}
     folder.mkdir(parents=True, exist_ok=True)
     io.write_json(folder / MARKER, done | {"complete": False})
     for label in LABELS:
-        shutil.rmtree(folder / label, ignore_errors=True)
-        (folder / label).mkdir()
-    models = {name: simulators.load(name).to(memory_format=torch.channels_last) for name in simulators.NAMES}
+        (folder / label).mkdir(exist_ok=True)
+        for tile in (folder / label).glob("*_[0-9]*_[0-9]*.png"):  # other files, which are not ours, stay
+            tile.unlink()
     for cut in bar(groups.values(), desc="sample", unit="photo", disable=not progress):
         stack = np.stack(list(cut.values()))
         images = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255  # (tiles, 3, TILE, TILE)
         pictures = {REAL: stack}
         for name, model in models.items():
-            rebuilt = model(images, seed=seed)
+            rebuilt = model.to(memory_format=torch.channels_last)(images, seed=seed)
             if (stack == stack[..., :1]).all():  # colour must not tell fakes of grey photos apart
                 rebuilt = rebuilt.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
             pictures[name] = (rebuilt * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -86,11 +84,6 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
     io.write_text(folder / "LICENCES.md", io.template("licences.md.j2").render(photos=PHOTOS))
     io.write_json(folder / MARKER, done)
     return folder
-
-
-def is_sample(folder: str | Path) -> bool:
-    """Whether `build` made this folder, so that its fakes are simulated."""
-    return (Path(folder) / MARKER).is_file()
 
 
 def tiles(photo: Photo, seed: int) -> dict[str, np.ndarray]:

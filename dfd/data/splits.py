@@ -118,5 +118,6 @@ def _draw(table: pd.DataFrame, share: float, seed: int) -> pd.Index:
 
     splitter = StratifiedGroupKFold(folds.denominator, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # classes smaller than the number of folds; `gaps` reports them
-        parts = [part for _, part in splitter.split(table, table.label, table.group)]
+        parts = [part for _, part in splitter.split(table, table.label, pd.factorize(table.group)[0])]
+    parts.sort(key=lambda part: abs(len(part) * folds.denominator - len(table)))  # nearest to the share first
     return table.index[np.concatenate(parts[: folds.numerator])]

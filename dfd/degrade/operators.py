@@ -71,7 +71,7 @@ def rescale(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
 
 
 def resample(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
-    """Rescale by a factor and back, (B, 3, H, W) in [0, 1]: the size stays, give or take a pixel of rounding."""
+    """Rescale by a factor and back, (B, 3, H, W) in [0, 1]: the size stays, but for 0.5 / factor pixels at most."""
     return rescale(rescale(images, factor, kernel), 1 / factor, kernel)
 
 

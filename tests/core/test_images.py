@@ -155,6 +155,15 @@ def test_sixteen_bit_keeps_the_high_byte(save, name):
     assert rgb.getpixel((15, 0)) == (255,) * 3
 
 
+@pytest.mark.parametrize("how", [{"tiffinfo": {262: 0}}, {"transparency": 0xFFFF}])
+def test_sixteen_bits_that_pillow_reads_otherwise_than_they_are_meant_are_refused(how, save):
+    """White is 0, and inverted for 8 bits alone; or one grey is transparent."""
+    pixels = Image.fromarray(np.full((16, 16), 0x12FF, dtype=np.uint16))
+    path = save("photo.png" if "transparency" in how else "photo.tiff", pixels, **how)
+    with pytest.raises(images.ImageError, match=r"16-bit pixels \(mode I;16B?\) have no agreed white"):
+        images.load_rgb(path)
+
+
 @pytest.mark.parametrize("format", ["AVIF", "HEIF"])
 def test_what_phones_and_the_web_give_is_upright_and_of_its_colours(format, save):
     """A wide picture, red on the left; its EXIF says that the camera was turned."""

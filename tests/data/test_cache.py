@@ -1,6 +1,7 @@
 """What a scan remembers of earlier ones."""
 
 import errno
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ from bad_files import picture
 from folders import classes, fill, scan
 
 from dfd.core import images, runs
-from dfd.data import manifest, splits
+from dfd.data import layouts, manifest, splits
 from dfd.data.manifest import ScanCache
 
 
@@ -115,11 +116,18 @@ def test_what_an_earlier_description_learnt_is_not_trusted_but_its_splits_stay(d
     classes(data, 10)
     first = scan(data).set_index("path").split
     decoded.clear()
-    monkeypatch.setattr(images, "DESCRIPTION", images.DESCRIPTION + 1)
+    monkeypatch.setattr(images, "DESCRIPTION", images.DESCRIPTION + " and more")
     fill(data / "ProGAN", 5, start=10)
     second = scan(data).set_index("path").split
     assert len(decoded) == 35
     assert (second[first.index] == first).all()
+
+
+def test_what_may_be_read_by_now_is_not_what_was_seen(data, monkeypatch):
+    classes(data)
+    before = layouts.fingerprint(data)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "0.png")
+    assert layouts.fingerprint(data) != before
 
 
 @pytest.mark.parametrize(("module", "name"), [(images, "inspect"), (splits, "separate")])

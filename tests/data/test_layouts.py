@@ -79,6 +79,19 @@ def test_real_and_fake_are_two_classes_in_any_case(data, pair, split):
     assert not reasons(table) and table["split"].nunique() == 3
 
 
+def test_a_class_is_one_whatever_the_case_of_its_letters_in_each_split(data):
+    for folder in ("train/real", "val/real", "test/real", "train/fake", "val/Fake", "test/FAKE"):
+        fill(data / folder, 6)
+    table = scan(data)
+    assert set(table["label"]) == {"RealPhotos", "FAKE"} and table["split"].nunique() == 3
+
+
+def test_a_generator_may_be_called_nearly_as_a_licence(data):
+    for name in ("RealPhotos", "LicensePlateGAN", "ReadmeGAN"):
+        fill(data / name)
+    assert set(scan(data)["label"]) == {"RealPhotos", "LicensePlateGAN", "ReadmeGAN"}
+
+
 def test_files_beside_the_class_folders(data):
     classes(data)
     (data / "LICENCES").mkdir()

@@ -233,6 +233,8 @@ def test_sidecar_groups_are_honoured(data, capsys):
 WRITTEN = {
     "backslashes": lambda rows: "path,group\n" + rows.replace("/", "\\"),
     "./ in front": lambda rows: "path,group\n./" + rows.rstrip("\n").replace("\n", "\n./"),
+    "twice the slash": lambda rows: "path,group\n" + rows.replace("/", "//"),
+    "a dot between": lambda rows: "path,group\n" + rows.replace("/", "/./"),
     "another case": lambda rows: "path,group\n" + rows.replace(".png", ".PNG"),
     "semicolons": lambda rows: "path;group\n" + rows.replace(",", ";"),
     "spaces": lambda rows: "path, group\n" + rows.replace(",", ", "),
@@ -249,6 +251,25 @@ def test_a_sidecar_is_read_as_other_tools_write_it(how, data):
     text = absolute if how == "absolute" else WRITTEN[how](rows)
     (data / "groups.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert scan(data).group.nunique() == 15
+
+
+def test_a_sidecar_that_names_an_image_by_a_link_is_refused_or_read_and_never_left_aside(data, tmp_path):
+    classes(data)
+    (tmp_path / "link").symlink_to(data)
+    (data / "groups.csv").write_text(f"path,group\n{tmp_path}/link/ProGAN/0.png,x\n")
+    with pytest.raises(layouts.ManifestError, match="1 files that are not in the data folder"):
+        scan(data)
+
+
+def test_files_that_are_not_as_scanned_are_known(data, tmp_path):
+    classes(data)
+    (data / "ProGAN" / "bad.png").write_bytes(b"no image")
+    scan(data, tmp_path / "out")
+    assert manifest.changed(manifest.load(tmp_path / "out")) == []
+    fill(data / "StyleGAN2", 1)
+    (data / "BigGAN" / "0.png").unlink()
+    picture(5, 48, 40).save(data / "ProGAN" / "0.png")
+    assert manifest.changed(manifest.load(tmp_path / "out")) == ["BigGAN/0.png", "ProGAN/0.png", "StyleGAN2/0.png"]
 
 
 @pytest.mark.skipif(os.path.exists(__file__.upper()), reason="the file system does not tell cases of letters apart")

@@ -287,6 +287,18 @@ def test_folders_with_splits_are_refused(tmp_path):
         scan(tmp_path / "data", group_by="source")
 
 
+def test_a_folder_of_objects_called_train_is_no_split(tmp_path):
+    """As in CNNDetection's training set, whose objects are airplane to tvmonitor, train among them."""
+    rows = []
+    for label, count in (("0_real", 12), ("1_fake", 12)):
+        for thing in ("cat", "train"):
+            fill(tmp_path / "data" / "progan" / thing / label, count)
+            rows += [(f"progan/{thing}/{label}/{i}.png", f"{label} {i % 3}") for i in range(count)]
+    write(tmp_path, rows)
+    table = scan(tmp_path / "data", group_by="source", hold_out=["0_real 0", "1_fake 0"])
+    assert held_out(table) == {"0_real 0", "1_fake 0"} and set(table["label"]) == {"RealPhotos", "progan"}
+
+
 # From the command line to the reports
 
 

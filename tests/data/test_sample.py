@@ -90,6 +90,13 @@ def test_a_killed_build_and_an_old_recipe_are_made_anew(few, built):
     assert contents(sample.build(built, progress=False)) == before
 
 
+def test_a_file_of_ones_own_stays_when_the_rest_is_made_anew(few, built):
+    before = contents(built)
+    (built / "RealPhotos" / "mine.png").write_bytes(b"mine")
+    (built / sample.MARKER).write_text(json.dumps({"recipe": "older", "complete": True}))
+    assert contents(sample.build(built, progress=False)) == before | {"RealPhotos/mine.png": b"mine"}
+
+
 def test_a_folder_with_something_else_is_not_touched(few, tmp_path):
     (tmp_path / "RealPhotos").mkdir()
     (tmp_path / "RealPhotos" / "mine.jpg").write_bytes(b"mine")
