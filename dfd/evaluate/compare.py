@@ -122,14 +122,16 @@ def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int =
 
     value, low, high = (numbers.reshape(3, -1) for numbers in bootstrap(base["group"], values, seed))
     few = [too_few(statistic, base["group"].to_numpy()) for statistic in runs[0]]
-    low[2][few] = high[2][few] = np.nan
+    alike = few | (low[2] == high[2])  # of draws that are all alike: they say nothing
+    low[2][alike] = high[2][alike] = np.nan
     columns = dict(zip(("base", "other", "difference"), value, strict=True)) | {"low": low[2], "high": high[2]}
     return pd.DataFrame(columns, index=pd.Index(COMPARED[stage], name="metric"))
 
 
 def changed_verdicts(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Images whose verdict differs: path, label, base, other, change; first broken, then mended, then wrong in both."""
-    true, columns = true_class(base), {"base": base["prediction"], "other": other["prediction"]}
-    change = np.select([columns["other"] == true, columns["base"] == true], ["mended", "broken"], "wrong in both")
+    """Images whose answer differs: path, label, base, other, change; first broken, then mended, right in neither."""
+    name = "answer" if "answer" in base and "answer" in other else "prediction"  # stage 1's may be unsure
+    true, columns = true_class(base), {"base": base[name], "other": other[name]}
+    change = np.select([columns["other"] == true, columns["base"] == true], ["mended", "broken"], "right in neither")
     rows = pd.DataFrame({"label": base["label"], **columns, "change": change}).rename_axis("path").reset_index()
     return rows[rows["base"] != rows["other"]].sort_values(["change", "path"], ignore_index=True)

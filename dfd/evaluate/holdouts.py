@@ -65,7 +65,7 @@ def by_source(judged: pd.DataFrame, stage: Stage) -> pd.DataFrame:
 
     Stage 1: the shares called fake, real, unsure, and `wrong`, the opposite; stage 2: wrong, named another generator.
     """
-    decisions = decide(judged[logit_columns(judged)].to_numpy(float), stage)
+    decisions = decide(judged[logit_columns(judged)].to_numpy(float), stage, judged.get("ood_score"))
     rows = judged[["label", "source", "path"]].copy()
     rows["condition"] = [*map(registry.name, judged["degradation"], judged["level"])]
     if stage.stage == "stage1":
@@ -73,7 +73,7 @@ def by_source(judged: pd.DataFrame, stage: Stage) -> pd.DataFrame:
         rows["wrong"] = answers == np.where(rows["label"] == REAL, "fake", "real")
         rows = rows.assign(**{name: answers == name for name in ("fake", "real", "unsure")})
     else:
-        rows["wrong"] = decisions.probabilities.argmax(1) != rows["label"].map(list(stage.classes).index)
+        rows["wrong"] = np.isin(decisions.prediction, stage.classes) & (decisions.prediction != rows["label"])
     groups = rows.groupby(["label", "source", "condition"], sort=False)
     table = groups.mean(numeric_only=True).assign(images=groups["path"].nunique())
     return table.sort_values("wrong", ascending=False).reset_index()

@@ -66,6 +66,8 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
     rest.insert(list(rest).index(logits[-1]) + 1, "prediction", decisions.prediction)
     if stage.stage == "stage1":
         rest["answer"] = [decide.answer(p_fake, stage) for p_fake in decisions.probabilities[:, 1]]
+        if "ood_score" in rest and stage.ood_threshold is not None:  # outside, as `Stage.outside` says
+            rest.loc[rest["ood_score"] > stage.ood_threshold, "answer"] = "unsure"
     if stage.likelihood:
         rest["log10_lr"] = likelihood.log10_lr(rest["logit_fake"] - rest["logit_real"], stage.likelihood)
     return rest
@@ -151,17 +153,21 @@ def coverage(scores: pd.DataFrame, quantile: float, temperature: float, seed: in
 
 
 def as_table(values: dict) -> pd.DataFrame:
-    """Metrics as text for a report: name, value and 95 % interval, without its columns where none has one."""
+    """Metrics as text for a report: name, value and 95 % interval, without its columns where none has one.
+
+    Where all draws are alike that says nothing of others, and there is none.
+    """
     rows = [{"metric": name, **value} for name, value in values.items() if isinstance(value, dict) and "value" in value]
-    table = pd.DataFrame(rows).set_index("metric").astype(float).dropna(axis="columns", how="all")
-    return table.map(lambda number: "–" if np.isnan(number) else f"{number:.3f}")
+    table = pd.DataFrame(rows).set_index("metric").astype(float)
+    table.loc[table["low"] == table["high"], ["low", "high"]] = np.nan
+    return table.dropna(axis="columns", how="all").map(lambda number: "–" if np.isnan(number) else f"{number:.3f}")
 
 
 def readable(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Metrics for reading, each "value [low, high]", a dash where undefined."""
 
     def cell(value: float, low: float, high: float) -> str:
-        return "–" if np.isnan(value) else f"{value:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+        return "–" if np.isnan(value) else f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low < high else "")
 
     columns = {name: table[[name, f"{name}_low", f"{name}_high"]].to_numpy(float) for name in names}
     return pd.DataFrame({name: [cell(*row) for row in values] for name, values in columns.items()}, table.index)

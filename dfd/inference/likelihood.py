@@ -136,7 +136,8 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
             known = of_sources.loc[of_sources["size"].ge(LEAST // 5) & ("source" in scores), "mean"]
             row |= {name: int(counts[is_fake]), rate: float(of_images.mean())}
             row[f"worst_{name}"] = (str(known.idxmax()), float(known.max())) if len(known) else None
-        bins.append(row | {"unsure": float(part["answer"].eq("unsure").mean())})
+        of_images = part["answer"].eq("unsure").groupby([part["is_fake"], part["path"]]).mean()
+        bins.append(row | {"unsure": float(of_images.mean())})
     return bins
 
 

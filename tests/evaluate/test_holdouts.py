@@ -65,6 +65,9 @@ def test_rates_by_source_of_stage_2_are_of_wrong_names(judged):
     stage.conformal_quantile = 1.0
     found = holdouts.by_source(named, stage).set_index("source")
     assert found["wrong"].to_dict() == {"a": 0.5, "b": 0.0}
+    stage.ood_threshold = 1.0  # the second is unknown, which is no wrong name
+    found = holdouts.by_source(named.assign(ood_score=[0.0, 2.0, 0.0]), stage).set_index("source")
+    assert found["wrong"].to_dict() == {"a": 0.0, "b": 0.0}
 
 
 @pytest.mark.parametrize(

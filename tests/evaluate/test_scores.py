@@ -97,6 +97,14 @@ def test_evidence_is_of_fake_above_photo(noisy):
     assert found["log10_lr"].tolist() == pytest.approx(((found["logit_fake"] - 0.5) / 2).tolist(), abs=1e-6)
 
 
+def test_what_is_unlike_all_that_was_learnt_is_unsure_as_predict_has_it(noisy):
+    values = {"stage": "stage1", "classes": ["real", "fake"], "temperature": 1.0, "threshold": 0.5, "band": None}
+    stage = SimpleNamespace(**values, likelihood=None, ood_threshold=1.0)
+    strange = np.arange(len(noisy)) % 3 == 0
+    found = scores.with_predictions(stage, noisy.assign(ood_score=np.where(strange, 1.5, 1.0)))
+    assert (found["answer"].eq("unsure") == strange).all() and set(found["prediction"]) == {"fake", "real"}
+
+
 def test_a_new_score_table_replaces_the_old_one(tmp_path, noisy):
     scores.save_scores(noisy.assign(split="val"), tmp_path, "stage1")
     scores.save_scores(noisy, tmp_path, "stage1")
@@ -160,5 +168,7 @@ def test_stage2_refuses_photos(tiny_data, tmp_path):
 def test_a_table_without_any_interval_has_no_columns_for_them():
     few, many = {"value": 0.5, "low": None, "high": None}, {"value": 0.25, "low": 0.1, "high": 0.4}
     assert scores.as_table({"auc": few, "ap": few}).to_dict("list") == {"value": ["0.500", "0.500"]}
+    alike = {"value": 1.0, "low": 1.0, "high": 1.0}  # as of an AUC of few images that are all told apart
+    assert scores.as_table({"auc": alike}).to_dict("list") == {"value": ["1.000"]}
     both = {"value": ["0.500", "0.250"], "low": ["–", "0.100"], "high": ["–", "0.400"]}
     assert scores.as_table({"auc": few, "ap": many}).to_dict("list") == both

@@ -126,6 +126,14 @@ def test_rates_are_counted_in_the_finest_bin_that_has_enough(judged):
     assert found["worst_photos"] == (worst.idxmax(), pytest.approx(worst.max()))
 
 
+def test_an_image_counts_once_however_often_it_was_judged(judged):
+    scores, files = judged
+    fakes = scores["label"] != REAL
+    scores = scores.assign(answer=np.where(fakes, "unsure", "real"))
+    often = pd.concat([scores, *[scores[fakes]] * 5])
+    assert likelihood.rates(often, files)[-1]["unsure"] == 0.5
+
+
 def test_bins_with_too_few_images_are_left_to_coarser_ones(judged):
     bins = likelihood.rates(*judged)
     large = likelihood.rate_of(bins, 256, 75)
