@@ -95,9 +95,9 @@ class Training(Shared):
     crop_mode: CropMode = "five"  # where they lie: five (centre, corners, then a grid), grid or random
     equalise: bool = True  # same last codec for every class
     equalise_quality: Quality = 90  # of that codec (JPEG, 4:2:0)
-    degrade: bool = True  # JPEG, blur and rescaling in training
+    degrade: bool = True  # JPEG, blur and rescaling in training; clip: of random_views alone
     num_epochs: Count = 10
-    batch_size: Count = 32
+    batch_size: int = Field(32, ge=2)  # photos and fakes in turn
     images_per_epoch: int = Field(0, ge=0)  # balanced draws per epoch; 0: as many as there are training images
     lr_gc: Rate = 2e-4  # AdamW learning rate of generator and classifier
     lr_d: Rate = 1e-3  # AdamW learning rate of the discriminator
@@ -127,7 +127,7 @@ class Stage1(Training):
     evasion_weight: Weight = 0.3  # launderer: pass for a photo before the detector
     perceptual_weight: Weight = 0.5  # launderer: keep the content, in VGG16's features; 0 leaves the term out
     laundered_weight: Weight = 0.5  # detector: laundered fakes, beside 1 for the batch
-    launderer_width: int = Field(8, ge=4)  # channels of the launderer's first level
+    launderer_width: int = Field(8, ge=4, multiple_of=4)  # channels of the launderer's first level
     launderer_bound: float = Field(0.03, gt=0, le=1)  # largest change of a pixel, in units of the [0, 1] range
 
 
@@ -136,7 +136,7 @@ class Stage2(Training):
 
     backbone: str = "tf_efficientnet_lite0"  # a convolutional timm name, or clip, clip-tuned, which need no extractor
     extractor: Literal["unet", "highpass", "rgb"] = "unet"  # the unet's residual, or the baselines highpass and rgb
-    unet_width: int = Field(16, ge=4, le=512)  # channels of the UNet's first level
+    unet_width: int = Field(16, ge=4, le=512, multiple_of=4)  # channels of the UNet's first level
     residual_bound: float = Field(0.1, gt=0, le=1)  # largest absolute residual, in units of the [0, 1] range
     carried_every: Count = 4  # batches for one in which fingerprints are put on carriers
     carried_weight: Weight = 0.5  # name the generator of a photo with its fingerprint put on

@@ -1,4 +1,4 @@
-"""One function per published loss. Logits of any shape are high where a discriminator sees a photo."""
+"""One function per published loss that torch lacks. Logits of any shape are high where a discriminator sees a photo."""
 
 import math
 
@@ -10,11 +10,6 @@ from torch import Tensor
 def real_fake_loss(logits: Tensor, is_fake: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of (B,) logits with targets s/2 and 1 - s/2 for smoothing s (arXiv:1512.00567, Szegedy 2016)."""
     return F.binary_cross_entropy_with_logits(logits, is_fake * (1 - smoothing) + smoothing / 2)
-
-
-def source_loss(logits: Tensor, source: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of (B, classes) logits with label smoothing; the source term of GFD-Net, arXiv:2106.08749."""
-    return F.cross_entropy(logits, source, label_smoothing=smoothing)
 
 
 def consistency_loss(first: Tensor, second: Tensor) -> Tensor:

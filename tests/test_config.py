@@ -23,6 +23,9 @@ def test_every_notebook_has_the_shared_parameters(cls):
         (config.Stage1, {"crop_sze": 64}, "'crop_sze'; did you mean 'crop_size'"),
         (config.Eda, {"group_by": "source", "hold_out": '["a'}, "hold_out Unterminated string"),
         (config.Stage1, {"crop_size": 16}, "greater than or equal to 32"),
+        (config.Stage1, {"batch_size": 1}, "greater than or equal to 2"),  # a photo and a fake
+        (config.Stage1, {"launderer_width": 6}, "multiple of 4"),
+        (config.Stage2, {"unet_width": 10}, "multiple of 4"),
         (config.Stage1, {"num_epochs": 0}, "num_epochs must be greater than or equal to 1, got 0"),
         (config.Stage1, {"lr_gc": -1.0}, "lr_gc must be greater than 0"),
         (config.Stage1, {"lr_gc": "fast"}, "lr_gc must be a valid number.*'fast'"),

@@ -23,6 +23,7 @@ NO_SPACE = "disk full; free some space and run again, what is done is kept"
 CLOSED = "The folder cannot be written; make it writable or choose another, and run the command again"
 REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), NO_SPACE)  # the last: above the limit for a file
 REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), CLOSED)
+SHOWS = {"app", "plots", "reports", "cli.py"}  # parts of the package that no number follows from
 
 
 @contextlib.contextmanager
@@ -30,6 +31,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a name to write to, which becomes the path's if all goes well; else the old file stays. See `explained`."""
     path = Path(path)
     draft = path.with_name(path.name + PART)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file, which it would take the place of; take another name")
     try:
         yield draft
         with open(draft, "rb+") as file:
@@ -108,6 +111,14 @@ def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def code(but: frozenset[str] = frozenset(SHOWS)) -> str:
+    """A digest of dfd's code `but` for some parts: what it made is its own, and a version stands for many commits."""
+    root = TEMPLATES.parent
+    files = (path for path in sorted(root.rglob("*.py")) if but.isdisjoint(path.relative_to(root).parts))
+    return digest(*map(sha256_of, files))
 
 
 def write_json(path: Path, content: Any) -> None:

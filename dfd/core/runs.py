@@ -82,14 +82,14 @@ def deferred(say: str, pass_on: Callable[[], bool] | None = None, grace: float =
 
 
 @contextlib.contextmanager
-def run_lock(folder: str | Path) -> Iterator[None]:
+def run_lock(folder: str | Path, shared: bool = False) -> Iterator[None]:
     """Work in a run folder that nobody else writes to meanwhile, made where it is missing; InUse names who does.
 
-    The system's lock goes with the process. A kernel of `run` works under the lock of its run, the other processes of
-    a training under that of the first, and a folder inside a held one under that one.
+    The system's lock goes with the process. A kernel of `run` works under the lock of its run, where it is `shared` the
+    other processes of a training under that of the first, and a folder inside a held one under that one.
     """
     folder = Path(folder).resolve()
-    if HEADLESS in os.environ or not is_main_process() or not _held.isdisjoint((folder, *folder.parents)):
+    if HEADLESS in os.environ or (shared and not is_main_process()) or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return
     holder, who = folder / HOLDER, "another process"  # which began a moment ago

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfd import __version__
 from dfd.config import REAL
-from dfd.core import ImageError, atomic_write, bar, digest, load_rgb, read_table
+from dfd.core import ImageError, atomic_write, bar, code, digest, load_rgb, read_table
 from dfd.degrade import compose, registry, to_tensor
 from dfd.degrade.registry import Condition
 from dfd.evaluate.metrics import METRICS, bootstrap_all, judged, share, units
@@ -107,7 +106,7 @@ def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | 
     """A digest of what a cell is made from, beside the weights."""
     noise = seed if any(name == "noise" for name, *_ in condition.chain) else None
     files = images[["path", "sha256"]].to_numpy().tolist()
-    return digest(__version__, condition.name, condition.chain, noise, crops or stage.crops, stage.crop_mode, files)
+    return digest(code(), condition.name, condition.chain, noise, crops or stage.crops, stage.crop_mode, files)
 
 
 def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfd import __version__
 from dfd.config import CLIPS
 from dfd.core.io import TEMPLATES, atomic_write, write_json
+from dfd.inference.decide import limits
 from dfd.inference.detector import Detector
 
 GRAPH, RECORD, EXAMPLE = "detector.onnx", "detector.json", "example.py"
@@ -42,9 +43,9 @@ def export(detector: Detector, folder: Path) -> Path:
     The JSON, which the graph's metadata has too, holds preprocessing, crops, thresholds, temperatures and calibration.
     """
     stage1, stage2 = detector.stage1, detector.stage2
-    names = ("crop_size", "crops", "equalise_quality", "temperature", "band", "likelihood", "rates")
+    names = ("crop_size", "crops", "equalise_quality", "temperature", "likelihood", "rates")
     record: dict[str, Any] = {"dfd": __version__, "detector": str(detector.run), "threshold": detector.threshold}
-    record |= {name: getattr(stage1, name) for name in names}
+    record |= {name: getattr(stage1, name) for name in names} | {"band": limits(stage1, detector.threshold)}
     if stage2:
         names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
         record["stage2"] = {name: getattr(stage2, name) for name in names}

@@ -90,6 +90,9 @@ def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path
         except ValueError as error:
             tell(f"{error}; its networks are passed over")
             return False
+        if any(run.glob("train_stage?.pt")):
+            tell(f"{run} is being trained, or was stopped; its networks are passed over")
+            return False
         return "stage1" in measured and sample.NOTE not in measured.get("notes", ())
 
     if model and Path(model).is_file():  # one of a detector's files stands for its folder

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dfd.config import CLIPS
+from dfd.config import ADAPTER, CLIPS
 from dfd.core.images import FLAT, load_rgb
+from dfd.core.io import sha256_of
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
 from dfd.degrade.operators import as_float, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
@@ -86,6 +88,8 @@ class Stage:
         self.coverage = content.get("coverage")  # stage 2: what these sets promise
         self.generators = content.get("generators", [])  # that it learnt from
         self.key, self.manifest_hash = content["key"], content["manifest_hash"]  # of what it was trained from
+        if (adapter := content.get("adapter")) and adapter != sha256_of(ADAPTER):
+            raise ValueError(f"its head learnt on another adapter of CLIP than {ADAPTER.name} is now; train it again")
         self.model: Any = build_model(self.stage, self.settings, len(self.classes))
         try:
             self.model.load_state_dict(content["weights"])
@@ -93,6 +97,7 @@ class Stage:
             reason = str(error).splitlines()[1].strip()[:200]
             raise ValueError(f"its weights do not fit the network that it names: {reason}") from error
         self.model.eval().to(self.device)
+        self.backbone: Any = getattr(self.model, "classifier", self.model).backbone  # the timm network inside
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | None = None) -> Self:
@@ -124,11 +129,6 @@ class Stage:
         """
         return self.score(self.prepare(image, crops, mode) for image in images)
 
-    @property
-    def backbone(self) -> Any:
-        """The timm network inside."""
-        return self.model.backbone if self.stage == "stage1" else self.model.classifier.backbone
-
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         count = crops if crops is not None else MAX_CROPS if mode == "grid" else self.crops
@@ -156,9 +156,7 @@ class Stage:
 
         of_crops = answers()
         for image in images:
-            flat = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255)
-            scored = self._average(list(islice(of_crops, len(image.windows))), image.plan)
-            yield replace(scored, quality=image.quality, is_flat=flat)
+            yield self._average(list(islice(of_crops, len(image.windows))), image)
 
     def outside(self, scored: Scored) -> str | None:
         """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
@@ -188,14 +186,15 @@ class Stage:
             logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
         return list(zip(logits, ood_scores, strict=True))
 
-    def _average(self, of_crops: list[tuple[Tensor, Any]], chosen: Plan) -> Scored:
+    def _average(self, of_crops: list[tuple[Tensor, Any]], image: Prepared) -> Scored:
         logits = torch.stack([logits for logits, _ in of_crops])
         mean = logits.mean(0)
         crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
         ood_score = None if self.feature_bank is None else float(np.mean([distance for _, distance in of_crops]))
         if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
             ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
-        return Scored(mean, len(logits), crop_std, chosen.needed, logits, tuple(chosen.corners), ood_score)
+        flat, (corners, needed) = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255), image.plan
+        return Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, image.quality, flat)
 
 
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
@@ -223,8 +222,7 @@ def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
 
 
 def fit_feature_bank(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:
-    """Keep features of at most `limit` training images a generator in a stage 2 and its checkpoint, for `ood_score`."""
+    """Keep features of at most `limit` training images a generator, of length 1, in a checkpoint, for `ood_score`."""
     crops, _ = sample_crops(stage, table, limit, seed)
-    bank = torch.from_numpy(FeatureBank.fit(extract_features(stage, crops)).features).half()
-    stage.feature_bank = FeatureBank(bank.float().numpy())
+    bank = F.normalize(torch.from_numpy(extract_features(stage, crops))).half()
     update_checkpoint(path, feature_bank=bank)

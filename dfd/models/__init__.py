@@ -3,7 +3,6 @@
 May import core and config; knows neither losses nor degradations, and nothing above.
 """
 
-# ruff: noqa: F401, I001
 from dfd.models.networks import (
     Attribution, EncoderClassifier, PatchDiscriminator, RealFakeClassifier, UNetRes, VGGPerceptual,
     normalize_residual)  # fmt: skip

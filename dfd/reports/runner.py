@@ -28,7 +28,7 @@ from papermill.iorw import papermill_io
 from tqdm import tqdm
 
 from dfd import __version__, config
-from dfd.core import digest, read_json, read_table, runs, write_json, write_text
+from dfd.core import code, digest, read_json, read_table, runs, write_json, write_text
 from dfd.data import layouts, manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
@@ -106,38 +106,38 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
     with runs.run_lock(target), runs.deferred(say, Kernel.interrupt, runs.GRACE) as stop:
         record: dict[str, Any] = {"profile": profile} | read_json(target / "config.json") | {"data": data, "out": out}
         record |= {"profile": profile} if any(path.stem in TRAIN for path in chosen) else {}
-        newest, state, done = "", layouts.fingerprint(images), record.setdefault("notebooks", {})
-        made_with = environment()
+        before, state, done = "", layouts.fingerprint(images), record.setdefault("notebooks", {})
+        made_with = read_json(target / "environment.json") or environment()
         try:
             for path in every:
                 entry = done.get(path.stem, {})
                 inputs = configs.get(path.stem, config.Shared)(**given[path.stem]).model_dump(mode="json")
-                code = digest([cell.source for cell in nbformat.read(path, as_version=4).cells])
-                key = digest(__version__, code, inputs, state)
+                cells = digest([cell.source for cell in nbformat.read(path, as_version=4).cells])
+                key = digest(code(frozenset()), cells, inputs, state, before)
                 are_there = all((target / name).exists() for name in (path.name, *entry.get("files", ())))
                 same = entry.get("status") == "finished" and entry.get("key") == key and are_there
-                if path in chosen and same and entry["ended"] >= newest and not fresh:
+                if path in chosen and same and not fresh:
                     print(f"{path.stem}  finished before with the same parameters, code and data: kept")
                     if not (target / f"{path.stem}.html").exists():  # the disk was full then
                         html.export(target / path.name)
                 elif path in chosen and (reason := left_out(path.stem, target)):
-                    before = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
+                    old = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
                     of_others = {name for other in done.values() for name in other.get("files", ())}
-                    for name in {*before, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}:
+                    for name in {*old, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}:
                         (target / name).unlink(missing_ok=True)
                     measured = read_json(target / "metrics.json")
                     rest = {name: measured[name] for name in measured if name not in ("stage2", "robustness")}
                     write_json(target / "metrics.json", rest)
                     print(f"{path.stem}  left out: {reason}")
                 elif path in chosen:
-                    before = entry.get("parameters", {})
-                    if was := [f"{name} was {old}" for name, old in before.items() if old != inputs.get(name)]:
+                    made_with, earlier = environment(), entry.get("parameters", {})
+                    if was := [f"{name} was {old}" for name, old in earlier.items() if old != inputs.get(name)]:
                         print(f"{path.stem}  made anew, for parameters are others than before: {', '.join(was)}")
-                    entry = done[path.stem] = {"parameters": inputs, "code": code, "key": key, "status": "interrupted"}
+                    entry = done[path.stem] = {"parameters": inputs, "code": cells, "key": key, "status": "interrupted"}
                     write_json(target / "config.json", record)
                     execute(path, target, given[path.stem], entry, stop)
                     print(f"{path.stem}  finished after {runs.elapsed(entry['seconds'])}{to_go(record, path, chosen)}")
-                newest = max(newest, entry.get("ended", ""))
+                before += entry.get("ended", "")
         except KeyboardInterrupt as stopped:
             raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
         finally:
@@ -216,8 +216,8 @@ def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
         raise config.ConfigError("no notebooks found; run from a checkout of the project")
     chosen = []
     for name in names:
-        stem = Path(str(name)).name.removesuffix(".ipynb")
-        matches = [p for p in every if p.stem == stem or (stem.isdigit() and int(p.stem[:2]) == int(stem))]
+        own, stem = Path(str(name)).resolve(), str(name).removesuffix(".ipynb")
+        matches = [p for p in every if stem == p.stem or own == p or (stem.isdigit() and int(p.stem[:2]) == int(stem))]
         if not matches:
             raise config.ConfigError(f"no notebook {name!r}; there are: {', '.join(p.stem for p in every)}")
         chosen += matches
@@ -230,7 +230,7 @@ def copy_notebooks(folder: Path) -> int:
     missing = [path for path in names if not (folder / path.relative_to(config.ROOT)).exists()]
     for path in missing:
         (target := folder / path.relative_to(config.ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+        write_text(target, path.read_text("utf-8"))
     return len(missing)
 
 
@@ -238,7 +238,8 @@ def open_lab(arguments: Sequence[str]) -> int:
     """Open JupyterLab at the first notebook below the working directory; gives its exit status."""
     settings = ["--LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb", "--LabApp.news_url=None"]
     settings += ["--ServerApp.tornado_settings={'websocket_max_message_size': 536870912}"]  # uploads of the probe
-    return subprocess.call([sys.executable, "-m", "jupyter", "lab", *settings, *arguments])
+    command = [sys.executable, "-m", "jupyter", "lab", *settings, *arguments]
+    return subprocess.call(command) if os.name == "nt" else os.execv(sys.executable, command)  # Ctrl-C is its own
 
 
 def plan(stems: Sequence[str], configs: Configs, *given: Any) -> dict[str, dict[str, Any]]:

@@ -31,9 +31,8 @@ from PIL import Image
 from pyarrow import dataset, parquet
 from ray.exceptions import RayError
 
-from dfd import __version__
 from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
-from dfd.core.io import atomic_write, damaged, digest
+from dfd.core.io import atomic_write, code, damaged, digest
 from dfd.core.runs import bar, cores, deferred, run_lock, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
 from dfd.inference.detector import Detector, Verdict, files_of
@@ -76,7 +75,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
     detector = Detector.load(model, torch.device("cpu"))
     detector = detector if options.threshold_fpr is None else detector.at_fpr(options.threshold_fpr)
     files = {name: (Path(model) / name).read_bytes() for name in files_of(Path(model))}
-    record = {"model": digest(files), "dfd": __version__, "threshold": detector.threshold}
+    record = {"model": digest(files), "dfd": code(), "threshold": detector.threshold}
     record |= {"crops": options.crops, "crop_mode": options.crop_mode}
     names: dict[str, None] = {}  # each once, in order
     for given in inputs:

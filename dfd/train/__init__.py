@@ -3,7 +3,6 @@
 May import inference, data, models, losses, degrade, core and config; knows neither evaluate nor plots.
 """
 
-# ruff: noqa: F401
 from typing import Any
 
 import pandas as pd

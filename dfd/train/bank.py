@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfd import __version__, config
-from dfd.core import Interrupted, bar, deferred, digest, load_rgb, read_json, sha256_of, write_json
-from dfd.core.io import explained
-from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
+from dfd import config
+from dfd.core import Interrupted, bar, code, deferred, digest, explained, load_rgb, read_json, sha256_of, write_json
+from dfd.data.crops import MARGIN, RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
 from dfd.degrade.operators import as_float, to_bytes
 from dfd.inference.stage import uses_bfloat16
@@ -24,7 +23,6 @@ from dfd.models.clip import BLOCKS, SIDE, WHEEL_SHA256
 from dfd.train.processes import build_loader, loading
 
 CONDITIONS = parse_all(["jpeg 95", "jpeg 75", "jpeg 50"])  # the first views of each image, after it as it is
-PHASE = 8  # pixels a side of a JPEG block: where its grid starts is random
 IMAGES, CHUNK = 8, 64  # images that pass the backbone at once, and between two states on disk
 FILE = "features.npy"  # in the run folder, beside features.json
 
@@ -41,7 +39,7 @@ class Views(RealFakeDataset):
     def __getitem__(self, index: int) -> Tensor:
         image, views = to_bytes(photo := load_rgb(self.paths[index])), []
         for condition in CONDITIONS:
-            top, left = (int(torch.randint(PHASE, ())) for _ in range(2))
+            top, left = (int(torch.randint(MARGIN, ())) for _ in range(2))
             part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
             moved = F.pad(part.float(), [left, 0, top, 0], "replicate").byte()  # so that the codec's grid starts there
             views.append(self.crops(compose(moved, condition.chain)[..., top:, left:]))
@@ -62,7 +60,7 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
     made_from = (cfg.backbone, cfg.pretrained, cfg.crop_size, cfg.equalise and cfg.equalise_quality, cfg.seed, shape,
                  cfg.degrade, cfg.backbone == config.CLIPS[1] and sha256_of(config.ADAPTER))  # fmt: skip
     names = [condition.name for condition in CONDITIONS]
-    key = digest(__version__, WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
+    key = digest(code(), WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
     state = read_json(path.with_suffix(".json"))
     is_whole = path.exists() and path.stat().st_size > 2 * np.prod(shape)  # numpy would fill up one cut short with 0
     done = state["done"] if state.get("key") == key and is_whole else 0

@@ -14,8 +14,8 @@ from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from dfd import __version__, config
-from dfd.core.io import damaged, digest, sha256_of
+from dfd import config
+from dfd.core.io import code, damaged, digest, sha256_of
 from dfd.data import manifest, provenance, splits
 from dfd.inference.files import read_content, save_checkpoint, update_checkpoint
 
@@ -40,10 +40,10 @@ class Checkpoint:
         self.settings = cfg.model_dump(exclude=NOT_LEARNT_FROM)
         self.crops = {"crop_size": cfg.crop_size, "equalise_quality": cfg.equalise_quality if cfg.equalise else None}
         made_from = cfg.model_dump(exclude=NOT_LEARNT_FROM | NOT_IN_KEY), provenance.of(table).fillna("").tolist()
-        backbone = self.settings.get("backbone")  # the numbers of a head leave out near-duplicates in other sources
-        adapter = backbone == config.CLIPS[1] and sha256_of(config.ADAPTER)
-        groups = table["group"].tolist() if backbone in config.CLIPS else []
-        self.key = digest(__version__, stage, self.manifest_hash, *made_from, adapter, *groups)
+        backbone = self.settings.get("backbone")  # a head's limits leave out near-duplicates in other sources
+        self.adapter = sha256_of(config.ADAPTER) if backbone == config.CLIPS[1] else None
+        of_head = [*table["group"], cfg.model_dump(include={"coverage", "accept"})] if backbone in config.CLIPS else []
+        self.key = digest(code(), stage, self.manifest_hash, *made_from, self.adapter, *of_head)
         self.path, self.state_path = Path(cfg.out) / config.CHECKPOINTS[stage], Path(cfg.out) / f"train_{stage}.pt"
 
     def finished_history(self) -> list[dict[str, float]]:
@@ -56,7 +56,8 @@ class Checkpoint:
         asked = {"crops": self.cfg.crops, "crop_mode": self.cfg.crop_mode}
         is_measured = best.get("is_held_out") or asked.items() <= best.items()  # else not by as many crops
         update_checkpoint(self.path, **asked, **{} if is_measured else {"operating_points": {}, "coverage": None})
-        self.state_path.unlink(missing_ok=True)  # left by a kill between the mark and its removal
+        if self._load(self.state_path).get("key") == self.key:  # left by a kill between the mark and its removal
+            self.state_path.unlink()
         return best["history"]
 
     def load_state(self) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class Checkpoint:
         statistics = {name: buffers[name].flatten().tolist() if name in buffers else None for name in ("mean", "std")}
         content = {"stage": self.stage, "classes": self.classes, "weights": model.state_dict(),
                    "preprocessing": self.crops | statistics, "crops": cfg.crops, "crop_mode": cfg.crop_mode,
-                   "threshold": 0.5, "temperature": 1.0,
+                   "threshold": 0.5, "temperature": 1.0, "adapter": self.adapter,
                    "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
                    "metrics": {"val": history[-1]}, "history": history, "generators": self.generators}  # fmt: skip
         save_checkpoint(content, self.path)

@@ -16,8 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
 from dfd import config
-from dfd.core import atomic_write
-from dfd.core.runs import bar, run_lock
+from dfd.core import atomic_write, bar, run_lock
 from dfd.data import provenance
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.openset import PER_SOURCE, fit_subspace
@@ -127,26 +126,26 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
     classes = ["real", "fake"] if stage == "stage1" else sorted(set(truth))
     checkpoint, began = Checkpoint(stage, table, cfg, classes), time.monotonic()
     if not (history := checkpoint.finished_history()):
-        with run_lock(cfg.out):
+        with run_lock(cfg.out, shared=True):
             model: Any = build_model(stage, checkpoint.settings, len(classes), cfg.pretrained)
             backbone = (model if stage == "stage1" else model.classifier).backbone
-            features = build(table, cfg, backbone)[table.index.get_indexer(images.index)]
+            features, rows = build(table, cfg, backbone), table.index.get_indexer(images.index)
             known = sources_of(images)
             images = images.assign(source=known, draw=0)
             alone = images.groupby(TWINS)["source"].transform("nunique").eq(1) & images["split"].ne("test")
-            draws = list(joint_hold_outs(images["label"][alone], known[alone], cfg.hold_outs, cfg.seed))
+            draws = list(joint_hold_outs(images["label"][alone], known[alone], cfg.hold_outs, 0))  # for all seeds
             if draws and (stay := sorted(set(images["label"]) - set(draws[0]))):
                 print(f"{', '.join(stay)}: of one source, which no hold-out leaves out, so that none judges it")
             learns = images["split"].isin(["train", "val"] if draws else ["train"]).to_numpy()
             numbers = pd.Categorical(truth, categories=classes).codes
-            heads = Discriminants(features[learns], numbers[learns], known[learns], cfg.shrinkage)
+            heads = Discriminants(features[rows[learns]], numbers[learns], known[learns], cfg.shrinkage)
             weight, bias = heads.fit()
-            learnt = judgements(features[learns], images[learns], weight, bias, classes)
+            learnt = judgements(heads.features, images[learns], weight, bias, classes)
             if draws:
                 judged = judge_unseen(heads, images[learns], classes, draws)
             else:
                 of_val = images["split"].eq("val").to_numpy()
-                judged = judgements(features[of_val], images[of_val], weight, bias, classes)
+                judged = judgements(features[rows[of_val]], images[of_val], weight, bias, classes)
             if stage == "stage1":  # one logit: that of fake above that of real
                 weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
             backbone.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
@@ -164,7 +163,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
                 if stage == "stage1":
                     sample = images[learns].groupby(["label", "source"]).sample(frac=1, random_state=cfg.seed)
                     sample = sample.groupby(["label", "source"]).head(PER_SOURCE)
-                    fitted |= fit_subspace(features[images.index.get_indexer(sample.index)][:, [0, -1]], sample)
+                    fitted |= fit_subspace(features[table.index.get_indexer(sample.index)][:, [0, -1]], sample)
             update_checkpoint(checkpoint.path, **fitted)
     if on_epoch:
         on_epoch(pd.DataFrame(history))
@@ -189,12 +188,13 @@ def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[di
 
     One row a generator and draw: `auroc` of the ood_score of images as they are, sources weighing alike, all new to it.
     """
-    rows, scores = [], pd.DataFrame({"label": images["label"].to_numpy(), "source": images["source"].to_numpy()})
+    rows, scores = [], images[["label", "source"]].reset_index(drop=True)
+    alone = images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
     for number, generator in enumerate(sorted(set(scores["label"]))):
         is_unknown = scores["label"] == generator
         for draw in draws:
             weight, bias = heads.fit({number, *draw.values()})
-            part = scores[is_unknown | scores["source"].isin(draw.values())]
+            part = scores[is_unknown | scores["source"].isin(draw.values()) & alone]
             logits = heads.features[part.index, 0].astype(np.float32) @ weight.T + bias
             sources = 1 / part.groupby(["label", "source"])["label"].transform("size")
             auroc = roc_auc_score(is_unknown[part.index], -logits.max(1), sample_weight=sources)

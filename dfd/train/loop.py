@@ -4,7 +4,6 @@ import math
 import signal
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +61,7 @@ class Trainer:
         self.networks, self.loaders = dict[str, TrainedNetwork](), dict[str, DataLoader]()
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
-        self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)  # of the epoch that is not finished
+        self.step_number, self.seconds, self.losses = 0, 0.0, {}  # of the epoch that is not finished
         self.stop, self.saved, self.began, self.views = runs.Stop(), time.monotonic(), 0.0, torch.empty(0)
 
     def is_finished(self) -> bool:
@@ -101,7 +100,7 @@ class Trainer:
     def running(self) -> Iterator[None]:
         """Work alone in the run folder; a signal ends the training after the step, with a state and Interrupted."""
         say = f"{self.stage}: stopping after this step; once more ends at once."
-        with runs.run_lock(self.cfg.out), runs.deferred(say) as self.stop, self.tracking.environment():
+        with runs.run_lock(self.cfg.out, shared=True), runs.deferred(say) as self.stop, self.tracking.environment():
             try:
                 yield
             finally:
@@ -155,7 +154,7 @@ class Trainer:
         network.optimizer.step()
         network.schedule.step()
         for part, value in zip((network.loss_name, *parts), numbers, strict=True):
-            self.losses[part].append(value)
+            self.losses.setdefault(part, []).append(value)
         if network.loss_name == "train":
             self.averaged.update_parameters(self.model)
 
@@ -163,7 +162,7 @@ class Trainer:
     def validate(self, name: str, answer: Callable[[Any], Tensor] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits (N, ...) of the averaged weights, or `answer`s, and a set's targets (N,); the same in each process."""
         self.averaged.eval()
-        broadcast_module(self.accelerator, self.averaged)  # its batch norms have seen one process's part
+        broadcast_module(self.averaged)  # its batch norms have seen one process's part
         outputs = []
         for batch in self._read(name):
             images, target = (batch["view1"], batch["source"]) if isinstance(batch, dict) else batch
@@ -184,7 +183,7 @@ class Trainer:
         row |= {"train_loss": losses.pop("train"), "val_loss": val_loss, **metrics}
         row |= {f"{name}_loss": value for name, value in losses.items()} | {"score": score}
         self.history.append(row)
-        self.step_number, self.seconds, self.losses = 0, 0.0, defaultdict(list)
+        self.step_number, self.seconds, self.losses = 0, 0.0, {}
         if is_better := [score, -val_loss] > self.best[:2]:
             self.best = [score, -val_loss, row["epoch"]]
         shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", "val_loss", *metrics))
@@ -244,7 +243,7 @@ class Trainer:
     def _save_state(self) -> None:
         self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
         if self.is_main:
-            state = {name: getattr(self, name) for name in PROGRESS} | {"losses": dict(self.losses)}
+            state = {name: getattr(self, name) for name in PROGRESS}
             for name, network in self.networks.items():
                 state[name] = {key: part.state_dict() for key, part in network.parts.items()}
             state |= {"averaged": self.averaged.state_dict(), "key": self.checkpoint.key}
@@ -254,7 +253,7 @@ class Trainer:
         (state,) = broadcast_object_list([self.checkpoint.load_state() if self.is_main else {}])
         if not state:
             for network in self.networks.values():
-                broadcast_module(self.accelerator, network.module)
+                broadcast_module(network.module)
             return
         for name, network in self.networks.items():
             for key, part in network.parts.items():
@@ -262,5 +261,4 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         for name in PROGRESS:
             setattr(self, name, state[name])
-        self.losses = defaultdict(list, self.losses)
         self.accelerator.print(f"{self.stage}: going on after {self._where()}.")

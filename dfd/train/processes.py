@@ -45,11 +45,10 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return all_reduce(tensor) if distributed.is_initialized() and distributed.get_world_size() > 1 else tensor
 
 
-def broadcast_module(accelerator: Accelerator, module: nn.Module) -> None:
+def broadcast_module(module: nn.Module) -> None:
     """Give all processes the main one's weights and buffers."""
-    if accelerator.num_processes > 1:
-        for tensor in module.state_dict().values():
-            tensor.copy_(broadcast(tensor.contiguous()))
+    for tensor in module.state_dict().values():
+        tensor.copy_(broadcast(tensor.contiguous()))
 
 
 def build_loader(data: Any, draws: Any, cfg: config.Training, device: torch.device) -> DataLoader:

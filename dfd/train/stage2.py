@@ -19,7 +19,7 @@ from dfd import config
 from dfd.data.crops import CarrierBuilder, EpochSampler, GFDTwoViewDataset
 from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference import Stage, fit_feature_bank
-from dfd.losses import consistency_loss, source_loss
+from dfd.losses import consistency_loss
 from dfd.train.loop import OnEpoch, Trainer
 from dfd.train.processes import sum_over_processes
 from dfd.train.stage1 import Adversary, equalised
@@ -38,9 +38,9 @@ def attribution_losses(model: Any, residual: Tensor, source: Tensor, cfg: config
         if cfg.carried_weight:
             views.append(model.generator(carried).float())
     logits = model.name(torch.cat(views)).float().split(len(source))  # one batch, or batch norm would tell them apart
-    losses["source"] = source_loss(torch.cat(logits[:2]), source.repeat(2), cfg.label_smoothing)
+    losses["source"] = F.cross_entropy(torch.cat(logits[:2]), source.repeat(2), label_smoothing=cfg.label_smoothing)
     if len(logits) > 2:
-        losses["carried"] = source_loss(logits[2], source, cfg.label_smoothing)
+        losses["carried"] = F.cross_entropy(logits[2], source, label_smoothing=cfg.label_smoothing)
     if cfg.consistency_weight:
         losses["consistency"] = consistency_loss(*logits[:2])
     return losses

@@ -124,6 +124,14 @@ def test_a_folder_that_cannot_be_written_is_named():
         io.write_text(Path("/sys/a.txt"), "x")  # nobody can write there, root neither
 
 
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="is no regular file, which it would take the place of"):
+            io.write_text(path, "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_folder_that_vanished_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder is gone; bring it back.*gone/a.txt"):
         io.write_text(tmp_path / "gone" / "a.txt", "x")

@@ -49,7 +49,10 @@ def test_kernels_of_a_run_and_helpers_of_a_training_work_under_its_lock(variable
     with holding(tmp_path) as process:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        with runs.run_lock(tmp_path):
+        with runs.run_lock(tmp_path, shared=True):
+            if "RANK" in variables:
+                with pytest.raises(runs.InUse), runs.run_lock(tmp_path):  # `score` is no training
+                    pass
             process.kill()
 
 
@@ -58,7 +61,7 @@ def test_what_another_training_left_in_the_environment_counts_for_nothing(left, 
     for name, value in left.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     with holding(tmp_path) as process:
-        with pytest.raises(runs.InUse), runs.run_lock(tmp_path):
+        with pytest.raises(runs.InUse), runs.run_lock(tmp_path, shared=True):
             pass
         process.kill()
     assert "in the environment without" in capsys.readouterr().err and "WORLD_SIZE" not in os.environ

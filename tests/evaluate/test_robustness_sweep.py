@@ -141,7 +141,7 @@ def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, 
     if change == "codec":
         stages["stage1"].equalise_quality = 40
     if change == "version":
-        monkeypatch.setattr(robustness, "__version__", "other")
+        monkeypatch.setattr(robustness, "code", lambda: "other")
     after = robustness.sweep(stages, changed, CONDITIONS, tmp_path, crops, seed)["stage1"]
     new = {name for name in cells(tmp_path) if name not in names}
     assert len(new) == {

@@ -96,6 +96,8 @@ def test_the_graph_carries_what_goes_around_it(written):
     assert json.loads(model.custom_metadata_map["dfd"]) == record
     assert (record["threshold"], record["band"], record["temperature"]) == (detector.threshold, [0.3, 0.6], 1.5)
     assert record["stage2"]["classes"] == list(detector.stage2.classes) and record["likelihood"]["photos"] == 200
+    export.export(Detector(*detector.stages, threshold=0.9), folder)  # as `at_fpr` gives it
+    assert json.loads((folder / "detector.json").read_text())["band"] == [0.3, 0.9]
 
 
 def test_a_trunk_that_one_stage_has_alone_takes_any_number_of_crops(tmp_path, monkeypatch):

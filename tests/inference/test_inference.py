@@ -391,6 +391,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
             {"classes": ["a", "b", "c", "d"], "stage": "stage2"},
             r"size mismatch .*\[3, .*\[4, ",
         ),
+        ({"adapter": "other"}, "its head learnt on another adapter of CLIP than adapter.safetensors is now"),
         ({"weights": {}}, "weights do not fit the network that it names: Missing key"),
     ],
 )

@@ -42,6 +42,12 @@ def test_a_folded_network_answers_as_before_and_leaves_the_first_alone(model):
     assert quick is not model
 
 
+def test_bfloat16_around_it_does_not_hide_that_a_folded_network_is_the_same():
+    model = used(RealFakeClassifier("test_resnet.r160_in1k"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fold_batch_norms(model, 48) is not model
+
+
 class Strange(nn.Module):
     """A norm that comes before the convolution which is registered before it."""
 

@@ -81,6 +81,69 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     assert ran[5:] == ["01_second"]
 
 
+def test_a_notebook_by_path_is_that_file_and_no_other_of_its_name(case):
+    case.write("00_first")
+    assert runner.choose(case.folder, [case.folder / "00_first.ipynb"]) == [case.folder / "00_first.ipynb"]
+    for name in ("elsewhere/00_first.ipynb", "/no/such/place/00_first"):
+        with pytest.raises(config.ConfigError, match="no notebook"):
+            runner.choose(case.folder, [name])
+
+
+def test_a_copy_that_a_full_disk_broke_off_is_not_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="disk full"):
+            runner.copy_notebooks(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    runner.copy_notebooks(tmp_path)
+    for path in (tmp_path / "notebooks").iterdir():
+        assert path.read_bytes() == (config.ROOT / "notebooks" / path.name).read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process takes another's place there")
+def test_jupyterlab_takes_the_place_of_the_command(monkeypatch):
+    given = []
+    monkeypatch.setattr(os, "execv", lambda program, words: given.append((program, words)))
+    runner.open_lab(["--no-browser"])
+    assert given[0][0] == sys.executable and given[0][1][:4] == [sys.executable, "-m", "jupyter", "lab"]
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_that_is_stale(case, monkeypatch):
+    times, ran = iter(["2026-01-01T13", "2026-01-01T14", "2026-01-01T11", "2026-01-01T12"]), []
+
+    def execute(path, out, parameters, entry, stop):
+        ran.append(path.stem)
+        _pretend(out, path, parameters, entry, stop)
+        entry["ended"] = next(times)
+
+    monkeypatch.setattr(runner, "execute", execute)
+    case.write("00_first")
+    case.write("01_second")
+    case.run()
+    case.write("00_first", new_code_cell("1"))
+    case.run()
+    case.run()
+    assert ran == ["00_first", "01_second"] * 2
+
+
+def test_code_that_changed_runs_anew_and_what_is_kept_keeps_its_environment(case, monkeypatch):
+    ran, made = [], iter("ABC")
+    monkeypatch.setattr(runner, "execute", lambda path, out, *rest: ran.append(path.stem) or _pretend(out, path, *rest))
+    monkeypatch.setattr(runner, "environment", lambda: {"commit": next(made)})
+    case.write("00_first")
+    commit = lambda: json.loads((case.out / "environment.json").read_text())["commit"]  # noqa: E731
+    case.run()
+    before = commit()
+    case.run()
+    assert len(ran) == 1 and commit() == before
+    monkeypatch.setattr(runner, "code", lambda _: "other")
+    case.run()
+    assert len(ran) == 2 and commit() != before
+
+
 def test_a_notebook_whose_files_are_gone_makes_them_again(case, capsys):
     case.write("00_first", new_code_cell('open(out + "/scores.csv", "w").write("1"); open(out + "/.hidden", "w")'))
     case.write("01_second", new_code_cell(LOG))

@@ -397,6 +397,25 @@ def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, cap
     assert set(holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))["source"]).isdisjoint({"RealPhotos 1"})
 
 
+def test_what_is_promised_of_heads_counts_when_they_are_trained_again(trained):
+    table, cfgs, out = trained
+    fit(table, cfgs["stage2"].model_copy(update={"coverage": 0.6, "accept": 0.5}))
+    kept = Stage.load(out / CHECKPOINTS["stage2"])
+    judged = holdouts.load(out, kept)
+    assert kept.coverage == 0.6
+    assert (judged["ood_score"] <= kept.ood_threshold).mean() == pytest.approx(0.5, abs=0.12)
+
+
+def test_hold_outs_are_the_same_for_all_seeds(trained):
+    table, cfgs, out = trained
+    before = holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))
+    fit(table, cfgs["stage1"].model_copy(update={"seed": 5}))
+    after = holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))
+    assert after[["draw", "path"]].equals(before[["draw", "path"]]) and not after["logit_fake"].equals(
+        before["logit_fake"]
+    )
+
+
 def test_stage_2_says_unknown_in_tables_too_by_what_the_hold_outs_and_the_user_ask(trained):
     table, cfgs, out = trained
     stage, fakes = Stage.load(out / CHECKPOINTS["stage2"]), table[table["is_fake"]]
@@ -431,13 +450,24 @@ def test_a_generator_that_is_left_out_is_unknown_where_nothing_speaks_for_anothe
     sources = np.char.add(labels, np.tile(np.repeat(["1", "2", "3"], 20), 3))
     places = {"A": [6, 0, 0], "B": [0, 6, 0], "C": [0, 0, 6]}
     features = rng.normal(size=(180, 2, 3)) + np.array([places[label] for label in labels])[:, None]
-    images = pd.DataFrame({"label": labels, "source": sources}, index=np.arange(180) + 7)
+    images = pd.DataFrame({"label": labels, "source": sources, "group": range(180)}, index=np.arange(180) + 7)
     table = heads.Discriminants(features.astype(np.float16), table_codes(labels), sources, 0.1)
     draws = [{"RealPhotos": "x", "A": "A1", "B": "B2", "C": "C3"}]
     found = heads.judge_unknown(table, images, draws)
     assert found["unknown"].tolist() == ["A", "B", "C"] and (found["auroc"] > 0.95).all()
     same = heads.Discriminants(rng.normal(size=(180, 2, 3)).astype(np.float16), table_codes(labels), sources, 0.1)
     assert 0.25 < heads.judge_unknown(same, images, draws)["auroc"].mean() < 0.75
+
+
+def test_near_duplicates_in_two_sources_are_not_new_to_a_head_that_left_one_out(monkeypatch):
+    rng, labels, counts = np.random.default_rng(0), np.repeat(["A", "B", "C"], 40), []
+    sources, groups = np.char.add(labels, np.tile(np.repeat(["1", "2"], 20), 3)), np.arange(120)
+    groups[20:30] = groups[:10]  # ten of A1 are in A2 too
+    images = pd.DataFrame({"label": labels, "source": sources, "group": groups})
+    table = heads.Discriminants(rng.normal(size=(120, 2, 3)).astype(np.float16), table_codes(labels), sources, 0.1)
+    monkeypatch.setattr(heads, "roc_auc_score", lambda truth, score, sample_weight: counts.append(len(truth)) or 0.5)
+    heads.judge_unknown(table, images, [{"A": "A1", "B": "B1", "C": "C1"}])
+    assert counts == [40 + 20 + 20, 40 + 10 + 20, 40 + 10 + 20]  # the unknown generator's, and what is new of the rest
 
 
 def table_codes(labels):

@@ -17,7 +17,7 @@ from dfd.data import crops, manifest
 from dfd.degrade import RandomDegrade
 from dfd.degrade.operators import as_float
 from dfd.evaluate import scores as scores_module
-from dfd.inference import decide, update_checkpoint
+from dfd.inference import decide, save_checkpoint, update_checkpoint
 from dfd.inference.stage import Stage
 from dfd.train import fit, fit_stage1, fit_stage2, loop, stage1, stage2
 
@@ -64,6 +64,24 @@ def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny
     assert "already trained" not in capsys.readouterr().out
 
 
+def test_a_finished_training_leaves_the_state_of_another_alone(table, tiny_data, tmp_path):
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=1)
+    fit(table, cfg)
+    key = torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)["key"]
+    for of, stays in (("another", True), (key, False)):
+        save_checkpoint({"key": of}, tmp_path / "train_stage1.pt")
+        fit(table, cfg)
+        assert (tmp_path / "train_stage1.pt").exists() == stays
+
+
+def test_code_that_changed_trains_anew(table, tiny_data, tmp_path, monkeypatch, capsys):
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=1)
+    fit(table, cfg)
+    monkeypatch.setattr("dfd.train.checkpoint.code", lambda: "other")
+    fit(table, cfg)
+    assert "already trained" not in capsys.readouterr().out
+
+
 def test_the_state_of_another_training_is_not_used(table, tiny_data, tmp_path, capsys):
     fit_one_epoch(table, configured("stage1", tmp_path, tiny_data))
     assert (tmp_path / "train_stage1.pt").exists()
@@ -83,7 +101,7 @@ def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, t
     trainer, scores = trainer_of(table, cfg), iter([0.6, 0.7, 0.65, 0.7, 0.9])
     with trainer.running():
         for _ in trainer.epochs():
-            trainer.losses["train"].append(1.0)
+            trainer.losses["train"] = [1.0]
             trainer.end_epoch(next(scores), 1.0, pd.Series(dtype=bool))
     assert len(trainer.history) == 4 and trainer.best[2] == 2
     assert "stopped early" in capsys.readouterr().out
