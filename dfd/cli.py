@@ -20,7 +20,7 @@ SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 HELP = Path(__file__).parent / "templates" / "help"
 OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
 CHOICES = OPTIONS.pop("choices")  # those of dfd.config, whose import takes longer than all else here
-TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8),
+TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8), "path": os.path.expanduser,
          "share": click.FloatRange(0, 1, max_open=True),
          "folder": click.Path(exists=True, file_okay=False, path_type=Path),
          "new folder": click.Path(file_okay=False, path_type=Path),
@@ -103,10 +103,10 @@ def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **gi
     from dfd.core.io import read_json
     from dfd.reports import html, runner
 
-    chosen = remembered(out, given)
+    chosen = remembered(out, given, settings)
     index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
     metrics = read_json(index.with_name("metrics.json"))
-    click.echo(html.fill("ran.txt.j2", metrics=metrics, out=out, index=shown(index)).strip())
+    click.echo(html.fill("ran.txt.j2", metrics=metrics, out=shlex.quote(out), index=shown(index)).strip())
 
 
 @command
@@ -225,6 +225,7 @@ def compare(out: str | None, runs: tuple[str, ...]) -> None:
     comparisons = comparing.compare(runs)
     click.echo("\n\n".join(html.fill("compare.txt.j2", comparison=pair).rstrip() for pair in comparisons))
     if out:
+        Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
         click.echo(f"\nOpen {shown(html.render(Path(out).absolute(), 'compare.html.j2', comparisons=comparisons))}")
 
 
@@ -251,14 +252,17 @@ def train(stage: str, out: str, settings: tuple, **given: str | None) -> None:
     from dfd.core.runs import run_lock
     from dfd.data import manifest
 
-    stem, chosen = next(stem for stem in config.NOTEBOOKS if stage in stem), remembered(out, given)
+    stem, chosen = next(stem for stem in config.NOTEBOOKS if stage in stem), remembered(out, given, settings)
     shared = {"data": chosen["data"], "out": out}
     parameters = config.plan([stem], config.NOTEBOOKS, shared, chosen["profile"], dict(settings))[stem]
     cfg: Any = config.NOTEBOOKS[stem](**parameters)
-    with run_lock(cfg.out):
+    with run_lock(cfg.out, shared=True):
         with training.main_process_first():
             try:
                 table = manifest.load(cfg.out, cfg.data)
+                if others := manifest.changed(table):
+                    text = f"{len(others)} files are not as scanned, such as {others[0]}"
+                    raise ValueError(f"{text}; run 00_eda, or `scan` with --out {out} and its options, again")
             except FileNotFoundError:
                 table = manifest.scan(cfg.data, cfg.out, cfg.seed)
         training.fit(table, cfg)
@@ -275,11 +279,13 @@ def model_folder(model: str | None) -> Path:
     return find_model(model, tell=lambda line: click.echo(line, err=True))
 
 
-def remembered(out: str, given: dict[str, str | None]) -> dict[str, str]:
+def remembered(out: str, given: dict[str, str | None], settings: tuple) -> dict[str, str]:
     """What was given, and for the rest what the run folder was made with, or the built-in data and the demo."""
     from dfd import config
     from dfd.core.io import read_json
 
+    if len(dict(settings)) < len(settings):
+        raise click.UsageError("-p gives a parameter twice; several values of one are written as one: -p hold_out a,b")
     known = {"data": "data/sample", "profile": "demo"} | read_json(config.resolve(out) / "config.json")
     if known["profile"] not in config.PROFILES and not given.get("profile"):
         raise ValueError(f"{out} was made with the profile {known['profile']!r}, which is gone; give --profile")

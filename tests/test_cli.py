@@ -108,6 +108,27 @@ def test_a_misspelt_parameter_and_missing_data_end_the_real_command(call):
     assert result.exit_code == 2 and "no data folder nowhere" in result.output
 
 
+@pytest.mark.parametrize("words", [("run",), ("train", "stage1")])
+def test_a_parameter_that_is_given_twice_is_refused(words, call):
+    result = call(*words, "-p", "hold_out", "a", "-p", "hold_out", "b")
+    assert result.exit_code == 2 and "-p gives a parameter twice" in result.stderr
+
+
+def test_home_is_found_in_every_path(call, verdicts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "reports").rename(tmp_path / "home")
+    call("predict", "--model=~/new", "a.png")
+    assert verdicts.loaded == [tmp_path / "home" / "new"]
+
+
+def test_a_comparison_makes_the_folder_of_its_page(call, monkeypatch, tmp_path):
+    from dfd.evaluate import compare
+
+    monkeypatch.setattr(compare, "compare", lambda runs: [])
+    monkeypatch.setattr("dfd.reports.html.render", lambda path, *_, **__: Path(path))
+    assert call("compare", "a", "b", "--out", "new/page.html").exit_code == 0 and (tmp_path / "new").is_dir()
+
+
 def test_predict_without_a_model_says_how_to_get_one(call, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "DETECTOR", tmp_path / "none")
     result = call("predict", "a.png")
@@ -122,6 +143,11 @@ def test_the_shipped_detector_answers_before_a_run_on_simulated_fakes(call, verd
 
     monkeypatch.setattr(config, "DETECTOR", tmp_path / "detector")
     assert files.find_model(None) == tmp_path / "reports" / "new"
+    (tmp_path / "reports" / "new" / "train_stage2.pt").touch()  # stopped, or still going on
+    lines = []
+    assert files.find_model(None, lines.append) == tmp_path / "reports" / "old"
+    assert lines == [f"{tmp_path / 'reports' / 'new'} is being trained, or was stopped; its networks are passed over"]
+    (tmp_path / "reports" / "new" / "train_stage2.pt").unlink()
     io.write_json(tmp_path / "reports" / "new" / "metrics.json", {"notes": []})  # trained, and never measured
     assert files.find_model(None) == tmp_path / "reports" / "old"
     io.write_json(tmp_path / "reports" / "old" / "metrics.json", {"stage1": {}, "notes": [NOTE]})
@@ -232,6 +258,23 @@ def test_train_scans_once_and_hands_the_config_on(stage, call, monkeypatch):
     assert table == "table" and type(cfg).__name__.lower() == stage
     assert (cfg.num_epochs, cfg.seed) == (3, 7)
     assert scan == (cfg.data, cfg.out, 7)
+
+
+def test_train_refuses_data_that_are_not_as_scanned(call, monkeypatch, tmp_path):
+    from folders import classes, fill
+
+    from dfd import train
+    from dfd.data import manifest
+
+    monkeypatch.setattr(train, "fit", lambda table, cfg: None)
+    classes(tmp_path / "data")
+    words = ("train", "stage1", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o"), "--profile", "quick")
+    assert [call(*words).exit_code for _ in range(2)] == [0, 0]
+    fill(tmp_path / "data" / "StyleGAN2")
+    result = call(*words)
+    assert result.exit_code == 2 and "6 files are not as scanned, such as StyleGAN2/0.png; run 00_eda" in result.stderr
+    manifest.scan(tmp_path / "data", tmp_path / "o")
+    assert call(*words).exit_code == 0
 
 
 def test_sample_and_scan_pass_their_options_on(call, monkeypatch):

@@ -26,17 +26,17 @@ import pandas as pd
 from PIL import Image
 
 from dfd import __version__, config
-from dfd.app.metadata import plain, sentence
+from dfd.app.metadata import TRUST, plain, sentence
+from dfd.core import explained, run_lock
 from dfd.core.images import perceptual_hash
-from dfd.core.io import TEMPLATES, atomic_write, digest, read_json, sha256_of, template, write_json, write_text
-from dfd.core.runs import run_lock
+from dfd.core.io import TEMPLATES, atomic_write, code, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.data.splits import components
-from dfd.inference.detector import Detector, Verdict, files_of
+from dfd.inference.detector import Detector, Verdict
+from dfd.inference.stage import uses_bfloat16
 
 RECORD, VERDICTS, INDEX, PDF = "case.json", "verdicts.csv", "index.html", "case.pdf"
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
-THUMB_SIDE = 160  # pixels
-PRINTED = 50  # images whose pages are in the PDF, behind the table of all
+THUMB_SIDE, PRINTED = 160, 50  # pixels; images whose pages are in the PDF, behind the table of all
 SHEETS = ("style", "examination", "case")
 COLUMNS = "path sha256 is_fake verdict p_fake log10_lr source candidates crops crop_std outside error".split()
 
@@ -44,18 +44,17 @@ COLUMNS = "path sha256 is_fake verdict p_fake log10_lr source candidates crops c
 class Journal:
     """A CSV file that grows by one whole line for each image, so that a run can be stopped and gone on with.
 
-    One that exists is a FileExistsError unless `resume`, which leaves out the rows of the `paths` asked for, None for
-    any, that were refused or have changed; and a ValueError if other networks wrote it, or by other crops. `done` has
-    the SHA-256 of each path.
+    One that exists is a FileExistsError unless `resume`, which leaves out rows of the `paths` asked for (none: of any)
+    that were refused or have changed, and a ValueError if other networks or crops wrote it. `done`: SHA-256 by path.
     """
 
     def __init__(self, path: Path, resume: bool, detector: Detector, about: Any, changed: Callable = lambda _: False):
-        networks, asked = "-".join(stage.key for stage in detector.stages), about.get("paths")
+        networks, asked = digest(detector.files, [s.key for s in detector.stages]), about.get("paths")
         crops = f"{about.get('crop_mode')} {about.get('crops')}"
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold), "crops_asked": crops}
         classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
         columns = [*COLUMNS, *classes, *self.judged_by]
-        self.done, before = dict[str, str](), path.read_bytes() if path.exists() else b""
+        self.path, self.done, before = path, dict[str, str](), path.read_bytes() if path.is_file() else b""
         if before and not resume:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
         whole = before[: before.rfind(b"\n") + 1]  # a run that was killed may have left half a line
@@ -63,7 +62,7 @@ class Journal:
         kept = io.StringIO(newline="")
         rows = csv.DictWriter(kept, lines.fieldnames or columns)
         rows.writeheader()
-        is_ours = {*COLUMNS, "networks", "threshold"} <= set(rows.fieldnames)
+        is_ours = {*COLUMNS, *classes, "networks", "threshold"} <= set(rows.fieldnames)
         if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
             raise ValueError(f"{path} was not written by `predict --csv`, and stays as it is; take another name")
         for row in lines:
@@ -82,11 +81,13 @@ class Journal:
 
     def write(self, verdict: Verdict) -> None:
         """Add one line, on disk when this returns."""
-        values = {name: getattr(verdict, name) for name in COLUMNS}
-        values["candidates"] = json.dumps(verdict.candidates or ())  # a name may hold any character
+        values = {n: getattr(verdict, n) for n in COLUMNS} | {"candidates": json.dumps(verdict.candidates or ())}
         shares = {f"p_source.{name}": p for name, p in (verdict.p_source or {}).items()}
-        self.rows.writerow(values | shares | self.judged_by)
-        self.file.flush()
+        try:
+            self.rows.writerow(values | shares | self.judged_by)
+            self.file.flush()
+        except OSError as error:
+            raise explained(error, self.path) from error
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
@@ -107,12 +108,11 @@ class Case:
     """A case that is being made or continued; see `opened`."""
 
     def __init__(self, folder: Path, detector: Detector, about: Mapping[str, Any]):
-        self.folder, self.about = folder, about
-        run, stage = detector.run, detector.stage1
+        self.folder, self.about, run, stage = folder, about, detector.run, detector.stage1
         made_by = {"name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
-                   "files": {name: sha256_of(run / name) for name in files_of(run)} if run else {}, "band": stage.band,
-                   "threshold": detector.threshold, "temperature": stage.temperature, "crops": about.get("crops"),
-                   "likelihood": digest(stage.likelihood), "crop_mode": about.get("crop_mode")}  # fmt: skip
+                   "files": detector.files, "band": stage.band, "threshold": detector.threshold,
+                   "temperature": stage.temperature, "likelihood": digest(stage.likelihood),
+                   "crops": about.get("crops"), "crop_mode": about.get("crop_mode"), "rows": 2}  # fmt: skip
         self.record: dict[str, Any] = read_json(folder / RECORD)
         place = next((run["folder"] for run in self.record.get("runs", ())), os.getcwd())
         relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
@@ -134,15 +134,16 @@ class Case:
         self.record = fresh | self.record | {"detector": made_by}
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
         self.record["notes"] = [*dict.fromkeys([*self.record.get("notes", []), *about.get("notes", ())])]
-        code = digest(*map(sha256_of, sorted(TEMPLATES.parent.rglob("*.py"))))  # a version stands for many commits
-        own = {"dfd": __version__, "code": code, "system": sys.platform, "device": str(stage.device)}
+        device = f"{stage.device}, {'bfloat16' if uses_bfloat16(stage.device) else 'float32'}"
+        own = {"dfd": __version__, "code": code(frozenset()), "system": sys.platform, "device": device}
+        own |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
         versions = own | {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
-        self.record["runs"].append({"started": _now(), "command": shlex.join(sys.argv), "folder": os.getcwd()})
-        self.record["runs"][-1] |= {"versions": versions, "detector": made_by}
+        told = {"started": _now(), "command": shlex.join(["python", "-m", "dfd", *sys.argv[1:]]), "folder": os.getcwd()}
+        self.record["runs"].append(told | {"versions": versions, "detector": made_by})
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
-        write_json(folder / RECORD, self.record)
-        self.journal = Journal(folder / VERDICTS, True, detector, about, lambda r: _is_changed(r, place))
+        self.journal = Journal(folder / VERDICTS, True, detector, about, lambda row: self._is_stale(row, place))
+        write_json(folder / RECORD, self.record)  # which stays as it was where the table is refused
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""
@@ -200,6 +201,11 @@ class Case:
         write_json(folder / RECORD, self.record)
         return folder / INDEX
 
+    def _is_stale(self, noted: Mapping[str, Any], place: str) -> bool:
+        """Whether an image that was judged is there and another one by now, or its page is gone."""
+        is_other = _hash_of(Path(place, noted["path"])) not in (None, noted["sha256"])
+        return bool(noted["sha256"]) and (is_other or not self.page_of(noted["sha256"]).exists())
+
     def _rows(self, verdicts: list[Verdict]) -> list[dict[str, Any]]:
         """What the index shows of each image; near-duplicates have one group, numbered from 1, and others 0."""
         thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:16]}.jpg" for v in verdicts]
@@ -236,8 +242,7 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     if not {"outputs", "inputs", "runs"} <= set(record := read_json(folder / RECORD)):
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
     noted, present, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
-    changed = (name for name in noted if present.get(name) != noted[name])
-    wrong = [f"{name} was changed" if name in present else f"{name} is gone" for name in changed]
+    wrong = [f"{n} {'was changed' if n in present else 'is gone'}" for n in noted if present.get(n) != noted[n]]
     wrong += [f"{name} was added" for name in present if name not in noted]
     now = [(row["path"], row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
     wrong += [f"{path}, an image that was judged, was changed" for path, was, own in now if own and was and own != was]
@@ -283,11 +288,6 @@ def _hash_of(path: Path) -> str | None:
     with suppress(OSError):  # a name that is too long for the system is one
         return sha256_of(path) if path.is_file() else None
     return None
-
-
-def _is_changed(noted: Mapping[str, Any], folder: str | Path = "") -> bool:
-    """Whether an image that was judged is there, and is another one by now; those that have no file are not."""
-    return bool(noted["sha256"]) and _hash_of(Path(folder, noted["path"])) not in (None, noted["sha256"])
 
 
 def _now() -> str:

@@ -32,16 +32,6 @@ Drawing = tuple[str, list[tuple[str, Image.Image]]]  # caption and tiles
 QUALITIES, FACTORS = (None, 95, 85, 75, 60, 40), (1.0, 0.75, 0.5)  # of JPEG, none first, and of the scale before it
 
 
-@dataclass(frozen=True)
-class Crop:
-    """What stage 1 says of one window."""
-
-    top: int
-    left: int
-    size: int  # side, pixels
-    p_fake: float  # calibrated as the image's
-
-
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One piece of evidence: pictures side by side, each with a label."""
@@ -58,7 +48,7 @@ class Examination:
     verdict: Verdict
     limits: tuple[float, float] = (0.0, 1.0)  # of p_fake: below the first a photo, from the second on generated
     sentences: tuple[str, ...] = ()  # the answer, how it came about, and what it is worth
-    crops: tuple[Crop, ...] = ()  # of stage 1
+    crops: tuple[tuple[float, Corner], ...] = ()  # of stage 1: p_fake, calibrated as the image's, and where
     metadata: Metadata = field(default_factory=Metadata)
     image: Image.Image | None = None  # RGB, upright
     stride: int | None = None  # between the windows of the map, pixels; none: half their side, or all of it where many
@@ -143,12 +133,12 @@ def _residual(detector: Detector, examination: Examination, image: Image.Image) 
 
 def _gradcam(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
     """Grad-CAM of stage 1 on the crops that score highest."""
-    chosen = sorted(examination.crops, key=lambda crop: -crop.p_fake)[:MAX_CAMS]
+    chosen = sorted(examination.crops, key=lambda crop: -crop[0])[:MAX_CAMS]
     stage, tiles = detector.stage1, []
-    windows = torch.cat([cut(image, (crop.top, crop.left), crop.size) for crop in chosen])
+    windows = torch.cat([cut(image, corner, stage.crop_size) for _, corner in chosen])
     heat = explain.grad_cam(stage, equalise(windows, stage.equalise_quality), stage.classes[1])
-    for crop, window, values in zip(chosen, windows, heat, strict=True):
-        tiles.append((f"score {crop.p_fake:.2f}", _tile(0.45 * window + 0.55 * _coloured(values, "inferno"))))
+    for (p_fake, _), window, values in zip(chosen, windows, heat, strict=True):
+        tiles.append((f"score {p_fake:.2f}", _tile(0.45 * window + 0.55 * _coloured(values, "inferno"))))
     return sentence("caption_gradcam"), tiles
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from dfd.app.evidence import Crop, Examination
+from dfd.app.evidence import Examination
 from dfd.app.metadata import lines, plain, read_metadata, sentence
 from dfd.core import ImageError, Source, as_rgb, template
 from dfd.inference.decide import decide, limits
@@ -31,12 +31,12 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
     first, *second = detector.scored(image, crops, mode)
     verdict, stage = detector.judge(path, first, *second), detector.stage1
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
-    windows = [Crop(*corner, stage.crop_size, p) for corner, p in zip(first.corners, p_crops, strict=True)]
+    scored = tuple(zip(p_crops, first.corners, strict=True))
     name = plain(name or (Path(path).name if path else "image"))
     side = min(image.size)
     rate = rate_of(stage.rates, side, first.quality)
     text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed, rate, side)
-    return Examination(name, verdict, limits(stage, detector.threshold), text, tuple(windows), metadata, image)
+    return Examination(name, verdict, limits(stage, detector.threshold), text, scored, metadata, image)
 
 
 def examine_or_refuse(detector: Detector, source: str | Path | bytes, name: str, *how: Any,

@@ -49,7 +49,7 @@ class Item:
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
     """The probe of a detector: widgets to look at, or still HTML where `run` executes the notebook."""
     is_still = cfg.static or HEADLESS in os.environ
-    is_run = cfg.model == "run" or (cfg.model == "auto" and is_still)
+    is_run = cfg.model == "run" or (cfg.model == "auto" and HEADLESS in os.environ)
     detector = Detector.load(cfg.out) if is_run else Detector.load()
     print(f"Answers come from {'the run in ' + cfg.out if is_run else 'the detector that ships, see data/detector'}.")
     detector = detector.at_fpr(cfg.fpr) if cfg.fpr else detector
@@ -150,25 +150,25 @@ class Probe:
             try:
                 yield from part
             except Exception as error:  # told in the end, and the other parts are done
-                self.is_wanted = False
+                self.is_wanted &= what != "saving"
                 failed.append(f"Failed at {what}: {type(error).__name__}: {plain(error, 400)}")
         yield
         if failed:
             self._put("status", "failed", "; ".join(failed))
 
     def _draw(self) -> Iterator[None]:
+        self._show_examination()  # earlier work may have shown another one since
         if examination := self._judged():
             for kind in KINDS:
                 draw(self.detector, examination, kind)
                 yield
-                self._show_evidence()
+                self._show_examination()
 
     def _examine(self, items: list[Item]) -> Iterator[None]:
         for item in [item for item in items if item.examination is None]:
             self._put("status", "working", f"Examining {item.name} …")
             yield
             item.examination = examine_or_refuse(self.detector, item.source, item.name, errors=Exception)
-            yield
             self._fill_list()
             if item is self.shown:
                 self._show_examination()

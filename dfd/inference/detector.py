@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfd.config import CHECKPOINTS, DETECTOR, REAL, SHIPPED, SUMS
+from dfd.config import CHECKPOINTS, CLIPS, DETECTOR, REAL, SHIPPED, SUMS
 from dfd.core import ImageError, as_rgb, load_rgb, runs, sha256_of
 from dfd.data.crops import MAX_CROPS
 from dfd.inference.decide import answer, decide, fit_threshold
 from dfd.inference.likelihood import log10_lr
 from dfd.inference.stage import BATCH, Prepared, Scored, Stage
+from dfd.models.clip import weights_file
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Detector:
                 raise ValueError(f"{run / file} holds a {stage.stage}, where {name} belongs")
         return cls(*stages, run=run)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of the files that it answers from, by name, CLIP's weights too; none of one without a run."""
+        paths = [self.run / name for name in files_of(self.run)] if self.run else []
+        is_clip = any(s.settings["backbone"] in CLIPS and s.settings["pretrained"] for s in self.stages)
+        return {path.name: sha256_of(path) for path in [*paths, *([weights_file()] if is_clip else [])]}
+
     def at_fpr(self, fpr: float) -> Self:
         """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
         validation = self.stage1.validation
@@ -77,10 +85,8 @@ class Detector:
     def __call__(self, source: Any, crops: int | None = None, mode: str | None = None):
         """Judge an image, or several: a Verdict, or a list of them; its path is None for what came as pixels or bytes.
 
-        `source` is a path, the bytes of a file, a PIL image, (H, W, 3) or (H, W) uint8 array, or (3, H, W) tensor in
-        [0, 1], RGB; or a list or tuple of those, (B, H, W, 3) array or (B, 3, H, W) tensor; `crops` and `mode` are as
-        in `Stage.stream`. A file that cannot be used is an ImageError, where `predict` gives a Verdict with the error;
-        pixels of another shape, type or range are a ValueError, and what is none of these a TypeError.
+        `source`, and its errors, are as in `as_rgb`; or a list or tuple of those, (B, H, W, 3) array or (B, 3, H, W)
+        tensor; `crops` and `mode` are as in `Stage.stream`. Of an ImageError `predict` makes a Verdict with that error.
         """
         if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
             return [self(image, crops, mode) for image in source]

@@ -53,9 +53,10 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     assert (noted["title"], noted["examiner"], noted["notes"]) == ("A & B", "me", ["one", "two"])
     (made_in,) = noted["runs"]
     assert noted["detector"]["threshold"] == 0.5 and noted["detector"] == made_in["detector"]
-    assert made_in["versions"].keys() >= {"dfd", "torch", "python", "code"} and made_in["versions"]["device"] == "cpu"
+    assert made_in["versions"].keys() >= {"dfd", "torch", "python", "code"}
+    assert made_in["versions"]["device"] in ("cpu, bfloat16", "cpu, float32")
     assert noted["created"].endswith("+00:00") and made_in["started"] <= made_in["ended"]
-    assert made_in["folder"] == str(tmp_path) and made_in["command"]
+    assert made_in["folder"] == str(tmp_path) and made_in["command"].startswith("python -m dfd")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert noted["outputs"].keys() == {name for name in files if name != "case.json" and not name.startswith(".")}
     for name, entry in noted["outputs"].items():
@@ -107,6 +108,39 @@ def test_verify_names_the_byte_that_changed(call, tmp_path):
     assert verify().exit_code == 2 and "no finished case.json" in verify().stderr
     (tmp_path / "case/case.json").write_text('{"outputs": {}}')
     assert verify().exit_code == 2 and "no finished case.json" in verify().stderr
+
+
+def test_an_image_whose_page_is_gone_is_judged_again_and_has_one_row(call, tmp_path):
+    call("in/00.png", "in/01.png")
+    next((tmp_path / "case" / "images").iterdir()).unlink()
+    assert call("case", command=["verify"]).exit_code == 1
+    assert "1 of 2 images are in case already" in call("in/00.png", "in/01.png").stderr
+    rows = read_verdicts(tmp_path / "case" / "verdicts.csv")
+    assert sorted(row.path for row in rows) == ["in/00.png", "in/01.png"] and len(record()["inputs"]) == 2
+    assert call("case", command=["verify"]).exit_code == 0
+
+
+def test_a_table_that_is_refused_leaves_the_record_as_it_was(call, tmp_path):
+    call("in/00.png")
+    noted = (tmp_path / "case" / "case.json").read_bytes()
+    rows = (tmp_path / "case" / "verdicts.csv").read_text()
+    (tmp_path / "case" / "verdicts.csv").write_text(rows.replace("five 5", "grid 9").replace("None None", "grid 9"))
+    assert (tmp_path / "case" / "verdicts.csv").read_text() != rows
+    assert call("in/01.png").exit_code == 2
+    assert (tmp_path / "case" / "case.json").read_bytes() == noted
+
+
+def test_a_case_notes_the_list_of_trust_and_all_that_answers_come_from(call, tmp_path, monkeypatch):
+    (tmp_path / "trust.pem").write_text("certificates")
+    monkeypatch.setenv("DFD_C2PA_TRUST", str(tmp_path / "trust.pem"))
+    call("in/00.png")
+    assert record()["runs"][-1]["versions"]["trust list"] == sha256(b"certificates").hexdigest()
+    detector = Detector.load(tmp_path / "run")
+    assert record()["detector"]["files"] == detector.files and set(detector.files) == set(CHECKPOINTS.values())
+    (tmp_path / "clip.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("dfd.inference.detector.weights_file", lambda: tmp_path / "clip.safetensors")
+    detector.stage1.settings |= {"backbone": "clip", "pretrained": True}
+    assert detector.files["clip.safetensors"] == sha256(b"weights").hexdigest()
 
 
 def test_a_case_goes_on_and_judges_again_only_what_changed(call, tmp_path):

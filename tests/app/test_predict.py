@@ -1,6 +1,7 @@
 """predict as a person calls it: files, folders and patterns in; table, CSV and page out; interrupted and resumed."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -248,14 +249,36 @@ def test_a_name_that_the_stream_cannot_hold_ends_nothing(call, tmp_path):
 
 def test_a_journal_of_other_networks_or_another_threshold_is_not_gone_on_with(call, tmp_path):
     assert call("--csv", "out.csv", "in/a.png").exit_code == 0
-    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], key="other")
-    result = call("--csv", "out.csv", "--resume", "in")
-    assert result.exit_code == 2 and "other networks" in result.stderr and len(rows("out.csv")) == 1
+    for stage, change in (("stage2", {"ood_threshold": 0.5}), ("stage1", {"key": "other"})):
+        update_checkpoint(tmp_path / "run" / CHECKPOINTS[stage], **change)
+        result = call("--csv", "out.csv", "--resume", "in")
+        assert result.exit_code == 2 and "other networks" in result.stderr and len(rows("out.csv")) == 1
     for foreign in ("name,colour\nx,red", "name,colour\n", "no line at all"):  # and nothing is cut off
         (tmp_path / "mine.csv").write_text(foreign)
         result = call("--csv", "mine.csv", "--resume", "in")
         assert result.exit_code == 2 and "was not written by" in result.stderr
         assert (tmp_path / "mine.csv").read_text() == foreign
+
+
+def test_a_table_without_rows_of_other_generators_is_not_gone_on_with(call, tmp_path):
+    assert call("--csv", "out.csv", "in/not.png").exit_code == 1
+    text = (tmp_path / "out.csv").read_text()
+    (tmp_path / "out.csv").write_text(text.replace("p_source.ProGAN", "p_source.Midjourney"))
+    result = call("--csv", "out.csv", "--resume", "in")
+    assert result.exit_code == 2 and "take another name" in result.stderr
+
+
+def test_a_disk_that_is_full_is_told_with_the_remedy(call, tmp_path, monkeypatch):
+    really = csv.DictWriter.writerow
+
+    def full(self, row):
+        if row["path"] != "path":  # the header has its place
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(self, row)
+
+    monkeypatch.setattr(csv.DictWriter, "writerow", full)
+    result = call("--csv", "out.csv", "in/a.png")
+    assert result.exit_code == 2 and "disk full; free some space" in result.stderr and "out.csv" in result.stderr
 
 
 def test_a_threshold_by_rate_changes_the_calls_and_not_the_scores(call, tmp_path):

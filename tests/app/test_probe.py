@@ -102,6 +102,51 @@ def test_the_image_that_is_looked_at_comes_first_and_nothing_is_done_twice(app, 
     assert "stability" in app.items[2].examination.pictures and not app.items[0].examination.pictures
 
 
+def test_an_image_that_is_looked_at_has_its_answer_though_saving_comes_in_between(app, monkeypatch):
+    begun, go, examine = threading.Event(), threading.Event(), probe.examine_or_refuse
+
+    def slowly(detector, source, name, **options):
+        if name == "b.png":
+            begun.set()
+            assert go.wait(30)
+        return examine(detector, source, name, **options)
+
+    monkeypatch.setattr("dfd.app.probe.examine_or_refuse", slowly)
+    upload(app, ("a.png", file(noise(64, 64))))
+    done(app)
+    upload(app, ("b.png", file(noise(64, 64, 1))))
+    assert begun.wait(30)
+    app.on.save.click()
+    go.set()
+    assert "Saved" in done(app)
+    assert "<h2>b.png</h2>" in app.on.answer.value and app.on.list.label.startswith("2. b.png: Called")
+
+
+def test_what_the_map_found_is_in_the_answer_and_no_evidence_is_of_another_image(app, monkeypatch):
+    drawn, go, really = threading.Event(), threading.Event(), probe.draw
+
+    def slowly(detector, examination, *kinds):
+        really(detector, examination, *kinds)
+        examination.remarks[:] = ["In part: a remark of the map"]
+        drawn.set()
+        assert go.wait(30)
+
+    monkeypatch.setattr("dfd.app.probe.draw", slowly)
+    upload(app, ("a.png", file(noise(64, 64))), ("b.png", b"no image"))
+    assert drawn.wait(30)
+    go.set()
+    done(app)
+    assert "In part: a remark of the map" in app.on.answer.value
+    drawn.clear()
+    go.clear()
+    upload(app, ("c.png", file(noise(64, 64, 2))))
+    assert drawn.wait(30)
+    app.on.list.index = 1
+    go.set()
+    done(app)
+    assert "<h2>b.png</h2>" in app.on.answer.value and "<section " not in app.on.evidence.value
+
+
 def test_the_grid_of_stability_comes_last(app, monkeypatch):
     shown = []
 
@@ -161,7 +206,7 @@ def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeyp
 
 def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
     save_checkpoint(content(validation={"photos": [0.7] * 10, "fakes": [0.8]}), run / CHECKPOINTS["stage1"])
-    cfg = config.Probe(data=str(tmp_path), out=str(run), examples=1, static=True, fpr=0.05)
+    cfg = config.Probe(data=str(tmp_path), out=str(run), examples=1, static=True, fpr=0.05, model="run")
     assert "held against 0.750" in probe.probe(cfg).data
 
 
@@ -170,3 +215,11 @@ def test_a_part_that_fails_leaves_the_others_to_be_done(app, monkeypatch):
     upload(app, ("photo.png", file(noise(64, 64))), ("other.png", file(noise(64, 64, 1))))
     assert "MemoryError: &lt;big&gt;" in done(app)
     assert "stability" in app.shown.examination.pictures
+
+
+def test_a_part_that_fails_does_not_take_the_case_away(app, monkeypatch):
+    monkeypatch.setattr("dfd.app.probe.trace", lambda *given: (_ for _ in ()).throw(MemoryError("big")))
+    upload(app, ("photo.png", file(noise(64, 64))))
+    done(app)
+    app.on.save.click()
+    assert "MemoryError" in done(app) and [*app.folder.glob("case-*.zip")]
