@@ -48,7 +48,7 @@ def with_head(stage: Stage, features: np.ndarray, rows: pd.DataFrame) -> Stage:
     other: Any = copy.copy(stage)
     other.model = copy.deepcopy(stage.model, {id(stage.backbone.trunk): stage.backbone.trunk})  # they share the trunk
     head = {"weight": torch.from_numpy(weight[1:] - weight[:1]), "bias": torch.from_numpy(bias[1:] - bias[:1])}
-    other.backbone.head.load_state_dict(head)
+    other.model.backbone.head.load_state_dict(head)
     return other
 
 

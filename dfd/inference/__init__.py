@@ -3,7 +3,6 @@
 May import data, models, degrade, core and config; knows neither training nor evaluation.
 """
 
-# ruff: noqa: F401
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.files import build_model, save_checkpoint, update_checkpoint
 from dfd.inference.stage import Scored, Stage, extract_features, fit_feature_bank

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -12,9 +11,9 @@ from scipy.special import log_softmax, softmax
 
 from dfd.config import REAL
 from dfd.inference import likelihood
+from dfd.inference.likelihood import sklearn
 from dfd.inference.stage import Stage
 
-sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
 ERRORS = 0.05  # share of photos that are called fake, and of fakes that are called real; between them: unsure
 PER_SOURCE = 200  # rows of each source, drawn with replacement, that all but rates is fitted on
@@ -139,7 +138,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
     quantile = fit_conformal(p, true, coverage, rows["group"].to_numpy())
     fitted = {"temperature": temperature, "coverage": coverage, "conformal_quantile": quantile}
     if "ood_score" in rows:
-        fitted["ood_threshold"] = fit_ood_threshold(rows["ood_score"].to_numpy(), accept)
+        fitted["ood_threshold"] = float(np.quantile(rows["ood_score"].to_numpy(), accept - 1e-9, method="inverted_cdf"))
     return fitted
 
 
@@ -181,13 +180,7 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
     return float(max((spared + min(p[p > spared], default=1 + 1e-6)) / 2, np.nextafter(spared, 2)))
 
 
-def fit_ood_threshold(known_scores: np.ndarray, accept: float = 0.95) -> float:
-    """The lowest threshold that at least the share `accept`, in (0, 1], of known generators' images do not exceed."""
-    return float(np.quantile(known_scores, accept - 1e-9, method="inverted_cdf"))  # 0.07 * 100 is a little above 7
-
-
-def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float = 0.9,
-        groups: ArrayLike | None = None) -> float:  # fmt: skip
+def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float, groups: ArrayLike) -> float:
     """How improbable the true class may be for a set of names to hold it at the promised rate, for `prediction_sets`.
 
     Split conformal prediction (Vovk et al. 2005) with 1 - p(true class) as its score (Sadinle, Lei and Wasserman 2019,
@@ -195,9 +188,8 @@ def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float =
     or an unknown generator. It is 1, and sets hold every class, where images or groups are too few: 0.9 needs nine.
     `probabilities` (N, K) are of images that neither weights nor temperature were chosen on; `true` (N,) numbers
     classes. Each of the `groups` (N,) weighs the same, and the promise is for an image of a new one (Lee, Barber and
-    Willett 2023, arXiv:2306.06342); none: every image is its own.
+    Willett 2023, arXiv:2306.06342).
     """
-    groups = np.arange(len(true)) if groups is None else groups
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     misfit = 1 - probabilities[np.arange(len(true)), true]
     misfits, weights = np.append(misfit, 1.0), np.append(1 / sizes[group], 1.0)  # the last is of the new group

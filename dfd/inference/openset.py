@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 import torch
 
 from dfd.core.runs import bar
+from dfd.inference.likelihood import sklearn
 
-sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 SPANNED = 128  # directions of a Subspace
 PER_SOURCE = 64  # images of a source that a Subspace is made of
 
@@ -22,13 +21,8 @@ class FeatureBank:
     An image is out of distribution where few of them are like it. Features not finite or of another size: ValueError.
     """
 
-    features: np.ndarray  # (M, D) float32, of length 1
+    features: np.ndarray  # (M, D) float32, of any length
     k: int = 10  # the neighbour that counts; the last one where there are fewer
-
-    @classmethod
-    def fit(cls, features: np.ndarray, k: int = 10) -> Self:
-        """Keep (M, D) features of training images."""
-        return cls(np.asarray(sklearn.preprocessing.normalize(np.asarray(features, dtype=float)), dtype=np.float32), k)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""

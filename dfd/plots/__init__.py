@@ -3,7 +3,6 @@
 May import analysis and what lies beneath it; nothing beneath knows this room.
 """
 
-# ruff: noqa: F401, I001
 from dfd.plots import letters
 from dfd.plots.results import (
     live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples, plot_history,

@@ -28,7 +28,6 @@ COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 90.0  # seconds that a run has to save and end
 METRICS = {"stage1_val_auc": "Stage 1: AUC", "stage2_val_accuracy": "Stage 2: Accuracy"}  # that runs are ranked by
-Words = Sequence[str]
 Settings = dict[str, str]  # parameters as words for `run -p`
 
 
@@ -92,18 +91,17 @@ def _named(differing: Settings) -> str:
     return name if name == full else f"{name}-{digest(full)[:6]}"
 
 
-def entries_of(sweep: Sweep, out: str | Path, command: Words = COMMAND) -> dict[str, dict]:
+def entries_of(sweep: Sweep, out: str | Path) -> dict[str, dict]:
     """Status, settings and command of each run; `dfd run` itself keeps what is finished and unchanged."""
     entries = {}
     for name, settings in sweep.settings().items():
-        words = [*command, "--data", sweep.data, "--out", str(Path(out) / name), "--profile", sweep.profile]
+        words = [*COMMAND, "--data", sweep.data, "--out", str(Path(out) / name), "--profile", sweep.profile]
         words += [word for setting in settings.items() for word in ("-p", *setting)] + ["--", *sweep.notebooks]
         entries[name] = {"status": "waiting", "settings": settings, "command": words}
     return entries
 
 
-def run(sweep: Sweep, out: str | Path, jobs: int | None = None, command: Words = COMMAND,
-        say: Callable[[str], None] = print) -> Path:  # fmt: skip
+def run(sweep: Sweep, out: str | Path, jobs: int | None = None, say: Callable[[str], None] = print) -> Path:
     """Run all, `jobs` at once (one for two cores), each in its process and a folder below `out`.
 
     One that fails stops no other. A RunError says which failed (code 1), or that a signal asked to end (130 or 143);
@@ -119,7 +117,7 @@ def run(sweep: Sweep, out: str | Path, jobs: int | None = None, command: Words =
 
     text = f"Ending: the runs may save, for {GRACE:.0f} s; once more ends at once."
     with runs.run_lock(place), runs.deferred(text, end, GRACE, say) as stop, ThreadPoolExecutor(jobs) as pool:
-        entries = entries_of(sweep, place, command)
+        entries = entries_of(sweep, place)
         tasks = [pool.submit(_execute, place / name, entry, env, started, stop, say) for name, entry in entries.items()]
         try:
             page = write(sweep, entries, place)

@@ -126,7 +126,7 @@ def test_groups_weigh_alike_in_the_promise_of_sets():
     fitted = decide.fit(stage, table)
     p, true = decide.probabilities(table, fitted["temperature"]), table["label"].map(CLASSES.index).to_numpy()
     alike = decide.fit_conformal(p, true, 0.9, table["group"].to_numpy())
-    assert fitted["conformal_quantile"] == alike != decide.fit_conformal(p, true, 0.9)
+    assert fitted["conformal_quantile"] == alike != decide.fit_conformal(p, true, 0.9, range(len(p)))
 
 
 def test_the_temperature_comes_from_clean_validation_rows_alone(noisy, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ def test_sets_cover_as_promised_over_repetitions(coverage, images):
     rng = np.random.default_rng(0)
     held, without_top = [], []
     for _ in range(200):
-        quantile = decide.fit_conformal(*calibrated(rng, images), coverage)
+        quantile = decide.fit_conformal(*calibrated(rng, images), coverage, np.arange(images))
         p, true = calibrated(rng, 500)
         sets = decide.prediction_sets(p, quantile)
         held.append(sets[np.arange(500), true].mean())
@@ -41,7 +41,7 @@ def test_groups_keep_the_promise_for_a_new_group():
         right = np.where(hard[group], rng.uniform(0, 0.5, len(group)), rng.uniform(0.5, 1, len(group)))
         p, fit = np.c_[right, 1 - right], group < 40
         for grouped, rates in covered.items():
-            groups = group[fit] if grouped else None
+            groups = group[fit] if grouped else np.arange(fit.sum())
             quantile = decide.fit_conformal(p[fit], np.zeros(fit.sum(), int), 0.8, groups)
             rates.append((1 - right[~fit] <= quantile).mean())
     assert np.mean(covered[True]) == pytest.approx(0.8, abs=0.05) and np.mean(covered[False]) < 0.6
@@ -50,10 +50,11 @@ def test_groups_keep_the_promise_for_a_new_group():
 def test_quantile_of_a_known_case():
     right = np.array([0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
     p, true = np.c_[right, 1 - right], np.zeros(9, int)
-    assert decide.fit_conformal(p, true, 0.9) == pytest.approx(0.8)  # the ninth of nine: 0.9 of ten
-    assert decide.fit_conformal(p, true, 0.5) == pytest.approx(0.4)
-    assert decide.fit_conformal(p[:8], true[:8], 0.9) == 1
-    assert decide.fit_conformal(p, true, 0.9, groups=np.arange(9)[::-1]) == decide.fit_conformal(p, true, 0.9)
+    own = np.arange(9)  # every image is its own group
+    assert decide.fit_conformal(p, true, 0.9, own) == pytest.approx(0.8)  # the ninth of nine: 0.9 of ten
+    assert decide.fit_conformal(p, true, 0.5, own) == pytest.approx(0.4)
+    assert decide.fit_conformal(p[:8], true[:8], 0.9, own[:8]) == 1
+    assert decide.fit_conformal(p, true, 0.9, groups=own[::-1]) == decide.fit_conformal(p, true, 0.9, own)
     assert decide.fit_conformal(p, true, 0.9, groups=["one"] * 9) == 1
     pairs = ["a", "a", "b", "b", "c", "c", "d", "d", "d"]  # 0.2 each: half of it, or a third
     assert decide.fit_conformal(p, true, 0.6, groups=pairs) == pytest.approx(0.5)

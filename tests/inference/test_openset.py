@@ -1,8 +1,11 @@
 """Unknown generators: planted cases, and answers counted pair by pair."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from score_tables import CLASSES, stage2_table
 from sklearn.metrics import roc_auc_score
 
 from dfd.inference import decide
@@ -24,14 +27,14 @@ def test_neighbours_are_found_by_the_cosine_of_their_features():
     cosines = [[a @ b / np.sqrt(a @ a * (b @ b)) for b in train] for a in points]
     for k in (1, 10, 100):
         expected = [1 - sorted(row, reverse=True)[min(k, 40) - 1] for row in cosines]
-        found = FeatureBank.fit(train, k).distance(5 * points)
+        found = FeatureBank(train, k).distance(5 * points)
         assert found.tolist() == pytest.approx(expected, abs=1e-6)
-    assert FeatureBank.fit(train, 1).distance(train).max() < 1e-6
+    assert FeatureBank(train, 1).distance(train).max() < 1e-6
 
 
 def test_neighbours_find_a_cluster_that_training_did_not_have():
     features, labels = clusters(np.random.default_rng(1))
-    near = FeatureBank.fit(features[labels != 3][:100])
+    near = FeatureBank(features[labels != 3][:100])
     known, strange = near.distance(features[labels != 3][100:]), near.distance(features[labels == 3])
     assert auroc(known, strange) > 0.85
 
@@ -57,7 +60,7 @@ def test_a_subspace_is_that_of_the_other_sources_which_weigh_alike():
 
 
 def test_neighbours_refuse_what_they_cannot_compare():
-    bank = FeatureBank.fit(np.ones((3, 4)))
+    bank = FeatureBank(np.ones((3, 4)))
     for features in (np.zeros((0, 4)), np.ones((1, 5)), np.full((1, 4), np.nan), np.ones(4)):
         with pytest.raises(ValueError, match="Found array with 0|expecting 4 features|NaN|Expected 2D"):
             bank.distance(features)
@@ -70,12 +73,17 @@ def test_threshold_is_the_lowest_that_accepts_enough(accept, digits):
     """Rounded scores make ties; of 100 images 0.29 is a whole number."""
     known = np.random.default_rng(0).normal(0, 1, 100).round(digits)
     enough = [cut for cut in known if (known <= cut).sum() >= round(accept * 100)]
-    assert decide.fit_ood_threshold(known, accept) == min(enough)
+    assert ood_threshold(known, accept) == min(enough)
 
 
 def test_threshold_calls_few_of_the_known_unknown():
     known = np.random.default_rng(1).normal(0, 1, 137)
-    assert 0.03 < (known > decide.fit_ood_threshold(known)).mean() <= 0.05
+    assert 0.03 < (known > ood_threshold(known, 0.95)).mean() <= 0.05
+
+
+def ood_threshold(ood_scores, accept):
+    rows = stage2_table(images=len(ood_scores)).assign(ood_score=ood_scores)
+    return decide.fit(SimpleNamespace(stage="stage2", classes=CLASSES), rows, accept=accept)["ood_threshold"]
 
 
 def auroc(known, unknown):

@@ -103,8 +103,7 @@ def test_grad_cam_points_at_what_moves_the_logit():
         def forward(self, images):
             return self.late(self.early(images)).mean((1, 2, 3))
 
-    stage.model = Mean()
-    object.__setattr__(stage.model, "backbone", stage.model)
+    stage.model = stage.backbone = Mean()
     crop = torch.zeros(1, 3, 64, 64)
     crop[..., :32, :32] = 1
     (cam,) = explain.grad_cam(stage, crop, "fake")
@@ -136,8 +135,7 @@ def test_grad_cam_of_layers_that_are_no_maps_is_empty(order):
         def forward(self, images):
             return self.two(self.one(images)).flatten(1).mean(1)
 
-    stage.model = Mean()
-    object.__setattr__(stage.model, "backbone", stage.model)
+    stage.model = stage.backbone = Mean()
     assert explain.grad_cam(stage, torch.rand(2, 3, 32, 32), "fake").tolist() == np.zeros((2, 32, 32)).tolist()
 
 

@@ -65,8 +65,9 @@ class Case:
 
     def run(self, jobs=2):
         self.said.clear()
-        command = (sys.executable, str(self.script))
-        return sweep.run(sweep.read(self.grid), self.out, jobs, command=command, say=self.said.append)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sweep, "COMMAND", (sys.executable, str(self.script)))
+            return sweep.run(sweep.read(self.grid), self.out, jobs, say=self.said.append)
 
     def statuses(self):
         table = self.out / "sweep.csv"
@@ -231,8 +232,8 @@ def started(case):
     case.write(MIXED)
     script = (
         "import sys; from dfd.reports import runner, sweep\n"
-        f"grid, command = sweep.read({str(case.grid)!r}), ({sys.executable!r}, {str(case.script)!r})\n"
-        f"try: sweep.run(grid, {str(case.out)!r}, 3, command=command)\n"
+        f"grid, sweep.COMMAND = sweep.read({str(case.grid)!r}), ({sys.executable!r}, {str(case.script)!r})\n"
+        f"try: sweep.run(grid, {str(case.out)!r}, 3)\n"
         "except runner.RunError as error: print(error, flush=True); sys.exit(error.code)"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
