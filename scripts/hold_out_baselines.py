@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tune_clip import SAME, SPLITS
 
 from dfd.config import REAL
-from dfd.core.io import atomic_write
+from dfd.core.io import atomic_write, digest
 from dfd.core.runs import bar
 from dfd.data.crops import Seeded, seeds
 from dfd.evaluate import holdouts
@@ -86,7 +86,7 @@ def main(data: Path, out: Path, run: Path | None = None) -> None:
     table = pd.read_csv(data.parent / "provenance.csv").rename(columns={"file": "path"})
     table["is_fake"], table.attrs["root"] = table["label"] != REAL, str(data)
     table["group"] = table["path"]  # no near-duplicates are known
-    judge("Lite0", table, features(table, out / "lite0.npy"))
+    judge("Lite0", table, features(table, out / f"lite0-{digest(*table['path'])}.npy"))
     if run:
         known = pd.read_parquet(run / "manifest.parquet")
         known["source"] = known["path"].map(table.set_index("path")["source"])

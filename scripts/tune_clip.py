@@ -18,7 +18,7 @@ import argparse
 import math
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +38,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from dfd.config import REAL
 from dfd.core.images import load_rgb
-from dfd.core.io import atomic_write
-from dfd.core.runs import bar, keep_freed
+from dfd.core.io import atomic_write, digest, read_json, write_json
+from dfd.core.runs import bar, keep_freed, run_lock
 from dfd.data.crops import Seeded, random_crop, seeds
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, Trunk
@@ -327,6 +327,11 @@ def main(data: Path, out: Path, sizes: Sizes, only: Collection[str] = ()) -> Non
         (out / folder).mkdir(parents=True, exist_ok=True)
     keep_freed()
     table = listed(data, sizes)
+    made_from = {"images": digest(table[["path", "label", "source"]].to_json(), asdict(sizes))}
+    if (known := read_json(out / "made_from.json") or made_from) != made_from:
+        text = "other images, labels or sources, or with another --size; take another OUT"
+        raise ValueError(f"{out} was made of {text} ({known['images']} is not {made_from['images']})")
+    write_json(out / "made_from.json", made_from)
     left_out = {name: np.isin(table["repository"], SPLITS[name]) for name in SPLITS}
     generators = sorted(set(table["label"]) - {REAL})
     if wrong := set(only) - {*SPLITS, *(UNKNOWN + name for name in generators)}:
@@ -408,4 +413,5 @@ if __name__ == "__main__":
     parser.add_argument("--split", action="append", default=[], help=f"tune for this alone: {', '.join(SPLITS)}, "
                         f"{UNKNOWN}ProGAN …; may be given again")  # fmt: skip
     asked = parser.parse_args()
-    main(asked.data, asked.out, SIZES[asked.size], asked.split)
+    with run_lock(asked.out):  # two at once would write one pool
+        main(asked.data, asked.out, SIZES[asked.size], asked.split)

@@ -138,6 +138,22 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
             assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, :, 0].mean(-1), atol=1e-5)
 
 
+def test_other_images_or_sources_are_not_gone_on_with(tmp_path, monkeypatch):
+    """A corrected source would be judged by heads that saw it."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune_clip, "views", stop)
+    sizes, rows = tune_clip.Sizes(), [("ProGAN/0.png", "ProGAN", "a"), ("RealPhotos/0.png", "RealPhotos", "b")]
+    for source in ("a", "a", "corrected"):
+        table = pd.DataFrame([(*rows[0][:2], source), rows[1]], columns=["file", "label", "source"])
+        table.to_csv(tmp_path / "provenance.csv", index=False)
+        expected = pytest.raises(ValueError, match="other images, labels or sources") if source == "corrected" else None
+        with expected or pytest.raises(KeyboardInterrupt):
+            tune_clip.main(tmp_path / "images", tmp_path / "run", sizes)
+
+
 def test_zoom_enlarges_and_shows_a_part_of_those_that_are_chosen():
     crops = torch.rand(40, 3, 32, 32)
     which = torch.arange(40) % 2 == 0
