@@ -41,6 +41,12 @@ def test_its_files_are_all_that_a_worker_elsewhere_needs(tmp_path, monkeypatch):
     assert Detector.load(tmp_path).stages == tuple(opened)  # each is there, and what SHA256SUMS says
 
 
+def test_names_in_its_sums_lead_nowhere_else(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / SUMS).write_text("0  ../../.bashrc\n0  /dev/zero\n")
+    assert files_of(tmp_path / "model") == [*SHIPPED.values(), SUMS, ".bashrc", "zero"]
+
+
 @pytest.fixture
 def detector(monkeypatch):
     monkeypatch.delenv("DFD_CACHE")

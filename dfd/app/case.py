@@ -27,7 +27,7 @@ from PIL import Image
 
 from dfd import __version__, config
 from dfd.app.metadata import TRUST, plain, sentence
-from dfd.core import explained, run_lock
+from dfd.core import explained, printable, run_lock
 from dfd.core.images import perceptual_hash
 from dfd.core.io import TEMPLATES, atomic_write, code, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.data.splits import components
@@ -37,7 +37,6 @@ from dfd.inference.stage import uses_bfloat16
 RECORD, VERDICTS, INDEX, PDF = "case.json", "verdicts.csv", "index.html", "case.pdf"
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
 THUMB_SIDE, PRINTED = 160, 50  # pixels; images whose pages are in the PDF, behind the table of all
-SHEETS = ("style", "examination", "case")
 COLUMNS = "path sha256 is_fake verdict p_fake log10_lr source candidates crops crop_std outside error".split()
 
 
@@ -53,14 +52,13 @@ class Journal:
         crops = f"{about.get('crop_mode')} {about.get('crops')}"
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold), "crops_asked": crops}
         classes = [f"p_source.{name}" for name in (detector.stage2.classes if detector.stage2 else ())]
-        columns = [*COLUMNS, *classes, *self.judged_by]
         self.path, self.done, before = path, dict[str, str](), path.read_bytes() if path.is_file() else b""
         if before and not resume:
             raise FileExistsError(f"{path} exists; add --resume to go on with it, or take another name")
         whole = before[: before.rfind(b"\n") + 1]  # a run that was killed may have left half a line
         lines = csv.DictReader(io.StringIO(whole.decode("utf-8", "surrogateescape"), newline=""))
         kept = io.StringIO(newline="")
-        rows = csv.DictWriter(kept, lines.fieldnames or columns)
+        rows = csv.DictWriter(kept, lines.fieldnames or [*COLUMNS, *classes, *self.judged_by])
         rows.writeheader()
         is_ours = {*COLUMNS, *classes, "networks", "threshold"} <= set(rows.fieldnames)
         if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
@@ -87,6 +85,8 @@ class Journal:
             self.rows.writerow(values | shares | self.judged_by)
             self.file.flush()
         except OSError as error:
+            with suppress(OSError):  # else it would try again when it is closed, and say less
+                self.file.close()
             raise explained(error, self.path) from error
 
 
@@ -147,7 +147,7 @@ class Case:
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""
-        return self.folder / "images" / f"{sha256[:16]}.html"
+        return self.folder / "images" / f"{sha256[:32]}.html"
 
     def has(self, path: str) -> bool:
         """Whether the case has a row and a page of this file as it was when the case was opened."""
@@ -155,14 +155,12 @@ class Case:
 
     def add(self, examination: Any) -> Verdict:  # an evidence.Examination
         """Take in an image, judged or refused: page, thumbnail, and a row, whose verdict it gives."""
-        path, image = examination.verdict.path or examination.name, examination.image
-        verdict = replace(examination.verdict, path=path)
-        if image is not None:
+        verdict = replace(examination.verdict, path=examination.verdict.path or examination.name)
+        if (image := examination.image) is not None:
             sha256 = verdict.sha256 or examination.metadata.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
             verdict = replace(verdict, sha256=sha256)
-            thumb = image.copy()
-            thumb.thumbnail((THUMB_SIDE, THUMB_SIDE))
-            with atomic_write(self.folder / "thumbs" / f"{sha256[:16]}.jpg") as draft:
+            (thumb := image.copy()).thumbnail((THUMB_SIDE, THUMB_SIDE))
+            with atomic_write(self.folder / "thumbs" / f"{sha256[:32]}.jpg") as draft:
                 thumb.save(draft, "JPEG", quality=80)
             from dfd.app.examine import fragment  # here: the evidence behind it takes a second to import
 
@@ -192,7 +190,7 @@ class Case:
                 "bytes": sizes.get(v.path)} for v in verdicts if v.path]  # fmt: skip
         for v in verdicts if self.about.get("with_images") else ():  # those of earlier runs too
             suffix = re.sub(r"[^\w.]", "", Path(v.path or "").suffix)[:10]
-            copy = folder / "originals" / f"{(v.sha256 or '')[:16]}{suffix}"
+            copy = folder / "originals" / f"{(v.sha256 or '')[:32]}{suffix}"
             if v.sha256 and v.path in sizes and _hash_of(copy) != v.sha256 == _hash_of(files[v.path]):
                 with atomic_write(copy) as draft:
                     shutil.copyfile(files[v.path], draft)
@@ -202,15 +200,18 @@ class Case:
         return folder / INDEX
 
     def _is_stale(self, noted: Mapping[str, Any], place: str) -> bool:
-        """Whether an image that was judged is there and another one by now, or its page is gone."""
-        is_other = _hash_of(Path(place, noted["path"])) not in (None, noted["sha256"])
-        return bool(noted["sha256"]) and (is_other or not self.page_of(noted["sha256"]).exists())
+        """Whether an image that was judged is there and another one by now, or its page is gone or was changed."""
+        page, was, outputs = self.page_of(noted["sha256"]), noted["sha256"], self.record.get("outputs", {})
+        as_made = outputs.get(page.relative_to(self.folder).as_posix(), {}).get("sha256", present := _hash_of(page))
+        if present != as_made:
+            page.unlink(missing_ok=True)
+        return bool(was) and (not page.exists() or _hash_of(Path(place, noted["path"])) not in (None, was))
 
     def _rows(self, verdicts: list[Verdict]) -> list[dict[str, Any]]:
         """What the index shows of each image; near-duplicates have one group, numbered from 1, and others 0."""
-        thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:16]}.jpg" for v in verdicts]
+        thumbs = [self.folder / "thumbs" / f"{(v.sha256 or '')[:32]}.jpg" for v in verdicts]
         known = pd.DataFrame({"sha256": [v.sha256 or f"none {place}" for place, v in enumerate(verdicts)]})
-        known["phash"] = [perceptual_hash(Image.open(path)) if path.exists() else None for path in thumbs]
+        known["phash"] = [perceptual_hash(Image.open(p, formats=("JPEG",))) if p.exists() else None for p in thumbs]
         groups = pd.Series(components(known))
         sizes = groups.map(groups.value_counts())
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
@@ -243,7 +244,7 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
     noted, present, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
     wrong = [f"{n} {'was changed' if n in present else 'is gone'}" for n in noted if present.get(n) != noted[n]]
-    wrong += [f"{name} was added" for name in present if name not in noted]
+    wrong += [f"{printable(name)} was added" for name in present if name not in noted]
     now = [(row["path"], row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
     wrong += [f"{path}, an image that was judged, was changed" for path, was, own in now if own and was and own != was]
     return wrong, [f"{path} is not here, or cannot be read" for path, _, own in now if own is None]
@@ -252,8 +253,7 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
 def write_pdf(html: str, path: Path) -> None:
     """Print a page by Playwright's Chromium, or by WeasyPrint; where neither is there a line says so."""
     path.unlink(missing_ok=True)
-    print_html = path.with_name("." + path.name + ".html")
-    write_text(print_html, html)
+    print_html = write_text(path.with_name("." + path.name + ".html"), html)
     try:
         try:
             from playwright.sync_api import sync_playwright
@@ -261,7 +261,7 @@ def write_pdf(html: str, path: Path) -> None:
             chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-                tab = browser.new_page()
+                tab = browser.new_page(offline=True, java_script_enabled=False)
                 tab.goto(print_html.absolute().as_uri())
                 tab.pdf(path=path, format="A4", print_background=True, margin={"top": "15mm", "bottom": "15mm"})
                 browser.close()
@@ -279,8 +279,8 @@ def write_pdf(html: str, path: Path) -> None:
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Of all files of a case but its record and hidden ones, by name."""
-    files = (file for file in sorted(folder.rglob("[!.]*")) if file.is_file() and file.name != RECORD)
-    return {f.relative_to(folder).as_posix(): {"sha256": sha256_of(f), "bytes": f.stat().st_size} for f in files}
+    every = (f for f in sorted(folder.rglob("[!.]*")) if (f.is_file() or f.is_symlink()) and f != folder / RECORD)
+    return {f.relative_to(folder).as_posix(): {"sha256": _hash_of(f), "bytes": f.lstat().st_size} for f in every}
 
 
 def _hash_of(path: Path) -> str | None:
@@ -296,5 +296,5 @@ def _now() -> str:
 
 def _facts() -> dict[str, Any]:
     """What every page says of itself."""
-    style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in SHEETS)
+    style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination", "case"))
     return {"style": style, "limits": sentence("limits"), "version": __version__, "written": _now()}

@@ -103,7 +103,7 @@ def read_metadata(source: Source) -> Metadata:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Exception:  # damaged headers raise nearly anything
-            return Metadata(**basic, note="no image that can be opened", credentials=NO_CREDENTIALS)
+            return Metadata(**basic, note="no image that can be opened", credentials=read_credentials(data, "PNG"))
         values = _header(image)
         values["warnings"] = lines("history", values, _history(image, values))
         return Metadata(**basic, **values, credentials=read_credentials(data, image.format))
@@ -140,7 +140,7 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
         told |= {"blocks"} if is_blocky else set()
         thumbnail = image.getexif().get_ifd(ExifTags.IFD.IFD1)
         start, length = thumbnail[ExifTags.Base.JpegIFOffset], thumbnail[ExifTags.Base.JpegIFByteCount]
-        small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length]))
+        small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length]), formats=FORMATS)
         barless = ImageOps.fit(small, (160 * image.width // size[1] or 1, 160 * image.height // size[1] or 1))  # of 4:3
         greys = [np.asarray(picture.convert("L").resize((16, 16))).ravel() for picture in (image, small, barless)]
         told |= {"thumbnail"} if np.corrcoef(greys)[0, 1:].max() < 0.8 else set()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dfd.app.case import RECORD, Case, Journal, opened
 from dfd.app.metadata import sentence
-from dfd.core import load_rgb, printable, runs, sha256_of
+from dfd.core import load_rgb, printable, read_json, runs, sha256_of
 from dfd.inference.detector import Detector, Verdict
 
 STDIN = "-"  # the path that stands for standard input
@@ -32,7 +32,7 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     if threshold_fpr is not None:
         detector = detector.at_fpr(threshold_fpr)
     with ExitStack() as stack:
-        about["paths"] = {*paths}
+        about |= {"paths": {*paths}, "notes": [*about["notes"], *read_json(folder / "metrics.json").get("notes", ())]}
         made = stack.enter_context(opened(Path(case), detector, about)) if case else None
         journal = stack.enter_context(_journal(Path(table), resume, detector, about)) if table else None
         done = made.journal.done if made else journal.done if journal else {}

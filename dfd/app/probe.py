@@ -191,7 +191,7 @@ class Probe:
         self._put("status", "working", "Drawing what is missing, and writing the case …")
         for examination in examinations:
             yield
-            if examination.image:
+            with suppress(Exception):  # what cannot be drawn was told; one that was refused has no image
                 draw(self.detector, examination)
         yield
         folder = self.folder / f"case-{datetime.now(UTC):%Y%m%d-%H%M%S}"

@@ -50,7 +50,7 @@ def load_rgb(path: str | Path | bytes) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"), open_file(path) as file:
             image = _to_rgb(decoded := _decode(file))
-            image.info["jpeg_quality"] = jpeg_quality(decoded)  # of a file that is none: None
+            image.info = {"jpeg_quality": jpeg_quality(decoded)}  # of a file that is none: None; comments are left
             return image
     except ImageError as error:
         raise ImageError(f"{'the given bytes' if isinstance(path, bytes) else path}: {error}") from error.__cause__
@@ -66,7 +66,7 @@ def as_rgb(source: Source) -> Image.Image:
     if isinstance(source, Image.Image):
         with warnings.catch_warnings(action="ignore"):
             rgb = _to_rgb(_decode(source))
-        rgb.info["jpeg_quality"] = jpeg_quality(source)  # what a file was opened as, and is no copy, still has it
+        rgb.info = {"jpeg_quality": jpeg_quality(source)}  # what a file was opened as, and is no copy, still has it
         return rgb
     if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
         is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
@@ -143,7 +143,7 @@ def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
-def begins_like_image(path: str | Path) -> bool:
+def begins_like_image(path: str | Path | bytes) -> bool:
     """Whether a regular file begins as images of the usual formats do; one that cannot be read does not."""
     with suppress(ImageError, OSError), open_file(path) as file:
         return _is_image_start(file.read(16))
@@ -208,7 +208,7 @@ def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
     """Turn a decoded image upright and into RGB; see `load_rgb` for the rules. Some modes may stay as they are."""
     tags, is_wide = getattr(image, "tag_v2", {}), image.mode.startswith("I;16")  # 262: white is 0; 258: bits
     is_odd = tags.get(262) == 0 or tags.get(258, (16,)) != (16,) or "transparency" in image.info
-    if image.mode in ("I", "F") or (is_wide and is_odd):
+    if image.mode in ("I", "F") or (is_wide and (is_odd or np.asarray(image).max() < 4096)):  # of 12 bits
         raise ImageError(f"{16 if is_wide else 32}-bit pixels (mode {image.mode}) have no agreed white")
     try:
         if _orientation(image) != 1:  # else it would only be copied

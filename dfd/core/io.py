@@ -31,7 +31,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a name to write to, which becomes the path's if all goes well; else the old file stays. See `explained`."""
     path = Path(path)
     draft = path.with_name(path.name + PART)
-    if path.exists() and not path.is_file():
+    if (path.exists() and not path.is_file()) or draft.is_symlink():
         raise OSError(f"{path} is no regular file, which it would take the place of; take another name")
     try:
         yield draft
@@ -116,8 +116,8 @@ def sha256_of(path: str | Path) -> str:
 @cache
 def code(but: frozenset[str] = frozenset(SHOWS)) -> str:
     """A digest of dfd's code `but` for some parts: what it made is its own, and a version stands for many commits."""
-    root = TEMPLATES.parent
-    files = (path for path in sorted(root.rglob("*.py")) if but.isdisjoint(path.relative_to(root).parts))
+    root, but = TEMPLATES.parent, but | {"__pycache__", ".ipynb_checkpoints"}
+    files = (path for path in sorted(root.rglob("*.py*")) if but.isdisjoint(path.relative_to(root).parts))
     return digest(*map(sha256_of, files))
 
 

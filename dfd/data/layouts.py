@@ -24,7 +24,6 @@ SUFFIXES += (".avif", ".heic", ".heif")
 COPIES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # of a system's
 NOT_ENTERED, SIDE_FILE, LOOP = "hidden folder, not entered", "side file of macOS, no image", "link back to one above it"
 UNREADABLE = "unreadable folder"
-NAMED = 5  # of the files that are left out
 EXPECTED = (TEMPLATES / "layouts.txt").read_text("utf-8").rstrip()
 Parts = tuple[str, ...]  # of a path
 Place = Callable[[Parts], tuple[str, str | None] | None]  # folders -> label and split, or None outside every class
@@ -95,7 +94,7 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
         if os.path.isdir(path):
             matches, left_out = _images_below(Path(path), suffixes)
             if left_out:
-                some = ", ".join(map(printable, left_out[:NAMED])) + (", …" if len(left_out) > NAMED else "")
+                some = ", ".join(map(repr, map(printable, left_out)))
                 tell(f"{printable(path)}: {len(left_out)} hidden or no images, left out ({some})")
         elif glob.has_magic(path) and not os.path.lexists(path):
             names = (name for name in glob.glob(path, recursive=True) if "**" not in path or not os.path.isdir(name))
@@ -143,7 +142,7 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
                 reason = "a folder with an image's name, not entered"
             if reason:
                 refused["/".join((*parts, name))] = reason
-            if reason or (not parts and name.lower().removesuffix("s") in aside):
+            if reason or (not parts and name.lower().removesuffix("_files").removesuffix("s") in aside):
                 names.remove(name)
             else:
                 folders.append((*parts, name))

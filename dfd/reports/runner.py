@@ -124,7 +124,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     old = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
                     of_others = {name for other in done.values() for name in other.get("files", ())}
                     for name in {*old, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}:
-                        (target / name).unlink(missing_ok=True)
+                        (target / Path(name).name).unlink(missing_ok=True)
                     measured = read_json(target / "metrics.json")
                     rest = {name: measured[name] for name in measured if name not in ("stage2", "robustness")}
                     write_json(target / "metrics.json", rest)
@@ -137,7 +137,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     write_json(target / "config.json", record)
                     execute(path, target, given[path.stem], entry, stop)
                     print(f"{path.stem}  finished after {runs.elapsed(entry['seconds'])}{to_go(record, path, chosen)}")
-                before += entry.get("ended", "")
+                before += done.get(path.stem, {}).get("ended", "")
         except KeyboardInterrupt as stopped:
             raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
         finally:
@@ -161,7 +161,7 @@ def left_out(stem: str, out: Path) -> str:
         return ""
     table = read_table(out / "manifest.parquet", columns=["label", "is_fake"])
     names = table.loc[table["is_fake"], "label"].unique()
-    text = f"all fakes are {', '.join(names)}, and it compares generators; `predict` tells photos from such fakes"
+    text = f"all fakes are {', '.join(names)}, and it needs a stage 2; `predict` tells photos from such fakes"
     return text if len(names) < 2 else ""
 
 
@@ -217,7 +217,7 @@ def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     chosen = []
     for name in names:
         own, stem = Path(str(name)).resolve(), str(name).removesuffix(".ipynb")
-        matches = [p for p in every if stem == p.stem or own == p or (stem.isdigit() and int(p.stem[:2]) == int(stem))]
+        matches = [p for p in every if (own == p if own.is_file() else stem == p.stem or stem.zfill(2) == p.stem[:2])]
         if not matches:
             raise config.ConfigError(f"no notebook {name!r}; there are: {', '.join(p.stem for p in every)}")
         chosen += matches

@@ -31,7 +31,7 @@ from PIL import Image
 from pyarrow import dataset, parquet
 from ray.exceptions import RayError
 
-from dfd.core.images import MAX_BYTES, ImageError, load_rgb, one_line, open_file
+from dfd.core.images import MAX_BYTES, ImageError, begins_like_image, load_rgb, one_line, open_file
 from dfd.core.io import atomic_write, code, damaged, digest
 from dfd.core.runs import bar, cores, deferred, run_lock, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
@@ -171,10 +171,10 @@ def items_of(name: str) -> Iterator[Item]:
             archive: Any = tarfile.TarFile.open(fileobj=file, mode="r|*")
             for member in archive:
                 archive.members = []  # tarfile remembers them all
-                if not member.isdir() and member.name.lower().endswith(IMAGES):
+                data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else b""
+                if not member.isdir() and (member.name.lower().endswith(IMAGES) or begins_like_image(data)):
                     again[inside := member.name.removeprefix("./")] += 1
                     item = Item(f"{name}/{inside}" + f" ({again[inside]})" * (again[inside] > 1))  # by tar -r
-                    data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else b""
                     item.data, count = data or ImageError("no bytes"), count + 1
                     yield item
             if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # it ends in silence here

@@ -20,7 +20,7 @@ from dfd import cli
 from dfd.app import case, examine
 from dfd.app.case import read_verdicts
 from dfd.config import CHECKPOINTS
-from dfd.core import runs
+from dfd.core import runs, write_json
 from dfd.inference import Detector, update_checkpoint
 
 
@@ -79,6 +79,9 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     without = [page for page in (folder / "images").iterdir() if "no other picture was drawn" in page.read_text()]
     assert len(without) == 11
     without[0].write_text(without[0].read_text().replace("<ul>", "<ul><li>In part: the square</li>"))
+    noted = record()  # as if it had been so when it was made
+    noted["outputs"][f"images/{without[0].name}"]["sha256"] = sha256(without[0].read_bytes()).hexdigest()
+    write_json(folder / "case.json", noted)
     path = folder / "verdicts.csv"
     path.write_text(re.sub(r"^(in/alike.jpg,\w+,\w+),\w+", r"\1,other", path.read_text(), flags=re.M))
     call("in/00.png")
@@ -118,6 +121,36 @@ def test_an_image_whose_page_is_gone_is_judged_again_and_has_one_row(call, tmp_p
     rows = read_verdicts(tmp_path / "case" / "verdicts.csv")
     assert sorted(row.path for row in rows) == ["in/00.png", "in/01.png"] and len(record()["inputs"]) == 2
     assert call("case", command=["verify"]).exit_code == 0
+
+
+def test_a_page_that_was_changed_is_made_anew_and_not_signed(call, tmp_path):
+    call("in/00.png")
+    page = next((tmp_path / "case" / "images").iterdir())
+    before = page.read_text()
+    page.write_text(before.replace("Called", "Not called"))
+    call("in/00.png", "in/01.png")
+    assert "Not called" not in page.read_text() and len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 2
+
+
+def test_verify_sees_links_and_records_in_folders_and_no_name_writes_its_answer(call, tmp_path):
+    call("in/00.png")
+    case, index = tmp_path / "case", tmp_path / "case" / "index.html"
+    index.rename(tmp_path / "index.html")
+    index.symlink_to(tmp_path / "index.html")
+    (case / "linked").symlink_to(tmp_path / "in")
+    (case / "thumbs" / "case.json").write_text("{}")
+    (case / "\x1b[2Kcase: as it was made").write_text("x")
+    told = call("case", command=["verify"]).stdout
+    for line in ("index.html was changed", "linked was added", "thumbs/case.json was added", r"\x1b[2Kcase: as"):
+        assert line in told
+    assert "\x1b[2K" not in told and "4 differences" in told
+
+
+def test_a_case_of_a_run_on_simulated_fakes_says_so(call, tmp_path):
+    write_json(tmp_path / "run" / "metrics.json", {"stage1": {}, "notes": ["simulated by small decoders"]})
+    call("in/00.png", "--note", "mine")
+    assert record()["notes"] == ["mine", "simulated by small decoders"]
+    assert "simulated by small decoders" in (tmp_path / "case" / "index.html").read_text()
 
 
 def test_a_table_that_is_refused_leaves_the_record_as_it_was(call, tmp_path):
@@ -190,7 +223,7 @@ def test_long_pictures_copies_and_paths_that_are_given_twice_are_one_case(call, 
     assert call("in/long.png", "in/00.png", "in/copy.png", "in/00.png", "--pictures", "2").exit_code == 0
     rows = read_verdicts(tmp_path / "case" / "verdicts.csv")
     assert [row.path for row in rows] == ["in/long.png", "in/00.png", "in/copy.png"]
-    page = (tmp_path / "case" / "images" / f"{rows[1].sha256[:16]}.html").read_text()
+    page = (tmp_path / "case" / "images" / f"{rows[1].sha256[:32]}.html").read_text()
     assert "<h4>Grad-CAM" in page and "in/copy.png" not in page  # the copy's took nothing from it
     assert call("case", command=["verify"]).exit_code == 0
 

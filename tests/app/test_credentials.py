@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import zlib
 
 import pytest
 from bad_files import encoded, picture
@@ -51,13 +52,13 @@ def maker(tmp_path_factory):
     trust = tmp_path_factory.mktemp("trust") / "roots.pem"
     trust.write_bytes(pems[1])
 
-    def sign(term):
+    def sign(term, format="JPEG"):
         kind = f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
         action = {"action": "c2pa.created", "digitalSourceType": kind}
         claim = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}]}
         claim["claim_generator_info"] = [{"name": "Painter", "version": "2"}]
         out = io.BytesIO()
-        c2pa.Builder(claim).sign(signer, "image/jpeg", io.BytesIO(encoded(picture(3), "JPEG")), out)
+        c2pa.Builder(claim).sign(signer, f"image/{format.lower()}", io.BytesIO(encoded(picture(3), format)), out)
         return out.getvalue()
 
     return sign, trust
@@ -110,6 +111,15 @@ def test_damaged_credentials_are_no_error(signed, monkeypatch):
     for offset in range(0, 4000, 97):
         broken = data[: start + offset] + b"\xff" * 8 + data[start + offset + 8 :]
         assert metadata.read_credentials(broken, "JPEG").state in ("none", "not verified")
+
+
+def test_a_text_that_nobody_can_read_hides_no_credentials(maker):
+    """The pixels are judged without it, and what the file says of its maker is said."""
+    image = maker[0]("trainedAlgorithmicMedia", "PNG")
+    text = b"zTXt" + b"a\0\0" + b"no stream"
+    chunk = (len(text) - 4).to_bytes(4) + text + zlib.crc32(text).to_bytes(4)
+    told = metadata.read_metadata(image[:33] + chunk + image[33:])
+    assert told.credentials.says_generated and told.credentials.state == "not verified"
 
 
 def test_most_files_have_none_and_that_says_nothing():

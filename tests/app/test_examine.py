@@ -412,7 +412,7 @@ def test_a_threshold_that_was_asked_for_takes_no_credit_for_the_detectors_own_li
     stage1 = run / CHECKPOINTS["stage1"]
     update_checkpoint(stage1, rates=bins, threshold=p, band=[p - 0.02, p + 0.01], validation=scores)
     own, asked = said(Detector.load(run), image), said(Detector.load(run).at_fpr(0.01), image)
-    assert f"from {p + 0.01:.3f} on generated; in between either answer would be wrong for more than" in own
+    assert f"from {p + 0.01:.3f} on generated; in between one answer or the other would be wrong for more than" in own
     assert f"from {p + 0.03:.3f} on generated; in between it gives no answer, by that threshold." in asked
     assert "At the detector's own limits" not in own and "At the detector's own limits, not at the thr" in asked
     for text in (own, asked):  # unsure: no name, and nothing that crops could agree with

@@ -136,6 +136,16 @@ def with_thumbnail(small):
     return b"Exif\0\0" + head + struct.pack(">I", 0) + jpeg
 
 
+def test_a_thumbnail_is_read_in_the_formats_of_images_alone(monkeypatch):
+    """Of PostScript Pillow would ask Ghostscript."""
+    asked = []
+    monkeypatch.setattr(Image, "open", lambda file, formats=None, really=Image.open: asked.append(formats) or really(
+        file, formats=formats))  # fmt: skip
+    image = shrunk(sample.PHOTOS[0])
+    history(image, "JPEG", exif=with_thumbnail(image.resize((64, 48))))
+    assert len(asked) > 1 and all(formats and "EPS" not in formats for formats in asked[-2:])
+
+
 def test_a_thumbnail_of_another_picture_is_noticed():
     image, other = (shrunk(photo) for photo in sample.PHOTOS[:2])
     own, foreign = (with_thumbnail(picture.resize((64, 48))) for picture in (image, other))

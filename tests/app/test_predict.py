@@ -53,7 +53,7 @@ def test_an_image_is_one_by_what_it_holds_and_the_rest_is_told(tmp_path):
         (folder / name).write_bytes(image if name in images or "/" in name else b"\0\5\x16\7")
     lines = []
     assert find_images([str(folder)], tell=lines.append) == [f"{folder}/{name}" for name in images]
-    names = ".DS_Store, ._a.jpg, .thumbnails, @eaDir, Thumbs.db, …"
+    names = "'.DS_Store', '._a.jpg', '.thumbnails', '@eaDir', 'Thumbs.db', '__MACOSX', 'notes.txt'"
     assert lines == [f"{folder}: 7 hidden or no images, left out ({names})"]
     listing = find(tmp_path)  # a scan opens the rest, and names each with its reason
     opened = {path.removeprefix("RealPhotos/") for path, *_ in listing.files}

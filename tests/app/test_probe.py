@@ -217,8 +217,9 @@ def test_a_part_that_fails_leaves_the_others_to_be_done(app, monkeypatch):
     assert "stability" in app.shown.examination.pictures
 
 
-def test_a_part_that_fails_does_not_take_the_case_away(app, monkeypatch):
-    monkeypatch.setattr("dfd.app.probe.trace", lambda *given: (_ for _ in ()).throw(MemoryError("big")))
+@pytest.mark.parametrize("part", ["trace", "draw"])
+def test_a_part_that_fails_does_not_take_the_case_away(part, app, monkeypatch):
+    monkeypatch.setattr(f"dfd.app.probe.{part}", lambda *given: (_ for _ in ()).throw(MemoryError("big")))
     upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
     app.on.save.click()

@@ -164,6 +164,19 @@ def test_sixteen_bits_that_pillow_reads_otherwise_than_they_are_meant_are_refuse
         images.load_rgb(path)
 
 
+def test_twelve_bits_in_sixteen_are_refused(save):
+    pixels = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
+    with pytest.raises(images.ImageError, match="have no agreed white"):
+        images.load_rgb(save("photo.png", Image.fromarray(pixels)))
+
+
+def test_comments_of_a_file_are_left_behind(save):
+    path = save("photo.gif", Image.new("L", (16, 16)), comment=b"x" * 70_000)
+    assert images.load_rgb(path).info == {"jpeg_quality": None}
+    with Image.open(path) as opened:
+        assert images.as_rgb(opened).info == {"jpeg_quality": None}
+
+
 @pytest.mark.parametrize("format", ["AVIF", "HEIF"])
 def test_what_phones_and_the_web_give_is_upright_and_of_its_colours(format, save):
     """A wide picture, red on the left; its EXIF says that the camera was turned."""

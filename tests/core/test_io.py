@@ -105,7 +105,8 @@ def test_a_temporary_home_of_another_user_is_not_used(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", WRITERS)
-def test_a_full_disk_leaves_the_file_before_it_whole_and_says_what_to_do(what, tmp_path):
+def test_a_full_disk_leaves_the_file_before_it_whole_and_says_what_to_do(what, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_symlink", lambda path: False)  # a draft that is a link is refused, but this one
     name, write = WRITERS[what]
     write(tmp_path, 1)
     before = contents(tmp_path)
@@ -130,6 +131,23 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
         with pytest.raises(OSError, match="is no regular file, which it would take the place of"):
             io.write_text(path, "x")
     assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a.txt.part").symlink_to(tmp_path / "mine")  # as a folder of somebody else may hold
+    with pytest.raises(OSError, match="take another name"):
+        io.write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_what_an_editor_leaves_beside_the_code_is_no_code(tmp_path, monkeypatch):
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(io, "TEMPLATES", tmp_path / "templates")
+    digests = []
+    for name in ("a.py", ".ipynb_checkpoints/a-checkpoint.py", "__pycache__/a.pyc", "app/b.py", "b.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("2")
+        digests.append(io.code.__wrapped__())
+    assert digests[0] == digests[1] == digests[2] == digests[3] != digests[4]
 
 
 def test_a_folder_that_vanished_is_named(tmp_path):

@@ -95,7 +95,8 @@ def test_a_generator_may_be_called_nearly_as_a_licence(data):
 def test_files_beside_the_class_folders(data):
     classes(data)
     (data / "LICENCES").mkdir()
-    for name in ("README.md", "LICENSE", "provenance.csv", "LICENCES/photos.txt", "todo.txt"):
+    (data / "README_files").mkdir()  # figures that nbconvert and knitr write beside it
+    for name in ("README.md", "LICENSE", "provenance.csv", "LICENCES/photos.txt", "README_files/a.png", "todo.txt"):
         (data / name).write_text("text")
     assert reasons(scan(data)) == {"todo.txt": "outside every class folder"}
 

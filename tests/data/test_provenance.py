@@ -271,6 +271,12 @@ def test_missing_or_unreadable_table_is_named(data, tmp_path):
         scan(data, group_by="source")
 
 
+def test_images_without_a_source_are_counted_where_others_have_one(data, capsys):
+    write(data.parent, rows_of(data.parent)[:-1])
+    assert "source" not in scan(data)
+    assert "1 of 68 images have no source, such as BigGAN/14.png" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_rejected_files_need_no_source(data):
     (data / "ProGAN" / "broken.png").write_bytes(b"no image")
     assert list(reasons(scan(data, group_by="source", hold_out=["phones"]))) == ["ProGAN/broken.png"]

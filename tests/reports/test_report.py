@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -81,12 +82,18 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     assert ran[5:] == ["01_second"]
 
 
-def test_a_notebook_by_path_is_that_file_and_no_other_of_its_name(case):
+def test_a_notebook_by_path_is_that_file_and_no_other_of_its_name(case, tmp_path, monkeypatch):
     case.write("00_first")
     assert runner.choose(case.folder, [case.folder / "00_first.ipynb"]) == [case.folder / "00_first.ipynb"]
     for name in ("elsewhere/00_first.ipynb", "/no/such/place/00_first"):
         with pytest.raises(config.ConfigError, match="no notebook"):
             runner.choose(case.folder, [name])
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(case.folder / "00_first.ipynb", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(config.ConfigError, match="no notebook"):
+        runner.choose(case.folder, ["00_first.ipynb"])
+    assert runner.choose(case.folder, ["0", "00", "00_first"]) == [case.folder / "00_first.ipynb"] * 3
 
 
 def test_a_copy_that_a_full_disk_broke_off_is_not_left(tmp_path, monkeypatch):

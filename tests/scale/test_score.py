@@ -387,10 +387,18 @@ def test_what_a_store_did_not_give_is_asked_for_again_and_what_is_passed_over_is
 @pytest.mark.usefixtures("without_ray")
 def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mode, score, tmp_path):
     good = pngs(1)[0][1]
-    members = [("./a.png", good), ("a.json", b"{}"), ("deep/b.JPG", good), ("c.png", b"<svg/>"), ("d.png", None)]
+    members = [
+        ("./a.png", good),
+        ("a.json", b"{}"),
+        ("deep/b.JPG", good),
+        ("c.png", b"<svg/>"),
+        ("d.png", None),
+        ("hash", good),
+    ]
     shard(tmp_path / name, members, mode)
     score(name, "--out", "out")
-    assert rows("out").index.tolist() == [f"{name}/{member}" for member in ("a.png", "c.png", "d.png", "deep/b.JPG")]
+    names = ("a.png", "c.png", "d.png", "deep/b.JPG", "hash")  # an image by what it holds, as in folders
+    assert rows("out").index.tolist() == [f"{name}/{member}" for member in names]
     assert errors("out") == {f"{name}/c.png": SVG, f"{name}/d.png": "no bytes"}
 
 
