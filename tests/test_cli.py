@@ -144,6 +144,9 @@ def test_the_shipped_detector_answers_before_a_run_on_simulated_fakes(call, verd
     monkeypatch.setattr(config, "DETECTOR", tmp_path / "detector")
     assert files.find_model(None) == tmp_path / "reports" / "new"
     (tmp_path / "reports" / "new" / "train_stage2.pt").touch()  # stopped, or still going on
+    os.utime(tmp_path / "reports" / "new" / "train_stage2.pt", (1e9 - 10, 1e9 - 10))  # before another one was finished
+    assert files.find_model(None) == tmp_path / "reports" / "new"
+    (tmp_path / "reports" / "new" / "train_stage2.pt").touch()
     lines = []
     assert files.find_model(None, lines.append) == tmp_path / "reports" / "old"
     assert lines == [f"{tmp_path / 'reports' / 'new'} is being trained, or was stopped; its networks are passed over"]

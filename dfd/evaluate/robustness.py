@@ -97,7 +97,7 @@ def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], 
                 raise scored
             for name, answer in zip(asked, scored, strict=True):
                 paths[name].append(path)
-                rows[name].append(as_row(answer))
+                rows[name].append(as_row(stages[name], answer))
     tables = {name: as_columns(stage, rows[name]).drop(columns="needed") for name, stage in stages.items()}
     return {name: table.assign(path=paths[name]) for name, table in tables.items()}
 

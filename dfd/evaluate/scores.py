@@ -25,7 +25,7 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
 
     `crops` is as in `Stage.stream`; where images were too large for all the crops that the stage's mode asks for, a
     line is printed. Columns stage, path, label, split, group, source if known, degradation, level, logit_<class> …,
-    prediction (or unknown, as the Detector has it), crops, crop_std; ood_score with a feature bank; stage 1's log10_lr.
+    prediction and outside (as the Detector has them), crops, crop_std; ood_score with a bank; stage 1's log10_lr.
     """
     if stage.stage == "stage2" and not table["is_fake"].all():
         raise ValueError("stage 2 names generators; give it the fakes only")
@@ -36,7 +36,7 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
         return image if degradation == "none" else compose(to_tensor(image), [(degradation, level, {})])
 
     paths = bar(table["path"], desc=f"{stage.stage} {what}", unit="image")
-    answers = as_columns(stage, [as_row(answer) for answer in stage.stream(map(read, paths), crops)])
+    answers = as_columns(stage, [as_row(stage, answer) for answer in stage.stream(map(read, paths), crops)])
     needed = answers.pop("needed")
     if len(short := needed[answers["crops"] < needed]):
         print(f"{stage.stage} {what}: {len(short)} of {len(answers)} images needed more crops, up to {short.max()}")
@@ -44,15 +44,15 @@ def score(stage: Stage, table: pd.DataFrame, degradation: str = "none", level: f
     return with_predictions(stage, known.assign(degradation=degradation, level=float(level)).join(answers))
 
 
-def as_row(answer: Scored) -> tuple:
-    """An answer as plain numbers, a row of `as_columns`: a tensor that stays between crops costs 0.1 MB of heap."""
-    return *answer.logits.tolist(), answer.crops, answer.crop_std, answer.ood_score, answer.needed
+def as_row(stage: Stage, said: Scored) -> tuple:
+    """An answer as plain values, a row of `as_columns`: a tensor that stays between crops costs 0.1 MB of heap."""
+    return *said.logits.tolist(), said.crops, said.crop_std, said.ood_score, stage.outside(said), said.needed
 
 
 def as_columns(stage: Stage, rows: Sequence[tuple]) -> pd.DataFrame:
     """What a stage says of images as columns: those of a score table, ood_score where there is a bank, and needed."""
     logits = [f"logit_{name}" for name in stage.classes]
-    columns = pd.DataFrame(rows, columns=[*logits, "crops", "crop_std", "ood_score", "needed"])
+    columns = pd.DataFrame(rows, columns=[*logits, "crops", "crop_std", "ood_score", "outside", "needed"])
     columns = columns.astype(dict.fromkeys(logits, np.float32))
     return columns if columns["ood_score"].notna().any() else columns.drop(columns="ood_score")
 
@@ -66,8 +66,7 @@ def with_predictions(stage: Stage, scores: pd.DataFrame) -> pd.DataFrame:
     rest.insert(list(rest).index(logits[-1]) + 1, "prediction", decisions.prediction)
     if stage.stage == "stage1":
         rest["answer"] = [decide.answer(p_fake, stage) for p_fake in decisions.probabilities[:, 1]]
-        if "ood_score" in rest and stage.ood_threshold is not None:  # outside, as `Stage.outside` says
-            rest.loc[rest["ood_score"] > stage.ood_threshold, "answer"] = "unsure"
+        rest.loc[rest.get("outside", pd.Series(None, rest.index)).notna(), "answer"] = "unsure"  # as `predict` has it
     if stage.likelihood:
         rest["log10_lr"] = likelihood.log10_lr(rest["logit_fake"] - rest["logit_real"], stage.likelihood)
     return rest

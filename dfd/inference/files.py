@@ -90,7 +90,8 @@ def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path
         except ValueError as error:
             tell(f"{error}; its networks are passed over")
             return False
-        if any(run.glob("train_stage?.pt")):
+        pairs = ((run / f"train_{stage}.pt", run / name) for stage, name in CHECKPOINTS.items())
+        if any(s.exists() and best.exists() and s.stat().st_mtime > best.stat().st_mtime for s, best in pairs):
             tell(f"{run} is being trained, or was stopped; its networks are passed over")
             return False
         return "stage1" in measured and sample.NOTE not in measured.get("notes", ())
@@ -101,7 +102,7 @@ def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path
         return Path(model)
     folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))
     first, second = CHECKPOINTS.values()
-    trained = [folder for folder in folders if (folder / first).exists() and (model or (folder / second).exists())]
+    trained = [folder for folder in folders if (folder / first).exists()]
     if not trained and not model and (config.DETECTOR / SUMS).exists():
         return config.DETECTOR
     if not trained:
@@ -109,6 +110,6 @@ def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path
         if model and (Path(model) / second).exists():
             remedy = f"it lacks {first}, which `python -m dfd train stage1 --out {model}` makes"
         raise FileNotFoundError(f"no trained model in {model or 'reports/'}: {remedy}")
-    if not (trained[0] / second).exists():
-        tell(f"{trained[0]} has no stage 2: real or fake, and nothing of generators")
-    return max(trained, key=lambda folder: (folder / first).stat().st_mtime)
+    if not ((newest := max(trained, key=lambda folder: (folder / first).stat().st_mtime)) / second).exists():
+        tell(f"{newest} has no stage 2: real or fake, and nothing of generators")
+    return newest

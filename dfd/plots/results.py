@@ -26,7 +26,7 @@ PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC
 MARKERS = "os^Dv"
 pd.set_option("display.max_rows", 500, "display.max_columns", 200)  # reports show their tables whole
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # a legend that axes have no room for
-LOSSES = {"train_loss": "training, as it is minimised", "val_loss": "validation, cross-entropy"}
+LOSSES = {"train_loss": "training", "val_loss": "validation, cross-entropy"}
 Names = Sequence[str] | pd.Series | pd.Index
 
 

@@ -107,10 +107,7 @@ def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> 
 def sources_of(table: pd.DataFrame) -> np.ndarray:
     """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
     sources = provenance.of(table)
-    if len(lost := table["path"][sources.isna()]) and len(lost) < len(table):
-        tell = f"{len(lost)} of {len(table)} images have no source, such as {lost.iloc[0]}"
-        print(f"{tell}: none is left out until provenance.csv names all.")
-    return (table["label"] if len(lost) else sources).to_numpy()
+    return (table["label"] if sources.isna().any() else sources).to_numpy()
 
 
 def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:

@@ -97,11 +97,22 @@ def test_evidence_is_of_fake_above_photo(noisy):
     assert found["log10_lr"].tolist() == pytest.approx(((found["logit_fake"] - 0.5) / 2).tolist(), abs=1e-6)
 
 
+def test_a_picture_that_shows_nothing_is_unsure_in_tables_too(tmp_path):
+    for label, pixels in (("RealPhotos", Image.new("RGB", (64, 64), "white")), ("ProGAN", noise(64, 64))):
+        (tmp_path / label).mkdir()
+        pixels.save(tmp_path / label / "a.png")
+    table = pd.DataFrame({"path": ["RealPhotos/a.png", "ProGAN/a.png"], "label": ["RealPhotos", "ProGAN"]})
+    table = table.assign(split="test", group="g", is_fake=[False, True])
+    table.attrs["root"] = str(tmp_path)
+    found = scores.score(Stage(content("stage1", band=[0.0, 0.0])), table)
+    assert found["answer"].tolist() == ["unsure", "fake"] and "shows nothing" in found["outside"][0]
+
+
 def test_what_is_unlike_all_that_was_learnt_is_unsure_as_predict_has_it(noisy):
     values = {"stage": "stage1", "classes": ["real", "fake"], "temperature": 1.0, "threshold": 0.5, "band": None}
     stage = SimpleNamespace(**values, likelihood=None, ood_threshold=1.0)
     strange = np.arange(len(noisy)) % 3 == 0
-    found = scores.with_predictions(stage, noisy.assign(ood_score=np.where(strange, 1.5, 1.0)))
+    found = scores.with_predictions(stage, noisy.assign(outside=np.where(strange, "it shows nothing", None)))
     assert (found["answer"].eq("unsure") == strange).all() and set(found["prediction"]) == {"fake", "real"}
 
 
