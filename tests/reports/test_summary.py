@@ -65,8 +65,8 @@ def test_sources_left_out_come_first_on_the_page_and_on_the_index(box, tmp_path)
     metrics["stage1"]["test"] |= {"real_accuracy": number(0.8), "fake_accuracy": number(0.7)}
     told = html.fill("ran.txt.j2", metrics=metrics, out="o", index="i").strip().splitlines()
     assert told[0] == (
-        "Found on sources left out, 40 joint hold-outs: real or fake AUC 0.930 (worst 0.615); "
-        "which generator, accuracy 0.930 (worst 0.615)."
+        "Found on sources left out, by joint hold-outs: real or fake AUC 0.930 (worst of 40 0.615); "
+        "which generator, accuracy 0.930 (worst of 40 0.615)."
     ) and told[1].startswith("Found on test images: real or fake AUC 0.990")
     assert "photos called real 0.800" in told[1] and "fakes called fake 0.700" in told[1]
     (tmp_path / "metrics.json").write_text(json.dumps({"stage1": {"test": {"auc": number(0.99)}}}))
