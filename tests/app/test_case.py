@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +22,7 @@ from dfd.app import case, examine
 from dfd.app.case import read_verdicts
 from dfd.config import CHECKPOINTS
 from dfd.core import runs, write_json
-from dfd.inference import Detector, update_checkpoint
+from dfd.inference import Detector, Verdict, update_checkpoint
 
 
 @pytest.fixture
@@ -327,3 +328,21 @@ def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
     call("in/00.png", "in/01.png")
     pdf = (tmp_path / "case" / "case.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 3
+
+
+def test_a_journal_gives_back_what_was_written(run):
+    names = {"BigGAN": 0.25, "ProGAN": 0.5, "StyleGAN2": 0.25}
+    fake = Verdict("a", True, "fake", 0.75, "ProGAN", names, ("ProGAN",), 5, 0.5, sha256="0a", log10_lr=-0.5)
+    told = [fake, replace(fake, path="b", is_fake=False, outside="flat", log10_lr=None), Verdict("c", error="empty")]
+    journal = case.Journal(run / "verdicts.csv", False, Detector.load(run), {})
+    with journal.file:
+        for verdict in told:
+            journal.write(verdict)
+    assert read_verdicts(run / "verdicts.csv") == told
+
+
+def test_a_case_is_judged_and_drawn_as_was_asked(call, tmp_path):
+    call("--crops", "2", "--crop-mode", "random", "--map-stride", "10", "in/00.png")
+    (verdict,) = read_verdicts(tmp_path / "case" / "verdicts.csv")
+    (page,) = (path.read_text() for path in (tmp_path / "case" / "images").iterdir())
+    assert verdict.crops == 2 and "one each 10 pixels" in page and "It stands in" in page

@@ -478,3 +478,43 @@ def test_the_limit_of_evidence_is_told_in_groups(run, image, ends, words):
     assert words in text and ("More than" in text) == (ends[0] in (0.477, -0.426))
     update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted | {"unit": "source"})
     assert words.replace("groups", "sources") in said(Detector.load(run), image)
+
+
+def test_what_lies_outside_is_told_and_has_no_evidence(run):
+    fitted = {"x": [-20.0, 20.0], "log10_lr": [-1.0, 1.0], "photos": 5, "fakes": 5, "groups": [5, 5]}
+    update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
+    verdict = Detector.load(run)(Image.new("RGB", (100, 80)))
+    assert verdict.verdict == "unsure" and "it shows nothing" in verdict.outside and verdict.log10_lr is None
+
+
+def test_a_patch_is_told_and_framed(run, monkeypatch):
+    monkeypatch.setattr(evidence, "in_part", lambda *_: (32, 0, 32))
+    detector = Detector.load(run)
+    examination = examine.examine(detector, noise(96, 64))
+    evidence.draw(detector, examination, "map")
+    assert "the square of 32 pixels whose upper left corner lies at 0, 32" in examination.remarks[0]
+    rows, columns = np.nonzero((np.asarray(examination.pictures["map"].tiles[0][1]) == 255).all(2))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (256, 511, 0, 256)  # 8 times as large
+
+
+def test_grad_cam_is_of_fake_on_the_crops_that_score_highest(run, image, monkeypatch):
+    asked, detector = [], Detector.load(run)
+    heat = lambda stage, crops, name: asked.append(name) or np.zeros((len(crops), 32, 32))  # noqa: E731
+    monkeypatch.setattr(evidence.explain, "grad_cam", heat)
+    examination = examine.examine(detector, image, crops=9)
+    evidence.draw(detector, examination, "gradcam")
+    highest = sorted((p for p, _ in examination.crops), reverse=True)[:5]
+    labels = [label for label, _ in examination.pictures["gradcam"].tiles]
+    assert asked == ["fake"] and labels == [f"score {p:.2f}" for p in highest]
+
+
+def test_rates_are_those_of_the_shorter_side(run):
+    told = {"photos": 60, "fakes": 70, "sources": 5, "false_alarms": 0.0, "misses": 0.1, "unsure": 0.3}
+    told |= {"quality": (0, 102), "worst_photos": None, "worst_fakes": None}
+    update_checkpoint(run / CHECKPOINTS["stage1"], rates=[told | {"side": (0, 192)}, told | {"side": (0, 100_000)}])
+    assert "On images 0 to 191 px on the shorter side" in said(Detector.load(run), noise(300, 100))
+
+
+def test_a_threshold_asked_for_leaves_the_run_known(run):
+    update_checkpoint(run / CHECKPOINTS["stage1"], validation={"photos": [0.1] * 20, "fakes": [0.9]})
+    assert Detector.load(run).at_fpr(0.05).run == run

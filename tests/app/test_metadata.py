@@ -155,3 +155,15 @@ def test_a_thumbnail_of_another_picture_is_noticed():
     assert history(wide, "JPEG", exif=with_thumbnail(barred)) == ""
     assert "shows something else" in history(wide, "JPEG", exif=foreign)
     assert "shows something else" in history(image, "JPEG", exif=foreign)
+
+
+def test_where_it_was_taken_is_told():
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    assert metadata.read_metadata(encoded(picture(0), "JPEG", exif=exif)).exif["GPSLatitudeRef"] == "N"
+
+
+def test_what_names_a_camera_is_no_screenshot():
+    camera = Image.Exif()
+    camera[ExifTags.Base.Make] = "Maker"
+    assert "screenshot" not in history(Image.new("RGB", (1080, 1920)), "JPEG", exif=camera)

@@ -313,3 +313,10 @@ def test_a_signal_ends_with_a_message_and_whole_lines(call, tmp_path, sent):
     done = rows(tmp_path / "out.csv")
     assert f"interrupted after {len(done)} of 3000 images; the same command with --resume goes on" in errors
     assert all(row["threshold"] for row in done)
+
+
+def test_a_rate_of_none_is_a_rate(call, tmp_path):
+    scores = {"photos": [1.0, 0.1], "fakes": [1.0]}
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], validation=scores, threshold=0.0)
+    for words, is_fake in (([], True), (["--threshold-fpr", "0"], False)):
+        assert json.loads(call("--json", *words, "in/a.png").stdout)["is_fake"] == is_fake

@@ -224,3 +224,10 @@ def test_a_part_that_fails_does_not_take_the_case_away(part, app, monkeypatch):
     done(app)
     app.on.save.click()
     assert "MemoryError" in done(app) and [*app.folder.glob("case-*.zip")]
+
+
+def test_the_oldest_images_go_first(app, monkeypatch):
+    monkeypatch.setattr(app, "_begin", lambda: None)
+    for start in (0, 30):
+        app.add([probe.Item(str(number), b"") for number in range(start, start + 30)])
+    assert [item.name for item in app.items] == [str(number) for number in range(10, 60)] and app.shown.name == "30"

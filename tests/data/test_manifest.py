@@ -378,3 +378,15 @@ def test_manifest_of_another_folder_is_refused(tiny_data, tmp_path):
     assert len(manifest.load(tmp_path / "run", tiny_data)) == 36
     with pytest.raises(layouts.ManifestError, match="is about .* not"):
         manifest.load(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_other_fractions_draw_anew(data, split):
+    scan(classes(data, 20))
+    assert (scan(data, **{f"{split}_fraction": 0.4}).split == split).sum() == 24
+
+
+def test_summary_counts_groups(data):
+    classes(data, 3)
+    (data / "groups.csv").write_text("path,group\n" + "".join(f"ProGAN/{i}.png,x\n" for i in range(3)))
+    assert manifest.summary(scan(data)).groups.to_dict() == {"RealPhotos": 3, "BigGAN": 3, "ProGAN": 1}

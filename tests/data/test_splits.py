@@ -256,3 +256,7 @@ def test_blocks_change_no_group(block, monkeypatch):
     numbers = splits.components(images([np.packbits(row).tobytes().hex() for row in bits]))
     groups = pd.Series(range(len(bits))).groupby(numbers).agg(set)
     assert sorted(map(min, groups)) == sorted(map(min, expected)) and all(group in expected for group in groups)
+
+
+def test_near_is_60_bits():
+    assert len(set(splits.components(images(hashed([], range(100, 161)))))) == 2

@@ -205,3 +205,9 @@ def test_an_undefined_metric_is_a_dash(tmp_path):
         "<td>–</td>\n<td></td>"
         in html.render(tmp_path / "page.html", "compare.html.j2", comparisons=[found]).read_text()
     )
+
+
+def test_runs_of_one_name_are_told_by_their_paths(tmp_path):
+    folders = [write(tmp_path / name / "run", noisy_table(30)) for name in "ab"]
+    (found,) = compare.compare(folders)
+    assert [found.base, found.other] == [str(folder) for folder in folders]

@@ -83,3 +83,9 @@ def test_the_band_is_unsure_and_another_threshold_stands_in_for_its_end(p, thres
 def test_without_a_band_there_are_two_answers():
     stage = SimpleNamespace(threshold=0.5, band=None)
     assert [answer(p, stage) for p in (0.49, 0.5)] == ["real", "fake"]
+
+
+def test_the_worst_source_comes_first_and_an_image_of_two_draws_counts_once(judged):
+    stage = SimpleNamespace(stage="stage1", temperature=1.0, threshold=0.5, band=[0.2, 0.9], classes=["real", "fake"])
+    found = holdouts.by_source(pd.concat([judged, judged.assign(draw=2)]), stage)
+    assert found["source"].tolist()[:2] == ["b", "a"] and found["images"].tolist()[:2] == [1, 3]

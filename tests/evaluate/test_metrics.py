@@ -1,6 +1,7 @@
 """Metrics and score tables: expected values are computed another way."""
 
 import itertools
+import re
 from functools import partial
 
 import numpy as np
@@ -359,3 +360,20 @@ def test_intervals_of_a_known_auc_hold_it(area, photos, fakes, per_group, alike)
         )
         held += low <= area <= high
     assert 0.9 <= held / 200 <= 0.98
+
+
+def test_the_report_tells_precision_from_recall(noisy):
+    called, fake = noisy["logit_fake"] > 1, noisy["label"] != "RealPhotos"
+    text = scores.classification_text({"stage1": noisy.assign(prediction=np.where(called, "fake", "real"))}, "test")
+    precision, recall, _, images = re.search(r"^ +fake +(.*)$", text, re.M)[1].split()
+    assert (precision, recall, images) == (f"{fake[called].mean():.3f}", f"{called[fake].mean():.3f}", "200")
+
+
+def test_each_number_is_of_its_own_column(noisy):
+    logit, fake = noisy["logit_fake"], noisy["label"] != "RealPhotos"
+    rows = noisy.assign(log10_lr=logit / 3, prediction=np.where(logit >= 1, "fake", "real"))
+    found = {name: three["value"] for name, three in metrics.evaluate(rows, 1.0).items()}
+    assert found["ap"] == pytest.approx(skm.average_precision_score(fake, logit))
+    assert found["balanced_accuracy"] == pytest.approx(skm.balanced_accuracy_score(fake, logit > 0))
+    cost = np.log2(1 + 10 ** (np.where(fake, -1, 1) * rows["log10_lr"]))
+    assert found["cllr"] == pytest.approx(cost.groupby(fake).mean().mean())

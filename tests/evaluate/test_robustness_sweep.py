@@ -18,6 +18,7 @@ from dfd.data import manifest
 from dfd.degrade import registry
 from dfd.evaluate import robustness, scores
 from dfd.inference import detector, stage
+from dfd.inference.openset import FeatureBank
 from dfd.inference.stage import Stage
 
 CONDITIONS = registry.parse_all(["jpeg 75", "noise 0.05", "rescale 0.75 bilinear + webp 50"])
@@ -199,3 +200,12 @@ def test_one_large_image_is_degraded_at_a_time(monkeypatch):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(degrade, "abcd"))
         assert (max(most) > 1) == together
+
+
+def test_another_feature_bank_makes_cells_anew(table, stages, tmp_path):
+    found = []
+    for _ in range(2):
+        swept = robustness.sweep(stages, table, CONDITIONS[:1], tmp_path, crops=1)["stage2"]
+        found.append(swept["ood_score"].tolist())
+        stages["stage2"].feature_bank = FeatureBank(-stages["stage2"].feature_bank.features)
+    assert found[0] != found[1]

@@ -183,3 +183,19 @@ def test_a_table_without_any_interval_has_no_columns_for_them():
     assert scores.as_table({"auc": alike}).to_dict("list") == {"value": ["1.000"]}
     both = {"value": ["0.500", "0.250"], "low": ["–", "0.100"], "high": ["–", "0.400"]}
     assert scores.as_table({"auc": few, "ap": many}).to_dict("list") == both
+
+
+def test_the_answer_of_a_row_is_that_of_its_p_fake(noisy):
+    rule = {"temperature": 2.0, "threshold": 0.5, "band": [0.3, 0.8], "likelihood": None}
+    stage = SimpleNamespace(stage="stage1", classes=["real", "fake"], **rule)
+    p = 1 / (1 + np.exp(-noisy["logit_fake"] / 2))
+    expected = np.select([p >= 0.8, p < 0.3], ["fake", "real"], "unsure").tolist()
+    assert scores.with_predictions(stage, noisy)["answer"].tolist() == expected
+
+
+def test_calibration_counts_rates_where_a_manifest_is(noisy, tmp_path, monkeypatch):
+    stage = SimpleNamespace(stage="stage1", classes=["real", "fake"], is_held_out=False, likelihood=None)
+    noisy[["path"]].assign(width=128, height=128, jpeg_quality=90).to_parquet(tmp_path / "manifest.parquet")
+    monkeypatch.setattr(scores, "update_checkpoint", lambda *_, **__: None)
+    scores.calibrate(stage, noisy.assign(split="val"), tmp_path)
+    assert stage.rates[-1]["photos"] == 100

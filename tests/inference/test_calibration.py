@@ -182,3 +182,12 @@ def test_evidence_counts_sources_where_the_rows_have_them(noisy):
 def test_no_photo_is_called_fake_where_the_cut_would_round_onto_it():
     photos = [0.2, 0.3, np.nextafter(0.9, 0)]
     assert decide.fit_threshold(photos, [0.9, 0.95], 0) > photos[-1]
+
+
+def test_rates_are_of_answers_at_the_fitted_temperature(noisy):
+    rows = noisy.assign(level=0.0, logit_fake=4 * noisy["logit_fake"])
+    fitted = decide.fit(SimpleNamespace(stage="stage1"), rows, rows[["path"]].assign(width=9, height=9, jpeg_quality=9))
+    p, (low, high) = 1 / (1 + np.exp(-rows["logit_fake"] / fitted["temperature"])), fitted["band"]
+    photos, rates = rows["label"] == "RealPhotos", fitted["rates"][-1]
+    expected = [(p[photos] >= high).mean(), (p[~photos] < low).mean()]
+    assert [rates["false_alarms"], rates["misses"]] == pytest.approx(expected)

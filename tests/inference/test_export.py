@@ -134,3 +134,18 @@ def test_stages_that_take_different_crops_are_refused(tmp_path):
             export.export(Detector(*both), tmp_path)
     alone = Detector(Stage(content("stage1")))
     assert export.export(alone, tmp_path / "alone").exists()
+
+
+def test_a_trunk_that_both_stages_share_gives_each_its_own_logits(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    monkeypatch.setattr(stage_module, "uses_bfloat16", lambda device: False)
+    clip.shared_trunk.cache_clear()
+    settings = {"backbone": "clip", "representation": "rgb", "pretrained": False, "unet_width": 4, "residual_bound": 1}
+    weights = {name: build_model(name, settings, 3).state_dict() for name in ("stage1", "stage2")}
+    stages = [Stage(content(name, config=settings, weights=own)) for name, own in weights.items()]
+    export.export(Detector(*stages), tmp_path)
+    session, crops = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx")), torch.rand(5, 3, 32, 32)
+    for answer, stage in zip(session.run(None, {"crops": crops.numpy()}), stages, strict=True):
+        with torch.inference_mode():
+            np.testing.assert_allclose(answer, stage.model(crops).numpy(), atol=1e-3)
+    clip.shared_trunk.cache_clear()

@@ -156,3 +156,17 @@ def test_the_cross_entropy_at_even_odds_is_the_cllr_and_never_better_than_the_be
     assert given[2] == pytest.approx(expected)
     best = likelihood.cross_entropy(likelihood.isotonic(lr, is_fake)(lr), is_fake, odds)
     assert (best <= given + 1e-9).all()
+
+
+def test_a_quality_and_a_side_lie_in_one_bin_alone(judged):
+    bins = likelihood.rates(*judged)
+    assert {bin["quality"] for bin in bins} == {(75, 90), (90, 101), (101, 102), (0, 102)}
+    sides = [{"side": side, "quality": (0, 102)} for side in ((0, 192), (192, 384))]
+    assert likelihood.rate_of(sides, 192, 75) == sides[1]
+
+
+def test_a_source_of_one_image_is_not_the_worst(judged):
+    scores, files = judged
+    lone = scores["path"].eq("0.png")
+    scores = scores.assign(source=scores["source"].mask(lone, "lone"), answer=scores["answer"].mask(lone, "fake"))
+    assert "lone" not in {bin["worst_photos"][0] for bin in likelihood.rates(scores, files)}
