@@ -112,7 +112,7 @@ class Case:
         made_by = {"name": "the detector that ships with dfd" if run == config.DETECTOR else plain(run),
                    "files": detector.files, "band": stage.band, "threshold": detector.threshold,
                    "temperature": stage.temperature, "likelihood": digest(stage.likelihood),
-                   "crops": about.get("crops"), "crop_mode": about.get("crop_mode"), "rows": 2}  # fmt: skip
+                   "crops": about.get("crops"), "crop_mode": about.get("crop_mode"), "kind_of_rows": 2}  # fmt: skip
         self.record: dict[str, Any] = read_json(folder / RECORD)
         place = next((run["folder"] for run in self.record.get("runs", ())), os.getcwd())
         relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
@@ -138,7 +138,7 @@ class Case:
         own = {"dfd": __version__, "code": code(frozenset()), "system": sys.platform, "device": device}
         own |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
         versions = own | {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
-        told = {"started": _now(), "command": shlex.join(["python", "-m", "dfd", *sys.argv[1:]]), "folder": os.getcwd()}
+        told = {"started": _now(), "command": shlex.join(sys.orig_argv), "folder": os.getcwd()}
         self.record["runs"].append(told | {"versions": versions, "detector": made_by})
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)

@@ -74,9 +74,13 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     command = [sys.executable, str(folder / "example.py"), str(tmp_path / "page.jpg"), *map(str, paths)]
     noise(7, 90).save(tmp_path / "thin.png")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    last = [str(tmp_path / "bomb.png"), str(tmp_path / "thin.png")]
+    pixels = Image.fromarray(np.full((16, 16), 0x12FF, dtype=np.uint16))
+    pixels.save(tmp_path / "inverted.tif", tiffinfo={262: 0})
+    Image.fromarray(np.full((16, 16), 0xFFF, dtype=np.uint16)).save(tmp_path / "twelve.png")
+    last = [str(tmp_path / name) for name in ("bomb.png", "thin.png", "inverted.tif", "twelve.png")]
     answer = subprocess.run([*command, *last], capture_output=True, text=True)
-    refused, *lines, bomb, thin = answer.stdout.splitlines()
+    refused, *lines, bomb, thin, inverted, twelve = answer.stdout.splitlines()
+    assert all("without an agreed white" in line for line in (inverted, twelve))
     assert "decompression bomb" in json.loads(bomb.partition(" ")[2])["error"]
     assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
     assert "7 x 90 pixels" in thin and answer.returncode == 1, answer.stderr
