@@ -157,7 +157,7 @@ class Case:
         """Take in an image, judged or refused: page, thumbnail, and a row, whose verdict it gives."""
         verdict = replace(examination.verdict, path=examination.verdict.path or examination.name)
         if (image := examination.image) is not None:
-            sha256 = verdict.sha256 or examination.metadata.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
+            sha256 = verdict.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
             verdict = replace(verdict, sha256=sha256)
             (thumb := image.copy()).thumbnail((THUMB_SIDE, THUMB_SIDE))
             with atomic_write(self.folder / "thumbs" / f"{sha256[:32]}.jpg") as draft:

@@ -27,6 +27,8 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
     The source, and its errors, are as in `as_rgb`; crops and mode are as in `Stage.stream`.
     """
     image, metadata = as_rgb(source), read_metadata(source)
+    if metadata.sha256 != image.info.get("sha256"):
+        raise ImageError(f"{source}: it was changed while it was read")
     path = str(source) if isinstance(source, str | Path) else None
     first, *second = detector.scored(image, crops, mode)
     verdict, stage = detector.judge(path, first, *second), detector.stage1

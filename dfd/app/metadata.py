@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dfd.core import FORMATS, Source, as_rgb, jpeg_quality, open_file, subsampling, template
+from dfd.core import FORMATS, Source, as_rgb, content_of, jpeg_quality, subsampling, template
 
 MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: the label of its JUMBF box)
 TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificates that may vouch for a signer
@@ -96,8 +96,7 @@ def read_metadata(source: Source) -> Metadata:
     if not isinstance(source, str | Path | bytes):
         image = source if isinstance(source, Image.Image) else as_rgb(source)
         return Metadata(image.width, image.height, image.mode)
-    with open_file(source) as file:
-        data = file.read()
+    data = content_of(source)
     basic = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     with warnings.catch_warnings(action="ignore"):
         try:

@@ -70,9 +70,6 @@ def _judged(detector: Detector, journal: Journal | None, paths: list[str], given
     """The verdict on each file, which is in the table before it is shown: a stream may fail."""
     read: dict[str, Any] = {} if given is None else {"read": lambda path: load_rgb(given if path == STDIN else path)}
     for verdict in detector.predict(paths, *how, report=lambda line: _say(printable(line)), **read):
-        if given is not None and verdict.path == STDIN:
-            error = verdict.error and verdict.error.removeprefix("the given bytes: ")
-            verdict = replace(verdict, error=error, sha256=None if error else hashlib.sha256(given).hexdigest())
         if journal:
             journal.write(verdict)
         yield verdict
@@ -87,8 +84,8 @@ def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | N
     for path in paths:
         source = given if path == STDIN and given is not None else path
         examination = examine_or_refuse(detector, source, path, case.about["crops"], case.about["crop_mode"])
-        known = examination.verdict.sha256 or examination.metadata.sha256
-        if pictures > 0 and examination.image and not (known and case.page_of(known).exists()):
+        known = examination.verdict.sha256  # none was read of one that is refused
+        if pictures > 0 and known and not case.page_of(known).exists():
             examination = replace(examination, stride=case.about["map_stride"])
             draw(detector, examination)
             deque(trace(detector, examination), maxlen=0)

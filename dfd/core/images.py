@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,13 +45,14 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame; alpha lies over white; 16 bits keep the high byte; no profile is applied. Its info: jpeg_quality.
+    The first frame; alpha lies over white; 16 bits keep the high byte; no profile is applied. Its info: jpeg_quality,
+    None of other files, and the sha256 of what was decoded.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), open_file(path) as file:
-            image = _to_rgb(decoded := _decode(file))
-            image.info = {"jpeg_quality": jpeg_quality(decoded)}  # of a file that is none: None; comments are left
-            return image
+        with warnings.catch_warnings(action="ignore"):
+            image = _to_rgb(decoded := _decode(BytesIO(data := content_of(path))))
+        image.info = {"jpeg_quality": jpeg_quality(decoded), "sha256": hashlib.sha256(data).hexdigest()}
+        return image
     except ImageError as error:
         raise ImageError(f"{'the given bytes' if isinstance(path, bytes) else path}: {error}") from error.__cause__
 
@@ -84,16 +85,14 @@ def as_rgb(source: Source) -> Image.Image:
 
 def inspect(path: str | Path) -> dict[str, Any]:
     """Read a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
-    with open_file(path) as file:
-        image = _decode(file, draft=True)
-        is_turned = _orientation(image) in (5, 6, 7, 8)
-        width, height = image.info["header_size"][:: -1 if is_turned else 1]
-        file.seek(0)
-        return {"width": width, "height": height,
-                "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
-                "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell(),
-                "phash": perceptual_hash(_to_rgb(image, ("L", "RGB")))}  # fmt: skip
+    image = _decode(BytesIO(data := content_of(path)), draft=True)
+    is_turned = _orientation(image) in (5, 6, 7, 8)
+    width, height = image.info["header_size"][:: -1 if is_turned else 1]
+    return {"width": width, "height": height,
+            "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
+            "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
+            "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data),
+            "phash": perceptual_hash(_to_rgb(image, ("L", "RGB")))}  # fmt: skip
 
 
 def perceptual_hash(image: Image.Image) -> str | None:
@@ -128,25 +127,28 @@ def subsampling(image: Image.Image) -> str | None:
     return SAMPLINGS.get(JpegImagePlugin.get_sampling(image), "other")
 
 
-def open_file(path: str | Path | bytes) -> BufferedReader | BytesIO:
-    """Open a regular file; a pipe or socket must never be opened, for that could wait for ever."""
+def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
+    """The content of a regular file, or its first bytes, or the bytes given; else an ImageError without its name."""
     try:
-        if not isinstance(path, bytes) and not stat.S_ISREG(os.stat(path).st_mode):
+        if not isinstance(path, bytes) and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could wait for ever
             raise ImageError("not a regular file (folder, pipe, socket or device)")
         size = len(path) if isinstance(path, bytes) else os.stat(path).st_size
         if size > MAX_BYTES:
             raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
-        return BytesIO(path) if isinstance(path, bytes) else open(path, "rb")
+        if isinstance(path, bytes):
+            return path
+        with open(path, "rb") as file:
+            return file.read(limit)
     except ImageError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a name with a zero byte
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
 def begins_like_image(path: str | Path | bytes) -> bool:
     """Whether a regular file begins as images of the usual formats do; one that cannot be read does not."""
-    with suppress(ImageError, OSError), open_file(path) as file:
-        return _is_image_start(file.read(16))
+    with suppress(ImageError):
+        return _is_image_start(content_of(path, 16))
     return False
 
 

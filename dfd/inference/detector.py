@@ -131,7 +131,7 @@ class Detector:
             candidates = tuple(compress(p_source, generator.candidates[0]))
         return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
                        name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
-                       sha256=sha256_of(path) if path is not None and Path(path).is_file() else None,
+                       sha256=first.sha256,
                        log10_lr=float(log10_lr(logit, fitted)) if fitted and not outside else None)  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def score_files(stages: Sequence[Stage], items: Iterable[Any], read: Callable[[A
         try:
             image = read(item)
         except ImageError as error:
-            return ImageError(str(error))  # without frames: they hold the pixels and, by the thread's own, this answer
+            return ImageError(str(error).removeprefix("the given bytes: "))  # without frames, which hold the pixels
         prepared = {key: stage.prepare(image, crops, mode) for key, stage in takers.items()}
         return [prepared[key] for key in takes]
 

@@ -50,6 +50,7 @@ class Scored:
     ood_score: float | None = None  # how unlike the training images, by its feature bank or its classes
     quality: int | None = None  # the file's JPEG quality, libjpeg's; none for others
     is_flat: bool = False  # whether the crops show one colour
+    sha256: str | None = None  # of the file, in hexadecimal
 
 
 class Prepared(NamedTuple):
@@ -58,6 +59,7 @@ class Prepared(NamedTuple):
     windows: Tensor  # (N, 3, S, S), equalised: uint8, or float in [0, 1] where a tensor meets no equalising JPEG
     plan: Plan
     quality: int | None = None
+    sha256: str | None = None
 
 
 class Stage:
@@ -136,13 +138,14 @@ class Stage:
 
     def cut_out(self, image: Image.Image | Tensor, chosen: Plan) -> Prepared:
         """The windows of a plan, ready for the network."""
-        size, quality, saved = self.crop_size, self.equalise_quality, getattr(image, "info", {}).get("jpeg_quality")
+        size, quality = self.crop_size, self.equalise_quality
+        of_file = map(getattr(image, "info", {}).get, ("jpeg_quality", "sha256"))  # none where it came as pixels
         if isinstance(image, Image.Image) and size <= min(image.size):
             pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
-            return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen, saved)
+            return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen, *of_file)
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
-        return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen, saved)
+        return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen, *of_file)
 
     @torch.inference_mode()
     def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
@@ -194,7 +197,8 @@ class Stage:
         if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
             ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
         flat, (corners, needed) = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255), image.plan
-        return Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, image.quality, flat)
+        of_file = image.quality, flat, image.sha256
+        return Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, *of_file)
 
 
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:

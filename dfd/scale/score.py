@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from glob import escape, has_magic
-from hashlib import sha256
-from itertools import islice, tee
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from PIL import Image
 from pyarrow import dataset, parquet
 from ray.exceptions import RayError
 
-from dfd.core.images import MAX_BYTES, ImageError, begins_like_image, load_rgb, one_line, open_file
+from dfd.core.images import MAX_BYTES, ImageError, begins_like_image, content_of, load_rgb, one_line
 from dfd.core.io import atomic_write, code, damaged, digest
 from dfd.core.runs import bar, cores, deferred, run_lock, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
@@ -62,7 +61,6 @@ class Item(str):
     """The name of an image on its way to the detector, with its bytes, or why it has none; None is still to be read."""
 
     data: Any = None
-    sha256: str | None = None
 
 
 def score(inputs: Sequence[str], out: str, model: str | Path, options: Options = Options()) -> tuple[int, int, int]:
@@ -197,9 +195,7 @@ def decode(item: Item) -> Image.Image:
             raise item.data
         if item.data is None and "://" in item:
             item.data = url_to_fs(item)[0].cat_file(item, end=MAX_BYTES + 1)
-        with open_file(str(item) if item.data is None else item.data) as file:
-            data, item.data = file.read(), None
-        item.sha256 = sha256(data).hexdigest()
+        data, item.data = content_of(str(item) if item.data is None else item.data), None
         return load_rgb(data)
     except Exception as error:  # each file system has its own
         problem = "" if isinstance(error, ImageError) else f"{UNREAD}: "
@@ -225,10 +221,10 @@ class Judge:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
-        queued, items = tee(item for item in items if printable(item) not in self.done)
+        items = (item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
-        rows = (asdict(verdict) | {"path": printable(item), "sha256": None if verdict.error else item.sha256}
-                for verdict, item in zip(self.detector.predict(queued, *settings), items, strict=True))  # fmt: skip
+        verdicts = self.detector.predict(items, *settings)
+        rows = (asdict(verdict) | {"path": printable(str(verdict.path))} for verdict in verdicts)
         while part := list(islice(rows, self.options.part_size)):
             yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
 

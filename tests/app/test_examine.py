@@ -313,6 +313,19 @@ def test_the_spectrum_of_a_generator_of_any_name_is_kept(tmp_path):
         }
 
 
+def test_a_file_that_is_changed_while_it_is_read_gets_no_answer(run, image, tmp_path, monkeypatch):
+    image.save(path := tmp_path / "x.png")
+    read = examine.read_metadata
+
+    def changing(source):
+        noise(130, 100, seed=1).save(path)
+        return read(source)
+
+    monkeypatch.setattr(examine, "read_metadata", changing)
+    refused = examine.examine_or_refuse(Detector.load(run), path, "x.png")
+    assert refused.verdict.error == "it was changed while it was read" and refused.image is None
+
+
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
     examination = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
     assert examination.name == "../../etc/pass wd gnp.exe" and examination.verdict.path is None

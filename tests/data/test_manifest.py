@@ -131,15 +131,22 @@ def test_unreadable_file_is_a_row_until_it_becomes_readable(data, monkeypatch):
 def test_a_file_that_memory_was_too_short_for_is_read_another_time(data, monkeypatch):
     classes(data)
 
-    def short(source, draft):
-        if Path(source.name) == data / "ProGAN" / "3.png":
+    content, decode = (data / "ProGAN" / "3.png").read_bytes(), images._decode
+
+    def short_to_read(path, mode):
+        if Path(path) == data / "ProGAN" / "3.png":
+            raise MemoryError
+        return open(path, mode)
+
+    def short_to_decode(source, draft):
+        if source.getvalue() == content:
             raise images.ImageError("damaged or truncated: MemoryError") from MemoryError()
         return decode(source, draft)
 
-    decode = images._decode
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "_decode", short)
-        assert reasons(scan(data)) == {"ProGAN/3.png": "damaged or truncated: MemoryError"}
+    for name, short, what in (("open", short_to_read, "cannot be read"), ("_decode", short_to_decode, "damaged")):
+        with monkeypatch.context() as patch:
+            patch.setattr(images, name, short, raising=False)
+            assert [*reasons(scan(data))] == ["ProGAN/3.png"] and what in reasons(scan(data))["ProGAN/3.png"]
     assert reasons(scan(data)) == {}
 
 

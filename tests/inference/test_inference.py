@@ -247,6 +247,23 @@ def test_a_40_megapixel_file_takes_less_than_400_megabytes(run, tmp_path):
     assert megabytes < 400
 
 
+def test_the_hash_is_of_what_was_judged_though_the_file_is_another_one_by_then(run, tmp_path):
+    path, other = tmp_path / "photo.png", tmp_path / "other.png"
+    noise(64, 64).save(path)
+    noise(64, 64, seed=1).save(other)
+    was, detector = path.read_bytes(), Detector.load(run)
+
+    def read(name):
+        image = load_rgb(name)
+        path.write_bytes(other.read_bytes())
+        return image
+
+    (verdict,) = detector.predict([path], read=read)
+    assert verdict.sha256 == detector(was).sha256 == hashlib.sha256(was).hexdigest()
+    assert detector(path).sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert detector(load_rgb(path)).sha256 is None  # pixels have no file
+
+
 def test_predict_gives_one_verdict_per_path_and_names_what_it_cannot_read(run, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(good)
