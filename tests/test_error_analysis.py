@@ -1,12 +1,14 @@
-"""Notebook 04, cell by cell on a small run folder: with planted mistakes, and without any."""
+"""Notebook 04, cell by cell on a small run folder with planted mistakes or none; 03 where there is no stage 2."""
 
 import ast
+import shutil
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.display import display
 from networks import checkpoint
 
 from dfd import config
@@ -35,14 +37,14 @@ def run_folder(tiny_data, tmp_path):
     return tmp_path
 
 
-def run(folder, data):
+def run(folder, data, stem="04_error_analysis", **given):
     """Run the notebook's code cells in one namespace and give it."""
-    names = {}
-    for cell in nbformat.read(config.ROOT / "notebooks" / "04_error_analysis.ipynb", as_version=4).cells:
+    names = {"display": display}
+    for cell in nbformat.read(config.ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
         if cell.cell_type == "code":
             exec(compile(ast.parse(cell.source), cell.id, "exec"), names)
         if "parameters" in cell.metadata.get("tags", []):
-            names |= {"out": str(folder), "data": str(data), "worst": 2, "uncertain": 1}
+            names |= {"out": str(folder), "data": str(data), "worst": 2, "uncertain": 1} | given
         plt.close("all")
     return names
 
@@ -71,3 +73,26 @@ def test_mistakes_are_exported_with_properties(run_folder, tiny_data, is_known):
     assert sorted(found["path"]) == sorted(table["path"][wrong]) and found["stage"].eq("stage1").all()
     assert found[["brightness", "texture", "sharpness", "confidence", "distance"]].notna().all(axis=None)
     assert not is_known or found["source"].eq("ProGAN by hand").all()
+
+
+def test_with_one_folder_of_fakes_stage_1_alone_is_tested_and_analysed(run_folder, tiny_data, tmp_path_factory, capsys):
+    shutil.copytree(tiny_data, data := tmp_path_factory.mktemp("one") / "data", ignore=lambda *_: ["BigGAN"])
+    table = manifest.scan(data, run_folder, progress=False)
+    (run_folder / config.CHECKPOINTS["stage2"]).unlink()
+    (run_folder / "scores_stage2.parquet").unlink()
+    learnt = checkpoint("stage1", crop_size=32) | {"operating_points": {"balanced": 0.5}}
+    learnt |= {"manifest_hash": manifest.digest(table)}
+    files_module.save_checkpoint(learnt, run_folder / config.CHECKPOINTS["stage1"])
+    test = table[table["split"] == "test"]
+    one = test[["path", "label", "split", "group"]].assign(degradation="none", level=0.0, crops=1, prediction="real")
+    one = one.assign(logit_real=0.0, logit_fake=np.where(test["is_fake"], -1.0, -2.0))
+    scores.save_scores(one, run_folder, "stage1")
+
+    found = run(run_folder, data, "03_robustness", conditions=["jpeg 75", "blur 1"], removal_steps=1)["found"]
+    assert set(found["stage"]) == {"stage1"} and found["condition"].nunique() == 3
+    assert {"sweep_jpeg_stage1.csv", "removal.csv"} <= {path.name for path in run_folder.glob("*.csv")}
+    assert not list(run_folder.glob("*stage2*"))
+    run(run_folder, data)
+    wrong = pd.read_csv(run_folder / "mistakes.csv")
+    assert set(wrong["label"]) == {"ProGAN"} and set(wrong["stage"]) == {"stage1"}
+    assert capsys.readouterr().out.count("all fakes are of one generator") == 2

@@ -84,8 +84,7 @@ def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | N
     for path in paths:
         source = given if path == STDIN and given is not None else path
         examination = examine_or_refuse(detector, source, path, case.about["crops"], case.about["crop_mode"])
-        known = examination.verdict.sha256  # none was read of one that is refused
-        if pictures > 0 and known and not case.page_of(known).exists():
+        if pictures > 0 and examination.image and not case.page_of(examination.verdict.sha256 or "").exists():
             examination = replace(examination, stride=case.about["map_stride"])
             draw(detector, examination)
             deque(trace(detector, examination), maxlen=0)

@@ -135,9 +135,7 @@ def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
         size = len(path) if isinstance(path, bytes) else os.stat(path).st_size
         if size > MAX_BYTES:
             raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
-        if isinstance(path, bytes):
-            return path
-        with open(path, "rb") as file:
+        with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
             return file.read(limit)
     except ImageError:
         raise

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from dfd.config import REAL
+from dfd.config import CHECKPOINTS, REAL
 from dfd.core import images, io, runs
 from dfd.data import layouts, provenance, splits
 from dfd.data.layouts import Listing, ManifestError
@@ -128,6 +128,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     result["median size"] = [f"{rows.width.median():.0f} x {rows.height.median():.0f}" for _, rows in classes]
     result["imbalance"] = (result.images.max() / result.images).round(2)
     return result.loc[sorted(result.index, key=lambda label: (label != REAL, label))]
+
+
+def stages_of(table: pd.DataFrame) -> list[str]:
+    """The stages that a manifest's images are enough for: without fakes of two generators, stage 1 alone."""
+    return [*CHECKPOINTS][: table.loc[table["is_fake"], "label"].nunique()]
 
 
 def digest(table: pd.DataFrame) -> str:

@@ -34,7 +34,6 @@ from dfd.degrade import registry
 from dfd.reports import cards, html
 
 TRAIN = ("01_stage1_real_fake", "02_stage2_attribution")  # the profile is theirs
-ABOUT_GENERATORS = ("02_stage2_attribution", "03_robustness", "04_error_analysis")  # they need two
 NOTEBOOKS = config.ROOT / "notebooks"
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow papermill nbconvert".split()
@@ -123,11 +122,11 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                 elif path in chosen and (reason := left_out(path.stem, target)):
                     old = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
                     of_others = {name for other in done.values() for name in other.get("files", ())}
-                    for name in {*old, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}:
+                    stale = {*old, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}
+                    for name in stale | {each.name for each in target.glob("*stage2*") if each.is_file()}:
                         (target / Path(name).name).unlink(missing_ok=True)
-                    measured = read_json(target / "metrics.json")
-                    rest = {name: measured[name] for name in measured if name not in ("stage2", "robustness")}
-                    write_json(target / "metrics.json", rest)
+                    rest = read_json(measured := target / "metrics.json").items()
+                    write_json(measured, {name: part for name, part in rest if name not in ("stage2", "robustness")})
                     print(f"{path.stem}  left out: {reason}")
                 elif path in chosen:
                     made_with, earlier = environment(), entry.get("parameters", {})
@@ -157,12 +156,12 @@ def to_go(record: Mapping[str, Any], path: Path, chosen: Sequence[Path]) -> str:
 
 def left_out(stem: str, out: Path) -> str:
     """Why a notebook has nothing to do on the data of a run folder; empty where it has."""
-    if stem not in ABOUT_GENERATORS or not (out / "manifest.parquet").exists():
+    if stem != TRAIN[-1] or not (out / "manifest.parquet").exists():
         return ""
     table = read_table(out / "manifest.parquet", columns=["label", "is_fake"])
-    names = table.loc[table["is_fake"], "label"].unique()
-    text = f"all fakes are {', '.join(names)}, and it needs a stage 2; `predict` tells photos from such fakes"
-    return text if len(names) < 2 else ""
+    name = table.loc[table["is_fake"], "label"].max()
+    text = f"all fakes are {name}, and it tells generators apart; `predict` tells photos from such fakes"
+    return "" if "stage2" in manifest.stages_of(table) else text
 
 
 def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Stop) -> None:

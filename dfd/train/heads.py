@@ -127,8 +127,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             model: Any = build_model(stage, checkpoint.settings, len(classes), cfg.pretrained)
             backbone = (model if stage == "stage1" else model.classifier).backbone
             features, rows = build(table, cfg, backbone), table.index.get_indexer(images.index)
-            known = sources_of(images)
-            images = images.assign(source=known, draw=0)
+            images = images.assign(source=(known := sources_of(images)), draw=0)
             alone = images.groupby(TWINS)["source"].transform("nunique").eq(1) & images["split"].ne("test")
             draws = list(joint_hold_outs(images["label"][alone], known[alone], cfg.hold_outs, 0))  # for all seeds
             if draws and (stay := sorted(set(images["label"]) - set(draws[0]))):

@@ -324,9 +324,9 @@ def test_notebooks_that_compare_generators_are_left_out_where_there_is_one(case,
     assert runner.left_out("02_stage2_attribution", tmp_path) == ""  # nothing is scanned yet
     table.to_parquet(tmp_path / "manifest.parquet")
     assert "all fakes are ProGAN" in runner.left_out("02_stage2_attribution", tmp_path)
-    assert runner.left_out("01_stage1_real_fake", tmp_path) == ""
+    assert runner.left_out("01_stage1_real_fake", tmp_path) == runner.left_out("03_robustness", tmp_path) == ""
     pd.concat([table, table.replace("ProGAN", "BigGAN")]).to_parquet(tmp_path / "manifest.parquet")
-    assert runner.left_out("03_robustness", tmp_path) == ""
+    assert runner.left_out("02_stage2_attribution", tmp_path) == ""
     monkeypatch.setattr(runner, "left_out", lambda stem, out: "for a reason" if stem == "00_first" else "")
     case.write("00_first", new_code_cell(LOG))
     case.write("01_second", new_code_cell(LOG))
@@ -338,11 +338,12 @@ def test_notebooks_that_compare_generators_are_left_out_where_there_is_one(case,
     record["notebooks"]["00_first"] = {"files": ["robustness.csv", "both.csv", "metrics.json"]}
     record["notebooks"]["01_second"]["files"] = ["both.csv", "metrics.json"]
     (case.out / "config.json").write_text(json.dumps(record))
-    for name in ("robustness.csv", "both.csv", "00_first.html", "00_first.ipynb"):
+    for name in ("robustness.csv", "both.csv", "00_first.html", "00_first.ipynb", "scores_stage2.parquet"):
         (case.out / name).touch()
     case.run()
     assert (case.out / "both.csv").exists()
-    assert not [name for name in ("robustness.csv", "00_first.html", "00_first.ipynb") if (case.out / name).exists()]
+    stale = ("robustness.csv", "00_first.html", "00_first.ipynb", "scores_stage2.parquet")
+    assert not [name for name in stale if (case.out / name).exists()]
     assert not (case.out / config.CHECKPOINTS["stage2"]).exists()
     assert json.loads((case.out / "metrics.json").read_text()) == {"stage1": {"a": 1}}
 
