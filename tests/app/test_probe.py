@@ -195,13 +195,23 @@ def test_the_gallery_holds_test_images_of_every_class_or_installed_photos(tiny_d
 
 
 @pytest.mark.parametrize("how", ["parameter", "headless"])
-def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeypatch):
+def test_without_widgets_the_examples_are_still_html(how, run, tmp_path, monkeypatch, capsys):
+    given = {"static": True, "model": "run"}
     if how == "headless":
         monkeypatch.setenv("DFD_HEADLESS", "1")
-    cfg = config.Probe(data=str(tmp_path), out=str(run), examples=2, static=how == "parameter")
-    shown = probe.probe(cfg).data
+        given = {}  # a report is of its own run
+    shown = probe.probe(config.Probe(data=str(tmp_path), out=str(run), examples=2, **given)).data
+    assert f"Answers come from the run in {run}" in capsys.readouterr().out
     assert shown.count('class="headline') == 2 and shown.count("<h4>Does the answer stand?</h4>") == 2
     assert "Grad-CAM" in shown and "What the file says of itself" in shown and "<script" not in shown
+
+
+@pytest.mark.parametrize("model", ["auto", "shipped"])
+def test_by_hand_the_detector_that_ships_answers(model, run, tmp_path, monkeypatch):
+    asked, loaded = [], Detector.load(run)
+    monkeypatch.setattr(probe.Detector, "load", lambda *given: asked.append(given) or loaded)
+    probe.probe(config.Probe(data=str(tmp_path), out=str(run), examples=0, static=True, model=model))
+    assert asked == [()]
 
 
 def test_the_threshold_can_be_asked_for_by_rate(run, tmp_path):
