@@ -128,7 +128,7 @@ def _no_images(folder: Path) -> dict[str, str | None]:
         "video.gif": (b"\0\0\0\x20ftypisom" + bytes(100), "a video"),
         "archive.zip": (b"PK\x03\x04" + bytes(30), "not an image"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "LFS"),
-        ".DS_Store": (b"\0\0\0\1Bud1" + bytes(50), "not an image"),
+        ".settings": (b"\0\0\0\1Bud1" + bytes(50), "not an image"),
         "noise.png": (bytes(range(256)), "not an image"),
     }
     for name, (data, _) in files.items():

@@ -24,6 +24,7 @@ from dfd import __version__, config
 PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
 UNIMPORTED = {  # declared for what they do, not for an import
     "jupyterlab",  # make lab
+    "pip",  # run by dfd.models.clip
     "nbdime",  # make diff-setup
     "ipykernel",  # started by dfd.reports.runner
     "scikit-image",  # its photos

@@ -106,7 +106,7 @@ def in_part(p: np.ndarray, corners: Sequence[Corner], size: int, seen: Examinati
     row, column = np.unravel_index(least.argmax(), least.shape)
     if not least[row, column] >= high:
         return None
-    return rows[row], columns[column], size + max(a[i + REGION - 1] - a[i] for a, i in ((rows, row), (columns, column)))
+    return rows[row], columns[column], size + min(a[i + REGION - 1] - a[i] for a, i in ((rows, row), (columns, column)))
 
 
 def _residual(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:

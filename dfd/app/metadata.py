@@ -26,7 +26,7 @@ GENERATED = {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", 
 MAX_TEXT = 200  # characters of a text that comes from a file
 MAX_TAGS = 60  # tags of a file that are listed
 SCREENS = "1080x1920 1170x2532 1179x2556 1080x2340 1080x2400 1440x3120 1290x2796 750x1334 828x1792 1125x2436 1242x2688"
-SCREENS += " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1536x2048 1620x2160 1668x2388 2048x2732"
+SCREENS += " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1620x2160 1668x2388 2048x2732"
 PROMPTS = {"parameters", "prompt", "workflow", "dream", "sd-metadata"}  # texts that diffusion programs write into a PNG
 BLOCKY = 2.8  # of `blockiness`, across and down, from which on a picture was saved as JPEG before
 SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
@@ -132,12 +132,12 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     told |= {"screenshot"} if "x".join(map(str, size)) in SCREENS.split() and "Make" not in exif else set()
     told |= {"prompt"} if PROMPTS & {name.lower() for name in texts} else set()
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere
-        recorded = sorted(int(exif[name]) for name in ("ExifImageWidth", "ExifImageHeight") if name in exif)
-        told |= {"resized"} if len(recorded) == 2 and recorded != size else set()
+        recorded = sorted(int(exif.get(name, 0)) for name in ("ExifImageWidth", "ExifImageHeight"))  # or 0: unset
+        told |= {"resized"} if recorded[0] and recorded != size else set()
         pixels = np.asarray(image.convert("L"), dtype=np.float32)[:2048, :2048]
-        is_blocky = values["format"] != "JPEG" and min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
-        told |= {"blocks"} if is_blocky else set()
-        thumbnail = image.getexif().get_ifd(ExifTags.IFD.IFD1)
+        is_blocky = min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
+        told |= {"blocks"} if is_blocky and values["format"] in ("PNG", "TIFF", "BMP", "GIF") else set()
+        thumbnail = image.getexif().get_ifd(ExifTags.IFD.IFD1) if values["format"] != "HEIF" else {}  # turned already
         start, length = thumbnail[ExifTags.Base.JpegIFOffset], thumbnail[ExifTags.Base.JpegIFByteCount]
         small = Image.open(io.BytesIO(image.info["exif"][6:][start : start + length]), formats=FORMATS)
         barless = ImageOps.fit(small, (160 * image.width // size[1] or 1, 160 * image.height // size[1] or 1))  # of 4:3

@@ -35,6 +35,7 @@ TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
 OTHERS = {b"<": "an HTML page or SVG drawing", b"version https://git-lfs": "a Git LFS pointer; fetch the real file"}
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
+warnings.filterwarnings("ignore", module="PIL")  # of files; to catch them in threads would silence the process for good
 Image.core.set_blocks_max(8)  # of 16 MB, kept for the next image: new pages cost as much as decoding a JPEG
 
 
@@ -45,12 +46,10 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame; alpha lies over white; 16 bits keep the high byte; no profile is applied. Its info: jpeg_quality,
-    None of other files, and the sha256 of what was decoded.
+    The first frame; alpha lies over white; 16 bits keep the high byte; no profile. Its info: jpeg_quality and sha256.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):
-            image = _to_rgb(decoded := _decode(BytesIO(data := content_of(path))))
+        image = _to_rgb(decoded := _decode(BytesIO(data := content_of(path))))
         image.info = {"jpeg_quality": jpeg_quality(decoded), "sha256": hashlib.sha256(data).hexdigest()}
         return image
     except ImageError as error:
@@ -65,9 +64,8 @@ def as_rgb(source: Source) -> Image.Image:
     if isinstance(source, str | Path | bytes):
         return load_rgb(source)
     if isinstance(source, Image.Image):
-        with warnings.catch_warnings(action="ignore"):
-            rgb = _to_rgb(_decode(source))
-        rgb.info = {"jpeg_quality": jpeg_quality(source)}  # what a file was opened as, and is no copy, still has it
+        rgb = _to_rgb(_decode(source))
+        rgb.info = {"jpeg_quality": jpeg_quality(source) or source.info.get("jpeg_quality")}  # a copy has none
         return rgb
     if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
         is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
@@ -86,8 +84,7 @@ def as_rgb(source: Source) -> Image.Image:
 def inspect(path: str | Path) -> dict[str, Any]:
     """Read a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
     image = _decode(BytesIO(data := content_of(path)), draft=True)
-    is_turned = _orientation(image) in (5, 6, 7, 8)
-    width, height = image.info["header_size"][:: -1 if is_turned else 1]
+    width, height = image.info["header_size"][:: -1 if _orientation(image) in (5, 6, 7, 8) else 1]
     return {"width": width, "height": height,
             "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
             "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
@@ -106,7 +103,8 @@ def perceptual_hash(image: Image.Image) -> str | None:
 
 def jpeg_quality(image: Image.Image) -> int | None:
     """Give the libjpeg quality, 1 to 100, whose luminance table is nearest to a JPEG's; None without a usable one."""
-    table = np.asarray(getattr(image, "quantization", {}).get(0, []))  # row by row
+    number = (getattr(image, "layer", None) or [(0, 0, 0, 0)])[0][3]  # of the first component's table
+    table = np.asarray(getattr(image, "quantization", {}).get(number, []))  # row by row
     return 1 + int(np.abs(_libjpeg_tables() - table).sum(axis=1).argmin()) if table.size == 64 else None
 
 
@@ -146,12 +144,9 @@ def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
 def begins_like_image(path: str | Path | bytes) -> bool:
     """Whether a regular file begins as images of the usual formats do; one that cannot be read does not."""
     with suppress(ImageError):
-        return _is_image_start(content_of(path, 16))
+        start = content_of(path, 16)
+        return start.startswith(MAGIC) or start[8:12] == b"WEBP" or (start[4:8] == b"ftyp" and start[8:11] in BRANDS)
     return False
-
-
-def _is_image_start(start: bytes) -> bool:
-    return start.startswith(MAGIC) or start[8:12] == b"WEBP" or (start[4:8] == b"ftyp" and start[8:11] in BRANDS)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -171,6 +166,7 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
             image.info["header_size"] = image.size
             image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits of a JPEG are read, not all pixels made
         image.load()
+        image.info = {k: v for k, v in image.info.items() if image is source or "xmp" not in str(k)}  # as viewers do
         return image
     except ImageError:
         raise
@@ -228,7 +224,7 @@ def _what_it_is(file: Any) -> str:
     start = file.read(512)
     if not start:
         return "empty file (0 bytes)"
-    if _is_image_start(start):
+    if begins_like_image(start):
         return "damaged or truncated header, or an unsupported variety"
     kinds = [kind for magic, kind in OTHERS.items() if start.lstrip().startswith(magic)]
     kinds += ["a video"] if start[4:8] == b"ftyp" else []

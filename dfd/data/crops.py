@@ -262,6 +262,4 @@ def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
 
 def _spread(last: int, count: int) -> list[int]:
     """Different places from 0 to last, as even as whole pixels allow; a single one in the middle."""
-    if count == 1:
-        return [last // 2]
-    return list(dict.fromkeys(round(i * last / (count - 1)) for i in range(count)))
+    return [last // 2] if count == 1 else list(dict.fromkeys(round(i * last / (count - 1)) for i in range(count)))

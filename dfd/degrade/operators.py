@@ -35,8 +35,7 @@ def double_jpeg(images: Tensor, quality: float, first: float = 90, shift: int = 
     """
     shift = int(shift)
     down, right = (torch.arange(-shift, side, device=images.device).clamp(min=0) for side in images.shape[-2:])
-    saved = jpeg(images[..., down[:, None], right], first, subsampling)
-    return jpeg(saved[..., shift:, shift:], quality, subsampling)
+    return jpeg(jpeg(images[..., down[:, None], right], first, subsampling)[..., shift:, shift:], quality, subsampling)
 
 
 def webp(images: Tensor, quality: float) -> Tensor:

@@ -139,8 +139,7 @@ def average_precision(weights: np.ndarray, positive: np.ndarray, score: np.ndarr
     """Average precision (R,); NaN where a draw has no positive."""
     ups, downs = _ranked(weights, positive, score)
     hits = np.cumsum(ups, axis=1)
-    precision = np.nan_to_num(hits / (hits + np.cumsum(downs, axis=1)))
-    return (ups * precision).sum(1) / ups.sum(1)
+    return (ups * np.nan_to_num(hits / (hits + np.cumsum(downs, axis=1)))).sum(1) / ups.sum(1)
 
 
 def tpr_at_fpr(weights: np.ndarray, positive: np.ndarray, score: np.ndarray, fpr: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from dfd.evaluate.scores import as_columns, as_row, with_predictions
 from dfd.inference.detector import score_files
 from dfd.inference.stage import Stage
 
+SAVES = ("jpeg", "double_jpeg", "social")  # operators whose level is the quality of the file that they leave
 HELD = 1 << 30  # bytes of decoded images that are held, all or none
 LARGE, ONE_LARGE = 4_000_000, threading.Semaphore()  # pixels, from which on one is degraded at a time: 100 bytes each
 CELLS = "cells"  # folder of the finished cells, in the run folder
@@ -43,7 +44,7 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     """
     (folder := Path(out) / CELLS).mkdir(parents=True, exist_ok=True)
     rows = {name: table if name == "stage1" else table[table["is_fake"]] for name in stages}
-    decides = ("stage", "classes", "crop_size", "equalise_quality")  # with the weights, logits and ood_score
+    decides = "stage classes crop_size equalise_quality ood_threshold rates".split()  # with the weights, each column
     weights = {name: digest(*(getattr(stage, part) for part in decides), stage.model.state_dict(),
                             getattr(stage.feature_bank, "features", None))
                for name, stage in stages.items()}  # fmt: skip
@@ -81,7 +82,9 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
     chain = [(name, level, options | (drawn if name == "noise" else {})) for name, level, options in condition.chain]
     try:
         with ONE_LARGE if image.width * image.height > LARGE else nullcontext():
-            return compose(to_tensor(image), chain)
+            result = compose(to_tensor(image), chain)
+            vars(result)["info"] = {"jpeg_quality": int(chain[-1][1])} if chain[-1][0] in SAVES else {}  # of its file
+            return result
     except (OSError, ValueError) as error:  # a codec's limit: of WebP 16,383 pixels a side
         raise ImageError(f"{path}: no {condition.name} of it ({error}); take out the image or the condition") from error
 

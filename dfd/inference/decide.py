@@ -184,11 +184,11 @@ def fit_conformal(probabilities: np.ndarray, true: np.ndarray, coverage: float, 
     """How improbable the true class may be for a set of names to hold it at the promised rate, for `prediction_sets`.
 
     Split conformal prediction (Vovk et al. 2005) with 1 - p(true class) as its score (Sadinle, Lei and Wasserman 2019,
-    arXiv:1609.00451). The promise is on average over images like these, and says nothing about one class, a degradation
-    or an unknown generator. It is 1, and sets hold every class, where images or groups are too few: 0.9 needs nine.
-    `probabilities` (N, K) are of images that neither weights nor temperature were chosen on; `true` (N,) numbers
-    classes. Each of the `groups` (N,) weighs the same, and the promise is for an image of a new one (Lee, Barber and
-    Willett 2023, arXiv:2306.06342).
+    arXiv:1609.00451). It holds on average over images like these, not for one class, a degradation or a new generator,
+    and is 1, with every class in each set, where images or groups are too few: 0.9 needs nine.
+    `probabilities` (N, K) are of images that no weight was fitted on, though temperature and epoch were chosen on them;
+    `true` (N,) numbers classes. Each of the `groups` (N,) weighs the same, and the promise is for an image of a new one
+    (Lee, Barber and Willett 2023, arXiv:2306.06342).
     """
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     misfit = 1 - probabilities[np.arange(len(true)), true]

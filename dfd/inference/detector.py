@@ -130,9 +130,8 @@ class Detector:
             p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
             candidates = tuple(compress(p_source, generator.candidates[0]))
         return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
-                       name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, outside=outside,
-                       sha256=first.sha256,
-                       log10_lr=float(log10_lr(logit, fitted)) if fitted and not outside else None)  # fmt: skip
+                       name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, None, first.sha256,
+                       float(log10_lr(logit, fitted)) if fitted and not outside else None, outside)  # fmt: skip
 
 
 def files_of(run: Path) -> list[str]:

@@ -49,8 +49,8 @@ class Scored:
     corners: tuple[Corner, ...]  # where each crop was cut
     ood_score: float | None = None  # how unlike the training images, by its feature bank or its classes
     quality: int | None = None  # the file's JPEG quality, libjpeg's; none for others
-    is_flat: bool = False  # whether the crops show one colour
     sha256: str | None = None  # of the file, in hexadecimal
+    is_flat: bool = False  # whether the crops show one colour
 
 
 class Prepared(NamedTuple):
@@ -163,7 +163,7 @@ class Stage:
 
     def outside(self, scored: Scored) -> str | None:
         """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
-        if self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
+        if self.stage == "stage1" and self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
             return "it is unlike all images that the detector learnt from"
         if scored.is_flat:
             return "it shows nothing, for its brightness hardly varies"
@@ -197,8 +197,7 @@ class Stage:
         if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
             ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
         flat, (corners, needed) = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255), image.plan
-        of_file = image.quality, flat, image.sha256
-        return Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, *of_file)
+        return Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, *image[2:], flat)
 
 
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
@@ -228,5 +227,4 @@ def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
 def fit_feature_bank(stage: Stage, table: pd.DataFrame, path: Path, limit: int = 300, seed: int = 0) -> None:
     """Keep features of at most `limit` training images a generator, of length 1, in a checkpoint, for `ood_score`."""
     crops, _ = sample_crops(stage, table, limit, seed)
-    bank = F.normalize(torch.from_numpy(extract_features(stage, crops))).half()
-    update_checkpoint(path, feature_bank=bank)
+    update_checkpoint(path, feature_bank=F.normalize(torch.from_numpy(extract_features(stage, crops))).half())

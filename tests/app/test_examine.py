@@ -275,6 +275,8 @@ def test_a_patch_is_found_where_its_windows_agree_and_nowhere_else():
     assert evidence.in_part(p, corners, 32, seen) is None  # one window alone
     p[[35, 44, 45]] = 0.8
     assert evidence.in_part(p, corners, 32, seen) == (96, 128, 64)
+    wide = [(top // 4, left) for top, left in corners]  # rows overlap, columns do not: the square is within the windows
+    assert evidence.in_part(p, wide, 32, seen) == (24, 128, 40)
     assert evidence.in_part(p, corners, 32, replace(seen, limits=(0.3, 0.85))) is None  # of a threshold asked for
     for verdict in (Verdict("x", verdict="fake"), Verdict("x", verdict="unsure", outside="it shows nothing")):
         assert evidence.in_part(p, corners, 32, replace(seen, verdict=verdict)) is None

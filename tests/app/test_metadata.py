@@ -101,7 +101,10 @@ def test_a_files_past_is_told():
     assert "carries no EXIF" not in history(image, "JPEG", exif=b"Exif\0\0garbage!", dpi=(72, 72))
     assert "Its EXIF records another size" in history(noise(100, 100), "JPEG", exif=camera)
     assert history(noise(100, 130), "JPEG", exif=camera) == ""  # turned
+    camera.get_ifd(ExifTags.IFD.Exif).update({ExifTags.Base.ExifImageWidth: 0, ExifTags.Base.ExifImageHeight: 0})
+    assert history(image, "JPEG", exif=camera) == ""  # unset
     assert "may be a screenshot" in history(Image.new("RGB", (1080, 1920)), "PNG")
+    assert history(Image.new("RGB", (2048, 1536)), "PNG") == ""  # as sites limit any photo
     assert history(Image.new("RGB", (1080, 1921)), "PNG") == ""
     texts = PngImagePlugin.PngInfo()
     texts.add_text("parameters", "a cat, masterpiece")
@@ -120,6 +123,7 @@ def test_a_jpeg_that_was_saved_as_png_is_noticed():
         image = shrunk(photo)
         again = Image.open(io.BytesIO(encoded(image, "JPEG", quality=50)))
         found.append(["8 × 8 blocks" in history(picture, "PNG") for picture in (image, again)])
+        assert "8 × 8 blocks" not in history(image, "AVIF", quality=60)  # which has blocks of its own
     clean, saved = np.sum(found, axis=0)
     assert len(found) == 8 and clean <= 1 and saved >= 6
 
@@ -150,6 +154,8 @@ def test_a_thumbnail_of_another_picture_is_noticed():
     image, other = (shrunk(photo) for photo in sample.PHOTOS[:2])
     own, foreign = (with_thumbnail(picture.resize((64, 48))) for picture in (image, other))
     assert history(image, "JPEG", exif=own) == ""
+    turned = with_thumbnail(image.transpose(Image.Transpose.ROTATE_90).resize((64, 48)))
+    assert "shows something else" not in history(image, "HEIF", exif=turned)  # whose pixels are turned when they come
     wide = image.crop((0, 60, image.width, 60 + image.width * 9 // 16))
     barred = ImageOps.pad(wide, (160, 120), color="black")  # as cameras make them of 16:9
     assert history(wide, "JPEG", exif=with_thumbnail(barred)) == ""

@@ -1,7 +1,10 @@
 """Reading image files."""
 
 import hashlib
+import io
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -272,3 +275,44 @@ def test_a_text_whose_checksum_is_wrong_does_not_make_a_sound_png_damaged(tmp_pa
     (tmp_path / "b.png").write_bytes(data[:33] + text + data[33:50])
     with pytest.raises(images.ImageError, match="damaged"):
         images.load_rgb(tmp_path / "b.png")
+
+
+def test_reading_in_threads_leaves_warnings_as_they_were(save):
+    path, before = save("photo.jpg", picture(0)), warnings.filters[:]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(images.load_rgb, [path] * 200):
+            pass
+    assert warnings.filters == before
+
+
+def test_a_quality_is_that_of_the_table_which_the_first_component_names():
+    data = encoded(picture(0, 64, 64), "JPEG", quality=20, subsampling=0)
+    parts, at = bytearray(data), 2
+    while parts[at + 1] != 0xDA:  # number each table one higher, in DQT and SOF0
+        size = int.from_bytes(parts[at + 2 : at + 4])
+        if parts[at + 1] == 0xDB:
+            for place in range(at + 4, at + 2 + size, 65):
+                parts[place] += 1
+        if parts[at + 1] == 0xC0:
+            for place in range(at + 12, at + 2 + size, 3):
+                parts[place] += 1
+        at += 2 + size
+    plain, renumbered = images.load_rgb(data), images.load_rgb(bytes(parts))
+    assert np.array_equal(plain, renumbered)
+    assert plain.info["jpeg_quality"] == renumbered.info["jpeg_quality"] == 20
+
+
+def test_an_orientation_in_xmp_turns_nothing_as_in_viewers():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+    for format in ("JPEG", "PNG", "WEBP"):
+        told = PngImagePlugin.PngInfo()
+        told.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        data = encoded(picture(0, 40, 20), format, **({"pnginfo": told} if format == "PNG" else {"xmp": xmp}))
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.getexif().get(0x0112) == 6  # Pillow would turn it
+        assert images.load_rgb(data).size == (40, 20), format
+
+
+def test_pixels_that_were_read_here_keep_their_quality():
+    image = images.load_rgb(encoded(picture(0, 64, 64), "JPEG", quality=20))
+    assert images.as_rgb(image).info == {"jpeg_quality": 20}

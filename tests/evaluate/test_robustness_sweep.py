@@ -10,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from bad_files import encoded, picture
 from networks import CPU, content
 from PIL import Image
 
 from dfd.core import images
+from dfd.core.images import load_rgb
 from dfd.data import manifest
 from dfd.degrade import registry
 from dfd.evaluate import robustness, scores
@@ -209,3 +211,14 @@ def test_another_feature_bank_makes_cells_anew(table, stages, tmp_path):
         found.append(swept["ood_score"].tolist())
         stages["stage2"].feature_bank = FeatureBank(-stages["stage2"].feature_bank.features)
     assert found[0] != found[1]
+
+
+def test_a_degraded_image_has_the_quality_that_its_file_would_have():
+    image = load_rgb(encoded(picture(0, 64, 64), "JPEG", quality=95))
+    wanted = {"jpeg 30": 30, "social 70": 70, "blur 1 + jpeg 75": 75, "double_jpeg 50": 50}
+    wanted |= {"blur 1": None, "webp 50": None}
+    for condition, quality in wanted.items():
+        read = robustness._degraded("x", lambda path: image, registry.parse(condition), 0)
+        assert read.info.get("jpeg_quality") == quality, condition
+    as_it_is, _ = registry.parse_all(["blur 1"])
+    assert robustness._degraded("x", lambda path: image, as_it_is, 0).info["jpeg_quality"] == 95
