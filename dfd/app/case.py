@@ -15,6 +15,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -157,8 +158,7 @@ class Case:
         """Take in an image, judged or refused: page, thumbnail, and a row, whose verdict it gives."""
         verdict = replace(examination.verdict, path=examination.verdict.path or examination.name)
         if (image := examination.image) is not None:
-            sha256 = verdict.sha256 or hashlib.sha256(image.tobytes()).hexdigest()
-            verdict = replace(verdict, sha256=sha256)
+            verdict = replace(verdict, sha256=(sha256 := verdict.sha256 or hashlib.sha256(image.tobytes()).hexdigest()))
             (thumb := image.copy()).thumbnail((THUMB_SIDE, THUMB_SIDE))
             with atomic_write(self.folder / "thumbs" / f"{sha256[:32]}.jpg") as draft:
                 thumb.save(draft, "JPEG", quality=80)
@@ -182,7 +182,7 @@ class Case:
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
         values |= {"rows": rows, "articles": [article[0] for article in articles if article]}
-        write_pdf(page.render(**values), folder / PDF)
+        ThreadPoolExecutor(1).submit(write_pdf, page.render(**values), folder / PDF).result()  # a kernel's has a loop
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
         noted = {(row["path"], row["sha256"]): row for row in self.record.get("inputs", ()) if row["sha256"]}

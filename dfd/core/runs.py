@@ -171,8 +171,10 @@ def elapsed(seconds: float) -> str:
 
 
 def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many this process may use, by its affinity and its container's quota."""
+    import joblib  # here: it takes a sixth of a second
+
+    return joblib.cpu_count()
 
 
 def keep_freed() -> None:

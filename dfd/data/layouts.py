@@ -22,7 +22,7 @@ ASIDE, BESIDE = ("readme", "licence", "license"), {"groups.csv", "provenance.csv
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SUFFIXES += (".avif", ".heic", ".heif")
 COPIES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # of a system's
-NOT_ENTERED, SIDE_FILE, LOOP = "hidden folder, not entered", "side file of macOS, no image", "link back to one above it"
+NOT_ENTERED, SIDE_FILE, LOOP = "hidden folder, not entered", "side file, no image", "link back to one above it"
 UNREADABLE = "unreadable folder"
 EXPECTED = (TEMPLATES / "layouts.txt").read_text("utf-8").rstrip()
 Parts = tuple[str, ...]  # of a path
@@ -123,7 +123,7 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
         parts = Path(folder).relative_to(root).parts
         for name in rest:
             path, known_as = os.path.join(folder, name), "/".join((*parts, name))
-            if name.startswith("._"):
+            if name.startswith("._") or name in (".DS_Store", "Thumbs.db", "desktop.ini"):  # they change unasked
                 refused[known_as] = SIDE_FILE
                 continue
             try:

@@ -72,9 +72,10 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
 
 
 def match(values: pd.Series, paths: pd.Series) -> tuple[pd.Series, list[str]]:
-    """The value of each path, in another case of letters too where that is only one, and the names that no path has."""
-    once, known = {path.lower(): path for path in paths[~paths.str.lower().duplicated(keep=False)]}, set(paths)
-    names = {name: name if name in known else once.get(name.lower()) for name in values.index}
+    """The value of each path, also where case or Unicode form differ and it is the only one, and names of no path."""
+    forms, alike = (names.str.normalize("NFC").str.lower() for names in (paths, values.index.astype(str)))
+    alone, known = {name: p[0] for name, p in paths.groupby(forms).agg(tuple).items() if len(p) == 1}, set(paths)
+    names = {n: n if n in known else alone.get(folded) for n, folded in zip(values.index, alike, strict=True)}
     given = {path: values[name] for name, path in sorted(names.items(), key=lambda x: x[0] == x[1]) if path is not None}
     return paths.map(given), [name for name, path in names.items() if path is None]
 

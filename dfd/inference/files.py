@@ -54,7 +54,7 @@ def read_content(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True)
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - Windows keeps an open file
         entries = {name.removeprefix(ENTRY): tensors.pop(name) for name in [*tensors] if name.startswith(ENTRY)}
         return json.loads(file.metadata()["stage"]) | entries | {"weights": tensors}
 

@@ -216,7 +216,7 @@ class Trainer:
             self._pause()
         except (ImageError, OSError) as error:
             traceback.clear_frames(error.__traceback__)
-            self._save_state()
+            self._pause() if self.stop.number else self._save_state()  # Ctrl-C ends a process that is just starting
             if not isinstance(error, ImageError):
                 raise
             raise ImageError(f"{error}; what is trained is kept in {self.checkpoint.state_path}") from error

@@ -36,8 +36,13 @@ def test_processes_that_a_killed_run_leaves_do_not_hold_its_folder(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
+def test_cores_are_those_that_a_container_leaves(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # joblib's own limit, which it takes like those of a cgroup
+    assert runs.cores() == 1
+
+
 def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(OSError, match="cannot be written; make it writable"), runs.run_lock("/sys"):
+    with pytest.raises(OSError, match="cannot be written, or is held by another program"), runs.run_lock("/sys"):
         pass
 
 

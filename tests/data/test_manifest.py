@@ -397,3 +397,21 @@ def test_summary_counts_groups(data):
     classes(data, 3)
     (data / "groups.csv").write_text("path,group\n" + "".join(f"ProGAN/{i}.png,x\n" for i in range(3)))
     assert manifest.summary(scan(data)).groups.to_dict() == {"RealPhotos": 3, "BigGAN": 3, "ProGAN": 1}
+
+
+def test_side_files_of_a_system_change_nothing(data, tmp_path):
+    classes(data)
+    scan(data, tmp_path / "out")
+    before = layouts.fingerprint(data)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (data / "ProGAN" / name).write_bytes(b"of a file browser")
+    assert manifest.changed(manifest.load(tmp_path / "out")) == [] and layouts.fingerprint(data) == before
+    assert set(reasons(scan(data)).values()) == {layouts.SIDE_FILE}
+
+
+def test_a_name_in_another_unicode_form_is_that_file(data):
+    classes(data)
+    (data / "ProGAN" / "0.png").rename(data / "ProGAN" / "Zu\u0308rich.png")  # as macOS decomposes it
+    (data / "groups.csv").write_text("path,group\nProGAN/Z\u00fcrich.png,x\nBigGAN/0.png,x\n")
+    table = scan(data).set_index("path")
+    assert table.group["ProGAN/Zu\u0308rich.png"] == table.group["BigGAN/0.png"]
