@@ -152,8 +152,8 @@ def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     folder = model_folder(model)
     if how["resume"] and not how["table"]:
         raise click.UsageError("--resume needs --csv FILE, the file to go on with")
-    if not how["case"] and any(how[name] for name in "title examiner notes with_images map_stride".split()):
-        raise click.UsageError("--title, --examiner, --note, --with-images and --map-stride need --case FOLDER")
+    if not how["case"] and any(how[name] for name in "title examiner notes with_images pictures map_stride".split()):
+        raise click.UsageError("--title, --examiner, --note, --with-images, --pictures, --map-stride need --case")
     if how["table"] and how["case"]:
         raise click.UsageError(f"a case has its own verdicts.csv; leave out --csv {how['table']}")
     from dfd.app import predict as predicting

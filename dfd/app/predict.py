@@ -80,7 +80,7 @@ def _examined(detector: Detector, case: Case, paths: list[str], given: bytes | N
     from dfd.app.evidence import draw, trace  # here: without a case none of it is needed, and it takes a second
     from dfd.app.examine import examine_or_refuse
 
-    pictures = case.about["pictures"]
+    pictures = 12 if (asked := case.about["pictures"]) is None else asked
     for path in paths:
         source = given if path == STDIN and given is not None else path
         examination = examine_or_refuse(detector, source, path, case.about["crops"], case.about["crop_mode"])

@@ -114,7 +114,7 @@ class Probe:
         parts = [on.upload, gallery, on.status, on.list, on.save, on.answer, on.evidence, on.metadata]
         self.view = widgets.VBox([widgets.HTML(STYLE), *parts]).add_class("dfd-probe")
         self.show(None)
-        self._put("status", "", "No image yet. Choose files, or take an example.")
+        self._put("status", "", f"No image yet. Choose up to {MAX_ITEMS} files, or take an example.")
 
     def add(self, items: list[Item]) -> None:
         """Take images in, examine them, and show the first."""

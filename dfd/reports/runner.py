@@ -28,7 +28,7 @@ from papermill.iorw import papermill_io
 from tqdm import tqdm
 
 from dfd import __version__, config
-from dfd.core import code, digest, read_json, read_table, runs, write_json, write_text
+from dfd.core import code, digest, read_json, read_table, runs, sha256_of, write_json, write_text
 from dfd.data import layouts, manifest
 from dfd.degrade import registry
 from dfd.reports import cards, html
@@ -65,7 +65,7 @@ class Kernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: Any) -> None:
         share = 0 if "OMP_NUM_THREADS" in os.environ else psutil.cpu_percent(0.5) / 100
-        if busy := round(share * (os.cpu_count() or 1)):  # cores; threads wait for the slowest
+        if busy := round(share * runs.cores()):  # cores; threads wait for the slowest
             threads = max(1, runs.cores() - busy)
             print(f"Other work keeps {busy} of the cores busy: threads of this notebook {threads}.")
             options["env"] = {**(options.get("env") or os.environ), "OMP_NUM_THREADS": str(threads)}
@@ -115,18 +115,19 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                 key = digest(code(frozenset()), cells, inputs, state, before)
                 are_there = all((target / name).exists() for name in (path.name, *entry.get("files", ())))
                 same = entry.get("status") == "finished" and entry.get("key") == key and are_there
+                same = same and all(sha256_of(target / name) == was for name, was in entry.get("hashes", {}).items())
                 if path in chosen and same and not fresh:
                     print(f"{path.stem}  finished before with the same parameters, code and data: kept")
                     if not (target / f"{path.stem}.html").exists():  # the disk was full then
                         html.export(target / path.name)
                 elif path in chosen and (reason := left_out(path.stem, target)):
                     old = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
-                    of_others = {name for other in done.values() for name in other.get("files", ())}
-                    stale = {*old, config.CHECKPOINTS["stage2"]} - of_others - {"metrics.json", "config.json"}
-                    for name in stale | {each.name for each in target.glob("*stage2*") if each.is_file()}:
+                    earlier = [done.get(each.stem, {}) for each in every[: every.index(path)]]
+                    stays = {"metrics.json", "config.json"}.union(*(each.get("files", ()) for each in earlier))
+                    for name in {*old, config.CHECKPOINTS["stage2"], "model_card_stage2.md"} - stays:
                         (target / Path(name).name).unlink(missing_ok=True)
                     rest = read_json(measured := target / "metrics.json").items()
-                    write_json(measured, {name: part for name, part in rest if name not in ("stage2", "robustness")})
+                    write_json(measured, {name: part for name, part in rest if name != "stage2"})
                     print(f"{path.stem}  left out: {reason}")
                 elif path in chosen:
                     made_with, earlier = environment(), entry.get("parameters", {})
@@ -150,7 +151,8 @@ def to_go(record: Mapping[str, Any], path: Path, chosen: Sequence[Path]) -> str:
     place, share = chosen.index(path) + 1, lambda paths: sum(shares.get(each.stem, 0) for each in paths)
     ran = [each for each in chosen[:place] if each.stem in done]
     seconds = sum(done[each.stem].get("seconds", 0) for each in ran)
-    left = seconds / share(ran) * share(chosen[place:]) if share(ran) > 0.1 else 0
+    follow = [each for each in chosen[place:] if not left_out(each.stem, config.resolve(record["out"]))]
+    left = seconds / share(ran) * share(follow) if share(ran) > 0.1 else 0
     return f"; about {runs.elapsed(left)} to go" if left else ""
 
 
@@ -159,8 +161,7 @@ def left_out(stem: str, out: Path) -> str:
     if stem != TRAIN[-1] or not (out / "manifest.parquet").exists():
         return ""
     table = read_table(out / "manifest.parquet", columns=["label", "is_fake"])
-    name = table.loc[table["is_fake"], "label"].max()
-    text = f"all fakes are {name}, and it tells generators apart; `predict` tells photos from such fakes"
+    text = f"all fakes are {table.loc[table['is_fake'], 'label'].max()}, and it tells generators apart"
     return "" if "stage2" in manifest.stages_of(table) else text
 
 
@@ -201,7 +202,8 @@ def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Sto
     seconds, ended = round(time.time() - began, 1), datetime.now(UTC).isoformat()
     files = sorted(each.name for each in out.glob("[!.]*") if each.is_file() and each.stat().st_mtime >= began)
     status = "failed" if error else "finished"
-    entry |= {"status": status, "seconds": seconds, "ended": ended, "error": error, "files": files}
+    hashes = {name: sha256_of(out / name) for name in {"manifest.parquet", *config.CHECKPOINTS.values()} & {*files}}
+    entry |= {"status": status, "seconds": seconds, "ended": ended, "error": error, "files": files, "hashes": hashes}
     html.export(result, error)
     if error:
         last = "\n".join(f"    {line}" for line in error["text"].strip().splitlines()[-8:])

@@ -168,9 +168,10 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     """Write sweep.csv and index.html from what the run folders hold."""
     rows, differing = [], varying([entry["settings"] for entry in entries.values()])
     for (name, entry), settings in zip(entries.items(), differing, strict=True):
-        measured = read_json(out / name / "metrics.json") if entry["status"] == "finished" else {}
+        measured = read_json(out / name / "metrics.json") if entry["status"] in ("finished", "waiting") else {}
         numbers = {stage: measured[stage] for stage in STAGE_METRICS if stage in measured}
-        rows.append({"run": name, "status": entry["status"], "seconds": entry.get("seconds")} | settings | numbers)
+        took = [done.get("seconds", 0) for done in read_json(out / name / "config.json").get("notebooks", {}).values()]
+        rows.append({"run": name, "status": entry["status"], "seconds": sum(took)} | settings | numbers)
     for parts in ([row[stage] for row in rows if stage in row] for stage in STAGE_METRICS):
         for part in parts if all("hold_outs" in part for part in parts) else ():
             part["val"] = part["hold_outs"]["as it is"]  # the val split is one that such a head learnt from

@@ -219,14 +219,15 @@ class Judge:
         every_type = asdict(Verdict("", True, "", 0.0, "", shares, ("",), 0, 0.0, "", "", 0.0, ""))  # none is None
         self.schema = pa.Table.from_pylist([{"path": "", "sha256": ""} | every_type]).schema
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
         items = (item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
         verdicts = self.detector.predict(items, *settings)
         rows = (asdict(verdict) | {"path": printable(str(verdict.path))} for verdict in verdicts)
         while part := list(islice(rows, self.options.part_size)):
-            yield pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
+            table = pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
+            yield {"part": [pickle.dumps(table)]}  # one row, as Ray cuts between rows
 
 
 def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:
@@ -256,7 +257,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = 6 * 3600  # where an image kills one worker after another
-    context.target_max_block_size = 1 << 14  # bytes of rows, from which on a part is given at once
+    context.target_max_block_size = 1  # bytes of rows, from which on a part is given at once
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows = [{"names": pickle.dumps(block)} for block in blocks]  # names need not be UTF-8
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
@@ -265,6 +266,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
         num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:
         with deferred("", pass_on=lambda: False):  # Ray has put its own handlers in our place
-            yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")
+            for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from (pickle.loads(part) for part in batch["part"].to_pylist())
     except RayError as error:
         raise OSError(f"a worker failed: {one_line(getattr(error, 'cause', error))}") from error

@@ -82,6 +82,19 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     assert ran[5:] == ["01_second"]
 
 
+def test_a_notebook_whose_checkpoint_another_command_replaced_runs_again(case, capsys):
+    name = config.CHECKPOINTS["stage1"]
+    case.write(
+        "00_first", new_code_cell(f"from pathlib import Path; Path(out, {name!r}).write_text('of the notebook')")
+    )
+    for text in ("", "00_first  finished before"):
+        case.run()
+        assert text in capsys.readouterr().out
+    (case.out / name).write_text("of `train`")
+    case.run()
+    assert "finished before" not in capsys.readouterr().out and (case.out / name).read_text() == "of the notebook"
+
+
 def test_a_notebook_by_path_is_that_file_and_no_other_of_its_name(case, tmp_path, monkeypatch):
     case.write("00_first")
     assert runner.choose(case.folder, [case.folder / "00_first.ipynb"]) == [case.folder / "00_first.ipynb"]
@@ -194,11 +207,11 @@ def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
     assert given == {"00_a": {}, "01_b": {"rate": 1.0}, "02_c": {"rate": 1.0, "name": "z"}}
 
 
-def test_what_is_left_of_a_run_goes_by_what_was_done():
+def test_what_is_left_of_a_run_goes_by_what_was_done(tmp_path):
     """Notebooks of 3 and 25 % of a demo took 70 s; those after it take as long by their own shares. Of others' none."""
     paths = [Path(f"{stem}.ipynb") for stem in runner.SHARES]
     done = {"00_eda": {"seconds": 6}, "01_stage1_real_fake": {"seconds": 64}}
-    demo, own = ({"profile": profile, "notebooks": done} for profile in ("demo", "quick"))
+    demo, own = ({"profile": profile, "notebooks": done, "out": str(tmp_path)} for profile in ("demo", "quick"))
     assert sum(runner.SHARES.values()) == pytest.approx(1)
     assert runner.to_go(demo, paths[0], paths) == ""  # too little was done to tell
     assert runner.to_go(demo, paths[1], paths) == "; about 3:00 to go"
@@ -253,7 +266,6 @@ def test_a_dead_kernel_fails_the_run(case, dies, how):
 )
 def test_a_notebook_leaves_busy_cores_to_others_unless_told(percent, own, threads, case, tmp_path, monkeypatch):
     monkeypatch.setattr(runner.psutil, "cpu_percent", lambda seconds: percent)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(runner.runs, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if own:
@@ -327,25 +339,27 @@ def test_notebooks_that_compare_generators_are_left_out_where_there_is_one(case,
     assert runner.left_out("01_stage1_real_fake", tmp_path) == runner.left_out("03_robustness", tmp_path) == ""
     pd.concat([table, table.replace("ProGAN", "BigGAN")]).to_parquet(tmp_path / "manifest.parquet")
     assert runner.left_out("02_stage2_attribution", tmp_path) == ""
-    monkeypatch.setattr(runner, "left_out", lambda stem, out: "for a reason" if stem == "00_first" else "")
-    case.write("00_first", new_code_cell(LOG))
-    case.write("01_second", new_code_cell(LOG))
+    monkeypatch.setattr(runner, "left_out", lambda stem, out: "for a reason" if stem == "01_second" else "")
+    for stem in ("00_first", "01_second", "02_third"):
+        case.write(stem, new_code_cell(LOG))
     case.run()
-    assert list(case.record()) == ["01_second"] and "00_first  left out: for a reason" in capsys.readouterr().out
+    assert "01_second  left out: for a reason" in capsys.readouterr().out
     (case.out / config.CHECKPOINTS["stage2"]).touch()  # of data that had two generators before
     (case.out / "metrics.json").write_text('{"stage1": {"a": 1}, "stage2": {}, "robustness": {}}')
     record = json.loads((case.out / "config.json").read_text())
-    record["notebooks"]["00_first"] = {"files": ["robustness.csv", "both.csv", "metrics.json"]}
-    record["notebooks"]["01_second"]["files"] = ["both.csv", "metrics.json"]
+    assert [*record["notebooks"]] == ["00_first", "02_third"]
+    record["notebooks"]["01_second"] = {"files": ["scores_stage2.parquet", "both.csv", "metrics.json"]}
+    record["notebooks"]["00_first"]["files"] = ["both.csv", "metrics.json"]
+    record["notebooks"]["02_third"]["files"] += ["scores_stage2.parquet"]  # it adds rows, and is made anew
     (case.out / "config.json").write_text(json.dumps(record))
-    for name in ("robustness.csv", "both.csv", "00_first.html", "00_first.ipynb", "scores_stage2.parquet"):
+    stale = ("scores_stage2.parquet", "model_card_stage2.md", "01_second.html", "01_second.ipynb")
+    for name in (*stale, "both.csv", "stage2 of mine.txt"):
         (case.out / name).touch()
-    case.run()
-    assert (case.out / "both.csv").exists()
-    stale = ("robustness.csv", "00_first.html", "00_first.ipynb", "scores_stage2.parquet")
-    assert not [name for name in stale if (case.out / name).exists()]
-    assert not (case.out / config.CHECKPOINTS["stage2"]).exists()
-    assert json.loads((case.out / "metrics.json").read_text()) == {"stage1": {"a": 1}}
+    for _ in range(2):
+        case.run()
+        assert (case.out / "both.csv").exists() and (case.out / "stage2 of mine.txt").exists()
+        assert not [name for name in (*stale, config.CHECKPOINTS["stage2"]) if (case.out / name).exists()]
+        assert json.loads((case.out / "metrics.json").read_text()) == {"stage1": {"a": 1}, "robustness": {}}
 
 
 def test_a_part_of_a_run_does_not_change_the_profile_that_it_was_trained_with(case, monkeypatch):

@@ -329,3 +329,14 @@ def test_a_real_sweep_trains_and_compares(tiny_data, tmp_path):
         trained = torch.load(run / config.CHECKPOINTS["stage1"], weights_only=True)
         assert f"-{trained['config']['lr_gc']}" in run.name and trained["finished"]
     assert "01.lr_gc" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_sweep_again_shows_what_was_measured_before_and_how_long_it_took(case):
+    case.write(PLAIN).run()
+    for run in case.out.glob("*/"):
+        (run / "config.json").write_text('{"notebooks": {"01": {"seconds": 70.0}, "02": {"seconds": 50.0}}}')
+    read = sweep.read(case.grid)
+    sweep.write(read, sweep.entries_of(read, case.out), case.out)  # as a sweep begins
+    table = pd.read_csv(case.out / "sweep.csv")
+    assert table["status"].eq("waiting").all() and table["seconds"].eq(120).all()
+    assert table["stage1_val_auc"].tolist() == [0.24, 0.16, 0.08]

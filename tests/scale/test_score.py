@@ -92,7 +92,8 @@ def without_ray(monkeypatch):
         monkeypatch.setattr(ray, "get", lambda content: content)
         worker = scale.Judge([shared], options, None)
         for start in range(0, len(names), options.part_size):
-            yield from worker({"names": [pickle.dumps(names[start : start + options.part_size])]})
+            for part in worker({"names": [pickle.dumps(names[start : start + options.part_size])]}):
+                yield from map(pickle.loads, part["part"])
 
     monkeypatch.setattr(scale, "judged", judge)
     return judged
@@ -218,6 +219,16 @@ def test_each_image_has_one_row_after_a_worker_is_killed_at_work(score, model, t
     table = rows("out")
     assert len(table) == 28 and table.error.isna().all()
     assert_as_predicted(table, model, pictures, "in/", mode="grid")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_part_is_one_file_whatever_its_size(score, tmp_path):
+    fill(tmp_path / "in", 150, (40, 40))
+    result = score("in", "--out", "out", "--part-size", "100", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    sizes = [parquet.read_metadata(path).num_rows for path in (tmp_path / "out").glob("part-*.parquet")]
+    assert sorted(sizes) == [50, 100]  # Ray would cut 100 rows in two
 
 
 @pytest.mark.slow
