@@ -49,7 +49,7 @@ from dfd.train.heads import Discriminants, joint_hold_outs
 CROP, DRAWS, RATE, HEAD_RATE, RANK = 128, 40, 1e-4, 1e-4, 8  # CROP in pixels
 SCALE, SMOOTHING = 0.1, 0.05  # of the discriminants' logits at the start; of the labels of stage 1
 ZOOM = 0.5  # the smallest part of a crop that a fake is named by: names hang on zoom more than real or fake does
-SUBJECTS, LIMIT = 16, 5  # clusters, and the factor by which they change an image's weight at most
+SUBJECTS, LIMIT = 16, 5  # clusters, and the factor by which each of three passes changes an image's weight at most
 SAME = {"jbhuang0604/SelfExSR BSD100": "BIDS/BSDS500"}  # BSD100's photos lie within BSDS500
 SPLITS = {  # whole sources that both leave out, of docs/results.md
     "known subjects": [
@@ -196,7 +196,7 @@ def zoom(crops: Tensor, which: Tensor) -> Tensor:
 
 
 def weights(table: pd.DataFrame, subject: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """How often each image is drawn: half photos, generators alike, sources by the root of their size, then subjects.
+    """How often each image is drawn: half photos, sources by the root of their size, then subjects.
 
     Each subject comes as often among photos as among fakes, as far as LIMIT lets it.
     """
