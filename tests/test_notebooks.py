@@ -1,6 +1,7 @@
 """The notebooks: thin, clean, their parameters equal to the configs', and the whole chain runs."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -140,6 +141,8 @@ def test_the_guide_goes_from_a_folder_to_a_case(tiny_data, tmp_path, monkeypatch
     assert "every file is as it was made" in text and "difference" in text and "No provenance.csv" in text
     verdicts = pd.read_csv(tmp_path / "own-case" / "verdicts.csv")
     assert len(verdicts) == 2 and verdicts["error"].isna().all()
+    has_printer = importlib.util.find_spec("playwright") and shutil.which("chromium")
+    assert not has_printer or (tmp_path / "own-case" / "case.pdf").exists()
 
 
 @pytest.fixture(scope="module")

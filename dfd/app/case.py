@@ -15,7 +15,6 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -182,7 +181,7 @@ class Case:
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
         articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
         values |= {"rows": rows, "articles": [article[0] for article in articles if article]}
-        ThreadPoolExecutor(1).submit(write_pdf, page.render(**values), folder / PDF).result()  # a kernel's has a loop
+        write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
         noted = {(row["path"], row["sha256"]): row for row in self.record.get("inputs", ()) if row["sha256"]}

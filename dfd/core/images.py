@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, features
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, features
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 FORMATS += ("AVIF",) if features.check("avif") else ()
@@ -27,10 +27,11 @@ MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an u
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of a thumbnail of HASH_SIDE ** 2 pixels
 COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
-DESCRIPTION = f"2 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
+DESCRIPTION = f"3 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
+TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's orientation -> Image.Transpose
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
 OTHERS = {b"<": "an HTML page or SVG drawing", b"version https://git-lfs": "a Git LFS pointer; fetch the real file"}
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
@@ -65,7 +66,8 @@ def as_rgb(source: Source) -> Image.Image:
         return load_rgb(source)
     if isinstance(source, Image.Image):
         rgb = _to_rgb(_decode(source))
-        rgb.info = {"jpeg_quality": jpeg_quality(source) or source.info.get("jpeg_quality")}  # a copy has none
+        known = source.info.get("jpeg_quality")  # of `load_rgb`, and no text in a PNG
+        rgb.info = {"jpeg_quality": jpeg_quality(source) or (known if isinstance(known, int) else None)}
         return rgb
     if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
         is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
@@ -130,8 +132,7 @@ def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
     try:
         if not isinstance(path, bytes) and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could wait for ever
             raise ImageError("not a regular file (folder, pipe, socket or device)")
-        size = len(path) if isinstance(path, bytes) else os.stat(path).st_size
-        if size > MAX_BYTES:
+        if (size := len(path) if isinstance(path, bytes) else os.stat(path).st_size) > MAX_BYTES:
             raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
         with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
             return file.read(limit)
@@ -165,8 +166,8 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
         if draft:
             image.info["header_size"] = image.size
             image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits of a JPEG are read, not all pixels made
+        _ = image is source or image.info.pop("xmp", None)  # Pillow would turn a TIFF by it
         image.load()
-        image.info = {k: v for k, v in image.info.items() if image is source or "xmp" not in str(k)}  # as viewers do
         return image
     except ImageError:
         raise
@@ -194,9 +195,10 @@ def _without_texts(file: Any) -> BytesIO | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF has it; 1, upright, where there is none or a damaged one."""
+    """As EXIF has it, not XMP, by which no viewer turns; 1, upright, where there is none or a damaged one."""
     with suppress(Exception):
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        (exif := Image.Exif()).load(image.info["exif"])
+        return exif.get(ExifTags.Base.Orientation, 1)
     return 1
 
 
@@ -207,8 +209,8 @@ def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
     if image.mode in ("I", "F") or (is_wide and (is_odd or np.asarray(image).max() < 4096)):  # of 12 bits
         raise ImageError(f"{16 if is_wide else 32}-bit pixels (mode {image.mode}) have no agreed white")
     try:
-        if _orientation(image) != 1:  # else it would only be copied
-            image = ImageOps.exif_transpose(image)
+        if (turn := TURNS.get(_orientation(image))) is not None:
+            image = image.transpose(Image.Transpose(turn))
         if image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if image.has_transparency_data:

@@ -231,7 +231,7 @@ def by_generator(scores: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Int
     """Each generator by itself, with intervals.
 
     Stage 1, against all photos: auc, and at the threshold accuracy (balanced: the mean over photos and fakes, whatever
-    their numbers) and fake_accuracy. Stage 2: recall, the share of its images that are given its name.
+    their numbers) and fake_accuracy. Stage 2: recall, the share of its images whose likeliest name it is.
     """
     names = sorted(set(scores["label"]) - {REAL})
     if stage_of(scores) == "stage2":

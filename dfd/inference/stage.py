@@ -163,10 +163,10 @@ class Stage:
 
     def outside(self, scored: Scored) -> str | None:
         """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
-        if self.stage == "stage1" and self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
+        if self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
             return "it is unlike all images that the detector learnt from"
         if scored.is_flat:
-            return "it shows nothing, for its brightness hardly varies"
+            return "its crops show nothing, for their brightness hardly varies"
         lowest = min((bin["quality"][0] for bin in self.rates[:-1]), default=0) if self.is_held_out else 0
         if scored.quality is not None and scored.quality < lowest - TOLERANCE:
             return f"its JPEG quality is about {scored.quality}, and nothing below {lowest} was measured"

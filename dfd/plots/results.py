@@ -119,8 +119,7 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
         label = f"{name}, AP {skm.average_precision_score(is_fake, logits):.3f}"
         ax.step(recall, precision, where="post", color=colour, label=label)
         ax.axhline(is_fake.mean(), color=colour, ls=":")
-    ax.set(xlabel="fakes found (recall)", ylabel="fakes among those called fake (precision)")
-    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.set(xlabel="fakes found (recall)", ylabel="fakes of those called fake (precision)", xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 else {}))
     return ax
 

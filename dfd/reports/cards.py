@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd.config import CHECKPOINTS
-from dfd.core import read_json, runs, sha256_of, write_text
+from dfd.core import read_json, sha256_of, write_text
 from dfd.data import manifest, provenance
 from dfd.reports import html
 
@@ -59,7 +59,7 @@ def data_sheet(out: Path) -> str:
                  card_data=DatasetCardData(task_categories=["image-classification"], tags=TAGS),
                  summary=manifest.summary(table).reset_index(),
                  sources=provenance.sources(table).reset_index() if "source" in table else None,
-                 documents=[name for name in beside if name.lower().startswith(("licen", "readme", runs.PROVENANCE))],
+                 documents=[name for name in beside if name.lower().startswith(("licen", "readme"))],
                  rejected=pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"]))  # fmt: skip
 
 

@@ -122,8 +122,8 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                         html.export(target / path.name)
                 elif path in chosen and (reason := left_out(path.stem, target)):
                     old = {path.name, f"{path.stem}.html", *done.pop(path.stem, {}).get("files", ())}  # of several
-                    earlier = [done.get(each.stem, {}) for each in every[: every.index(path)]]
-                    stays = {"metrics.json", "config.json"}.union(*(each.get("files", ()) for each in earlier))
+                    of_earlier = (done.get(each.stem, {}).get("files", ()) for each in every if each < path)
+                    stays = {"metrics.json", "config.json"}.union(*of_earlier)
                     for name in {*old, config.CHECKPOINTS["stage2"], "model_card_stage2.md"} - stays:
                         (target / Path(name).name).unlink(missing_ok=True)
                     rest = read_json(measured := target / "metrics.json").items()

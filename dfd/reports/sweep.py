@@ -120,7 +120,7 @@ def run(sweep: Sweep, out: str | Path, jobs: int | None = None, say: Callable[[s
         entries = entries_of(sweep, place)
         tasks = [pool.submit(_execute, place / name, entry, env, started, stop, say) for name, entry in entries.items()]
         try:
-            page = write(sweep, entries, place)
+            page = index if (index := place / "index.html").exists() else write(sweep, entries, place)
             for task in as_completed(tasks):
                 name, result = task.result()
                 entries[name] |= result
@@ -168,7 +168,7 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     """Write sweep.csv and index.html from what the run folders hold."""
     rows, differing = [], varying([entry["settings"] for entry in entries.values()])
     for (name, entry), settings in zip(entries.items(), differing, strict=True):
-        measured = read_json(out / name / "metrics.json") if entry["status"] in ("finished", "waiting") else {}
+        measured = read_json(out / name / "metrics.json") if entry["status"] == "finished" else {}
         numbers = {stage: measured[stage] for stage in STAGE_METRICS if stage in measured}
         took = [done.get("seconds", 0) for done in read_json(out / name / "config.json").get("notebooks", {}).values()]
         rows.append({"run": name, "status": entry["status"], "seconds": sum(took)} | settings | numbers)

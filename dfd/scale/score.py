@@ -223,11 +223,9 @@ class Judge:
         items = (item for row in batch["names"] for name in pickle.loads(row) for item in items_of(name))
         items = (item for item in items if printable(item) not in self.done)
         settings = self.options.crops, self.options.crop_mode, lambda line: None, decode, self.options.batch_size
-        verdicts = self.detector.predict(items, *settings)
-        rows = (asdict(verdict) | {"path": printable(str(verdict.path))} for verdict in verdicts)
+        rows = (asdict(v) | {"path": printable(str(v.path))} for v in self.detector.predict(items, *settings))
         while part := list(islice(rows, self.options.part_size)):
-            table = pa.Table.from_pylist(part, self.schema).flatten()  # p_source becomes p_source.<generator>, ...
-            yield {"part": [pickle.dumps(table)]}  # one row, as Ray cuts between rows
+            yield {"part": [pickle.dumps(pa.Table.from_pylist(part, self.schema).flatten())]}  # Ray cuts between rows
 
 
 def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table]:
@@ -266,7 +264,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
         num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
     try:
         with deferred("", pass_on=lambda: False):  # Ray has put its own handlers in our place
-            for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield from (pickle.loads(part) for part in batch["part"].to_pylist())
+            for batch in tables.iter_batches(batch_size=None):
+                yield from map(pickle.loads, batch["part"])
     except RayError as error:
         raise OSError(f"a worker failed: {one_line(getattr(error, 'cause', error))}") from error

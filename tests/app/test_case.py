@@ -1,6 +1,5 @@
 """A case as a folder: its record, tables and hashes, going on with it, and what verify says when a byte changes."""
 
-import asyncio
 import csv
 import json
 import os
@@ -330,22 +329,6 @@ def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
     call("in/00.png", "in/01.png")
     pdf = (tmp_path / "case" / "case.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 3
-
-
-@pytest.mark.slow
-def test_a_notebook_whose_loop_runs_makes_the_pdf_too(call, tmp_path, capsys):
-    pytest.importorskip("playwright.sync_api")
-    if not shutil.which("chromium"):
-        pytest.skip("needs Chromium")
-    call("in/00.png")
-    (tmp_path / "case" / "case.pdf").unlink()
-
-    async def cell():
-        with case.opened(tmp_path / "case", Detector.load("run"), {"crops": None, "crop_mode": None}) as opened:
-            opened.finish()
-
-    asyncio.run(cell())
-    assert (tmp_path / "case" / "case.pdf").exists() and "No case.pdf" not in capsys.readouterr().err
 
 
 def test_a_journal_gives_back_what_was_written(run):

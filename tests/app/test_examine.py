@@ -499,7 +499,7 @@ def test_what_lies_outside_is_told_and_has_no_evidence(run):
     fitted = {"x": [-20.0, 20.0], "log10_lr": [-1.0, 1.0], "photos": 5, "fakes": 5, "groups": [5, 5]}
     update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted)
     verdict = Detector.load(run)(Image.new("RGB", (100, 80)))
-    assert verdict.verdict == "unsure" and "it shows nothing" in verdict.outside and verdict.log10_lr is None
+    assert verdict.verdict == "unsure" and "its crops show nothing" in verdict.outside and verdict.log10_lr is None
 
 
 def test_a_patch_is_told_and_framed(run, monkeypatch):

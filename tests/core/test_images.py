@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from bad_files import GOOD, encoded, make, picture, png_header
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from scipy.fft import dctn
 
+from dfd.app import metadata
 from dfd.core import images
 from dfd.data import splits
 
@@ -302,17 +303,42 @@ def test_a_quality_is_that_of_the_table_which_the_first_component_names():
     assert plain.info["jpeg_quality"] == renumbered.info["jpeg_quality"] == 20
 
 
-def test_an_orientation_in_xmp_turns_nothing_as_in_viewers():
+@pytest.mark.parametrize("format", ["JPEG", "JPEG with EXIF", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_in_xmp_turns_nothing_as_in_viewers(format, save):
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
-    for format in ("JPEG", "PNG", "WEBP"):
-        told = PngImagePlugin.PngInfo()
-        told.add_itxt("XML:com.adobe.xmp", xmp.decode())
-        data = encoded(picture(0, 40, 20), format, **({"pnginfo": told} if format == "PNG" else {"xmp": xmp}))
-        with Image.open(io.BytesIO(data)) as opened:
-            assert opened.getexif().get(0x0112) == 6  # Pillow would turn it
-        assert images.load_rgb(data).size == (40, 20), format
+    maker, told = Image.Exif(), PngImagePlugin.PngInfo()
+    maker[0x010F] = "Maker"
+    told.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    options = {
+        "PNG": {"pnginfo": told},
+        "TIFF": {"tiffinfo": {700: xmp}},
+        "JPEG with EXIF": {"exif": maker, "xmp": xmp},
+    }
+    data = encoded(picture(0, 40, 20), format.split()[0], **options.get(format, {"xmp": xmp}))
+    path = save("photo", data)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.getexif().get(0x0112) == 6  # Pillow would turn it
+    with Image.open(io.BytesIO(data)) as opened:
+        assert format == "TIFF" or images.as_rgb(opened).size == (40, 20)  # a TIFF is turned where it is loaded
+    found = images.inspect(path)
+    assert images.load_rgb(path).size == (found["width"], found["height"]) == (40, 20)
+    assert "Orientation" not in metadata.read_metadata(path).exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_each_orientation_of_exif_turns_as_pillow_does(orientation, format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(0, 40, 24), format, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert np.array_equal(images.load_rgb(data), ImageOps.exif_transpose(opened).convert("RGB"))
 
 
 def test_pixels_that_were_read_here_keep_their_quality():
     image = images.load_rgb(encoded(picture(0, 64, 64), "JPEG", quality=20))
     assert images.as_rgb(image).info == {"jpeg_quality": 20}
+    claims = PngImagePlugin.PngInfo()
+    claims.add_text("jpeg_quality", "75")
+    with Image.open(io.BytesIO(encoded(picture(0), "PNG", pnginfo=claims))) as opened:
+        assert images.as_rgb(opened).info == {"jpeg_quality": None}

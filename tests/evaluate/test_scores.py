@@ -105,7 +105,7 @@ def test_a_picture_that_shows_nothing_is_unsure_in_tables_too(tmp_path):
     table = table.assign(split="test", group="g", is_fake=[False, True])
     table.attrs["root"] = str(tmp_path)
     found = scores.score(Stage(content("stage1", band=[0.0, 0.0])), table)
-    assert found["answer"].tolist() == ["unsure", "fake"] and "shows nothing" in found["outside"][0]
+    assert found["answer"].tolist() == ["unsure", "fake"] and "show nothing" in found["outside"][0]
 
 
 def test_what_is_unlike_all_that_was_learnt_is_unsure_as_predict_has_it(noisy):
