@@ -18,7 +18,7 @@ import argparse
 import math
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +87,8 @@ class Sizes:
 
 
 SMALL = Sizes(100, 64, 1, 2, 2, 80)
-SIZES = {"full": Sizes(), "third": Sizes(64, 160, 1, 4, 4, fitted=40), "small": SMALL}
+THIRD = Sizes(64, 160, 1, 4, 4, fitted=40)
+SIZES = {"full": Sizes(), "long": replace(THIRD, steps=200), "third": THIRD, "small": SMALL}
 
 
 class Lora(nn.Module):
@@ -409,7 +410,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the four classes, with provenance.csv beside it")
     parser.add_argument("out", type=Path, help="folder for what is made; the same again goes on")
-    parser.add_argument("--size", choices=SIZES, default="full", help="third and small: what two cores can do")
+    parser.add_argument("--size", choices=SIZES, default="full", help="but for full: what two cores can do in a night")
     parser.add_argument("--split", action="append", default=[], help=f"tune for this alone: {', '.join(SPLITS)}, "
                         f"{UNKNOWN}ProGAN …; may be given again")  # fmt: skip
     asked = parser.parse_args()
