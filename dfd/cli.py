@@ -105,8 +105,8 @@ def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **gi
 
     chosen = remembered(out, given, settings)
     index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
-    metrics = read_json(index.with_name("metrics.json"))
-    click.echo(html.fill("ran.txt.j2", metrics=metrics, out=shlex.quote(out), index=shown(index)).strip())
+    told = {name: read_json(index.with_name(f"{name}.json")) for name in ("metrics", "config")}
+    click.echo(html.fill("ran.txt.j2", **told, out=shlex.quote(out), index=shown(index)).strip())
 
 
 @command

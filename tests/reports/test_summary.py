@@ -65,6 +65,9 @@ def test_sources_left_out_come_first_on_the_page_and_on_the_index(box, tmp_path)
         index.count("mean of 40 joint hold-outs, the worst 0.615") == 2 and "whose sources may have been in it" in index
     )
     metrics["stage1"]["test"] |= {"real_accuracy": number(0.8), "fake_accuracy": number(0.7)}
+    when = {"00_eda": {"ended": "2026-01-02"}, "01_stage1_real_fake": {"ended": "2026-01-01"}}
+    stale = html.fill("ran.txt.j2", metrics=metrics, config={"notebooks": when}, out="o", index="i")
+    assert "Found" not in stale and "Next: train with" in stale  # notebook 00 ran again, on other images
     told = html.fill("ran.txt.j2", metrics=metrics, out="o", index="i").strip().splitlines()
     assert told[0] == (
         "Found on sources left out, by joint hold-outs: real or fake AUC 0.930 (worst of 40 0.615); "
