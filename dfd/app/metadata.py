@@ -116,8 +116,8 @@ def _header(image: Image.Image) -> dict[str, Any]:
         if isinstance(image, JpegImageFile):  # MPO too
             values |= {"format": "JPEG", "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image)}
         values["frames"] = int(getattr(image, "n_frames", 1))
-        image.info, image._exif = {k: v for k, v in image.info.items() if "xmp" not in str(k)}, None  # as viewers
-        exif = image.getexif()
+        image.info, image._exif = {k: v for k, v in image.info.items() if "xmp" not in str(k)}, None
+        exif = image.getexif()  # without the orientation of XMP, by which no viewer turns
         values["exif"] = _tidy({tag: value for tag, value in exif.items() if tag not in SUB_TABLES}, ExifTags.TAGS)
         for table, names in SUB_TABLES.items():
             values["exif"] |= _tidy(exif.get_ifd(table), names)

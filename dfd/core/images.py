@@ -47,7 +47,7 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame; alpha lies over white; 16 bits keep the high byte; no profile. Its info: jpeg_quality and sha256.
+    The first frame; alpha over white; 16 bits keep the high byte; no profile is applied. Info: jpeg_quality, sha256.
     """
     try:
         image = _to_rgb(decoded := _decode(BytesIO(data := content_of(path))))

@@ -70,6 +70,13 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     clear.putalpha(noise(90, 140, 7).convert("L"))
     clear.save(paths[-2])
     Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (120, 90), dtype=np.uint16)).save(paths[-1])
+    maker = Image.Exif()
+    maker[271] = "Maker"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'  # which turns nothing
+    paths.append(tmp_path / "told.jpg")
+    stripes = np.zeros((140, 90, 3), dtype=np.uint8)
+    stripes[::2] = 255  # across, which no other way up is
+    Image.fromarray(stripes).save(paths[-1], exif=maker, xmp=xmp, quality=95)
     (tmp_path / "page.jpg").write_text("<svg/>")
     command = [sys.executable, str(folder / "example.py"), str(tmp_path / "page.jpg"), *map(str, paths)]
     noise(7, 90).save(tmp_path / "thin.png")
