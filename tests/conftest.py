@@ -37,6 +37,13 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DFD_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def unprinted(request, monkeypatch):
+    """Cases without a PDF, for a browser takes seconds each time, but in tests that are marked `printed`."""
+    if not request.node.get_closest_marker("printed"):
+        monkeypatch.setattr("dfd.app.case.write_pdf", lambda html, path: path.unlink(missing_ok=True))
+
+
 @pytest.fixture
 def closed():
     """Close a test's figures after it."""

@@ -105,6 +105,7 @@ def same(text):
 
 
 @pytest.mark.slow
+@pytest.mark.printed
 def test_the_tutorial_can_be_copied_and_pasted(tmp_path, monkeypatch):
     """Every block in order in an empty folder; only photos are fewer, and networks tiny. Outputs are as printed."""
     monkeypatch.chdir(tmp_path)
@@ -141,6 +142,7 @@ def test_the_tutorial_can_be_copied_and_pasted(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.printed
 def test_the_commands_of_the_readme_do_what_they_say(tiny_data, tmp_path, monkeypatch):
     """Every block but `make`, in order; an untrained detector stands in for what ships, and networks are tiny."""
     monkeypatch.chdir(tmp_path)

@@ -169,7 +169,6 @@ def test_names_of_any_kind_go_from_scan_to_report(part, data, trained, tmp_path,
     data.draw(st.lists(st.integers(), min_size=part, max_size=part))  # so that the parts differ
     world = data.draw(WORLDS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dfd.app.case.write_pdf", lambda *given: None)  # a browser each time
     monkeypatch.setattr(stage_module, "fold_batch_norms", lambda model, side: model)  # takes longer than it saves here
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no power fails
     folder, out = tmp_path / "data", tmp_path / "out"

@@ -46,6 +46,7 @@ def record():
         return json.load(file)
 
 
+@pytest.mark.printed
 def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     made = call("--title", "A & B", "--examiner", "me", "--note", "one", "--note", "two", "in")
     assert made.exit_code == 1 and "1 of 13 images were refused" in made.stderr  # not.png
@@ -313,6 +314,7 @@ def test_a_folder_of_other_files_and_one_in_use_are_left_alone(call, tmp_path):
             pass
 
 
+@pytest.mark.printed
 def test_without_a_browser_a_line_says_that_there_is_no_pdf(call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
     monkeypatch.setitem(sys.modules, "weasyprint", None)
@@ -322,6 +324,7 @@ def test_without_a_browser_a_line_says_that_there_is_no_pdf(call, tmp_path, monk
 
 
 @pytest.mark.slow
+@pytest.mark.printed
 def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
     pytest.importorskip("playwright.sync_api")
     if not shutil.which("chromium"):
