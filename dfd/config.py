@@ -218,7 +218,7 @@ def plan(stems: Iterable[str], configs: Mapping[str, type[Shared]], shared: Mapp
     """
     models = {stem: configs.get(stem, Shared) for stem in stems}
     given = {stem: dict(shared) | profile(profile_name, stem) for stem in models}
-    for name, value in parameters.items():
+    for name, value in sorted(parameters.items(), key=lambda item: "." in item[0]):  # a notebook's own go last
         number, _, field = name.rpartition(".")
         if field in shared:
             raise ConfigError(f"set {field} with --{field}, once for all notebooks")
