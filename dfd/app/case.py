@@ -179,8 +179,8 @@ class Case:
         with atomic_write(folder / INDEX) as draft, draft.open("wb") as file:
             page.stream(**values, rows=rows).dump(file, "utf-8", "backslashreplace")
         printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
-        articles = (re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED])
-        values |= {"rows": rows, "articles": [article[0] for article in articles if article]}
+        found = [re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED]]
+        values |= {"rows": rows, "articles": [part[0].replace("<details>", "<details open>") for part in found if part]}
         write_pdf(page.render(**values), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
@@ -216,7 +216,7 @@ class Case:
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
         firsts, kinds = ~groups.duplicated(), pd.Series([v.verdict for v in verdicts]).groupby(groups)
         differs = kinds.transform("nunique") > 1
-        return [{"verdict": v, "name": plain(v.path), "headline": sentence("headline", v), "key": path.stem,
+        return [{"verdict": v, "name": plain(v.path, 4096), "headline": sentence("headline", v), "key": path.stem,
                  "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
                  "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place]),
                  "in_part": (page := self.page_of(v.sha256 or "")).exists() and b"<li>In part:" in page.read_bytes(),
@@ -262,7 +262,8 @@ def write_pdf(html: str, path: Path) -> None:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
                 tab = browser.new_page(offline=True, java_script_enabled=False)
                 tab.goto(print_html.absolute().as_uri())
-                tab.pdf(path=path, format="A4", print_background=True, margin={"top": "15mm", "bottom": "15mm"})
+                options = {"tagged": True, "outline": True, "margin": {"top": "15mm", "bottom": "15mm"}}
+                tab.pdf(path=path, format="A4", print_background=True, **options)
                 browser.close()
         except Exception:  # no package, or no browser
             from weasyprint import HTML  # pyright: ignore

@@ -89,7 +89,8 @@ def _map(detector: Detector, examination: Examination, image: Image.Image) -> Dr
         examination.remarks.append(sentence("in_part", place, size))
         box = [round(length * scale) for length in (place[1], place[0], place[1] + place[2], place[0] + place[2])]
         pen.rectangle(box, outline="white", width=4)
-    return sentence("caption_map", size, stride, len(p), chosen.needed, float((count > 0).mean())), [("", tinted)]
+    told: tuple = size, stride, p.tolist(), chosen.needed, float((count > 0).mean()), examination.limits[1]
+    return sentence("caption_map", *told), [("", tinted)]
 
 
 def in_part(p: np.ndarray, corners: Sequence[Corner], size: int, seen: Examination) -> tuple[int, int, int] | None:

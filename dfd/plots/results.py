@@ -24,7 +24,7 @@ from dfd.inference.decide import class_names, closed_set, confidences, true_clas
 # Okabe and Ito 2008, told apart with any common colour blindness; ordered so that the first few differ most
 PALETTE = sns.color_palette("#0072B2 #E69F00 #009E73 #D55E00 #56B4E9 #000000 #CC79A7 #F0E442".split())
 MARKERS = "os^Dv"
-pd.set_option("display.max_rows", 500, "display.max_columns", 200)  # reports show their tables whole
+pd.set_option("display.max_rows", 500, "display.max_columns", 200, "display.max_colwidth", None)  # tables whole
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # a legend that axes have no room for
 LOSSES = {"train_loss": "training", "val_loss": "validation, cross-entropy"}
 Names = Sequence[str] | pd.Series | pd.Index
@@ -38,8 +38,9 @@ def colours(count: int) -> Any:
 def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str = "", rows: Names = ()) -> Axes:
     """Confusion matrix, counts and shares of each true class; columns as in `classes`, rows as in `rows` or these."""
     order, classes = list(rows) or list(classes), list(classes)
-    counts = pd.crosstab(np.asarray(true), np.asarray(predicted)).reindex(order, columns=classes, fill_value=0)
-    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    table = pd.crosstab(np.asarray(true), np.asarray(predicted))
+    parts = table, table.div(table.sum(axis=1), axis=0)
+    counts, shares = (part.reindex(order, columns=classes, fill_value=0) for part in parts)
     text = counts.astype(str) + "\n(" + shares.map("{:.0%}".format) + ")"
     options = {"vmin": 0, "vmax": 1, "cmap": "Blues", "cbar": False, "linewidths": 0.5, "square": order == classes}
     sns.heatmap(shares, ax=ax, annot=text, fmt="", **options)
@@ -155,7 +156,7 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     below.set_ylim(0, 1.5 * below.get_ylim()[1])  # room for the word
     below.text(0.02, 0.9, "images", transform=below.transAxes, va="top", fontsize=9, color="0.4")
     below.set_axis_off()
-    ax.legend(loc="best", fontsize=9)
+    ax.legend(loc="best", fontsize=9, bbox_to_anchor=(0, 0.2, 1, 0.8))
     return ax
 
 

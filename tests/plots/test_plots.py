@@ -68,6 +68,11 @@ def test_plot_cm_writes_counts_and_row_shares():
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("predicted", "true", "title")
 
 
+def test_shares_of_a_class_count_what_is_called_something_else_too():
+    ax = plots.plot_cm(["a"] * 4 + ["b"], ["a", "b", "?", "?", "b"], ["a", "b"], plt.figure().gca())
+    assert [text.get_text() for text in ax.texts] == ["1\n(25%)", "1\n(25%)", "0\n(0%)", "1\n(100%)"]
+
+
 def test_confusions_show_both_stages():
     one = rows(["RealPhotos", "ProGAN"], ["real", "real"], real=[0, 0], fake=[-1, -1])
     two = rows(["ProGAN", "BigGAN"], ["ProGAN", "ProGAN"], BigGAN=[0, 0], ProGAN=[1, 1])
