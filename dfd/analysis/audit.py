@@ -119,10 +119,11 @@ def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     are (photos_only minus clean), or degraded too (both minus fakes_only), whichever is larger. A condition is `named`
     where the whole 95 % interval of that lies further than MARGIN from 0. fakes_only falls with fragile traces, too.
     """
-    (_, plain), *conditions = robustness.by_condition(scores)
+    conditions = dict(robustness.by_condition(scores))
+    plain = conditions.pop(registry.AS_IT_IS)
     fake, before = true_class(plain).eq("fake").to_numpy(), plain["logit_fake"].to_numpy()
     rows = {}
-    for name, part in conditions:
+    for name, part in conditions.items():
         after = part["logit_fake"].to_numpy()
         mixes = before, np.where(fake, before, after), np.where(fake, after, before), after
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dfd.config import Training
 from dfd.core.images import load_rgb
 from dfd.data.crops import RealFakeDataset, equalise, plan
+from dfd.degrade.operators import as_float
 from dfd.degrade.registry import CLEAN, RandomDegrade
 from dfd.inference.decide import closed_set
 from dfd.inference.stage import BATCH, Stage, center_crops
@@ -45,8 +46,9 @@ def class_spectra(table: pd.DataFrame, size: int, per_class: int) -> dict[str, n
 def residuals(stage: Stage, crops: Tensor) -> Tensor:
     """Stage 2's G(x), or for stage 1 the high-pass part, of equalised crops: (N, 3, S, S) on the CPU, of [0, 1]."""
     if stage.stage == "stage1":
-        return high_pass(crops)
-    return torch.cat([stage.model.generator(chunk.to(stage.device)).float().cpu() for chunk in crops.split(BATCH)])
+        return high_pass(as_float(crops))
+    parts = as_float(crops).split(BATCH)
+    return torch.cat([stage.model.generator(part.to(stage.device)).float().cpu() for part in parts])
 
 
 def stretch(residual: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
     is given too; of the rest, `tell` gets a line a folder. What gives no image is a FileNotFoundError.
     """
     files: list[str] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, str) else paths:
         matches = [path]
         if path.startswith(("http://", "https://")):
             raise FileNotFoundError(f"{path} is an address; save the picture, and give the file")

@@ -22,13 +22,13 @@ CLEAN = 0.5  # share of the training draws that are not degraded: with fewer, wh
 SPARE = 16  # pixels beyond the smallest side that are degraded too, so that codec grids and borders fall anywhere
 
 
-def compose(images: Tensor, chain: Iterable[Step]) -> Tensor:
-    """Apply the steps of a chain to (B, 3, H, W) images in [0, 1]; "none", or an empty chain, gives them back.
+def compose(images: Tensor, chain: Iterable[Step] | str) -> Tensor:
+    """Apply a chain's steps, or a condition's text, to (B, 3, H, W) images in [0, 1]; "none" or no step: as they are.
 
     An unknown name, a level or an option beyond the table's ranges, and other images are a ValueError.
     """
     check_images(images)
-    for name, level, options in chain:
+    for name, level, options in parse(chain).chain if isinstance(chain, str) else chain:
         if name != "none":
             images = _row(name, level, options).operator(images, level, **options)
     return images

@@ -121,15 +121,15 @@ def macro_f1(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> 
 
 def _ranked(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the positives and of the negatives at each different score, highest first: (R, U) each."""
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-(score := np.asarray(score)), kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
-    ups = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
+    ups = np.add.reduceat(weights[:, order] * (positive := np.asarray(positive, bool))[order], starts, axis=1)
     return ups, np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
 
 
 def weighted_auc(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Area under the ROC curve (R,); ties count half; NaN where a draw holds one class alone."""
-    ups, downs = _ranked(weights, np.asarray(positive, bool), np.asarray(score))
+    ups, downs = _ranked(weights, positive, score)
     total, above = downs.sum(1), np.cumsum(downs, axis=1) - downs / 2
     with np.errstate(invalid="ignore"):
         return (ups * (total[:, None] - above)).sum(1) / (ups.sum(1) * total)
@@ -259,7 +259,7 @@ def by_source(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def measure(scores: pd.DataFrame, temperature: float, seed: int = 0) -> dict:
     """A stage's metrics on the clean images of each split: split -> name -> {value, low, high}, and by_generator."""
-    parts = {split: clean(scores, split) for split in ("val", "test")}
+    parts = {split: part for split in ("val", "test") if len(part := clean(scores, split))}
     apart = {split: {"by_generator": by_generator(part, seed)} for split, part in parts.items()}
     return {split: evaluate(part, temperature, seed) | apart[split] for split, part in parts.items()}
 

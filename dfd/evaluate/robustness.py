@@ -167,7 +167,8 @@ def summary(measured: pd.DataFrame) -> dict:
         rows = measured[(measured["stage"] == stage) & (measured["metric"] == metric)].dropna(subset="value")
         if len(rows):
             worst = rows["value"].idxmin() if METRICS[metric].higher_is_better else rows["value"].idxmax()
-            chosen = rows.loc[[rows.index[0], worst], ["condition", "value", "low", "high"]].astype(object)
+            plain = rows["condition"].eq(registry.AS_IT_IS).idxmax()
+            chosen = rows.loc[[plain, worst], ["condition", "value", "low", "high"]].astype(object)
             chosen = chosen.where(chosen.notna(), None).to_dict("records")
             result[f"{stage}_{metric}"] = dict(zip(("as_it_is", "worst"), chosen, strict=True))
     return result

@@ -36,7 +36,8 @@ def cllr(weights: np.ndarray, lr: np.ndarray, is_fake: np.ndarray) -> np.ndarray
     """
     with np.errstate(invalid="ignore"):
         cost = np.logaddexp2(0, np.where(is_fake, -1, 1) * lr * np.log2(10))
-        fakes, photos = (weights[:, own] @ cost[own] / weights[:, own].sum(1) for own in (is_fake, ~is_fake))
+        labels = (np.equal(is_fake, label) for label in (1, 0))
+        fakes, photos = (weights[:, own] @ cost[own] / weights[:, own].sum(1) for own in labels)
         return (fakes + photos) / 2
 
 
@@ -49,7 +50,7 @@ def costs(lr: np.ndarray, is_fake: np.ndarray) -> tuple[float, float]:
 def cross_entropy(lr: np.ndarray, is_fake: np.ndarray, odds: np.ndarray) -> np.ndarray:
     """Empirical cross-entropy, bits, at log10 prior odds (P,) of a fake; at 0 it is the Cllr."""
     prior, posterior = 1 / (1 + 10.0**-odds), (lr + odds[:, None]) * np.log2(10)
-    fakes, photos = -posterior[:, is_fake], posterior[:, ~is_fake]
+    fakes, photos = -posterior[:, np.equal(is_fake, 1)], posterior[:, np.equal(is_fake, 0)]
     return prior * np.logaddexp2(0, fakes).mean(1) + (1 - prior) * np.logaddexp2(0, photos).mean(1)
 
 
@@ -60,8 +61,8 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     is held within what so many groups carry: with n of photos none of which scores as high, at most 3 in n do (95 %).
     Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos and fakes, images; groups, of both; unit.
     """
-    photos, fakes = (len(np.unique(np.asarray(images)[among])) for among in (~is_fake, is_fake))
-    limits = [len(np.unique(np.asarray(groups)[among])) for among in (~is_fake, is_fake)]
+    photos, fakes = (len(np.unique(np.asarray(images)[np.equal(is_fake, label)])) for label in (0, 1))
+    limits = [len(np.unique(np.asarray(groups)[np.equal(is_fake, label)])) for label in (0, 1)]
     folds = min(FOLDS, *limits)
     splits = sklearn.model_selection.StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
     chosen, best = _logistic, (np.nan, np.nan)

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from dfd.config import ADAPTER, CLIPS
-from dfd.core.images import FLAT, load_rgb
+from dfd.core.images import FLAT, as_rgb, load_rgb
 from dfd.core.io import sha256_of
 from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, plan, windows_of
-from dfd.degrade.operators import as_float, recode
+from dfd.degrade.operators import as_float, check_images, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
 from dfd.inference.openset import FeatureBank, Subspace
 from dfd.models.backbones import fold_batch_norms
@@ -69,7 +69,7 @@ class Stage:
     """
 
     def __init__(self, content: dict[str, Any], device: torch.device | None = None):
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.stage, self.classes, self.settings = content["stage"], content["classes"], content["config"]
         self.crop_size, self.equalise_quality = map(content["preprocessing"].get, ("crop_size", "equalise_quality"))
         self.crops, self.crop_mode = content["crops"], content.get("crop_mode", "five")
@@ -123,7 +123,7 @@ class Stage:
 
     def stream(self, images: Iterable[Image.Image | Tensor], crops: int | None = None,
             mode: str | None = None) -> Iterator[Scored]:  # fmt: skip
-        """Score PIL images, or (1, 3, H, W) tensors in [0, 1], one after another, their crops batched together.
+        """Score PIL images, or (1, 3, H, W) tensors, uint8 or in [0, 1], one after another, crops batched together.
 
         `crops` is their number per image at most, MAX_CROPS at the utmost; none takes the checkpoint's or, for a grid
         that this call asks for, as many as cover the image. `mode` is five, grid or random, see `dfd.data.crops.plan`;
@@ -134,6 +134,12 @@ class Stage:
     def prepare(self, image: Image.Image | Tensor, crops: int | None = None, mode: str | None = None) -> Prepared:
         """Do all that comes before the network, which a thread can do ahead; arguments and errors as in `stream`."""
         count = crops if crops is not None else MAX_CROPS if mode == "grid" else self.crops
+        if isinstance(image, Tensor):
+            check_images(image := as_float(image))
+            if len(image) > 1:
+                raise ValueError(f"one image at a time, of shape (1, 3, H, W); got {(*image.shape,)}")
+        elif image.mode != "RGB":
+            image = as_rgb(image)
         return self.cut_out(image, windows_of(image, self.crop_size, count, mode or self.crop_mode))
 
     def cut_out(self, image: Image.Image | Tensor, chosen: Plan) -> Prepared:
@@ -220,7 +226,7 @@ def center_crops(table: pd.DataFrame, paths: Iterable[str], size: int) -> Tensor
 @torch.inference_mode()
 def extract_features(stage: Stage, crops: Tensor) -> np.ndarray:
     """The input of either stage's last layer, (N, D) float32, of equalised (N, 3, S, S) in [0, 1]."""
-    parts = [describe(stage.model, chunk.to(stage.device))[1].float().cpu() for chunk in crops.split(BATCH)]
+    parts = [describe(stage.model, chunk.to(stage.device))[1].float().cpu() for chunk in as_float(crops).split(BATCH)]
     return torch.cat(parts).numpy()
 
 

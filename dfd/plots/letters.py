@@ -43,6 +43,7 @@ def spell_texts(figure: Figure) -> None:
             axis.set_ticks(axis.get_ticklocs(), [spell(text) for text in texts])
             changed = True
     for text in figure.findobj(Text):
+        text.set_parse_math(text.get_parse_math() or "\\mathdefault" in text.get_text())  # of a logarithmic axis
         if (spelt := spell(text.get_text())) != text.get_text():
             text.set_text(spelt)
             changed = True

@@ -216,7 +216,7 @@ def choose(folder: str | Path, names: Sequence[str | int] = ()) -> list[Path]:
     if not (every := sorted(p for p in Path(folder).glob("[0-9][0-9]_*.ipynb") if p.stem != config.GUIDE)):
         raise config.ConfigError("no notebooks found; run from a checkout of the project")
     chosen = []
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         own, stem = Path(str(name)).resolve(), str(name).removesuffix(".ipynb")
         matches = [p for p in every if (own == p if own.is_file() else stem == p.stem or stem.zfill(2) == p.stem[:2])]
         if not matches:

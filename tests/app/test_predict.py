@@ -39,7 +39,7 @@ def rows(path):
 def test_patterns_folders_and_files_stand_beside_each_other(call):
     assert find_images(["in/*.png"]) == ["in/a.png", "in/b,\n.png", "in/not.png"]
     assert find_images(["in/**/*.*g", "gone.png"])[-2:] == ["in/not.png", "gone.png"]
-    assert find_images(["i[n]"]) == find_images(["in"])
+    assert find_images(["i[n]"]) == find_images(["in"]) == find_images("in")
     with pytest.raises(FileNotFoundError, match="no file matches"):
         find_images(["in/*.tiff"])
 

@@ -80,6 +80,7 @@ def test_compose_is_one_operator_after_another(images):
     chain = [("rescale", 0.5, {"kernel": "lanczos"}), ("none", 0, {}), ("blur", 0.8, {}), ("jpeg", 70, {})]
     by_hand = operators.jpeg(operators.gaussian_blur(operators.rescale(images, 0.5, "lanczos"), 0.8), 70)
     assert torch.equal(registry.compose(images, chain), by_hand)
+    assert torch.equal(registry.compose(images, "rescale 0.5 lanczos + blur 0.8 + jpeg 70"), by_hand)
     assert registry.compose(images, []) is images
 
 

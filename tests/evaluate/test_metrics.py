@@ -13,7 +13,7 @@ from sklearn import metrics as skm
 
 from dfd.core.io import read_json
 from dfd.evaluate import metrics, scores
-from dfd.inference import decide
+from dfd.inference import decide, likelihood
 
 
 @pytest.fixture
@@ -48,6 +48,20 @@ def test_tpr_at_fpr_accuses_no_more_photos_than_allowed():
     truth, score = np.r_[np.zeros(100), np.ones(4)], np.r_[photos, fakes]
     assert tpr_at_fpr(truth, score, 0.01) == pytest.approx(3 / 4)
     assert tpr_at_fpr(truth, score, 0.0) == pytest.approx(2 / 4)
+
+
+def test_labels_may_be_0_and_1_as_scikit_learns_are():
+    rng = np.random.default_rng(0)
+    labels, score, ones = rng.integers(0, 2, 300), rng.normal(size=300), np.ones((1, 300))
+    score += labels
+    expected = skm.average_precision_score(labels, score)
+    assert metrics.average_precision(ones, labels, score)[0] == pytest.approx(expected)
+    assert metrics.tpr_at_fpr(ones, labels, score, 0.1)[0] == tpr_at_fpr(labels, score, 0.1) > 0.1
+    groups, odds = np.arange(300) % 30, np.zeros(1)
+    assert likelihood.cllr(ones, score, labels) == likelihood.cllr(ones, score, labels > 0)
+    assert likelihood.cross_entropy(score, labels, odds) == likelihood.cross_entropy(score, labels > 0, odds)
+    found = likelihood.fit(score, labels, groups, np.arange(300))
+    assert found == likelihood.fit(score, labels > 0, groups, np.arange(300)) and found["fakes"] == labels.sum()
 
 
 def test_the_numbers_are_those_of_their_names(noisy):
@@ -162,6 +176,11 @@ def test_sweep_has_a_row_per_quality(noisy):
     assert np.isnan(found["quality"][0]) and found["quality"][1] == 50
     assert found["auc"][0] > 0.7 and found["auc"][1] == 0.5
     assert scores.readable(found, ["auc"])["auc"][1] == "0.500"  # not [0.500, 0.500]
+
+
+def test_a_split_alone_is_measured(noisy):
+    found = metrics.measure(noisy.assign(split="test"), 1.0)
+    assert [*found] == ["test"] and found["test"]["auc"]["value"] > 0.7
 
 
 def test_measure_reads_clean_rows_of_each_split(noisy):

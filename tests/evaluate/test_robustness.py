@@ -123,6 +123,7 @@ def test_summary_names_the_worst_of_each_kind(found):
     stage2 = summary["stage2_balanced_accuracy"]
     assert stage2["as_it_is"]["value"] > stage2["worst"]["value"]
     assert stage2["worst"]["condition"] == "rescale 0.5 bicubic + jpeg 75"
+    assert robustness.summary(found[::-1])["stage2_balanced_accuracy"] == stage2  # whichever condition comes first
 
 
 def test_one_class_alone_leaves_what_is_undefined_open(swept):

@@ -18,14 +18,15 @@ from bad_files import png_header
 from networks import CPU, content, noise
 from PIL import Image
 
+from dfd.analysis import explain
 from dfd.config import CHECKPOINTS, CROP_MODES, SHIPPED
-from dfd.core.images import load_rgb
+from dfd.core.images import as_rgb, load_rgb
 from dfd.data import crops
 from dfd.inference import detector as detector_module
 from dfd.inference import files as files_module
 from dfd.inference import stage as stage_module
 from dfd.inference.detector import Detector
-from dfd.inference.stage import Stage
+from dfd.inference.stage import Stage, extract_features
 
 
 def by_hand(mode):
@@ -159,6 +160,21 @@ def test_small_pil_images_and_tensors_are_padded_alike(size):
         one, other = stage.stream([image, tensor], 5, mode)
         torch.testing.assert_close(one.logits, other.logits, atol=1e-3, rtol=1e-3)
         assert torch.isfinite(one.logits).all()
+
+
+def test_bytes_and_alpha_are_judged_as_the_file_would_be_and_what_is_no_image_is_refused():
+    stage, image = Stage(content(), CPU), noise(60, 50)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    rgb = as_rgb(image)
+    eight_bit = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]
+    logits = [scored.logits for scored in stage.stream([rgb, image, eight_bit], 5)]
+    torch.testing.assert_close(logits[1:], logits[:1] * 2, atol=1e-3, rtol=1e-3)
+    windows = stage.prepare(rgb, 5).windows
+    np.testing.assert_allclose(extract_features(stage, windows), extract_features(stage, windows / 255), atol=1e-3)
+    torch.testing.assert_close(explain.residuals(stage, windows), explain.residuals(stage, windows / 255))
+    for wrong in (eight_bit.float(), eight_bit[0], torch.cat([eight_bit] * 2)):
+        with pytest.raises(ValueError, match=r"expected uint8 or float|one image at a time, .* got \(2, 3, 50, 60\)"):
+            stage.prepare(wrong)
 
 
 @pytest.mark.parametrize("side", [20, 90])
@@ -379,6 +395,10 @@ def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):
     warm = next(Detector.load(run).predict([path])).p_fake
     odds = np.log(before.p_fake / (1 - before.p_fake))
     assert warm == pytest.approx(1 / (1 + np.exp(-odds / 2)), abs=1e-5)
+
+
+def test_a_device_may_be_given_by_its_name(run):
+    assert Detector.load(run, "cpu")(noise(60, 50)) == Detector.load(run, CPU)(noise(60, 50))
 
 
 def test_a_stage_takes_a_pil_image(run):

@@ -42,6 +42,14 @@ def test_letters_of_a_font_stay(closed, monkeypatch):
     assert not figure.texts
 
 
+def test_a_logarithmic_axis_has_its_powers(closed):
+    figure, ax = plt.subplots()
+    ax.loglog([1e-3, 1], [1, 10])
+    ax.set_title("Style$GAN$2")
+    figure.canvas.draw()
+    assert all(text.get_parse_math() for text in ax.get_xticklabels()) and not ax.title.get_parse_math()
+
+
 def test_the_fonts_at_hand_are_asked():
     letters._letters.cache_clear()
     assert letters.spell("Größe é ж α −") == "Größe é ж α −"  # DejaVu Sans comes with matplotlib

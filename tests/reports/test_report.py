@@ -107,6 +107,7 @@ def test_a_notebook_by_path_is_that_file_and_no_other_of_its_name(case, tmp_path
     with pytest.raises(config.ConfigError, match="no notebook"):
         runner.choose(case.folder, ["00_first.ipynb"])
     assert runner.choose(case.folder, ["0", "00", "00_first"]) == [case.folder / "00_first.ipynb"] * 3
+    assert runner.choose(case.folder, "00") == [case.folder / "00_first.ipynb"]
 
 
 def test_a_copy_that_a_full_disk_broke_off_is_not_left(tmp_path, monkeypatch):
@@ -205,6 +206,8 @@ def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
         ["00_a", "01_b", "02_c"], {"01_b": Tiny, "02_c": Tiny}, {}, "demo", {"rate": "1", "02.name": "z"}
     )
     assert given == {"00_a": {}, "01_b": {"rate": 1.0}, "02_c": {"rate": 1.0, "name": "z"}}
+    own = runner.plan(["01_b", "02_c"], {"01_b": Tiny, "02_c": Tiny}, {}, "demo", {"01.rate": "2", "rate": "1"})
+    assert (own["01_b"]["rate"], own["02_c"]["rate"]) == (2.0, 1.0)  # in any order, as a grid has them sorted
 
 
 def test_what_is_left_of_a_run_goes_by_what_was_done(tmp_path):
