@@ -4,10 +4,9 @@ Everything is taken at the centre crop: a mean over images, and a correlation wi
 lie at the same place of the generator's grid: in images of one size. Where sizes differ means fade, and spectra do not.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,12 +23,10 @@ from dfd.evaluate.metrics import bootstrap_all, mean_recall, share, units
 from dfd.inference.stage import BATCH, Stage, center_crops, sample_crops, sample_per_label
 
 SPECTRA = "spectra.npz"  # in the run folder: spectrum of each generator
-CARRIER_ALONE = "carrier alone"  # the control's row in a confusion
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # Wang et al. 2004
 
 
-@dataclass(frozen=True, eq=False)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """What the residuals of one generator's images have in common."""
 
     mean: np.ndarray  # (S, S, 3) mean residual, in units of the [0, 1] range
@@ -141,7 +138,7 @@ def put_on(stage: Stage, table: pd.DataFrame, pairs: pd.DataFrame) -> tuple[Tens
 def confusion(pairs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Shares of the named generator, one row per source of the fingerprint; the last row is the carriers alone."""
     rows = pd.crosstab(pairs["label"], pairs["named"], normalize="index").reindex(columns=classes)
-    rows.loc[CARRIER_ALONE] = pairs["alone"].value_counts(normalize=True)
+    rows.loc["carrier alone"] = pairs["alone"].value_counts(normalize=True)  # the control
     return rows.fillna(0.0).rename_axis(index="fingerprint of", columns="named")
 
 

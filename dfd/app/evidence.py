@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -111,10 +111,7 @@ def in_part(p: np.ndarray, corners: Sequence[Corner], size: int, seen: Examinati
 
 
 def _residual(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:
-    """Stage 2's residual of the centre crop and its spectrum, beside the generators' mean ones that the run has.
-
-    Without a stage 2 it is the high-pass part that stage 1 looks at.
-    """
+    """The centre crop's residual, see `explain.residuals`, and its spectrum, beside the mean ones that the run has."""
     stage = detector.stage2 or detector.stage1
     crop = as_float(stage.cut_out(image, plan(image.height, image.width, stage.crop_size, 1)).windows)
     with torch.inference_mode():
@@ -188,7 +185,7 @@ def trace(detector: Detector, examination: Examination) -> Iterator[bool]:
             chain += [("jpeg", quality, {})] if quality else []
             degraded = compose(to_tensor(middle), chain) if chain else middle  # not rounded to 8 bits
             first, *second = detector.scored(degraded, None, None)
-            known[factor, quality] = detector.judge(None, replace(first, quality=quality or first.quality), *second)
+            known[factor, quality] = detector.judge(None, first._replace(quality=quality or first.quality), *second)
             if len(known) == len(cells):
                 caption = sentence("caption_stability", known, examination.verdict.verdict, middle.size != image.size)
                 examination.pictures["stability"] = Picture(caption, [])

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Generator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,14 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     with ExitStack() as stack:
         about |= {"paths": {*paths}, "notes": [*about["notes"], *read_json(folder / "metrics.json").get("notes", ())]}
         made = stack.enter_context(opened(Path(case), detector, about)) if case else None
-        journal = stack.enter_context(_journal(Path(table), resume, detector, about)) if table else None
+        journal = None
+        if table:  # which is for this process alone
+            lock = Path(table).absolute().with_name(f".{Path(table).name}.lock")
+            in_use = f"{table} is written by another predict; wait for it, or take another name"
+            stack.enter_context(runs.file_lock(lock, in_use))
+            stack.callback(lock.unlink, missing_ok=True)
+            journal = Journal(Path(table), resume, detector, about)
+            stack.enter_context(journal.file)
         done = made.journal.done if made else journal.done if journal else {}
         own = None if given is None else hashlib.sha256(given).hexdigest()  # of another image on standard input: other
         todo = [p for p in paths if not (made.has(p) if made else p in done) or (p == STDIN and done[p] != own)]
@@ -50,19 +57,6 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
         if made:
             click.echo(f"Open {made.finish()}\nSHA-256 of case.json: {sha256_of(made.folder / RECORD)}", err=True)
         return code
-
-
-@contextmanager
-def _journal(path: Path, resume: bool, detector: Detector, about: dict[str, Any]) -> Iterator[Journal]:
-    """The table to write to, for this process alone."""
-    with ExitStack() as stack:
-        lock = path.absolute().with_name(f".{path.name}.lock")
-        in_use = f"{path} is written by another predict; wait for it, or take another name"
-        stack.enter_context(runs.file_lock(lock, in_use))
-        stack.callback(lock.unlink, missing_ok=True)
-        journal = Journal(path, resume, detector, about)
-        stack.enter_context(journal.file)
-        yield journal
 
 
 def _judged(detector: Detector, journal: Journal | None, paths: list[str], given: bytes | None,

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -48,14 +48,20 @@ class Item:
 
 def probe(cfg: config.Probe) -> widgets.Widget | HTML:
     """The probe of a detector: widgets to look at, or still HTML where `run` executes the notebook."""
-    is_still = cfg.static or HEADLESS in os.environ
     is_run = cfg.model == "run" or (cfg.model == "auto" and HEADLESS in os.environ)
     detector = Detector.load(cfg.out) if is_run else Detector.load()
     print(f"Answers come from {'the run in ' + cfg.out if is_run else 'the detector that ships, see data/detector'}.")
-    detector = detector.at_fpr(cfg.fpr) if cfg.fpr else detector
-    if is_still:
-        return HTML(still(detector, examples(cfg)))
-    return Probe(detector, examples(cfg), Path(cfg.out).resolve() / "probe").view
+    detector, items = detector.at_fpr(cfg.fpr) if cfg.fpr else detector, examples(cfg)
+    if not (cfg.static or HEADLESS in os.environ):
+        return Probe(detector, items, Path(cfg.out).resolve() / "probe").view
+    articles = []
+    for item in items:
+        examination = examine_or_refuse(detector, item.source, item.name)
+        if examination.image:
+            draw(detector, examination)
+            deque(trace(detector, examination), maxlen=0)
+        articles.append(fragment("article", examination))
+    return HTML(f'{STYLE}<div class="dfd-probe static">{"".join(articles)}</div>')
 
 
 def examples(cfg: config.Probe) -> list[Item]:
@@ -68,18 +74,6 @@ def examples(cfg: config.Probe) -> list[Item]:
         names = rows["path"].iloc[places].tolist() if len(rows) else []
     items = [Item(name, Path(cfg.data) / name) for name in names if (Path(cfg.data) / name).is_file()]
     return items or [Item(photo.file, photo.path) for photo in sample.PHOTOS[: cfg.examples]]
-
-
-def still(detector: Detector, items: Iterable[Item]) -> str:
-    """The probe without widgets: the items examined, with all pictures and the grid."""
-    articles = []
-    for item in items:
-        examination = examine_or_refuse(detector, item.source, item.name)
-        if examination.image:
-            draw(detector, examination)
-            deque(trace(detector, examination), maxlen=0)
-        articles.append(fragment("article", examination))
-    return f'{STYLE}<div class="dfd-probe static">{"".join(articles)}</div>'
 
 
 class Probe:
@@ -182,7 +176,7 @@ class Probe:
             for is_done in trace(self.detector, examination):
                 yield
                 if is_done:
-                    self._show_evidence()
+                    self._show_examination()
 
     def _save(self) -> Iterator[None]:
         if not self.is_wanted:
@@ -214,9 +208,6 @@ class Probe:
         examination = self.shown and self.shown.examination
         self._put("answer", examination, sentence("limits"))
         self._put("metadata", examination and examination.metadata)
-        self._show_evidence()
-
-    def _show_evidence(self) -> None:
         self._put("evidence", self._judged(), True)
 
     def _judged(self) -> Examination | None:

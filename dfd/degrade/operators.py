@@ -7,8 +7,7 @@ and options are checked where chains are applied, in `dfd.degrade.registry.compo
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,15 +148,14 @@ def _through_codec(images: Tensor, *codec: Any) -> Tensor:
     return decoded if images.dtype == torch.uint8 else decoded / 255
 
 
-@dataclass(frozen=True)
-class Degradation:
+class Degradation(NamedTuple):
     """One degradation, and all that is said of it. A range that starts with an int holds whole numbers only."""
 
     name: str
     operator: Callable[..., Tensor]  # images, level and options to images
     range: tuple[float, float]  # of the level
     neutral: float  # the level that changes nothing, or least; the further from it, the worse
-    options: Mapping[str, tuple] = field(default_factory=dict)  # of the grammar: words to choose from, or a range
+    options: Mapping[str, tuple] = {}  # of the grammar: words to choose from, or a range
     codec: bool = False  # ends in a file
 
 

@@ -31,7 +31,7 @@ class Paired(NamedTuple):
     groups: int
     unit: str  # what these are: group, of near-duplicates, or source
     unshared: dict[str, int]  # test images that were left out: why -> how many
-    metrics: pd.DataFrame  # by metric: base, other, difference (other minus base), low, high
+    metrics: pd.DataFrame  # by metric: base, other, difference (other minus base), low, high; NaN where undefined
     changed: pd.DataFrame  # path, label, base, other, change: the images whose verdict differs
 
 
@@ -110,10 +110,7 @@ def share(base: pd.DataFrame, other: pd.DataFrame, names: Sequence[str]) -> tupl
 
 
 def differences(base: pd.DataFrame, other: pd.DataFrame, stage: str, seed: int = 0) -> pd.DataFrame:
-    """A stage's metrics in both runs of `share`, and the difference with its paired 95 % interval.
-
-    One row per metric of COMPARED: base, other, difference (other minus base), low, high; NaN where undefined.
-    """
+    """The COMPARED of a stage in both runs of `share`, and the difference with its paired 95 % interval; see Paired."""
     runs = [[METRICS[name].of(judged(table)) for name in COMPARED[stage]] for table in (base, other)]
 
     def values(weights: np.ndarray) -> np.ndarray:  # (3 K, R)

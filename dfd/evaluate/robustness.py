@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +44,15 @@ def sweep(stages: dict[str, Stage], table: pd.DataFrame, conditions: Sequence[Co
     (folder := Path(out) / CELLS).mkdir(parents=True, exist_ok=True)
     rows = {name: table if name == "stage1" else table[table["is_fake"]] for name in stages}
     decides = "stage classes crop_size equalise_quality ood_threshold rates".split()  # with the weights, each column
-    weights = {name: digest(*(getattr(stage, part) for part in decides), stage.model.state_dict(),
-                            getattr(stage.feature_bank, "features", None))
-               for name, stage in stages.items()}  # fmt: skip
-    cells = {
-        (name, i): folder / f"{name}-{weights[name]}-{_key(condition, rows[name], stage, crops, seed)}.parquet"
-        for (name, stage), (i, condition) in product(stages.items(), enumerate(conditions))}  # fmt: skip
+    weights, cells = {}, {}
+    for name, stage in stages.items():
+        bank = getattr(stage.feature_bank, "features", None)
+        weights[name] = digest(*(getattr(stage, part) for part in decides), stage.model.state_dict(), bank)
+        made_from = code(), crops or stage.crops, stage.crop_mode, rows[name][["path", "sha256"]].to_numpy().tolist()
+        for i, condition in enumerate(conditions):
+            noise = seed if any(step == "noise" for step, *_ in condition.chain) else None
+            key = digest(condition.name, condition.chain, noise, *made_from)
+            cells[name, i] = folder / f"{name}-{weights[name]}-{key}.parquet"
     missing = ([name for name in stages if not cells[name, i].exists()] for i in range(len(conditions)))
     todo, count = {i: names for i, names in enumerate(missing) if names}, len(conditions)
     print(f"{len(table)} images: {count - len(todo)} of {count} conditions kept, {len(todo)} to score")
@@ -92,24 +94,16 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
 def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor],
         crops: int | None) -> dict[str, pd.DataFrame]:  # fmt: skip
     """What each stage says of the images that it is asked about: path, and the columns of a score table."""
-    paths, rows = ({name: [] for name in stages} for _ in range(2))
+    rows: dict[str, dict[str, tuple]] = {name: {} for name in stages}  # by path
     for is_fake, part in table.groupby("is_fake"):
         asked = [name for name in stages if is_fake or name == "stage1"]
         for path, scored in score_files([stages[name] for name in asked], part["path"], read, crops) if asked else []:
             if isinstance(scored, Exception):
                 raise scored
             for name, answer in zip(asked, scored, strict=True):
-                paths[name].append(path)
-                rows[name].append(as_row(stages[name], answer))
-    tables = {name: as_columns(stage, rows[name]).drop(columns="needed") for name, stage in stages.items()}
-    return {name: table.assign(path=paths[name]) for name, table in tables.items()}
-
-
-def _key(condition: Condition, images: pd.DataFrame, stage: Stage, crops: int | None, seed: int) -> str:
-    """A digest of what a cell is made from, beside the weights."""
-    noise = seed if any(name == "noise" for name, *_ in condition.chain) else None
-    files = images[["path", "sha256"]].to_numpy().tolist()
-    return digest(code(), condition.name, condition.chain, noise, crops or stage.crops, stage.crop_mode, files)
+                rows[name][path] = as_row(stages[name], answer)
+    tables = {name: as_columns(stage, [*rows[name].values()]) for name, stage in stages.items()}
+    return {name: table.drop(columns="needed").assign(path=[*rows[name]]) for name, table in tables.items()}
 
 
 def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed: int = 0) -> pd.DataFrame:

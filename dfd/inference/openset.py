@@ -1,7 +1,6 @@
 """How far an image is from the training images, by its features."""
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,7 @@ SPANNED = 128  # directions of a Subspace
 PER_SOURCE = 64  # images of a source that a Subspace is made of
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureBank:
+class FeatureBank(NamedTuple):
     """Training images by the direction of their features; Sun et al. 2022, arXiv:2204.06507.
 
     An image is out of distribution where few of them are like it. Features not finite or of another size: ValueError.
@@ -30,8 +28,7 @@ class FeatureBank:
         return nearest.fit(self.features).kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
 
 
-@dataclass(frozen=True, eq=False)
-class Subspace:
+class Subspace(NamedTuple):
     """Main directions of training images' features; what lies beyond them is new. Wang et al. 2022, arXiv:2203.10807.
 
     It tells pictures that are neither photos nor made by generators, such as text, drawings and noise, from both.

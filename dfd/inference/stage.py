@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
@@ -37,8 +36,7 @@ def uses_bfloat16(device: torch.device) -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """What a stage says of one image."""
 
     logits: Tensor  # (classes,), averaged over the crops

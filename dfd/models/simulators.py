@@ -246,10 +246,7 @@ class Simulator(nn.Module):
         self.decoder = DECODERS[name]()
 
     def forward(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Rebuild (B, 3, H, W) images in [0, 1], H and W multiples of 4; in training the range of the output is open.
-
-        StyleGAN2's noise is drawn from the seed: image i gets what it would get alone with seed + i.
-        """
+        """Rebuild (B, 3, H, W) images in [0, 1], H and W multiples of 4; training leaves the output's range open."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 4 or images.shape[3] % 4:
             raise ValueError(f"expected (B, 3, H, W) with H and W multiples of 4, got {tuple(images.shape)}")
         rebuilt = (self.decoder(self.encoder["net"](images * 2 - 1), seed) + 1) / 2

@@ -180,14 +180,10 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     metrics = {metric: title for metric, title in METRICS.items() if metric in table}
     table = table.sort_values(list(metrics)[:1], ascending=False, kind="stable")
     write_text(out / "sweep.csv", table.to_csv(index=False))
+    fixed = [name for name in names if name != "seed"]  # over the seeds of each combination of these
+    groups: Any = table.fillna(dict.fromkeys(fixed, "")).groupby(fixed or (lambda row: ""), sort=False)
+    spreads = {title: groups[key].agg(["count", "mean", "min", "max"]) for key, title in metrics.items() if sweep.seeds}
     return html.render(out / "index.html", "sweep.html.j2", sweep=sweep, names=names, entries=entries, metrics=metrics,
             best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
-            seeds={title: over_seeds(table, names, key) for key, title in metrics.items() if sweep.seeds},
+            seeds={title: own.sort_values("mean", ascending=False, kind="stable") for title, own in spreads.items()},
             runs=table.astype(object).where(table.notna(), None).to_dict("records"))  # fmt: skip
-
-
-def over_seeds(table: pd.DataFrame, names: list[str], metric: str) -> pd.DataFrame:
-    """Mean, least and most on validation over the seeds of each combination of settings, the best mean first."""
-    settings = [name for name in names if name != "seed"]
-    groups = table.fillna(dict.fromkeys(settings, "")).groupby(settings or (lambda row: ""), sort=False)
-    return groups[metric].agg(["count", "mean", "min", "max"]).sort_values("mean", ascending=False, kind="stable")

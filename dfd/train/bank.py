@@ -1,7 +1,4 @@
-"""The feature bank: what a frozen backbone says of several views of each image, computed once for every head.
-
-Views are the CONDITIONS of the numbers, each at a random window and phase of the codec's grid, and random ones.
-"""
+"""The feature bank: what a frozen backbone says of several views of each image, computed once for every head."""
 
 import os
 from pathlib import Path
@@ -28,7 +25,7 @@ FILE = "features.npy"  # in the run folder, beside features.json
 
 
 class Views(RealFakeDataset):
-    """All views of an image, (V, 3, S, S) in [0, 1]: the CONDITIONS, then `random` ones from RandomDegrade."""
+    """All views of an image, (V, 3, S, S) in [0, 1], each at a random window: the CONDITIONS, then `random` ones."""
 
     def __init__(self, table: pd.DataFrame, cfg: config.Training):
         degrade = RandomDegrade(smallest=cfg.crop_size) if cfg.degrade else None

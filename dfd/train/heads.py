@@ -167,10 +167,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
 
 
 def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str], draws: Sequence[dict]) -> pd.DataFrame:
-    """What heads that left a draw's sources out say of these sources' images, one row each, draw and condition.
-
-    The columns are those of a score table, with source and draw; the group is the source.
-    """
+    """What heads that left a draw's sources out say of these sources' images; see `judgements`."""
     tables, alone = [], images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
     for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
         held = images["source"].isin(draw.values()).to_numpy() & alone
@@ -199,7 +196,7 @@ def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[di
 
 
 def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: Any, classes: list[str]) -> pd.DataFrame:
-    """Rows of a score table, one an image and condition, of features (N, V, D) under one head."""
+    """Rows of a score table with source, also as group, and draw, one an image and condition, under one head."""
     tables = []
     for view, condition in enumerate(CONDITIONS):
         logits = features[:, view].astype(np.float32) @ weight.T + bias

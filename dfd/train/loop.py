@@ -259,6 +259,5 @@ class Trainer:
             for key, part in network.parts.items():
                 part.load_state_dict(state[name][key])
         self.averaged.load_state_dict(state["averaged"])
-        for name in PROGRESS:
-            setattr(self, name, state[name])
+        vars(self).update({name: state[name] for name in PROGRESS})
         self.accelerator.print(f"{self.stage}: going on after {self._where()}.")

@@ -1,7 +1,6 @@
 """Is the residual a fingerprint? Planted patterns are found again, pairs keep groups apart, figures show numbers."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -136,7 +135,7 @@ def test_planted_patterns_correlate_most_with_their_own_class(found):
 
 def test_correlation_is_pearsons_over_all_pixels_of_test_images(stage, table):
     prints = fingerprint.fingerprints(stage, table, EACH)
-    prints = {name: replace(one, mean=one.mean + 0.3) for name, one in prints.items()}  # an offset changes nothing
+    prints = {name: one._replace(mean=one.mean + 0.3) for name, one in prints.items()}  # an offset changes nothing
     found = fingerprint.correlations(stage, prints, table, EACH)
     paths = table.loc[table["split"].eq("test") & table["label"].eq("ProGAN"), "path"]
     for name, one in prints.items():

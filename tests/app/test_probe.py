@@ -154,7 +154,7 @@ def test_the_grid_of_stability_comes_last(app, monkeypatch):
         examination = app.shown and app.shown.examination
         shown.append(set(examination.pictures) if examination else None)
 
-    monkeypatch.setattr(app, "_show_evidence", show)
+    monkeypatch.setattr(app, "_show_examination", show)
     upload(app, ("photo.png", file(noise(64, 64))))
     done(app)
     assert shown[-2:] == [set(KINDS), {*KINDS, "stability"}]
