@@ -92,7 +92,7 @@ def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
     if stage == "stage1":
         kept = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(PER_SOURCE).sort_index()
         features = features_of(run, kept, Stage.load(checkpoint.path), table.attrs["root"])
-        update_checkpoint(checkpoint.path, **fit_subspace(features, kept))
+        update_checkpoint(checkpoint.path, smallest=cfg.crop_size, **fit_subspace(features, kept))
 
 
 def named(detector: Detector, rows: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def ship(run: Path, folder: Path) -> None:
         weights |= {ENTRY + key: content.pop(key).contiguous() for key in tensors}
         with atomic_write(folder / name) as draft:
             save_file(weights, draft, {"stage": json.dumps(content)})
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".npz"))
     sums = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
     write_text(folder / config.SUMS, "".join(sums))
 
@@ -161,7 +161,8 @@ if __name__ == "__main__":
         save_file({name.replace(".parametrizations.weight.0", ""): part for name, part in adapter.items()}, draft)
     for name in config.SHIPPED:
         make_stage(folder, name, images, weights)
-    ship(folder, config.DETECTOR)
-    prints = fingerprint.fingerprints(Detector.load(config.DETECTOR).stage2, images[images["is_fake"]], SPECTRA_OF)
+    second = Stage.load(folder / config.CHECKPOINTS["stage2"])
+    prints = fingerprint.fingerprints(second, images[images["is_fake"]], SPECTRA_OF)
     fingerprint.save_spectra(prints, config.DETECTOR)
+    ship(folder, config.DETECTOR)
     print(f"Wrote {write_text(config.DETECTOR / 'README.md', card(folder, images))}")

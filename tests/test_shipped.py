@@ -11,8 +11,9 @@ from safetensors import safe_open
 from sklearn.metrics import roc_auc_score
 
 from dfd.analysis import explain
-from dfd.config import DETECTOR, SHIPPED, SUMS
+from dfd.config import ADAPTER, DETECTOR, SHIPPED, SUMS
 from dfd.core.images import load_rgb
+from dfd.core.io import sha256_of
 from dfd.data.crops import plan
 from dfd.data.sample import PHOTOS
 from dfd.degrade import compose, to_tensor
@@ -25,12 +26,15 @@ from dfd.models import clip, simulators
 @pytest.mark.parametrize("stage", SHIPPED)
 def test_the_files_are_small_and_hold_what_a_stage_needs(stage):
     path = DETECTOR / SHIPPED[stage]
-    assert path.stat().st_size < 10e6 and f"  {path.name}\n" in (DETECTOR / SUMS).read_text("utf-8")
+    assert path.stat().st_size < 10e6
     with safe_open(path, "pt") as file:
         content, names = json.loads(file.metadata()["stage"]), set(file.keys())
     prefix = "backbone" if stage == "stage1" else "classifier.backbone"
     assert content["stage"] == stage and content["is_held_out"] and f"{prefix}.head.weight" in names
     assert not any("trunk" in name for name in names)
+    assert content["adapter"] == sha256_of(ADAPTER)  # so that its heads go with no other one
+    every = {file.name for file in DETECTOR.iterdir()} - {"README.md", SUMS}
+    assert {line.split()[1] for line in (DETECTOR / SUMS).read_text("utf-8").splitlines()} == every
 
 
 def test_its_files_are_all_that_a_worker_elsewhere_needs(tmp_path, monkeypatch):
@@ -79,7 +83,9 @@ def test_what_is_no_picture_of_anything_is_unsure_and_says_why(detector):
         assert verdict.verdict == "unsure" and "unlike all images" in verdict.outside
     white = detector(np.full((512, 512, 3), 255, np.uint8))  # near the space of training images
     assert white.verdict == "unsure" and white.outside
-    assert detector(load_rgb(PHOTOS[0].path).crop((0, 0, 128, 128))).outside is None
+    photo = load_rgb(PHOTOS[0].path)
+    assert detector(photo.crop((0, 0, 128, 128))).outside is None
+    assert "its shorter side has 127 px" in detector(photo.crop((0, 0, 300, 127))).outside  # most such were fakes
 
 
 @pytest.mark.slow

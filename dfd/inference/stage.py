@@ -48,6 +48,7 @@ class Scored(NamedTuple):
     ood_score: float | None = None  # how unlike the training images, by its feature bank or its classes
     quality: int | None = None  # the file's JPEG quality, libjpeg's; none for others
     sha256: str | None = None  # of the file, in hexadecimal
+    side: int | None = None  # the image's shorter one, pixels
     is_flat: bool = False  # whether the crops show one colour
 
 
@@ -58,6 +59,7 @@ class Prepared(NamedTuple):
     plan: Plan
     quality: int | None = None
     sha256: str | None = None
+    side: int | None = None
 
 
 class Stage:
@@ -81,6 +83,7 @@ class Stage:
         bank, is_first = content.get("feature_bank"), self.stage == "stage1"
         bank = None if bank is None else bank.float().numpy()  # training images' features; in stage 1 mean and basis
         self.feature_bank = bank if bank is None else Subspace(bank[0], bank[1:]) if is_first else FeatureBank(bank)
+        self.smallest = content.get("smallest", 0)  # stage 1: pixels a side, below which it learnt from hardly a photo
         self.ood_threshold = content.get("ood_threshold")  # above it a fake's generator is unknown, or an image unlike
         self.neighbours = content.get("neighbours")  # stage 1: where training images lie in the Subspace, (M, K)
         self.neighbour_names = content.get("neighbour_names", [])  # of these images: label, source, path
@@ -143,13 +146,14 @@ class Stage:
     def cut_out(self, image: Image.Image | Tensor, chosen: Plan) -> Prepared:
         """The windows of a plan, ready for the network."""
         size, quality = self.crop_size, self.equalise_quality
-        of_file = map(getattr(image, "info", {}).get, ("jpeg_quality", "sha256"))  # none where it came as pixels
-        if isinstance(image, Image.Image) and size <= min(image.size):
+        side = min(image.shape[-2:] if isinstance(image, Tensor) else image.size)
+        known = *map(getattr(image, "info", {}).get, ("jpeg_quality", "sha256")), side  # none where it came as pixels
+        if isinstance(image, Image.Image) and size <= side:
             pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
-            return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen, *of_file)
+            return Prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2), chosen, *known)
         windows = equalise(torch.cat([cut(image, corner, size) for corner in chosen.corners]), quality)
-        return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen, *of_file)
+        return Prepared(windows if quality is None else (windows * 255).round().byte(), chosen, *known)
 
     @torch.inference_mode()
     def score(self, prepared: Iterable[Prepared], batch: int | None = None) -> Iterator[Scored]:
@@ -169,6 +173,8 @@ class Stage:
         """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
         if self.ood_threshold is not None and (scored.ood_score or 0) > self.ood_threshold:
             return "it is unlike all images that the detector learnt from"
+        if scored.side is not None and scored.side < self.smallest:
+            return f"its shorter side has {scored.side} px, and hardly a photo below {self.smallest} was learnt from"
         if scored.is_flat:
             return "its crops show nothing, for their brightness hardly varies"
         lowest = min((bin["quality"][0] for bin in self.rates[:-1]), default=0) if self.is_held_out else 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bad_files import encoded
-from networks import noise
+from networks import CPU, content, noise
 from PIL import Image
 
 from dfd.analysis import fingerprint
@@ -22,6 +22,7 @@ from dfd.inference import decide
 from dfd.inference.decide import answer, fit_threshold
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.files import update_checkpoint
+from dfd.inference.stage import Stage
 from dfd.models.networks import describe
 
 
@@ -493,6 +494,17 @@ def test_the_limit_of_evidence_is_told_in_groups(run, image, ends, words):
     assert words in text and ("More than" in text) == (ends[0] in (0.477, -0.426))
     update_checkpoint(run / CHECKPOINTS["stage1"], likelihood=fitted | {"unit": "source"})
     assert words.replace("groups", "sources") in said(Detector.load(run), image)
+
+
+@pytest.mark.parametrize(("smallest", "is_outside"), [(60, False), (61, True), (None, False)])
+def test_an_image_smaller_than_what_it_learnt_from_is_unsure(smallest, is_outside):
+    detector = Detector(Stage(content(**{"smallest": smallest} if smallest else {}), CPU))
+    pixels = noise(90, 60)
+    for image in (pixels, np.asarray(pixels), torch.from_numpy(np.array(pixels) / 255).permute(2, 0, 1)):
+        verdict = detector(image)
+        assert (verdict.verdict == "unsure") == is_outside
+        assert verdict.outside == ("its shorter side has 60 px, and hardly a photo below 61 was learnt from"
+                                   if is_outside else None)  # fmt: skip
 
 
 def test_what_lies_outside_is_told_and_has_no_evidence(run):
