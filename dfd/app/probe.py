@@ -94,6 +94,8 @@ class Probe:
         on.status, on.answer, on.evidence, on.metadata = (widgets.HTML() for _ in range(4))
         on.upload = widgets.FileUpload(description="Choose images", accept=",".join(layouts.SUFFIXES), multiple=True)
         on.list = widgets.Select(description="Images", rows=4)
+        on.number = widgets.BoundedIntText(1, min=1, description="Number")  # JupyterLab takes a list's arrow keys away
+        on.number.observe(lambda change: self.is_filling or self.show(self.items[change.new - 1]), "value")
         on.upload.observe(lambda change: self._uploaded(), "value")
         on.list.observe(lambda change: self.is_filling or self.show(change.new), "value")
         tip = "Write a folder of pages, tables and hashes of all images"
@@ -105,7 +107,7 @@ class Probe:
             take.on_click(lambda button, item=item: self.add([replace(item)]))
             takes.append(widgets.VBox([widgets.HTML(fragment("thumb", load_rgb(item.source), item.name)), take]))
         gallery = widgets.HBox(takes).add_class("dfd-row").add_class("examples")
-        parts = [on.upload, gallery, on.status, on.list, on.save, on.answer, on.evidence, on.metadata]
+        parts = [on.upload, gallery, on.status, on.list, on.number, on.save, on.answer, on.evidence, on.metadata]
         self.view = widgets.VBox([widgets.HTML(STYLE), *parts]).add_class("dfd-probe")
         self.show(None)
         self._put("status", "", f"No image yet. Choose up to {MAX_ITEMS} files, or take an example.")
@@ -217,6 +219,9 @@ class Probe:
         self.is_filling = True
         self.on.list.options = [(sentence("line", number, item), item) for number, item in enumerate(self.items, 1)]
         self.on.list.value = self.shown if self.shown in self.items else None
+        self.on.number.max = max(1, len(self.items))
+        self.on.number.value = 1 + (self.items.index(self.shown) if self.shown in self.items else 0)
+        self.on.number.disabled = len(self.items) < 2
         self.is_filling = False
         self.on.save.disabled = not any(item.examination for item in self.items)
 

@@ -100,6 +100,10 @@ def test_the_image_that_is_looked_at_comes_first_and_nothing_is_done_twice(app, 
     assert "Examined 3 images" in done(app) and seen == ["0.png", "2.png", "1.png"]
     assert "<h2>2.png</h2>" in app.on.answer.value and app.on.list.label.startswith("3. 2.png: Called")
     assert "stability" in app.items[2].examination.pictures and not app.items[0].examination.pictures
+    assert (app.on.number.value, app.on.number.max) == (3, 3)
+    app.on.number.value = 1
+    assert done(app) and app.shown is app.items[0] is app.on.list.value
+    assert "stability" in app.shown.examination.pictures
 
 
 def test_an_image_that_is_looked_at_has_its_answer_though_saving_comes_in_between(app, monkeypatch):
