@@ -56,6 +56,9 @@ class Trainer:
             mixed_precision="bf16" if uses_bfloat16(torch.device("cuda" if has_gpu else "cpu")) else "no",
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])  # fmt: skip
+        if cfg.batch_size < 2 * (processes := self.accelerator.num_processes):  # else some have photos alone
+            least = f"at least {2 * processes}, two images for each of the {processes} processes"
+            raise ValueError(f"batch_size is {cfg.batch_size}; it takes {least}")
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         self.networks, self.loaders = dict[str, TrainedNetwork](), dict[str, DataLoader]()

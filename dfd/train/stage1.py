@@ -124,7 +124,7 @@ def fit_stage1(table: pd.DataFrame, cfg: config.Stage1, on_epoch: OnEpoch = None
             for step, (images, is_fake) in trainer.batches():
                 photos, fakes = images[is_fake == 0], images[is_fake == 1]
                 laundered = fakes[:0]
-                if launderer and len(photos) and len(fakes):
+                if launderer:
                     # 1. critic: photos against laundered fakes
                     if launderer.discriminator:
                         with trainer.autocast():

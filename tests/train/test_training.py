@@ -48,6 +48,12 @@ def test_same_seed_gives_the_same_first_loss_whatever_the_workers(stage, table, 
     assert losses["a"] == losses["b"] != losses["c"]
 
 
+def test_each_process_has_photos_and_fakes(table, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 8)
+    with pytest.raises(ValueError, match="batch_size is 8; it takes at least 16, two images for each of the 8 proc"):
+        fit(table, configured("stage1", tmp_path, tiny_data, batch_size=8))
+
+
 def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny_data, tmp_path, capsys):
     cfg, shown = configured("stage1", tmp_path, tiny_data, num_epochs=2), []
     first = fit(table, cfg, lambda history: shown.append(len(history)))
