@@ -96,6 +96,11 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
     """
     every, chosen = choose(folder), choose(folder, notebooks)
     given = plan([path.stem for path in every], configs, {"data": data, "out": out}, profile, parameters or {})
+    for name in parameters or ():
+        number, _, field = name.rpartition(".")
+        fits = [p for p in chosen if field in configs.get(p.stem, config.Shared).model_fields]
+        if not any(number in ("", p.stem, p.stem[:2]) for p in fits):
+            print(f"{name} is a parameter of none of the notebooks that run, and changes nothing")
     images, target = config.resolve(data), config.resolve(out)
     if not images.is_dir():
         raise FileNotFoundError(f"no data folder {data}; `python -m dfd sample` makes one, --data names yours")

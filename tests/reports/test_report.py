@@ -210,6 +210,13 @@ def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
     assert (own["01_b"]["rate"], own["02_c"]["rate"]) == (2.0, 1.0)  # in any order, as a grid has them sorted
 
 
+def test_a_parameter_of_no_notebook_that_runs_is_told(case, capsys):
+    for stem in ("00_first", "01_second"):
+        case.write(stem)
+    case.run(parameters={"01.rate": "2"}, notebooks=["00"], configs={"01_second": Tiny})
+    assert "01.rate is a parameter of none of the notebooks that run" in capsys.readouterr().out
+
+
 def test_what_is_left_of_a_run_goes_by_what_was_done(tmp_path):
     """Notebooks of 3 and 25 % of a demo took 70 s; those after it take as long by their own shares. Of others' none."""
     paths = [Path(f"{stem}.ipynb") for stem in runner.SHARES]
