@@ -17,6 +17,7 @@ import pytest
 from bad_files import encoded
 from click.testing import CliRunner
 from networks import noise
+from PIL import PngImagePlugin
 
 from dfd import cli
 from dfd.app import case, examine
@@ -332,6 +333,30 @@ def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
     call("in/00.png", "in/01.png")
     pdf = (tmp_path / "case" / "case.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 3
+    assert b"/StructTreeRoot" in pdf and b"/Outlines" in pdf and b"file:" not in pdf  # for a reader, and of no disk
+
+
+def test_what_pages_fold_is_open_in_the_pdf(call, tmp_path, monkeypatch):
+    text, printed = PngImagePlugin.PngInfo(), []
+    text.add_text("parameters", "a cat, Steps: 20")
+    noise(70, 60).save(tmp_path / "in" / "00.png", pnginfo=text)
+    monkeypatch.setattr(case, "write_pdf", lambda html, path: printed.append(html))
+    call("in/00.png")
+    (page,) = (tmp_path / "case" / "images").iterdir()
+    assert "<details>" in page.read_text() and "<details>" not in printed[0]
+    assert printed[0].count("<details open>") == page.read_text().count("<details>") + 1  # and what the columns say
+
+
+def test_an_image_whose_verdict_differs_from_its_likes_is_not_folded(call, tmp_path):
+    """Two of nearly the same pixels, and a threshold between their scores."""
+    call("in/03.png", "in/alike.jpg")
+    index = tmp_path / "case" / "index.html"
+    assert index.read_text().count('class="folded"') == 1 and "group 1, 1 more<" in index.read_text()
+    scores = [verdict.p_fake for verdict in read_verdicts(tmp_path / "case" / "verdicts.csv")]
+    update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], threshold=sum(scores) / 2)
+    shutil.rmtree(tmp_path / "case")
+    call("in/03.png", "in/alike.jpg")
+    assert 'class="folded"' not in index.read_text() and "group 1, 1 more, verdicts differ" in index.read_text()
 
 
 def test_a_journal_gives_back_what_was_written(run):
