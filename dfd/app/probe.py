@@ -221,7 +221,7 @@ class Probe:
         self.on.list.value = self.shown if self.shown in self.items else None
         self.on.number.max = max(1, len(self.items))
         self.on.number.value = 1 + (self.items.index(self.shown) if self.shown in self.items else 0)
-        self.on.number.disabled = len(self.items) < 2
+        self.on.number.layout.display = None if len(self.items) > 1 else "none"
         self.is_filling = False
         self.on.save.disabled = not any(item.examination for item in self.items)
 
