@@ -1,6 +1,7 @@
 """Is the data solved without a pixel, are its labels right, and does a detector answer by how a file was treated?"""
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -67,11 +68,15 @@ def metadata(table: pd.DataFrame) -> np.ndarray:
     return values[list(FEATURES)].astype(float).fillna(-1).to_numpy()
 
 
-def image_features(stage: Stage, table: pd.DataFrame) -> np.ndarray:
-    """What either stage's last layer gets of one centre crop per image of the manifest, (N, D) float32."""
-    starts = runs.bar(range(0, len(table), BATCH), desc=f"{stage.stage} features", unit="batch")
-    batches = (center_crops(table, table["path"].iloc[start : start + BATCH], stage.crop_size) for start in starts)
-    return np.concatenate([extract_features(stage, equalise(crops, stage.equalise_quality)) for crops in batches])
+def image_features(stages: Sequence[Stage], table: pd.DataFrame) -> np.ndarray:
+    """What the last layers of the stages get of one centre crop per image, side by side, (N, D) float32."""
+    parts = []
+    for start in runs.bar(range(0, len(table), BATCH), desc="features", unit="batch"):  # an image is read once
+        paths = table["path"].iloc[start : start + BATCH]
+        crops = {size: center_crops(table, paths, size) for size in {stage.crop_size for stage in stages}}
+        features = [extract_features(s, equalise(crops[s.crop_size], s.equalise_quality)) for s in stages]
+        parts.append(np.concatenate(features, axis=1))
+    return np.concatenate(parts)
 
 
 def held_out_probabilities(features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0,

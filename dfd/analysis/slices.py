@@ -154,7 +154,7 @@ def _permuted(wrong: np.ndarray, group: np.ndarray, draws: int, seed: int) -> It
     for _ in range(draws):
         for size in np.unique(power):
             donor[power == size] = random.permutation(np.flatnonzero(power == size))
-        shuffled = wrong[order[np.lexsort((random.random(len(order)), owner))]]
+        shuffled = wrong[order[np.argsort(owner + random.random(len(order)))]]
         permuted = np.empty_like(wrong)
         permuted[order] = shuffled[starts[donor[owner]] + place % sizes[donor[owner]]]
         yield permuted

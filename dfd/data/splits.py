@@ -74,8 +74,9 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     for (_, rows), name in itertools.product(table.groupby("label"), wanted):
         sides = split[rows.index].groupby(rows.group).first()
         counts = sides.map(sides.value_counts())
-        spare = sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]
-        if len(sides) > 2 and len(spare) and name not in set(sides):
+        if len(sides) < 3 or name in set(sides):
+            continue
+        if len(spare := sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]):
             smallest = min(spare, key=lambda group: (-counts[group], sizes[group], rows.index[rows.group == group][0]))
             split[table.group == smallest] = name
     return split

@@ -65,10 +65,10 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     limits = [len(np.unique(np.asarray(groups)[np.equal(is_fake, label)])) for label in (0, 1)]
     folds = min(FOLDS, *limits)
     splits = sklearn.model_selection.StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
-    chosen, best = _logistic, (np.nan, np.nan)
+    chosen, best, parts = _logistic, (np.nan, np.nan), []
     for kind in (_logistic, isotonic) if folds > 1 else ():
         held = np.zeros(len(logits))
-        for learns, tests in splits.split(logits, is_fake, groups):
+        for learns, tests in (parts := parts or [*splits.split(logits, is_fake, groups)]):
             if len(set(is_fake[learns])) < 2:
                 continue  # all groups of a class lie in one part: of that nothing is said
             held[tests] = _limited(kind(logits[learns], is_fake[learns])(logits[tests]), *limits)

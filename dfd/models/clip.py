@@ -46,9 +46,10 @@ class Trunk(nn.Module):
 
     def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True):
         super().__init__()
-        vit: Any = timm.create_model(NAME, num_classes=0, dynamic_img_size=True)
+        with torch.device("meta" if pretrained else "cpu"):  # no random weights for those that come from a file
+            vit: Any = timm.create_model(NAME, num_classes=0, dynamic_img_size=True)
         if pretrained:
-            vit.load_state_dict(load_file(weights_file()))
+            vit.load_state_dict(load_file(weights_file()), assign=True)
         vit.blocks = vit.blocks[: max(blocks)]
         self.vit, self.blocks = vit.eval().requires_grad_(False), blocks
         self.cached: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -66,7 +67,7 @@ class Trunk(nn.Module):
             with torch.no_grad():
                 self.cached |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
         tokens = torch.stack([self.cached[key].to(x.device) for key in keys])
-        while len(self.cached) > CACHED:
+        while len(self.cached) > max(CACHED, len(keys)):
             self.cached.popitem(last=False)
         return tokens
 

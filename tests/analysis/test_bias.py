@@ -26,7 +26,7 @@ class Planted(Stage):
         self.stage, self.classes, self.crops, self.crop_mode = "stage1", ["real", "fake"], 1, "five"
         self.crop_size, self.equalise_quality, self.threshold, self.temperature = SIDE, None, 0.5, 1.0
         self.feature_bank = self.likelihood = self.band = self.ood_threshold = None
-        self.rates, self.is_held_out = [], False
+        self.rates, self.is_held_out, self.smallest = [], False, 0
 
     def _of_crops(self, batch):
         return [(torch.stack([torch.zeros(()), one]), None) for one in self.formula(batch.mean(1))]

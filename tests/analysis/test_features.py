@@ -33,9 +33,9 @@ def test_features_come_in_the_tables_order_from_crops_behind_the_stages_codec(ta
     stage, shuffled = untrained("stage1"), table.sample(frac=1, random_state=0)
     stage.equalise_quality = 60
     monkeypatch.setattr(audit, "BATCH", 5)
-    found = audit.image_features(stage, shuffled)
+    found = audit.image_features([stage], shuffled)
     for position, path in enumerate(shuffled["path"].head(7)):
         crop = equalise(stage_module.center_crops(table, [path], stage.crop_size), 60)
         assert np.allclose(found[position], stage_module.extract_features(stage, crop)[0], atol=1e-5)
     stage.equalise_quality = None
-    assert len(found) == len(table) and not np.allclose(found, audit.image_features(stage, shuffled), atol=1e-3)
+    assert len(found) == len(table) and not np.allclose(found, audit.image_features([stage], shuffled), atol=1e-3)

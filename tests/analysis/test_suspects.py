@@ -87,6 +87,6 @@ def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / folder / f"{i}.png")
         planted |= {f"{folder}/{i}.png"} if i in wrong else set()
     table = manifest.scan(tmp_path / "data", progress=False)
-    values = audit.image_features(untrained("stage1", representation="highpass"), table)
+    values = audit.image_features([untrained("stage1", representation="highpass")], table)
     found = audit.suspected(values, table)
     assert planted <= set(found["path"].head(40))

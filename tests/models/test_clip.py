@@ -79,6 +79,14 @@ def test_a_crop_that_was_seen_costs_nothing_and_says_the_same(tiny):
     assert calls == [1] and torch.equal(mixed[:2], first[1:])
 
 
+def test_more_crops_at_once_than_are_kept_cost_two_stages_one_pass(tiny, monkeypatch):
+    monkeypatch.setattr(clip, "CACHED", 2)
+    trunk, crops = clip.Trunk((1,), pretrained=False), torch.rand(5, 3, 32, 32)
+    first = trunk(crops)
+    monkeypatch.setattr(trunk, "tokens", None)  # no other pass
+    assert torch.equal(trunk(crops), first)
+
+
 def test_a_gradient_passes_the_frozen_trunk(tiny):
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
     tiny(images).sum().backward()

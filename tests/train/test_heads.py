@@ -256,6 +256,22 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     assert sum(seen) == (24 + 48 + 48 + 48) * whole.shape[1]
 
 
+def test_a_run_beside_it_lends_its_bank(trained, monkeypatch):
+    table, cfgs, out = trained
+    backbone, cfg = clip.ClipBackbone(1, pretrained=False), cfgs["stage1"].model_copy(update={"seed": 2})
+    passed = []
+    monkeypatch.setattr(
+        backbone, "forward_features", lambda views: passed.append(len(views)) or torch.rand(len(views), 1344)
+    )
+    banks = []
+    for name, changes in (("a", {}), ("b", {"shrinkage": 2.0}), ("c", {"crop_size": 64})):
+        (out / "sweep" / name).mkdir(parents=True)
+        own = cfg.model_copy(update={"out": str(out / "sweep" / name), **changes})
+        banks.append((bank.build(table, own, backbone), sum(passed)))
+    (one, first), (two, second), (_, third) = banks
+    assert np.array_equal(one, two) and first == second == one.shape[0] * one.shape[1] and third == 2 * first
+
+
 def test_of_several_processes_one_fits_the_head(trained, monkeypatch):
     table, cfgs, out = trained
     (out / CHECKPOINTS["stage1"]).unlink()
