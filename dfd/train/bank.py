@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
                  cfg.degrade, cfg.backbone == config.CLIPS[1] and sha256_of(config.ADAPTER))  # fmt: skip
     names = [condition.name for condition in CONDITIONS]
     key = digest(code(), WHEEL_SHA256, BLOCKS, SIDE, names, made_from, *table["sha256"])
-    done_by = (other.with_suffix(path.suffix) for other in path.parent.parent.glob(f"*/{path.stem}.json")
-               if read_json(other) == {"key": key, "done": len(table)})  # fmt: skip
-    if not path.exists() and (twin := next(filter(Path.exists, done_by), None)):  # a sweep's, over heads alone
-        shutil.copyfile(twin, path)
-        write_json(path.with_suffix(".json"), {"key": key, "done": len(table)})
+    for other in path.parent.parent.glob(f"*/{path.stem}.json") if not path.exists() else ():  # a sweep's, over heads
+        with suppress(OSError, ValueError):  # of a stranger's file
+            if read_json(other) == {"key": key, "done": len(table)}:
+                shutil.copyfile(other.with_suffix(path.suffix), path)
+                write_json(path.with_suffix(".json"), {"key": key, "done": len(table)})
     state = read_json(path.with_suffix(".json"))
     is_whole = path.exists() and path.stat().st_size > 2 * np.prod(shape)  # numpy would fill up one cut short with 0
     done = state["done"] if state.get("key") == key and is_whole else 0
