@@ -133,7 +133,7 @@ def check(what: str, value: Any, allowed: tuple) -> None:
 
 def check_images(images: Tensor) -> None:
     """Refuse other shapes, types and values than the operators take."""
-    low, high = images.detach().aminmax()
+    low, high = images.detach().aminmax() if images.numel() else (torch.nan, torch.nan)
     in_range = images.dtype == torch.uint8 or (images.is_floating_point() and 0 <= low and high <= 1)  # NaN fails too
     if images.ndim != 4 or images.shape[1] != 3 or not in_range:
         got = f"{images.dtype} of shape {(*images.shape,)}, {low:.3f} to {high:.3f}"

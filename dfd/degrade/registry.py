@@ -23,7 +23,7 @@ SPARE = 16  # pixels beyond the smallest side that are degraded too, so that cod
 
 
 def compose(images: Tensor, chain: Iterable[Step] | str) -> Tensor:
-    """Apply a chain's steps, or a condition's text, to (B, 3, H, W) images in [0, 1]; "none" or no step: as they are.
+    """Apply steps, or the text of a chain, to (B, 3, H, W) images in [0, 1]; the step "none", or none, changes nothing.
 
     An unknown name, a level or an option beyond the table's ranges, and other images are a ValueError.
     """

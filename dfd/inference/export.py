@@ -43,7 +43,7 @@ def export(detector: Detector, folder: Path) -> Path:
     The JSON, which the graph's metadata has too, holds preprocessing, crops, thresholds, temperatures and calibration.
     """
     stage1, stage2 = detector.stage1, detector.stage2
-    names = ("crop_size", "crops", "equalise_quality", "temperature", "likelihood", "rates")
+    names = ("crop_size", "crops", "equalise_quality", "temperature", "likelihood", "rates", "smallest")
     record: dict[str, Any] = {"dfd": __version__, "detector": str(detector.run), "threshold": detector.threshold}
     record |= {name: getattr(stage1, name) for name in names} | {"band": limits(stage1, detector.threshold)}
     if stage2:

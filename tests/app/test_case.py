@@ -359,6 +359,34 @@ def test_an_image_whose_verdict_differs_from_its_likes_is_not_folded(call, tmp_p
     assert 'class="folded"' not in index.read_text() and "group 1, 1 more, verdicts differ" in index.read_text()
 
 
+def test_what_is_generated_in_part_is_not_folded(call, tmp_path, monkeypatch):
+    page_of = case.Case.page_of
+
+    def spliced(made, sha256):
+        page = page_of(made, sha256)
+        if page.exists() and sha256 == of_copy and b"In part" not in page.read_bytes():
+            page.write_text(page.read_text() + "<li>In part: there")
+        return page
+
+    of_copy = sha256((tmp_path / "in" / "alike.jpg").read_bytes()).hexdigest()
+    monkeypatch.setattr(case.Case, "page_of", spliced)
+    call("in/03.png", "in/alike.jpg")
+    index = (tmp_path / "case" / "index.html").read_text()
+    assert "in part generated, see its page" in index and 'class="folded"' not in index
+
+
+def test_names_at_the_ends_of_long_paths_are_told_apart(call, tmp_path):
+    folder = tmp_path.joinpath(*("long" * 20 for _ in range(3)))
+    folder.mkdir(parents=True)
+    for number in range(2):
+        noise(70, 60, number).save(folder / f"IMG_{number}.png")
+    call(str(folder))
+    texts = [(tmp_path / "case" / "index.html").read_text()]
+    texts += [page.read_text() for page in (tmp_path / "case" / "images").iterdir()]
+    assert all(f"IMG_{number}.png<" in texts[0] for number in range(2))
+    assert sum("IMG_0.png</h1>" in text for text in texts[1:]) == 1
+
+
 def test_a_journal_gives_back_what_was_written(run):
     names = {"BigGAN": 0.25, "ProGAN": 0.5, "StyleGAN2": 0.25}
     fake = Verdict("a", True, "fake", 0.75, "ProGAN", names, ("ProGAN",), 5, 0.5, sha256="0a", log10_lr=-0.5)

@@ -496,6 +496,28 @@ def test_the_limit_of_evidence_is_told_in_groups(run, image, ends, words):
     assert words.replace("groups", "sources") in said(Detector.load(run), image)
 
 
+def test_the_map_says_its_scores_in_words_too():
+    text = sentence("caption_map", 64, 32, [0.25, 0.9, 0.5, 0.1], 4, 1.0, 0.5)
+    assert "Their scores lie between 0.10 and 0.90, those of 2 of them at 0.500 or above" in text
+    assert "Its score is 0.25; from 0.500 on an image is called generated." in sentence(
+        "caption_map", 64, 32, [0.25], 1, 1.0, 0.5
+    )
+
+
+def test_cells_that_were_not_judged_are_counted_with_the_reason():
+    answers = {i: Verdict("", verdict="real" if i else "unsure", outside=None if i else "small") for i in range(3)}
+    text = sentence("caption_stability", answers, "real", False)
+    assert "It stands in 2 of 3 cells." in text and "1 is unsure because nothing like it was measured" in text
+
+
+@pytest.mark.parametrize(("is_held_out", "is_said"), [(True, False), (False, True)])
+def test_a_name_of_heads_that_saw_no_source_is_the_nearest_and_no_more(is_held_out, is_said):
+    second = Stage(content("stage2", ood_threshold=9.0, is_held_out=is_held_out), CPU)
+    detector = Detector(Stage(content(threshold=0.0), CPU), second, threshold=0.0)
+    text = said(detector, noise(90, 60))
+    assert "Of the known generators it looks most like" in text and ("enough to be named so" in text) == is_said
+
+
 @pytest.mark.parametrize(("smallest", "is_outside"), [(60, False), (61, True), (None, False)])
 def test_an_image_smaller_than_what_it_learnt_from_is_unsure(smallest, is_outside):
     detector = Detector(Stage(content(**{"smallest": smallest} if smallest else {}), CPU))

@@ -58,6 +58,7 @@ def test_an_upload_gets_the_same_verdict_as_predict_in_words(app):
     called = f"Called generated, by {verdict.source}" if verdict.is_fake else "Called a photograph"
     assert f">{called}</p>" in app.on.answer.value
     assert app.on.list.label == f"1. photo.png: {called} ({verdict.p_fake:.2f})"
+    assert app.on.number.layout.display == "none"  # of one image there is nothing to choose
     assert app.on.evidence.value.count("<section ") == len(KINDS) + 1 and "not drawn yet" not in app.on.evidence.value
     assert "130 × 100" in app.on.metadata.value and app.on.upload.value == ()
     assert not app.on.save.disabled
@@ -100,7 +101,7 @@ def test_the_image_that_is_looked_at_comes_first_and_nothing_is_done_twice(app, 
     assert "Examined 3 images" in done(app) and seen == ["0.png", "2.png", "1.png"]
     assert "<h2>2.png</h2>" in app.on.answer.value and app.on.list.label.startswith("3. 2.png: Called")
     assert "stability" in app.items[2].examination.pictures and not app.items[0].examination.pictures
-    assert (app.on.number.value, app.on.number.max) == (3, 3)
+    assert (app.on.number.value, app.on.number.max, app.on.number.layout.display) == (3, 3, None)
     app.on.number.value = 1
     assert done(app) and app.shown is app.items[0] is app.on.list.value
     assert "stability" in app.shown.examination.pictures

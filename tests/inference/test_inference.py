@@ -175,6 +175,8 @@ def test_bytes_and_alpha_are_judged_as_the_file_would_be_and_what_is_no_image_is
     for wrong in (eight_bit.float(), eight_bit[0], torch.cat([eight_bit] * 2)):
         with pytest.raises(ValueError, match=r"expected uint8 or float|one image at a time, .* got \(2, 3, 50, 60\)"):
             stage.prepare(wrong)
+    with pytest.raises(ValueError, match=r"of shape \(1, 3, 0, 5\)"):
+        stage.prepare(torch.zeros(1, 3, 0, 5))
 
 
 @pytest.mark.parametrize("side", [20, 90])

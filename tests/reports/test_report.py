@@ -215,6 +215,8 @@ def test_a_parameter_of_no_notebook_that_runs_is_told(case, capsys):
         case.write(stem)
     case.run(parameters={"01.rate": "2"}, notebooks=["00"], configs={"01_second": Tiny})
     assert "01.rate is a parameter of none of the notebooks that run" in capsys.readouterr().out
+    case.run(parameters={"01.rate": "2", "name": "x"}, configs={"01_second": Tiny})
+    assert "of none of the notebooks" not in capsys.readouterr().out
 
 
 def test_what_is_left_of_a_run_goes_by_what_was_done(tmp_path):
