@@ -151,6 +151,7 @@ def verdict(conditions: pd.DataFrame) -> str:
     named: dict[bool, list] = {True: [], False: []}  # by codecs, and by others
     moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
     for name, value in zip(moved.index, moved, strict=True):
-        named[registry.DEGRADATIONS[registry.parse(name).chain[-1][0]].codec].append((name, value))
+        steps = (registry.DEGRADATIONS[step] for step, *_ in registry.parse(name).chain)
+        named[all(step.codec for step in steps)].append((name, value))
     tried = conditions["moved_low"].count()  # with an interval
     return str(template("audit.txt.j2").module.verdict(named[True], named[False], tried, MARGIN))

@@ -108,7 +108,7 @@ def test_the_four_areas_are_those_of_mixed_tables():
         "fakes_only": pd.concat([plain[photos], after[~photos.to_numpy()]]),
         "both": after,
     }
-    row = audit.probe(table).loc["jpeg 50"]
+    row = audit.probe(table[::-1]).loc["jpeg 50"]  # whichever condition comes first
     for name, mix in mixes.items():
         assert row[name] == pytest.approx(roc_auc_score(mix["label"] != "RealPhotos", mix["logit_fake"]))
     moves = [row["photos_only"] - row["clean"], row["both"] - row["fakes_only"]]
@@ -137,9 +137,10 @@ def test_the_verdict_names_codecs_first_and_counts_the_rest():
     moved = [0.2, -0.3, 0.25, 0.4, -0.6, 0.0]
     table = pd.DataFrame({"moved": moved, "moved_low": 0.0, "named": [True] * 5 + [False]}, index=names)
     text = audit.verdict(table)
-    codecs = "blur 1 + jpeg 75 (AUC +0.40), webp 50 (AUC -0.30), jpeg 30 (AUC +0.25) and 1 more"
+    codecs = "webp 50 (AUC -0.30), jpeg 30 (AUC +0.25), jpeg 50 (AUC +0.20)"
     assert f"Named: this detector answers by the codec. It moves with {codecs}." in text
-    assert "It also moves with how an image was processed: blur 2 (AUC -0.60)." in text
+    others = "blur 2 (AUC -0.60), blur 1 + jpeg 75 (AUC +0.40)"  # of which the blur may be the reason
+    assert f"It also moves with how an image was processed: {others}." in text
     assert audit.verdict(table.loc[["blur 2"]]).startswith("Named: this detector's answer moves with how")
     untested = table.assign(moved_low=np.nan, named=False)  # as `probe` gives it of fewer than eight groups
     assert audit.verdict(untested).startswith("Not tested: there are too few groups of test images for an interval")
