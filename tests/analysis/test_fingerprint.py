@@ -1,12 +1,14 @@
 """Is the residual a fingerprint? Planted patterns are found again, pairs keep groups apart, figures show numbers."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from dfd import plots
@@ -369,3 +371,14 @@ def test_legends_have_names_that_begin_with_an_underscore():
     table = table.assign(**{name + end: 0.5 for name in ("auc", "called_fake") for end in ("", "_low", "_high")})
     (legend,) = plots.plot_sources(table).legends
     assert sorted(text.get_text().strip("\u200b") for text in legend.get_texts()) == ["RealPhotos", "_A"]
+
+
+def test_ssim_is_that_of_wang_by_hand(stage, table):
+    pairs = fingerprint.carry(stage, table, 1)
+    _, carriers, _, sums = fingerprint.put_on(stage, table, pairs)
+    blur = partial(gaussian_filter, sigma=(0, 1.5, 1.5), truncate=3.5)  # 11 x 11 pixels
+    for ssim, c, s in zip(pairs["ssim"], carriers.double().numpy(), sums.double().numpy(), strict=True):
+        both, apart = blur(c) * blur(s), blur(c) ** 2 + blur(s) ** 2
+        each = (2 * both + 1e-4) * (2 * (blur(c * s) - both) + 9e-4)
+        each /= (apart + 1e-4) * (blur(c * c + s * s) - apart + 9e-4)
+        assert ssim == pytest.approx(each[:, 5:-5, 5:-5].mean(), abs=1e-4)

@@ -82,3 +82,25 @@ def test_the_table_has_each_detector_against_each_attack(tiny_data, tmp_path, mo
     assert list(table) == ["as it is", "JPEG 95", "JPEG 75", "JPEG 50"]
     first, second = (table.loc[name].to_numpy() for name in ("this detector", "one without adversaries"))
     assert (first[:2] == second[:2]).all()  # they are one network
+
+
+def test_a_share_is_counted_at_the_threshold_and_behind_the_codec(stage, fakes):
+    stage.temperature, stage.threshold = 1e3, 0.51
+    assert removal.share_found(stage, fakes) == 0  # all have a little more than 0.5
+    stage.threshold, stage.equalise_quality = 0.5, None
+    assert removal.share_found(stage, fakes) == 1
+    stage.equalise_quality = 50
+    assert removal.share_found(stage, fakes) == 0
+
+
+def test_launderers_learn_on_training_images_and_test_images_are_attacked(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(removal, "attacked", lambda stages, *images: images[:2])
+    save_checkpoint(content("stage1"), tmp_path / CHECKPOINTS["stage1"])
+    for split, rows in zip(("train", "test"), removal.measure(tmp_path, scan(tiny_data), steps=1), strict=True):
+        assert rows["is_fake"].all() and set(rows["split"]) == {split}
+
+
+def test_a_launderer_repeats_under_its_seed(stage, fakes, monkeypatch):
+    monkeypatch.setattr(removal, "sample_crops", lambda *_: (fakes, None))
+    first, again = (removal.launderer(stage, None, steps=2, seed=3).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)

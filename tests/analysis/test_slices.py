@@ -124,3 +124,10 @@ def test_errors_by_property_count_images_groups_and_intervals():
     assert list(found.loc["size"].index) == ["1 to 12", "13 to 24"] and found.attrs["average"] == pytest.approx(1 / 3)
     alone = slices.by_property(rows.assign(group=0), slices.binned(measured[["source"]]))
     assert alone["error_low"].isna().all()
+
+
+def test_a_slice_within_a_listed_one_names_it():
+    rows, measured = fabricated(1, images=900)
+    rows["wrong"] |= measured["source"].eq("a")
+    within = search(rows, measured).set_index("slice")["within"]
+    assert within["source a"] == "" and within["label ProGAN, source a"] == "source a"

@@ -90,3 +90,10 @@ def test_swapped_files_are_found_by_the_features_of_images(tmp_path):
     values = audit.image_features([untrained("stage1", representation="highpass")], table)
     found = audit.suspected(values, table)
     assert planted <= set(found["path"].head(40))
+
+
+def test_swapped_labels_are_called_suspected():
+    table, values = clouds()
+    swapped, planted = swap(table, 20)
+    found = audit.suspected(values, swapped)
+    assert found["suspected"][found["path"].isin(planted)].mean() > 0.4

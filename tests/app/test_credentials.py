@@ -55,7 +55,7 @@ def maker(tmp_path_factory):
     def sign(term, format="JPEG"):
         kind = f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
         action = {"action": "c2pa.created", "digitalSourceType": kind}
-        claim = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}]}
+        claim = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [action, {"action": "c2pa.resized"}]}}]}
         claim["claim_generator_info"] = [{"name": "Painter", "version": "2"}]
         out = io.BytesIO()
         c2pa.Builder(claim).sign(signer, f"image/{format.lower()}", io.BytesIO(encoded(picture(3), format)), out)

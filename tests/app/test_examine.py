@@ -235,6 +235,7 @@ def test_the_map_covers_the_image_and_says_what_it_left_out(run, monkeypatch):
     picture = examination.pictures["map"]
     assert picture.tiles[0][1].size == (768, 768) and "400 were judged" in picture.caption  # of 25 x 25
     assert "625 windows" in picture.caption and "not looked at" in picture.caption
+    assert re.search("and 3[4-7] % of the image, not coloured", picture.caption)  # all but 20 x 20 windows of 32 pixels
     monkeypatch.setattr(evidence, "MAX_WINDOWS", 900)
     for stride, windows in ((None, 625), (32, 625), (160, 36), (64, 169)):
         examination = replace(examine.examine(detector, noise(side, side), crops=1), stride=stride)
@@ -567,3 +568,19 @@ def test_rates_are_those_of_the_shorter_side(run):
 def test_a_threshold_asked_for_leaves_the_run_known(run):
     update_checkpoint(run / CHECKPOINTS["stage1"], validation={"photos": [0.1] * 20, "fakes": [0.9]})
     assert Detector.load(run).at_fpr(0.05).run == run
+
+
+def test_the_cell_of_the_file_as_it_is_lies_outside_where_the_answer_does(run, image):
+    bins = [{"side": (0, 100_000), "quality": quality} for quality in ((50, 101), (0, 102))]
+    told = {"photos": 60, "fakes": 70, "sources": 5, "false_alarms": 0.0, "misses": 0.1, "unsure": 0.0}
+    bins = [bin | told | {"worst_photos": None, "worst_fakes": None} for bin in bins]
+    update_checkpoint(run / CHECKPOINTS["stage1"], rates=bins, is_held_out=True)
+    detector = Detector.load(run)
+    examination = examine.examine(detector, encoded(image, "JPEG", quality=30))
+    next(evidence.trace(detector, examination))
+    assert examination.stability[1.0, None].outside == examination.verdict.outside is not None
+
+
+def test_low_is_blue_and_high_orange_as_the_caption_says():
+    for colour, (most, least) in ((evidence.REAL_COLOUR, (2, 0)), (evidence.FAKE_COLOUR, (0, 2))):
+        assert colour[most] > colour[1] > colour[least]

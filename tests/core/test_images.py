@@ -333,6 +333,8 @@ def test_each_orientation_of_exif_turns_as_pillow_does(orientation, format):
     data = encoded(picture(0, 40, 24), format, exif=exif)
     with Image.open(io.BytesIO(data)) as opened:
         assert np.array_equal(images.load_rgb(data), ImageOps.exif_transpose(opened).convert("RGB"))
+    found = images.inspect(data)
+    assert (found["width"], found["height"]) == images.load_rgb(data).size
 
 
 def test_pixels_that_were_read_here_keep_their_quality():

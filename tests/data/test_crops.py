@@ -400,3 +400,34 @@ def test_a_photo_and_its_own_tile_cannot_be_told_apart(tmp_path, chain, statisti
     grid = steps[:, 7::8].mean(1) / steps.mean(1)  # how much of them stands where an aligned grid has its edges
     value = grid if statistic == "grid" else steps.mean(1)
     assert 0.4 < roc_auc_score(table["is_fake"], value) < 0.6
+
+
+def test_the_last_codec_sees_the_crop_and_has_the_quality_that_was_asked_for(folder, monkeypatch):
+    given, root, fakes = [], folder.attrs["root"], folder[folder["is_fake"]]
+    monkeypatch.setattr(crops, "jpeg", lambda images, quality: given.append((*images.shape, quality)) or images)
+    crops.RealFakeDataset(folder, root, 32, registry.RandomDegrade(), 77)[0]
+    carriers = crops.CarrierBuilder(folder, root, "train", 32, equalise_quality=66)
+    crops.GFDTwoViewDataset(fakes, root, ["BigGAN", "ProGAN"], 32, None, 77, carriers)[0]
+    assert given == [(1, 3, 32, 32, 77)] * 3 + [(1, 3, 32, 32, 66)]
+
+
+@pytest.mark.parametrize(("smaller", "plain", "degraded"), [([], 72, 136), ([40, 100], 72, 100), ([64], 64, 64)])
+def test_a_window_leaves_room_for_half_the_size_unless_an_image_that_holds_a_crop_is_smaller(smaller, plain, degraded):
+    table = pd.DataFrame({"path": "x", "is_fake": True, "width": [300, *smaller], "height": 300})
+    for degrade, side in ((None, plain), (registry.RandomDegrade(), degraded)):
+        assert crops.RealFakeDataset(table, "", 64, degrade).side == side
+
+
+def test_both_views_are_of_one_window(folder):
+    table = folder[folder["label"] == "ProGAN"]
+    ramp = np.tile(np.arange(256, dtype=np.uint8)[:, None], (64, 1, 3))
+    for path in table["path"]:
+        Image.fromarray(ramp).save(f"{folder.attrs['root']}/{path}")
+    data = crops.GFDTwoViewDataset(table, folder.attrs["root"], ["ProGAN"], 32, equalise_quality=None)
+    torch.manual_seed(0)
+    views = [data[index % 4] for index in range(20)]
+    assert max(255 * abs(float(item["view1"].mean() - item["view2"].mean())) for item in views) < 16
+
+
+def test_few_images_fill_a_batch(folder):
+    assert len(list(crops.EpochSampler(folder, Stage1(batch_size=64), binary=True))) == 64

@@ -190,3 +190,8 @@ def test_other_operators_make_floats_of_eight_bits(name):
     pixels = torch.randint(0, 256, (2, 3, 40, 33), generator=torch.Generator().manual_seed(0)).byte()
     found = registry.compose(pixels, [(name, 1, {})])
     assert found.is_floating_point() and torch.equal(found, registry.compose(pixels / 255, [(name, 1, {})]))
+
+
+def test_a_codec_gets_the_nearest_of_256_levels():
+    grey = torch.full((1, 3, 16, 16), 100.6 / 255)
+    assert (255 * operators.jpeg(grey, 100)).round().unique().tolist() == [101]

@@ -287,3 +287,20 @@ def test_a_share_of_the_draws_is_left_clean_and_the_rest_is_drawn_as_ever():
     plain = [registry.RandomDegrade().draw() for _ in range(20)]
     torch.manual_seed(1)
     assert plain == [registry.RandomDegrade(p_clean=0.0).draw() for _ in range(20)]
+
+
+def test_every_kernel_and_every_shift_is_drawn():
+    torch.manual_seed(0)
+    often = registry.RandomDegrade(**dict.fromkeys(STEPS, 0.5) | {"p_codec": 1, "p_double": 1})
+    options = [how for _ in range(1000) for _, _, how in often.draw()]
+    assert {how["kernel"] for how in options if "kernel" in how} == {"bilinear", "bicubic", "lanczos"}
+    assert {how["shift"] for how in options if "shift" in how} == set(range(16))
+
+
+def test_the_documented_training_draws_are_the_defaults():
+    text = (config.ROOT / "docs/degradations.md").read_text("utf-8").split("## In training")[1]
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+    default = registry.RandomDegrade()
+    assert [float(row[2]) for row in rows] == [getattr(default, name) for name in STEPS[:8]]
+    shares = [default.p_double, default.p_webp, default.p_full_chroma]
+    assert [int(share) / 100 for share in re.findall(r"(\d+) %", rows[-1][3])] == shares

@@ -211,3 +211,10 @@ def test_runs_of_one_name_are_told_by_their_paths(tmp_path):
     folders = [write(tmp_path / name / "run", noisy_table(30)) for name in "ab"]
     (found,) = compare.compare(folders)
     assert [found.base, found.other] == [str(folder) for folder in folders]
+
+
+def test_a_run_of_an_earlier_version_without_a_manifest_is_compared_by_paths(tmp_path):
+    table = noisy_table(60)
+    first = write(tmp_path / "a", table, hashes=dict.fromkeys(table["path"], "x"))
+    (found,) = compare.compare([first, write(tmp_path / "b", table.drop(columns="answer"))])
+    assert found.stages["stage1"].images == 60 and found.stages["stage1"].changed.empty

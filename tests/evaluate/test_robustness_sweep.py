@@ -222,3 +222,13 @@ def test_a_degraded_image_has_the_quality_that_its_file_would_have():
         assert read.info.get("jpeg_quality") == quality, condition
     as_it_is, _ = registry.parse_all(["blur 1"])
     assert robustness._degraded("x", lambda path: image, as_it_is, 0).info["jpeg_quality"] == 95
+
+
+def test_limits_that_were_fitted_anew_hold_in_a_sweep_that_goes_on(table, stages, tmp_path):
+    stage, conditions = stages["stage1"], registry.parse_all(["jpeg 75"])
+    stage.is_held_out = True
+    for lowest in (50, 90):
+        stage.rates = [{"quality": (lowest, 101)}, {"quality": (0, 102)}]
+        swept = robustness.sweep({"stage1": stage}, table, conditions, tmp_path, crops=1)["stage1"]
+        told = swept["outside"].fillna("").str.contains("JPEG quality is about 75")
+        assert told.sum() == (len(table) if lowest == 90 else 0)

@@ -191,3 +191,21 @@ def test_rates_are_of_answers_at_the_fitted_temperature(noisy):
     photos, rates = rows["label"] == "RealPhotos", fitted["rates"][-1]
     expected = [(p[photos] >= high).mean(), (p[~photos] < low).mean()]
     assert [rates["false_alarms"], rates["misses"]] == pytest.approx(expected)
+
+
+def test_where_classes_lie_apart_the_band_holds_the_threshold():
+    logits = np.r_[np.linspace(-3, -2, 40), np.linspace(2, 3, 40)]
+    fitted = decide.fit(SimpleNamespace(stage="stage1"), stage1_table(logits, ["RealPhotos"] * 40 + ["ProGAN"] * 40))
+    assert fitted["band"][0] <= fitted["threshold"] <= fitted["band"][1]
+
+
+def test_rates_are_of_all_judgements_and_evidence_counts_an_image_once(noisy):
+    rows = pd.concat([noisy, noisy.assign(degradation="jpeg", level=75.0)], ignore_index=True)
+    rows, stage = rows.assign(source=rows["label"], draw=0), SimpleNamespace(stage="stage1")
+    fitted = decide.fit(stage, rows, noisy[["path"]].assign(width=9, height=9, jpeg_quality=9))
+    assert fitted["rates"][-1]["photos"] == 100 >= fitted["likelihood"]["photos"]
+    assert fitted["validation"] == decide.fit(stage, rows)["validation"]  # the same rows are drawn again
+
+
+def test_calibration_error_counts_what_is_wholly_sure():
+    assert calibration_error(np.ones(4), np.array([True, True, True, False])) == 0.25

@@ -170,3 +170,20 @@ def test_a_source_of_one_image_is_not_the_worst(judged):
     lone = scores["path"].eq("0.png")
     scores = scores.assign(source=scores["source"].mask(lone, "lone"), answer=scores["answer"].mask(lone, "fake"))
     assert "lone" not in {bin["worst_photos"][0] for bin in likelihood.rates(scores, files)}
+
+
+def test_a_ratio_says_nothing_of_how_common_fakes_are():
+    logits, is_fake, sources, images, true = synthetic(8000, 0)
+    some = ~is_fake | (images % 20 == 1)  # a tenth of the fakes
+    fitted = likelihood.fit(*(part[some] for part in (logits, is_fake, sources, images)))
+    assert fitted["kind"] == "logistic"
+    best = likelihood.isotonic(logits[some], is_fake[some])
+    for given in (likelihood.log10_lr(logits, fitted), best(logits)):
+        assert abs(np.median(given - true)) < 0.2  # of the share of fakes it would be 1
+
+
+def test_a_bin_of_few_fakes_is_left_to_coarser_ones_and_all_images_are_a_bin_however_few(judged):
+    scores, files = judged
+    few = scores[(scores["label"] == REAL) | scores["path"].isin(files["path"][:120])]  # 60 fakes, 30 as JPEG 92
+    assert min(bin["fakes"] for bin in likelihood.rates(few, files)) >= likelihood.LEAST
+    assert [bin["photos"] for bin in likelihood.rates(scores[:20], files)] == [10]

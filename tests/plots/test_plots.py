@@ -222,3 +222,12 @@ def test_residuals_of_stage2(table):
     assert residual.shape == (3, 32, 32) and 0 < residual.abs().max() <= 0.05
     pictures = explain.residual_pictures(stage, fakes, columns=2)
     assert list(pictures) == ["BigGAN", "BigGAN, residual", "ProGAN", "ProGAN, residual"]
+
+
+def test_pictures_are_spread_over_the_table_and_training_views_are_degraded(table):
+    pictures = explain.examples(table, 2, size=48)["ProGAN"]
+    last = table.loc[table["label"] == "ProGAN", "path"].iloc[-1]
+    assert np.array_equal(pictures[1], stage_module.center_crops(table, [last], 48)[0].permute(1, 2, 0))
+    ways = (config.Stage1(crop_size=32, degrade=degrade) for degrade in (False, True))
+    plain, degraded = (explain.training_views(table, cfg, columns=8) for cfg in ways)
+    assert any(not np.array_equal(*pair) for label in plain for pair in zip(plain[label], degraded[label], strict=True))

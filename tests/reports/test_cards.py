@@ -254,3 +254,7 @@ def test_the_end_of_a_run_writes_and_links_them_and_an_empty_one_has_none(run, t
     runner.finish(tmp_path / "empty", {"notebooks": {}}, made_with)
     assert "model_card_stage2.md was not written: " in capsys.readouterr().out
     assert "Model card" not in html.write_index(tmp_path / "empty").read_text()
+
+
+def test_a_name_makes_no_link():
+    assert "<a" not in markdown2html(cards.markdown("[click](page.html)"))
