@@ -30,7 +30,7 @@ def run_folder(tiny_data, tmp_path):
     table["split"] = np.where(test, "test", "train")
     manifest.write(table, tmp_path)
     for stage, file in config.CHECKPOINTS.items():
-        learnt = checkpoint(stage, crop_size=32) | {"manifest_hash": manifest.digest(table)}
+        learnt = checkpoint(stage, crop_size=32) | {"manifest_hash": manifest.digest(table), "coverage": 0.9}
         files_module.save_checkpoint(learnt, tmp_path / file)
     scores.save_scores(one[test], tmp_path, "stage1")
     scores.save_scores(two[test[two.index]], tmp_path, "stage2")
@@ -96,3 +96,10 @@ def test_with_one_folder_of_fakes_stage_1_alone_is_tested_and_analysed(run_folde
     wrong = pd.read_csv(run_folder / "mistakes.csv")
     assert set(wrong["label"]) == {"ProGAN"} and set(wrong["stage"]) == {"stage1"}
     assert capsys.readouterr().out.count("all fakes are of one generator") == 2
+
+
+def test_a_network_that_was_trained_and_not_measured_is_not_analysed(run_folder, tiny_data):
+    path = run_folder / config.CHECKPOINTS["stage2"]
+    files_module.update_checkpoint(path, coverage=None)  # as `train` leaves it: scores are of the one before
+    with pytest.raises(ValueError, match="trained, but not measured: run notebooks 01 and 02 first"):
+        run(run_folder, tiny_data)

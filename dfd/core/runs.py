@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -48,20 +49,14 @@ class InUse(RuntimeError):
     """Another run works in the folder."""
 
 
-class Stop:
-    """Whether a signal asked to end, and which; 0 is none."""
-
-    number: int = 0
-
-
 @contextlib.contextmanager
 def deferred(say: str, pass_on: Callable[[], bool] | None = None, grace: float = 0.0,
-             tell: Callable[[str], None] = click.echo) -> Iterator[Stop]:  # fmt: skip
-    """Let SIGINT and SIGTERM set a flag once, for a step to finish; a second one ends at once, with Interrupted.
+             tell: Callable[[str], None] = click.echo) -> Iterator[SimpleNamespace]:  # fmt: skip
+    """Let SIGINT and SIGTERM set a `number`, else 0, for a step to finish; a second one ends at once, as Interrupted.
 
     The first tells `say` and calls `pass_on`, which may refuse: then it ends at once, as after `grace` seconds, if any.
     """
-    stop, owner = Stop(), os.getpid()
+    stop, owner = SimpleNamespace(number=0), os.getpid()
     timer = threading.Timer(grace, _thread.interrupt_main)
     timer.daemon = True
 

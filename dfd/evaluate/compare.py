@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dfd.core.io import read_table
+from dfd.core.io import read_json, read_table
 from dfd.evaluate.metrics import METRICS, bootstrap, judged, too_few, units
 from dfd.inference.decide import true_class
 
@@ -64,6 +64,9 @@ def read_tables(folder: Path) -> Tables:
     files = {stage: path for stage in STAGES if (path := folder / f"scores_{stage}.parquet").exists()}
     if not files:
         raise ValueError(f"{folder} is no finished run: it has no scores_stage1.parquet, which `dfd run` writes")
+    for stem, entry in read_json(folder / "config.json").get("notebooks", {}).items():
+        if f"stage{stem[1]}" in files and entry.get("status") != "finished":
+            raise ValueError(f"{folder}: its scores may be of an earlier run; run notebook {stem[:2]} to its end")
     tables, hashes = {}, pd.Series(dtype=object)
     if (folder / "manifest.parquet").exists():
         hashes = read_table(folder / "manifest.parquet", columns=["path", "sha256"]).set_index("path").sha256

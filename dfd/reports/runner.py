@@ -170,7 +170,7 @@ def left_out(stem: str, out: Path) -> str:
     return "" if "stage2" in manifest.stages_of(table) else text
 
 
-def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: runs.Stop) -> None:
+def execute(path: Path, out: Path, parameters: dict, entry: dict, stop: SimpleNamespace) -> None:
     """Run one notebook into `out`, and fill in its entry of the record; a RunError says which cell failed and why."""
     number = 0  # of the cell that runs
 

@@ -116,6 +116,8 @@ def run(sweep: Sweep, out: str | Path, jobs: int | None = None, say: Callable[[s
         return True
 
     text = f"Ending: the runs may save, for {GRACE:.0f} s; once more ends at once."
+    if (place / "config.json").exists():
+        raise config.ConfigError(f"{out} is the folder of a run; give the sweep another --out")
     with runs.run_lock(place), runs.deferred(text, end, GRACE, say) as stop, ThreadPoolExecutor(jobs) as pool:
         entries = entries_of(sweep, place)
         tasks = [pool.submit(_execute, place / name, entry, env, started, stop, say) for name, entry in entries.items()]
@@ -139,7 +141,7 @@ def run(sweep: Sweep, out: str | Path, jobs: int | None = None, say: Callable[[s
     return page
 
 
-def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Popen], stop: runs.Stop,
+def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Popen], stop: Any,
         say: Callable) -> tuple[str, dict]:  # fmt: skip
     """Run in a session of its own, of which a signal to the sweep does not reach it twice, and wait."""
     if stop.number:
@@ -168,8 +170,9 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     """Write sweep.csv and index.html from what the run folders hold."""
     rows, differing = [], varying([entry["settings"] for entry in entries.values()])
     for (name, entry), settings in zip(entries.items(), differing, strict=True):
-        measured = read_json(out / name / "metrics.json") if entry["status"] == "finished" else {}
-        numbers = {stage: measured[stage] for stage in STAGE_METRICS if stage in measured}
+        measured = read_json(out / name / "metrics.json") if entry["status"] in ("finished", "waiting") else {}
+        pairs = zip(STAGE_METRICS, runner.TRAIN, strict=True)
+        numbers = {stage: measured[stage] for stage, stem in pairs if stage in measured and stem in sweep.notebooks}
         took = [done.get("seconds", 0) for done in read_json(out / name / "config.json").get("notebooks", {}).values()]
         rows.append({"run": name, "status": entry["status"], "seconds": sum(took)} | settings | numbers)
     for parts in ([row[stage] for row in rows if stage in row] for stage in STAGE_METRICS):

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best = [-math.inf, -math.inf, 0]  # score, minus the validation loss, and the epoch that reached them
         self.step_number, self.seconds, self.losses = 0, 0.0, {}  # of the epoch that is not finished
-        self.stop, self.saved, self.began, self.views = runs.Stop(), time.monotonic(), 0.0, torch.empty(0)
+        self.stop, self.saved, self.began, self.views = SimpleNamespace(number=0), time.monotonic(), 0.0, torch.empty(0)
 
     def is_finished(self) -> bool:
         """Whether this training was finished before, on the same data with the same parameters; says so."""

@@ -155,6 +155,7 @@ def test_images_are_drawn_in_the_groups_of_the_run_with_the_fewer(finer, tmp_pat
         (["a", "empty"], "empty is no finished run.*scores_stage1.parquet"),
         (["a", "strangers"], "a and strangers cannot be compared.*no test image in common"),
         (["a", "broken"], "broken.scores_stage1.parquet is damaged"),
+        (["a", "stopped"], "stopped: its scores may be of an earlier run; run notebook 01 to its end"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(folders, message, tmp_path, monkeypatch):
@@ -163,6 +164,9 @@ def test_what_cannot_be_compared_is_said_in_one_line(folders, message, tmp_path,
     write(tmp_path / "a", table)
     write(tmp_path / "strangers", table.assign(path="x" + table["path"]))
     write(tmp_path / "empty")
+    record = '{"notebooks": {"00_eda": {"status": "failed"}, "01_stage1_real_fake": {"status": "%s"}}}'
+    for name, status in (("a", "finished"), ("stopped", "interrupted")):
+        write(tmp_path / name, table).joinpath("config.json").write_text(record % status)
     write(tmp_path / "broken").joinpath("scores_stage1.parquet").write_bytes(b"no table")
     result = CliRunner().invoke(cli.main, ["compare", *folders])
     assert result.exit_code == 2 and result.output.count("\n") == 1

@@ -195,6 +195,13 @@ def test_numbers_of_other_weights_or_another_manifest_are_left_out(run):
     assert "training was not finished" in text and "metrics.json holds other numbers" in text
     assert "Not measured yet" in text and "| auc |" not in text and "| label |" not in text
     assert "`of another`" in text
+    assert "Measured: not yet;" in text and "has not been tested here" in text and "the degradation (JPEG)" not in text
+    assert "format gives it away" not in text and "AUC of 0.910" not in text  # of other images than it learnt from
+    for stem in STEMS:
+        record = json.loads((run / "config.json").read_text())
+        record["notebooks"][stem] |= {"status": "interrupted"}
+        (run / "config.json").write_text(json.dumps(record))
+    assert cards.write(run) == {} and "Asked for" not in (run / "data_sheet.md").read_text()
 
 
 def test_the_sheet_counts_what_the_manifest_holds(run):

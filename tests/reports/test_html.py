@@ -140,6 +140,8 @@ def test_the_index_shows_the_first_picture_of_a_cell_with_its_tag(tmp_path):
     for stem in list(entries)[1:2]:
         nbformat.write(new_notebook(cells=cells), tmp_path / f"{stem}.ipynb")
     (tmp_path / "config.json").write_text(json.dumps({"notebooks": entries}))
+    assert "<img" not in html.write_index(tmp_path).read_text()  # of a notebook that was interrupted: no page
+    (tmp_path / "01_stage1_real_fake.html").write_text("x")
     page = html.write_index(tmp_path).read_text()
     assert re.findall(r'<img src="data:image/png;base64,(.*?)" alt="(.*?)"', page) == [
         (first, "Results: ROC curve of stage 1 for each generator against all photos, from rows of a score table")

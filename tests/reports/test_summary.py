@@ -68,6 +68,16 @@ def test_sources_left_out_come_first_on_the_page_and_on_the_index(box, tmp_path)
     when = {"00_eda": {"ended": "2026-01-02"}, "01_stage1_real_fake": {"ended": "2026-01-01"}}
     stale = html.fill("ran.txt.j2", metrics=metrics, config={"notebooks": when}, out="o", index="i")
     assert "Found" not in stale and "Next: train with" in stale  # notebook 00 ran again, on other images
+    when = {stem: {"ended": "2026-01-02", "status": "finished"} for stem in ("00_eda", "01_stage1_real_fake")}
+    for entry in ({"ended": "2026-01-01", "status": "finished"}, {"status": "interrupted"}):
+        record = {"notebooks": when | {"02_stage2_attribution": entry}}
+        half = html.fill("ran.txt.j2", metrics=metrics, config=record, out="o", index="i")
+        assert "real or fake AUC 0.930" in half and "which generator" not in half and "Next: judge" in half
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        index = html.write_index(tmp_path).read_text()
+        assert "which generator: notebook 00 ran again" in index or "which generator: its numbers below may be" in index
+        assert "real or fake: " not in index
+    (tmp_path / "config.json").unlink()
     told = html.fill("ran.txt.j2", metrics=metrics, out="o", index="i").strip().splitlines()
     assert told[0] == (
         "Found on sources left out, by joint hold-outs: real or fake AUC 0.930 (worst of 40 0.615); "

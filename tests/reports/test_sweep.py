@@ -331,6 +331,26 @@ def test_a_real_sweep_trains_and_compares(tiny_data, tmp_path):
     assert "01.lr_gc" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_the_folder_of_a_run_is_none_for_a_sweep(case):
+    case.out.mkdir()
+    (case.out / "config.json").write_text("{}")
+    with pytest.raises(config.ConfigError, match="is the folder of a run; give the sweep another --out"):
+        case.write(PLAIN).run()
+    assert not (case.out / "index.html").exists()
+
+
+def test_a_sweep_shows_what_it_ran_and_what_an_earlier_call_finished(case):
+    case.script.write_text(ACTS.replace('{"stage1": numbers}', '{"stage1": numbers, "stage2": numbers}'))
+    case.write("notebooks: [0, 1]\n" + PLAIN).run()
+    grid = sweep.read(case.grid)
+    entries = sweep.entries_of(grid, case.out)
+    text = sweep.write(grid, entries, case.out).read_text()  # again, and stopped before any began
+    assert "0.240" in text and "waiting" in text and "Stage 2:" not in text
+    assert "The runs differ in" not in text
+    text = case.write("parameters:\n  seed: [0, 1]\n  batch_size: 8").run().read_text()
+    assert "The runs differ in seed, which may give them other validation images" in text
+
+
 def test_a_sweep_again_keeps_its_page_until_it_has_more_and_tells_the_time_of_all_calls(case, monkeypatch):
     case.write(PLAIN).run()
     for run in case.out.glob("*/"):
