@@ -147,7 +147,7 @@ class Stage:
         """The windows of a plan, ready for the network."""
         size, quality = self.crop_size, self.equalise_quality
         side = min(image.shape[-2:] if isinstance(image, Tensor) else image.size)
-        known = *map(getattr(image, "info", {}).get, ("jpeg_quality", "sha256")), side  # none where it came as pixels
+        known: Any = *map(getattr(image, "info", {}).get, ("jpeg_quality", "sha256")), side  # None of mere pixels
         if isinstance(image, Image.Image) and size <= side:
             pixels = np.stack([pixels_of(image, corner, size) for corner in chosen.corners])  # (N, S, S, 3)
             pixels = pixels if quality is None else recode(pixels, "JPEG", quality)
