@@ -121,9 +121,10 @@ def macro_f1(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> 
 
 def _ranked(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the positives and of the negatives at each different score, highest first: (R, U) each."""
-    order = np.argsort(-(score := np.asarray(score)), kind="stable")
+    score, positive = np.asarray(score), np.asarray(positive, bool)  # 0 and 1 too
+    order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
-    ups = np.add.reduceat(weights[:, order] * (positive := np.asarray(positive, bool))[order], starts, axis=1)
+    ups = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
     return ups, np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
 
 

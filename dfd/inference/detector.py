@@ -54,7 +54,7 @@ class Detector:
         self.threshold = stage1.threshold if threshold is None else threshold  # on p_fake
 
     @classmethod
-    def load(cls, run: str | Path = DETECTOR, device: torch.device | None = None) -> Self:
+    def load(cls, run: str | Path = DETECTOR, device: str | torch.device | None = None) -> Self:
         """Open the stages of a run folder, or those that ship, held against SHA256SUMS; errors are Stage.load's."""
         run = Path(run)
         files = files_of(run)

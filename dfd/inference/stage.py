@@ -68,7 +68,7 @@ class Stage:
     Stage 1 gives two logits, (0, z), so that softmax and sigmoid agree; stage 2 one per generator.
     """
 
-    def __init__(self, content: dict[str, Any], device: torch.device | None = None):
+    def __init__(self, content: dict[str, Any], device: str | torch.device | None = None):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.stage, self.classes, self.settings = content["stage"], content["classes"], content["config"]
         self.crop_size, self.equalise_quality = map(content["preprocessing"].get, ("crop_size", "equalise_quality"))
@@ -103,7 +103,7 @@ class Stage:
         self.backbone: Any = getattr(self.model, "classifier", self.model).backbone  # the timm network inside
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | None = None) -> Self:
+    def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
         """Open a checkpoint; a FileNotFoundError says how to train one, a ValueError why the file is none."""
         path = Path(path)
         if not path.exists():

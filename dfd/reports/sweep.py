@@ -167,7 +167,7 @@ def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Pope
 
 
 def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
-    """Write sweep.csv and index.html from what the run folders hold."""
+    """Write sweep.csv and index.html from what the run folders hold, where runs wait that of an earlier call."""
     rows, differing = [], varying([entry["settings"] for entry in entries.values()])
     for (name, entry), settings in zip(entries.items(), differing, strict=True):
         measured = read_json(out / name / "metrics.json") if entry["status"] in ("finished", "waiting") else {}

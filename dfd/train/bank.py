@@ -64,7 +64,7 @@ def build(table: pd.DataFrame, cfg: Any, backbone: Any) -> np.ndarray:
         with suppress(OSError, ValueError):  # of a stranger's file
             if read_json(other) == {"key": key, "done": len(table)}:
                 shutil.copyfile(other.with_suffix(path.suffix), path)
-                write_json(path.with_suffix(".json"), {"key": key, "done": len(table)})
+                shutil.copyfile(other, path.with_suffix(".json"))
     state = read_json(path.with_suffix(".json"))
     is_whole = path.exists() and path.stat().st_size > 2 * np.prod(shape)  # numpy would fill up one cut short with 0
     done = state["done"] if state.get("key") == key and is_whole else 0

@@ -58,8 +58,7 @@ class Trainer:
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])  # fmt: skip
         if cfg.batch_size < 2 * (processes := self.accelerator.num_processes):  # else some have photos alone
-            least = f"at least {2 * processes}, two images for each of the {processes} processes"
-            raise ValueError(f"batch_size is {cfg.batch_size}; it takes {least}")
+            raise ValueError(f"batch_size {cfg.batch_size} is too few: each of {processes} processes takes two images")
         self.autocast, self.device = self.accelerator.autocast, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         self.networks, self.loaders = dict[str, TrainedNetwork](), dict[str, DataLoader]()

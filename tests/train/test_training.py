@@ -50,7 +50,7 @@ def test_same_seed_gives_the_same_first_loss_whatever_the_workers(stage, table, 
 
 def test_each_process_has_photos_and_fakes(table, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 8)
-    with pytest.raises(ValueError, match="batch_size is 8; it takes at least 16, two images for each of the 8 proc"):
+    with pytest.raises(ValueError, match="batch_size 8 is too few: each of 8 processes takes two images"):
         fit(table, configured("stage1", tmp_path, tiny_data, batch_size=8))
 
 
