@@ -65,5 +65,5 @@ def address(content: Image.Image | Path, side: int | None = None, format: str = 
         return f"data:application/zip;base64,{base64.b64encode(content.read_bytes()).decode()}"
     small = content.copy()
     small.thumbnail((side or content.width, side or content.height), Image.Resampling.LANCZOS)
-    small.save(buffer := io.BytesIO(), format, quality=90)
+    small.save(buffer := io.BytesIO(), format, quality=90, compress_level=4)  # 6: 1 % less, thrice as long
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
