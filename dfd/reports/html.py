@@ -23,16 +23,16 @@ BAR = re.compile(r"\d+%\||\d+it \[|[\d?.]+(it/s|s/it)\b")  # what a tqdm bar alw
 CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
 DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
 NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
+PAGES = core.template("page.html.j2").environment.overlay(undefined=jinja2.ChainableUndefined)
+PAGES.filters |= {"elapsed": elapsed, "printable": printable, "metric": lambda name: (
+    text := METRICS[name].label if name in METRICS else name.replace("_", " "))[0].upper() + text[1:]}  # fmt: skip
+PAGES.filters["decimal"] = lambda value: "–" if pd.isna(value) else f"{value:.3f}"
+PAGES.globals |= {"STAGES": STAGES, "fewest": FEWEST, "units": units}
 
 
 def fill(template: str, **values: Any) -> str:
     """Fill in one of the templates; in HTML the values are escaped. What is missing in a record is undefined."""
-    pages = core.template("page.html.j2").environment.overlay(undefined=jinja2.ChainableUndefined)
-    pages.filters |= {"elapsed": elapsed, "printable": printable, "metric": lambda name: (
-        text := METRICS[name].label if name in METRICS else name.replace("_", " "))[0].upper() + text[1:]}  # fmt: skip
-    pages.filters["decimal"] = lambda value: "–" if pd.isna(value) else f"{value:.3f}"
-    pages.globals |= {"STAGES": STAGES, "fewest": FEWEST, "units": units}
-    return pages.get_template(template).render(**values)
+    return PAGES.get_template(template).render(**values)
 
 
 def render(path: Path, template: str, **values: Any) -> Path:
