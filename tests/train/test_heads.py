@@ -109,6 +109,7 @@ def made(tmp_path_factory):
     (folder / "run").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+        patch.setattr(clip, "SIDE", 32)
         patch.setenv("DFD_CACHE", str(folder / "cache"))
         clip.shared_trunk.cache_clear()
         table = scan(folder / "data", folder / "run")
@@ -128,6 +129,7 @@ def configs(folder):
 def trained(made, tmp_path, monkeypatch):
     """The manifest, the configs and the run folder of a copy of what is made."""
     monkeypatch.setattr(clip, "NAME", "vit_tiny_patch16_224")
+    monkeypatch.setattr(clip, "SIDE", 32)
     clip.shared_trunk.cache_clear()
     for name in ("data", "run"):
         shutil.copytree(made / name, tmp_path / name)
@@ -393,23 +395,25 @@ def test_sources_that_do_not_hold_for_all_images_are_told(change, told, times, t
     path, table = tmp_path / "data" / "provenance.csv", table.drop(columns="source")  # as a scan before it was there
     pd.DataFrame(change(pd.read_csv(path).to_dict("records"))).to_csv(path, index=False)
     io.tell_once.cache_clear()
+    manifest.write(table, out)
     for _ in range(2):  # as each stage does; what is wrong with the file is told once
-        assert heads.sources_of(table).tolist() == table["label"].tolist()
+        assert heads.sources_of(manifest.load(out)).tolist() == table["label"].tolist()
     assert capsys.readouterr().out.count(told) == times
 
 
 def test_a_name_in_another_case_of_letters_has_its_source(trained, tmp_path, capsys):
     table, cfgs, out = trained
-    path, table = tmp_path / "data" / "provenance.csv", table.drop(columns="source")
-    before = heads.sources_of(table)
+    path, before = tmp_path / "data" / "provenance.csv", heads.sources_of(table)
+    manifest.write(table.drop(columns="source"), out)  # as a scan before the file was there
     path.write_text(path.read_text().replace("RealPhotos/1.png", "realphotos/1.PNG"))
-    assert heads.sources_of(table).tolist() == before.tolist() != table["label"].tolist()
+    assert heads.sources_of(manifest.load(out)).tolist() == before.tolist() != table["label"].tolist()
     path.write_text(path.read_text().replace("RealPhotos/2.png", "RealPhotos/2.png,RealPhotos 0\nrealphotos/2.png"))
-    assert heads.sources_of(table)[table["path"].tolist().index("RealPhotos/2.png")] == "RealPhotos 0"  # as it stands
+    named = heads.sources_of(manifest.load(out))[table["path"].tolist().index("RealPhotos/2.png")]
+    assert named == "RealPhotos 0"  # as it stands
     path.write_text(path.read_text().replace("RealPhotos/2.png,RealPhotos 0\nrealphotos/2.png", "RealPhotos/2.png"))
     path.write_text(re.sub(r"BigGAN \d", "BigGAN 0", path.read_text().replace("RealPhotos 1", "RealPhotos 2")))
     capsys.readouterr()
-    fit(table, cfgs["stage1"])  # corrected: judged anew
+    fit(manifest.load(out), cfgs["stage1"])  # corrected: judged anew
     said = capsys.readouterr().out
     assert "already trained" not in said and "BigGAN: of one source, which no hold-out leaves out" in said
     assert set(holdouts.load(out, Stage.load(out / CHECKPOINTS["stage1"]))["source"]).isdisjoint({"RealPhotos 1"})
