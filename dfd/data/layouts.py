@@ -174,22 +174,23 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     inner = [parts[depth:] for parts in folders if len(parts) > depth]
     names, classes = {part for parts in inner for part in parts}, {parts[0].lower() for parts in inner}
     by_class = REAL.lower() in classes or {"real", "fake"} <= classes
-    layout = BY_CLASS if by_class else next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
+    marked = next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
+    layout = BY_CLASS if by_class else marked
     if layout is None:
         seen, hint = ", ".join(sorted(tops)) or "no folders", _hint(tops, folders)
         raise ManifestError(f"{root} has no known layout (no {REAL}){hint}; {EXPECTED}\nfound: {seen}")
-    real, fake = MARKERS.get(layout, (REAL if REAL.lower() in classes else "real", ""))
+    real, fake = ({name} for name in MARKERS.get(marked or "", ("real", "fake")))  # in class folders too
+    real |= {REAL.lower(), "real"} if by_class else set()
     spelt = dict[str, str]()  # a generator that train/ and test/ spell in other cases is one
 
     def place(parts: Parts) -> tuple[str, str | None] | None:
         below = parts[depth:]
-        at = next((i for i, part in enumerate(below) if by_class or part in (real, fake)), None)
+        at = next((i for i, part in enumerate(below) if part.lower() in real | fake), 0 if by_class and below else None)
         if at is None:
             return None
         generator = below[0] if by_class or at else root.name
-        named = parts[:depth] or below[1 : 2 if by_class else at]
-        splits = [SPLITS[part.lower()] for part in named if part.lower() in SPLITS]
-        is_real = below[at].lower() == real.lower()
+        splits = [SPLITS[part.lower()] for part in parts[:depth] or below[1:] if part.lower() in SPLITS]
+        is_real = below[at].lower() in real
         return REAL if is_real else spelt.setdefault(generator.lower(), generator), splits[0] if splits else None
 
     return layout + (f", below {', '.join(sorted(tops))}" if depth else ""), place

@@ -57,6 +57,30 @@ def test_split_folders_inside_the_class_folders_are_kept_too(data):
     assert len(table) == 27 and (table.split == folder).all()
 
 
+def test_split_folders_at_any_depth_of_the_class_folders_are_kept(data):
+    for label in ("RealPhotos/flickr", "ProGAN/faces", "BigGAN/a/b"):
+        for number, split in enumerate(("train", "val", "test")):
+            fill(data / label / split, 3, start=10 * number)
+    table = scan(data)
+    assert len(table) == 27 and (table.split == table.path.str.split("/").str[-2]).all()
+    assert set(table.label) == {"RealPhotos", "ProGAN", "BigGAN"}
+
+
+@pytest.mark.parametrize(
+    ("photos", "fakes"), [("0_real", "1_fake"), ("train/nature", "train/ai"), ("real", "fake"), ("cars/real", "cars")]
+)
+def test_photos_within_a_generators_folder_are_photos_beside_realphotos_too(data, photos, fakes):
+    fill(data / "RealPhotos" / "mine", 4)
+    fill(data / "progan" / photos, 4, start=10)
+    fill(data / "progan" / fakes, 4, start=20)
+    fill(data / "BigGAN", 4, start=30)
+    fill(data / "real", 2, start=40)
+    table = scan(data)
+    assert table.label.value_counts().to_dict() == {"RealPhotos": 10, "progan": 4, "BigGAN": 4}
+    assert not table.is_fake[table.path.str.startswith((f"progan/{photos}/", "real/", "RealPhotos"))].any()
+    assert not table.attrs["rejected"]
+
+
 def test_split_folders_hold_other_layouts_too(data):
     for split in ("train", "test"):
         fill(data / split / "progan" / "0_real", 10)
