@@ -21,7 +21,6 @@ from torch.utils.data import Dataset, Sampler
 
 from dfd.config import CROP_MODES, Training
 from dfd.core.images import load_rgb
-from dfd.data import provenance
 from dfd.degrade.operators import as_float, jpeg, to_bytes, to_tensor
 
 MARGIN = 8  # pixels, a side of a JPEG block: so much is cut around a training crop, and by less its grid is moved
@@ -157,8 +156,8 @@ class EpochSampler(Sampler):
 
     def __init__(self, table: pd.DataFrame, cfg: Training, binary: bool, every: int = 1):
         is_fake = table["is_fake"].to_numpy(dtype=bool)
-        label, source = table["label"], provenance.of(table)
-        root = table.groupby([label, label if source.isna().any() else source])["label"].transform("size") ** -0.5
+        label, source = table["label"], table.get("source", table["label"])
+        root = table.groupby([label, source])["label"].transform("size") ** -0.5
         weight = (root / root.groupby(label).transform("sum")).to_numpy(dtype=float)
         self.sides = [np.flatnonzero(side) for side in ((~is_fake, is_fake) if binary else (is_fake,))]
         self.weights = [weight[rows] / weight[rows].sum() for rows in self.sides]

@@ -63,7 +63,8 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
         cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
-    rejected = sorted(listing.rejected, key=lambda row: row["path"])
+    rejected = [row | {"bytes": listing.stamps.get(row["path"], (-1,))[0]} for row in listing.rejected]
+    rejected.sort(key=lambda row: row["path"])
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
     if "source" not in table and (sources := provenance.of(table)).notna().all():
         table.insert(COLUMNS.index("source"), "source", sources)
@@ -90,14 +91,17 @@ def load(out: str | Path, data: str | Path | None = None) -> pd.DataFrame:
             raise ManifestError(f"{path} is about {known}, not {data}: use another run folder, or run 00_eda")
         print(f"The data have moved from {known} to {asked}; names and sizes are those of the manifest.")
         table.attrs["root"] = str(asked)
+    if "source" not in table and (sources := provenance.of(table)).notna().all():  # named since the scan
+        table.insert(COLUMNS.index("source"), "source", sources)
     return table
 
 
 def changed(table: pd.DataFrame) -> list[str]:
     """Files of the data folder that are new, gone or of another size since this manifest of it was made."""
     listing = layouts.find(Path(table.attrs["root"]))
-    noted = {row["path"]: None for row in table.attrs["rejected"]} | dict(zip(table.path, table.bytes, strict=True))
     now = {path: listing.stamps[path][0] for path, *_ in listing.files}
+    noted = {row["path"]: row.get("bytes") for row in table.attrs["rejected"] if row["path"] in now}
+    noted |= dict(zip(table.path, table.bytes, strict=True))
     return sorted(path for path in {*noted, *now} if noted.get(path, -1) not in (None, now.get(path)))
 
 

@@ -17,7 +17,6 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
 from dfd import config
 from dfd.core import atomic_write, bar, run_lock
-from dfd.data import provenance
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.openset import PER_SOURCE, fit_subspace
 from dfd.train.bank import CONDITIONS, build
@@ -105,9 +104,8 @@ def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> 
 
 
 def sources_of(table: pd.DataFrame) -> np.ndarray:
-    """The source of each image by provenance.csv, (N,); its label where there is no such table, or not for all."""
-    sources = provenance.of(table)
-    return (table["label"] if sources.isna().any() else sources).to_numpy()
+    """The source of each image by its manifest's column, (N,); its label where there is none, for not all are known."""
+    return table.get("source", table["label"]).to_numpy()
 
 
 def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame:

@@ -280,13 +280,13 @@ def test_sampler_weighs_sources_by_the_root_of_their_size(folder, tmp_path):
     shares = table["source"].iloc[drawn].value_counts(normalize=True)
     assert shares["large"] / shares["small"] == pytest.approx((81 / 19) ** 0.5, rel=0.1)
     assert shares["fakes"] == 0.5
-    for among, is_known in ((table, True), (table[1:], False)):  # as provenance.csv has them, of all images or not
-        rows = among.assign(file=[str(number) for number in among.index])
-        rows[["file", "source"]].to_csv(tmp_path / "provenance.csv", index=False)
-        bare = table.drop(columns="source").assign(path=table.index.astype(str))
-        bare.attrs["root"] = str(tmp_path)
-        again = [index for index, _ in crops.EpochSampler(bare, Stage1(images_per_epoch=6000), binary=True)]
-        assert (again == drawn) == is_known
+    rows = table[1:].rename(columns={"path": "file"})[["file", "source"]]
+    rows.to_csv(tmp_path / "provenance.csv", index=False)
+    part = table.drop(columns="source")[1:]  # the manifest has no column, for not all images have a source
+    part.attrs["root"] = str(tmp_path)
+    drawn = [index for index, _ in crops.EpochSampler(part, Stage1(images_per_epoch=6000), binary=True)]
+    shares = rows["source"].iloc[drawn].value_counts(normalize=True)
+    assert shares["large"] / shares["small"] == pytest.approx(80 / 19, rel=0.1)  # though all of these have one
 
 
 def test_draws_take_turns_and_hang_on_seed_and_epoch_alone(folder):

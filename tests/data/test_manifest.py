@@ -55,7 +55,7 @@ def test_written_manifest_is_read_back_equal(data, tmp_path):
     assert loaded.attrs == table.attrs
     written = [name for name in os.listdir(tmp_path / "out") if name != runs.LOCK]
     assert sorted(written) == ["manifest.csv", "manifest.parquet", "rejected.csv"]
-    assert pd.read_csv(tmp_path / "out" / "rejected.csv").to_dict("records") == table.attrs["rejected"]
+    assert pd.read_csv(tmp_path / "out" / "rejected.csv")["path"].tolist() == ["ProGAN/bad.png"]
 
 
 def test_every_kind_of_file_is_accepted_or_listed(data, tmp_path, capsys):
@@ -277,6 +277,22 @@ def test_files_that_are_not_as_scanned_are_known(data, tmp_path):
     (data / "BigGAN" / "0.png").unlink()
     picture(5, 48, 40).save(data / "ProGAN" / "0.png")
     assert manifest.changed(manifest.load(tmp_path / "out")) == ["BigGAN/0.png", "ProGAN/0.png", "StyleGAN2/0.png"]
+
+
+def test_a_refused_file_that_is_mended_has_changed(data, tmp_path):
+    classes(data)
+    (data / "ProGAN" / "bad.png").write_bytes(b"no picture")
+    (data / "ProGAN" / "lost.png").symlink_to(tmp_path / "disk.png")
+    (data / "notes.txt").write_text("a")
+    table = scan(data, tmp_path / "out")
+    assert len(table.attrs["rejected"]) == 3 and manifest.changed(manifest.load(tmp_path / "out")) == []
+    (data / "notes.txt").write_text("a b")
+    picture(6, 48, 40).save(data / "ProGAN" / "bad.png")
+    picture(7, 48, 40).save(tmp_path / "disk.png")
+    assert manifest.changed(manifest.load(tmp_path / "out")) == ["ProGAN/bad.png", "ProGAN/lost.png"]
+    (data / "ProGAN" / "bad.png").unlink()
+    (data / "ProGAN" / "lost.png").unlink()
+    assert manifest.changed(manifest.load(tmp_path / "out")) == []
 
 
 @pytest.mark.skipif(os.path.exists(__file__.upper()), reason="the file system does not tell cases of letters apart")
