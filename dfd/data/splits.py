@@ -45,7 +45,7 @@ def separate(table: pd.DataFrame) -> tuple[pd.Series, dict[int, str]]:
         for _, rows in rest[rest[column].groupby(number).transform("nunique") > 1].groupby(number):
             sides = rows[column].dropna()
             both = " and ".join(f"{sides[row]} image {table.path[row]}" for row in sides.drop_duplicates().index[:2])
-            dropped |= dict.fromkeys(rows.index.difference(sides.index), f"near-duplicate of both {both}")
+            dropped |= dict.fromkeys(rows.index.difference(sides.index), f"near-duplicates link it to: {both}")
             number[sides.index] = components(rows.loc[sides.index]) + number.max() + 1
             for _, part in sides.groupby(number):
                 stays = max(part, key=SPLITS.index)

@@ -100,7 +100,7 @@ def test_new_image_that_bridges_two_splits_is_left_out():
     groups, dropped = separate(table, series(*[None] * 4), series("train", None, "test", None))
     assert list(groups.index) == [0, 2, 3]
     assert groups.nunique() == 3
-    assert dropped == {1: "near-duplicate of both train image A/0.png and test image A/2.png"}
+    assert dropped == {1: "near-duplicates link it to: train image A/0.png and test image A/2.png"}
 
 
 def test_new_image_beside_an_old_one_joins_it():
