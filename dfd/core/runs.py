@@ -83,7 +83,7 @@ def run_lock(folder: str | Path, shared: bool = False) -> Iterator[None]:
     The system's lock goes with the process. A kernel of `run` works under the lock of its run, where it is `shared` the
     other processes of a training under that of the first, and a folder inside a held one under that one.
     """
-    folder = Path(folder).resolve()
+    (folder := Path(folder).resolve()).mkdir(parents=True, exist_ok=True)
     if HEADLESS in os.environ or (shared and not is_main_process()) or not _held.isdisjoint((folder, *folder.parents)):
         yield
         return

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from dfd import config
 from dfd.analysis import ablation
 from dfd.config import CHECKPOINTS
+from dfd.core.runs import run_lock
 from dfd.data import manifest
 from dfd.degrade import parse_all
 from dfd.evaluate import scores
@@ -93,9 +94,10 @@ def test_stage_2_and_its_baselines_are_trained_and_scored(tiny_data, tmp_path, m
 @pytest.mark.slow
 def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypatch, capsys):
     table = manifest.scan(tiny_data, tmp_path / "scan", progress=False)
-    cfg = small(config.Stage1, tiny_data, tmp_path, backbone="test_resnet.r160_in1k", launderer_width=4)
+    cfg = small(config.Stage1, tiny_data, tmp_path, backbone="test_resnet.r160_in1k", launderer_width=4, track="none")
     monkeypatch.setattr(ablation, "CONDITIONS", parse_all(["jpeg 50"]))
-    first = ablation.run(table, cfg)
+    with run_lock(cfg.out):  # as `train` holds it; no tracker makes the variants' folders
+        first = ablation.run(table, cfg)
     assert list(first["variant"].unique()) == list(ablation.variants(cfg))
     assert set(first["degradation"]) == {"as it is", "JPEG 50"}
     assert {"auc", "auc_low", "auc_high", "accuracy", "auc ProGAN", "auc BigGAN"} <= set(first)
@@ -116,9 +118,11 @@ def test_every_variant_is_trained_scored_and_kept(tiny_data, tmp_path, monkeypat
 def test_each_generator_is_left_out_in_turn(three_generators, tmp_path):
     table = manifest.scan(three_generators, tmp_path / "scan", progress=False)
     cfg = small(
-        config.Stage2, three_generators, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4, crops=1
-    )
-    found = ablation.leave_out(table, cfg)
+        config.Stage2, three_generators, tmp_path, backbone="test_efficientnet.r160_in1k", unet_width=4, crops=1,
+        track="none",
+    )  # fmt: skip
+    with run_lock(cfg.out):
+        found = ablation.leave_out(table, cfg)
     assert found["left_out"].tolist() == ["BigGAN", "ProGAN", "StyleGAN2"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "left_out.csv"), found)
     fakes = table[table["is_fake"]]
