@@ -175,8 +175,7 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     names, classes = {part for parts in inner for part in parts}, {parts[0].lower() for parts in inner}
     by_class = REAL.lower() in classes or {"real", "fake"} <= classes
     marked = next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
-    layout = BY_CLASS if by_class else marked
-    if layout is None:
+    if (layout := BY_CLASS if by_class else marked) is None:
         seen, hint = ", ".join(sorted(tops)) or "no folders", _hint(tops, folders)
         raise ManifestError(f"{root} has no known layout (no {REAL}){hint}; {EXPECTED}\nfound: {seen}")
     real, fake = ({name} for name in MARKERS.get(marked or "", ("real", "fake")))  # in class folders too

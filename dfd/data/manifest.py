@@ -63,12 +63,12 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
         cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
-    rejected = [row | {"bytes": listing.stamps.get(row["path"], (-1,))[0]} for row in listing.rejected]
-    rejected.sort(key=lambda row: row["path"])
+    rows = sorted(listing.rejected, key=lambda row: row["path"])
+    rejected = [row | {"bytes": listing.stamps.get(row["path"], (-1,))[0]} for row in rows]
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
     if "source" not in table and (sources := provenance.of(table)).notna().all():
         table.insert(COLUMNS.index("source"), "source", sources)
-    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rejected)
+    reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rows)
     doubles = (table.groupby("sha256").label.nunique() > 1).sum()
     facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
     print(io.template("scan.txt.j2").render(table=table, counts=table.label.value_counts(), **facts))

@@ -48,10 +48,9 @@ def separate(table: pd.DataFrame) -> tuple[pd.Series, dict[int, str]]:
             dropped |= dict.fromkeys(rows.index.difference(sides.index), f"near-duplicates link it to: {both}")
             number[sides.index] = components(rows.loc[sides.index]) + number.max() + 1
             for _, part in sides.groupby(number):
-                stays = max(part, key=SPLITS.index)
-                first = table.path[part.index[part == stays][0]]
-                reason = f"near-duplicate of {stays} image {first} (same group)"
-                dropped |= dict.fromkeys(part.index[part != stays], reason)
+                best = max(part, key=SPLITS.index)
+                one = table.path[part.index[part == best][0]]
+                dropped |= dict.fromkeys(part.index[part != best], f"near-duplicate of {best} image {one} (same group)")
     rest = table.drop(list(dropped))
     return "g" + rest.sha256.groupby(number).transform("min").str[:16], dropped
 

@@ -284,7 +284,7 @@ def test_a_disk_that_is_full_is_told_with_the_remedy(call, tmp_path, monkeypatch
 def test_a_threshold_by_rate_changes_the_calls_and_not_the_scores(call, tmp_path):
     p = json.loads(call("--json", "in/a.png").stdout)["p_fake"]
     result = call("--threshold-fpr", "0.2", "in/a.png")
-    assert result.exit_code == 2 and "fitted on validation photos and fakes" in result.stderr
+    assert result.exit_code == 2 and "fitted on photos and fakes of validation" in result.stderr
     photos = [p - 0.01] * 5 + [p + 0.01] * 5
     update_checkpoint(tmp_path / "run" / CHECKPOINTS["stage1"], validation={"photos": photos, "fakes": [1.0]})
     calls = {}
