@@ -63,6 +63,11 @@ def test_sources_come_from_manifest_provenance_or_file_name(table, tiny_data):
         sheet.unlink()
 
 
+def test_sizes_of_a_thousand_pixels_and_more_are_plain_numbers():
+    words = slices.binned(pd.DataFrame({"size": [512, 1020, 1024] * 4}))["size"]
+    assert words.cat.categories.tolist() == ["unknown", "512", "1020", "1024"]
+
+
 def test_bins_are_words_in_the_order_of_the_values():
     rows = pd.DataFrame(
         {
