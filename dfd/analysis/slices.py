@@ -63,14 +63,14 @@ def binned(measured: pd.DataFrame, bins: int = 3) -> pd.DataFrame:
 
 
 def _bin(values: pd.Series, bins: int) -> pd.Series:
-    """Quantile bins named by their limits, four significant digits; what is missing comes first."""
+    """Quantile bins named by their limits, three digits or whole numbers; what is missing comes first."""
     codes = values.rank(method="dense") - 1
     if values.nunique() > bins:
         codes = pd.qcut(values, bins, labels=False, duplicates="drop")
         if codes.nunique() < 2:  # most have the smallest value, or the largest
             codes = (values > values.mean()).astype(float).where(values.notna())
-    limits = values.groupby(codes).agg(["min", "max"])
-    words = [f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}" for low, high in limits.to_numpy()]
+    limits = values.groupby(codes).agg(["min", "max"]).map(lambda value: f"{value:{'.0f' if value >= 1000 else '.3g'}}")
+    words = [low if low == high else f"{low} to {high}" for low, high in limits.to_numpy()]
     words = [word if words.index(word) == i else f"{word} ({i})" for i, word in enumerate(words)]  # that read alike
     places = codes.rank(method="dense").fillna(0).astype(int)
     names = pd.Index(["no JPEG" if values.name == "jpeg_quality" else "unknown", *words])
