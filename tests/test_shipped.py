@@ -62,7 +62,7 @@ def detector():
 
 @pytest.mark.slow
 def test_it_answers_and_a_photo_is_not_called_fake(detector):
-    for photo in PHOTOS[:2]:
+    for photo in PHOTOS[:4]:
         image = load_rgb(photo.path)
         verdict = detector(image)
         assert verdict.verdict in ("real", "unsure") and verdict == detector(image), photo.file
@@ -89,17 +89,18 @@ def test_what_is_no_picture_of_anything_is_unsure_and_says_why(detector):
 
 @pytest.mark.slow
 def test_a_generated_quarter_stands_out_on_the_map(detector, record_property):
-    (photo,) = [photo for photo in PHOTOS if photo.file == "astronaut.png"]
-    pixels = to_tensor(load_rgb(photo.path))
-    height, width = (side // 8 * 4 for side in pixels.shape[-2:])
-    with torch.inference_mode():
-        pixels[..., :height, :width] = simulators.load("ProGAN")(pixels[..., :height, :width])
-    stage = detector.stage1
-    chosen = plan(*pixels.shape[-2:], stage.crop_size, 100, "grid", stage.crop_size)
-    (scored,) = stage.score([stage.cut_out(pixels, chosen)])
-    overlap = [max(0, min(128, height - top)) * max(0, min(128, width - left)) / 128**2
-               for top, left in chosen.corners]  # fmt: skip
-    whole = [i for i, share in enumerate(overlap) if share < 0.05 or share > 0.95]
-    auc = roc_auc_score([overlap[i] > 0.5 for i in whole], scored.crop_logits[whole, 1])
-    record_property("auc over windows", auc)
-    assert auc > 0.7
+    aucs = []
+    for photo in [photo for photo in PHOTOS if photo.file in ("astronaut.png", "coffee.png")]:
+        pixels = to_tensor(load_rgb(photo.path))
+        height, width = (side // 8 * 4 for side in pixels.shape[-2:])
+        with torch.inference_mode():
+            pixels[..., :height, :width] = simulators.load("ProGAN")(pixels[..., :height, :width])
+        stage = detector.stage1
+        chosen = plan(*pixels.shape[-2:], stage.crop_size, 100, "grid", stage.crop_size)
+        (scored,) = stage.score([stage.cut_out(pixels, chosen)])
+        overlap = [max(0, min(128, height - top)) * max(0, min(128, width - left)) / 128**2
+                   for top, left in chosen.corners]  # fmt: skip
+        whole = [i for i, share in enumerate(overlap) if share < 0.05 or share > 0.95]
+        aucs.append(roc_auc_score([overlap[i] > 0.5 for i in whole], scored.crop_logits[whole, 1]))
+    record_property("auc over windows", aucs)
+    assert min(aucs) > 0.7

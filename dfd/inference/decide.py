@@ -164,7 +164,7 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
     """
     photos, fakes = np.sort(photos)[::-1], np.asarray(fakes)
     if not len(photos) or not len(fakes):
-        raise ValueError("a threshold is fitted on photos and fakes of validation, measured by notebook 01; one lacks")
+        raise ValueError("a threshold is fitted on photos and fakes of validation, by notebook 01: one is missing")
     p = np.concatenate([photos, fakes])
     if fpr is None:
         false, true, cuts = sklearn.metrics.roc_curve(np.arange(len(p)) >= len(photos), p, drop_intermediate=False)

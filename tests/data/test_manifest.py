@@ -55,7 +55,8 @@ def test_written_manifest_is_read_back_equal(data, tmp_path):
     assert loaded.attrs == table.attrs
     written = [name for name in os.listdir(tmp_path / "out") if name != runs.LOCK]
     assert sorted(written) == ["manifest.csv", "manifest.parquet", "rejected.csv"]
-    assert pd.read_csv(tmp_path / "out" / "rejected.csv")["path"].tolist() == ["ProGAN/bad.png"]
+    listed = [{name: row[name] for name in ("path", "reason")} for row in table.attrs["rejected"]]
+    assert pd.read_csv(tmp_path / "out" / "rejected.csv").to_dict("records") == listed
 
 
 def test_every_kind_of_file_is_accepted_or_listed(data, tmp_path, capsys):
