@@ -37,7 +37,8 @@ if act == "highpass" and not (here / "mended").exists():
 value = {"value": int(given["batch_size"]) / 100, "low": 0.1, "high": 0.99}
 time.sleep(float(os.environ.get("TAKES", 0)))
 numbers = {"val": {"auc": value}, "test": {"auc": value | {"value": 1 - value["value"]}}}
-(out / "metrics.json").write_text(json.dumps({"stage1": numbers}))
+(out / "metrics.json").with_suffix(".part").write_text(json.dumps({"stage1": numbers}))
+os.replace(out / "metrics.part", out / "metrics.json")  # at once, as runs write it: the sweep reads meanwhile
 (out / "index.html").write_text("x")
 (here / f"{out.name}.ended").write_text(str(time.time()))
 """
