@@ -14,9 +14,10 @@ from dfd.core.runs import PROVENANCE
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
 BY_CLASS = f"{REAL} and one folder per generator"
-MARKERS = {  # layout -> (folder of the real images, folder of the fake ones)
-    "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": ("0_real", "1_fake"),
-    "GenImage (<generator>/<split>/nature and ai)": ("nature", "ai"),
+FOREN_SYNTHS, GEN_IMAGE = ("0_real", "1_fake"), ("nature", "ai")  # folders of the real images and of the fake ones
+MARKERS = {
+    "CNNDetection / ForenSynths (<generator>/[<class>/]0_real and 1_fake)": FOREN_SYNTHS,
+    "GenImage (<generator>/<split>/nature and ai)": GEN_IMAGE,
 }
 ASIDE, BESIDE = ("readme", "licence", "license"), {"groups.csv", "provenance.csv", "sample.json"}  # beside the classes
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -89,7 +90,7 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
     files: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         matches = [path]
-        if path.startswith(("http://", "https://")):
+        if "://" in path and not os.path.lexists(path):
             raise FileNotFoundError(f"{path} is an address; save the picture, and give the file")
         if os.path.isdir(path):
             matches, left_out = _images_below(Path(path), suffixes)
@@ -132,17 +133,14 @@ def _walk(root: Path, aside: Parts = ()) -> tuple[dict[str, tuple[int, int]], li
             except OSError as error:
                 refused[known_as] = f"{'broken link' if os.path.islink(path) else 'cannot be read'}: {error.strerror}"
         for name in list(names):
-            reason = None
-            target = Path(folder, name).resolve()
+            known_as, target = "/".join((*parts, name)), Path(folder, name).resolve()
             if any(above.resolve().is_relative_to(target) for above in (Path(folder), *Path(folder).parents)):
-                reason = LOOP
+                refused[known_as] = LOOP
             elif name.startswith(".") or name.lower() in COPIES:
-                reason = NOT_ENTERED
+                refused[known_as] = NOT_ENTERED
             elif Path(name).suffix.lower() in SUFFIXES:
-                reason = "a folder with an image's name, not entered"
-            if reason:
-                refused["/".join((*parts, name))] = reason
-            if reason or (not parts and name.lower().removesuffix("_files").removesuffix("s") in aside):
+                refused[known_as] = "a folder with an image's name, not entered"
+            if known_as in refused or (not parts and name.lower().removesuffix("_files").removesuffix("s") in aside):
                 names.remove(name)
             else:
                 folders.append((*parts, name))
@@ -171,25 +169,29 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         beside = f"split folders ({', '.join(sorted(above))}) beside others ({', '.join(sorted(tops - above))})"
         raise ManifestError(f"{root} has {beside}; {EXPECTED}")
     depth = 1 if above else 0
-    inner = [parts[depth:] for parts in folders if len(parts) > depth]
+    inner = {parts[depth:] for parts in folders if len(parts) > depth}
     names, classes = {part for parts in inner for part in parts}, {parts[0].lower() for parts in inner}
     by_class = REAL.lower() in classes or {"real", "fake"} <= classes
     marked = next((name for name, pair in MARKERS.items() if names.issuperset(pair)), None)
     if (layout := BY_CLASS if by_class else marked) is None:
         seen, hint = ", ".join(sorted(tops)) or "no folders", _hint(tops, folders)
         raise ManifestError(f"{root} has no known layout (no {REAL}){hint}; {EXPECTED}\nfound: {seen}")
-    real, fake = ({name} for name in MARKERS.get(marked or "", ("real", "fake")))  # in class folders too
-    real |= {REAL.lower(), "real"} if by_class else set()
+    real, fake = ({name} for name in MARKERS.get(layout, FOREN_SYNTHS))
+    if by_class:
+        real, fake = {*real, REAL.lower(), "real"}, {*fake, "fake"}
     spelt = dict[str, str]()  # a generator that train/ and test/ spell in other cases is one
+
+    def marks(above: Parts, name: str) -> bool:
+        return name.lower() in real | fake or (name in GEN_IMAGE and {(*above, part) for part in GEN_IMAGE} <= inner)
 
     def place(parts: Parts) -> tuple[str, str | None] | None:
         below = parts[depth:]
-        at = next((i for i, part in enumerate(below) if part.lower() in real | fake), 0 if by_class and below else None)
-        if at is None:
+        at = next((i for i, part in enumerate(below) if marks(below[:i], part)), None)
+        if at is None and not (by_class and below):
             return None
         generator = below[0] if by_class or at else root.name
         splits = [SPLITS[part.lower()] for part in parts[:depth] or below[1:] if part.lower() in SPLITS]
-        is_real = below[at].lower() in real
+        is_real = at is not None and below[at].lower() in real | {GEN_IMAGE[0]}
         return REAL if is_real else spelt.setdefault(generator.lower(), generator), splits[0] if splits else None
 
     return layout + (f", below {', '.join(sorted(tops))}" if depth else ""), place

@@ -37,15 +37,15 @@ def test_layout_genimage_keeps_its_split_and_carves_the_missing_one(data, capsys
     assert "layout: GenImage" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("valid", ["val", "valid", "validation"])
-def test_split_folders_are_kept(data, valid, capsys):
-    for split in ("train", valid, "testing"):
+@pytest.mark.parametrize(("train", "valid"), [("train", "val"), ("training", "valid"), ("Train", "validation")])
+def test_split_folders_are_kept(data, train, valid, capsys):
+    for split in (train, valid, "testing"):
         classes(data / split, 3)
     table = scan(data)
     assert set(table.label) == {"RealPhotos", "ProGAN", "BigGAN"}
-    folder = table.path.str.split("/").str[0].map({"train": "train", valid: "val", "testing": "test"})
+    folder = table.path.str.split("/").str[0].map({train: "train", valid: "val", "testing": "test"})
     assert (table.split == folder).all()
-    assert f"below testing, train, {valid}" in capsys.readouterr().out
+    assert f"below {', '.join(sorted(('testing', train, valid)))}" in capsys.readouterr().out
 
 
 def test_split_folders_inside_the_class_folders_are_kept_too(data):
@@ -79,6 +79,18 @@ def test_photos_within_a_generators_folder_are_photos_beside_realphotos_too(data
     assert table.label.value_counts().to_dict() == {"RealPhotos": 10, "progan": 4, "BigGAN": 4}
     assert not table.is_fake[table.path.str.startswith((f"progan/{photos}/", "real/", "RealPhotos"))].any()
     assert not table.attrs["rejected"]
+
+
+@pytest.mark.parametrize("beside", ["RealPhotos/mine", None])
+def test_two_downloads_and_a_subject_called_nature_lie_beside_one_another(data, beside):
+    folders = ["ADM/train/nature", "ADM/train/ai", "progan/0_real", "progan/1_fake"]
+    subjects = ["SDXL/nature", "SDXL/cars", beside] if beside else ["progan/nature/0_real", "progan/nature/1_fake"]
+    for number, folder in enumerate(folders + subjects):
+        fill(data / folder, 4, start=10 * number)
+    table = scan(data)
+    photos = set(table.path[~table.is_fake].str.rpartition("/")[0])
+    assert photos == {"ADM/train/nature", "progan/0_real", beside or "progan/nature/0_real"}
+    assert set(table.label) == {"RealPhotos", "ADM", "progan", *(["SDXL"] if beside else [])} and not reasons(table)
 
 
 def test_split_folders_hold_other_layouts_too(data):
