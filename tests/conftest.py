@@ -20,7 +20,6 @@ def pytest_sessionstart(session):
     """Import what is slow here and in fixtures, not above: the process that hands tests out needs none of it."""
     if not xdist.is_xdist_controller(session):
         import matplotlib
-        import torch.distributed.tensor  # noqa: F401 - torch.testing would open the lazy timm halfway: a circle
 
         matplotlib.use("Agg")
 

@@ -58,8 +58,6 @@ def imported(sources):
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules.add(node.module.split(".")[0])
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy.load":
-                modules.add(node.args[0].value)
     return modules - set(sys.stdlib_module_names) - {"dfd", "tests", "benchmarks"}
 
 

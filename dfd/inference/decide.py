@@ -11,7 +11,6 @@ from scipy.special import log_softmax, softmax
 
 from dfd.config import REAL
 from dfd.inference import likelihood
-from dfd.inference.likelihood import sklearn
 from dfd.inference.stage import Stage
 
 UNKNOWN = "unknown"  # the source of a fake that is like none of the generators
@@ -167,7 +166,9 @@ def fit_threshold(photos: ArrayLike, fakes: ArrayLike, fpr: float | None = None)
         raise ValueError("a threshold is fitted on photos and fakes of validation, by notebook 01: one is missing")
     p = np.concatenate([photos, fakes])
     if fpr is None:
-        false, true, cuts = sklearn.metrics.roc_curve(np.arange(len(p)) >= len(photos), p, drop_intermediate=False)
+        from sklearn.metrics import roc_curve
+
+        false, true, cuts = roc_curve(np.arange(len(p)) >= len(photos), p, drop_intermediate=False)
         gain = true - false
         if gain.max() < 1e-12:  # then nobody is accused
             return float(min(np.nextafter(p.max(), 2), 1 - 1e-9))

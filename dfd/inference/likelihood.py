@@ -5,9 +5,9 @@ fakes are. Brümmer and du Preez 2006, doi:10.1016/j.csl.2005.08.001; ENFSI 2015
 """
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
-import lazy_loader as lazy
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -15,7 +15,6 @@ from scipy.special import logit
 
 from dfd.config import REAL
 
-sklearn: Any = lazy.load("sklearn")  # it takes a second to import, and judging needs none of it
 FOLDS = 10  # groups of sources, each of which the others calibrate
 LEAST = 50  # images of photos, and of fakes, that a rate is stated for
 SIDES = (0, 192, 384, 100_000)  # classes of the shorter side, pixels
@@ -61,10 +60,12 @@ def fit(logits: np.ndarray, is_fake: np.ndarray, groups: ArrayLike, images: Arra
     is held within what so many groups carry: with n of photos none of which scores as high, at most 3 in n do (95 %).
     Gives x and log10_lr, the curve's corners; kind, cllr, cllr_min; photos and fakes, images; groups, of both; unit.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # here and below: it takes a second; judging needs none
+
     photos, fakes = (len(np.unique(np.asarray(images)[np.equal(is_fake, label)])) for label in (0, 1))
     limits = [len(np.unique(np.asarray(groups)[np.equal(is_fake, label)])) for label in (0, 1)]
     folds = min(FOLDS, *limits)
-    splits = sklearn.model_selection.StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
+    splits = StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
     chosen, best, parts = _logistic, (np.nan, np.nan), []
     for kind in (_logistic, isotonic) if folds > 1 else ():
         held = np.zeros(len(logits))
@@ -92,15 +93,20 @@ def _limited(lr: np.ndarray, photos: int, fakes: int) -> np.ndarray:
 
 
 def _logistic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
-    model = sklearn.linear_model.LogisticRegression(C=1e4, class_weight="balanced").fit(logits[:, None], is_fake)
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1e4, class_weight="balanced").fit(logits[:, None], is_fake)
     slope, bias = max(model.coef_[0, 0], 0), model.intercept_[0]  # a detector that is worse than chance says nothing
     return lambda z: (slope * z + bias * (slope > 0)) / np.log(10)
 
 
 def isotonic(logits: np.ndarray, is_fake: np.ndarray) -> Curve:
     """The best ratios that images in this order can have, by isotonic regression on themselves."""
-    model = sklearn.isotonic.IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
-    model.fit(logits, is_fake, sklearn.utils.class_weight.compute_sample_weight("balanced", is_fake))
+    from sklearn.isotonic import IsotonicRegression
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    model = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
+    model.fit(logits, is_fake, compute_sample_weight("balanced", is_fake))
     return lambda z: logit(model.predict(z)) / np.log(10)
 
 
@@ -114,22 +120,20 @@ def rates(scores: pd.DataFrame, files: pd.DataFrame) -> list[dict[str, Any]]:
     """
     sides, qualities = (list(zip(ends, ends[1:], strict=False)) for ends in (SIDES, QUALITIES))
     any_side, any_quality = (SIDES[0], SIDES[-1]), (QUALITIES[0], QUALITIES[-1])
-    kinds = [*((side, quality) for quality in qualities for side in sides), *((any_side, q) for q in qualities)]
+    kinds = [*product(qualities, sides), *product([*qualities, any_quality], [any_side])]
     by_path = files.set_index("path")
     own_quality = scores["path"].map(by_path["jpeg_quality"]).astype(float).fillna(LOSSLESS)
-    judged = scores[["path", "answer"]].assign(
-        source=units(scores), is_fake=scores["label"].ne(REAL),
-        side=scores["path"].map(by_path[["width", "height"]].min(axis=1)),
-        quality=scores["level"].where(scores["degradation"].eq("jpeg"), own_quality))  # fmt: skip
+    judged = scores[["path", "answer"]].assign(source=units(scores), is_fake=scores["label"].ne(REAL))
+    judged["side"] = scores["path"].map(by_path[["width", "height"]].min(axis=1))
+    judged["quality"] = scores["level"].where(scores["degradation"].eq("jpeg"), own_quality)
     bins = []
-    for (least, most), (worst, best) in [*kinds, (any_side, any_quality)]:
-        is_of_kind = judged["side"].between(least, most, "left") & judged["quality"].between(worst, best, "left")
-        part, is_last = judged[is_of_kind], (least, most, worst, best) == (*any_side, *any_quality)
+    for quality, side in kinds:
+        limits = (("side", side), ("quality", quality))
+        part = judged[np.all([judged[name].between(*ends, inclusive="left") for name, ends in limits], axis=0)]
         counts = part.groupby("is_fake")["path"].nunique().reindex([False, True], fill_value=0)
-        if counts.min() < LEAST and not is_last:
+        if counts.min() < LEAST and quality != any_quality:
             continue
-        row: dict[str, Any] = {"side": (least, most), "quality": (worst, best)}
-        row["sources"] = int(part["source"].nunique())
+        row: dict[str, Any] = {"side": side, "quality": quality, "sources": int(part["source"].nunique())}
         for name, wrong, rate in (("photos", "fake", "false_alarms"), ("fakes", "real", "misses")):
             own = part[part["is_fake"] == (is_fake := name == "fakes")]
             of_images = own["answer"].eq(wrong).groupby([own["source"], own["path"]]).mean()

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 
 from dfd.core.runs import bar
-from dfd.inference.likelihood import sklearn
 
 SPANNED = 128  # directions of a Subspace
 PER_SOURCE = 64  # images of a source that a Subspace is made of
@@ -24,7 +23,9 @@ class FeatureBank(NamedTuple):
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """One minus the cosine to the k-th nearest training image, (N,) in [0, 2] from (N, D)."""
-        nearest = sklearn.neighbors.NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine")
+        from sklearn.neighbors import NearestNeighbors
+
+        nearest = NearestNeighbors(n_neighbors=min(self.k, len(self.features)), metric="cosine")
         return nearest.fit(self.features).kneighbors(np.asarray(features, dtype=np.float32))[0][:, -1].astype(float)
 
 
@@ -40,9 +41,11 @@ class Subspace(NamedTuple):
     @classmethod
     def fit(cls, features: np.ndarray, seed: int = 0) -> Self:
         """Find the SPANNED directions, or half as many as there are rows, in which (M, D) features vary most."""
+        from sklearn.decomposition import PCA
+
         features = np.asarray(features, dtype=np.float32)
         directions = min(SPANNED, len(features) // 2, features.shape[1] // 2)
-        pca = sklearn.decomposition.PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
+        pca = PCA(directions, svd_solver="randomized", random_state=seed).fit(features)
         return cls(np.asarray(pca.mean_), np.asarray(pca.components_))
 
     def project(self, features: np.ndarray) -> np.ndarray:

