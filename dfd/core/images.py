@@ -29,7 +29,6 @@ HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of
 COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
 DESCRIPTION = f"3 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
-SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's get_sampling
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's orientation -> Image.Transpose
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
@@ -69,7 +68,7 @@ def as_rgb(source: Source) -> Image.Image:
         known = source.info.get("jpeg_quality")  # of `load_rgb`, and no text in a PNG
         rgb.info = {"jpeg_quality": jpeg_quality(source) or (known if isinstance(known, int) else None)}
         return rgb
-    if hasattr(source, "detach"):  # a tensor; torch takes seconds to import, and a path needs none of it
+    if hasattr(source, "is_floating_point"):  # a tensor; torch takes seconds to import, and a path needs none of it
         is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
         if not (is_rgb and source.min() >= 0 and source.max() <= 1):  # NaN fails too
             text = "a tensor is float (3, H, W), its values lie in [0, 1], not normalised"
@@ -124,14 +123,14 @@ def subsampling(image: Image.Image) -> str | None:
     """Name a JPEG's chroma subsampling; None for grey ones and other formats."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.layers == 1:
         return None
-    return SAMPLINGS.get(JpegImagePlugin.get_sampling(image), "other")
+    return {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image), "other")
 
 
 def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
     """The content of a regular file, or its first bytes, or the bytes given; else an ImageError without its name."""
     try:
         if not isinstance(path, bytes) and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could wait for ever
-            raise ImageError("not a regular file (folder, pipe, socket or device)")
+            raise ImageError("not a regular file (a pipe, a device), or a folder that cannot be entered")
         if (size := len(path) if isinstance(path, bytes) else os.stat(path).st_size) > MAX_BYTES:
             raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
         with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:

@@ -102,6 +102,7 @@ class Detector:
         raises an ImageError, ahead and in a thread; `crops` and `mode` are as in `Stage.stream`; `report` gets a line
         for each image that is too large for all the crops that the mode asks for; `batch` crops pass a network at once.
         """
+        paths = [paths] if isinstance(paths, str) else paths
         with closing(score_files(self.stages, paths, read, crops, mode, batch)) as answers:
             for path, scored in answers:
                 if isinstance(scored, ImageError):
@@ -179,18 +180,16 @@ def prefetch(function: Callable[[Any], Any], items: Iterable[Any], size: int, th
     The first answer comes at once, and later groups fill a network's batches. With `overlap` the next group is worked
     on while the consumer has one; where both want all cores, turns are faster. Errors are raised in their turn.
     """
-    items, wanted = iter(items), 1
+    items, wanted, following = iter(items), 1, []
 
     def submit() -> list:
         return [(item, pool.submit(function, item)) for item in islice(items, wanted)]
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            group = submit()
-            while group:
+            while group := following or submit():
                 wanted = min(2 * wanted, size)
                 following = submit() if overlap else []
                 yield [(item, future.result()) for item, future in group]
-                group = following or submit()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

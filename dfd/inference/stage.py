@@ -105,7 +105,7 @@ class Stage:
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
         """Open a checkpoint; a FileNotFoundError says how to train one, a ValueError why the file is none."""
-        path = Path(path)
+        path, _ = Path(path), torch.empty(0, device=device)  # which raises where there is no such device
         if not path.exists():
             remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")

@@ -53,7 +53,7 @@ class Trunk(nn.Module):
         vit.blocks = vit.blocks[: max(blocks)]
         self.vit, self.blocks = vit.eval().requires_grad_(False), blocks
         self.cached: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.register_load_state_dict_post_hook(lambda _, keys: keys.missing_keys.clear())
+        self.register_load_state_dict_post_hook(_none_missing)
 
     def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
         return {} if destination is None else destination
@@ -63,10 +63,12 @@ class Trunk(nn.Module):
         if torch.jit.is_tracing() or (torch.is_grad_enabled() and x.requires_grad):  # ONNX would keep keys of one batch
             return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
-        if new := [i for i, key in enumerate(keys) if key not in self.cached]:
+        known: dict[bytes, Any] = {key: self.cached.get(key) for key in keys}  # another thread may drop them meanwhile
+        if new := [i for i, key in enumerate(keys) if known[key] is None]:
             with torch.no_grad():
-                self.cached |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
-        tokens = torch.stack([self.cached[key].to(x.device) for key in keys])
+                known |= zip([keys[i] for i in new], self.tokens(x[new]).unbind(), strict=True)
+        self.cached |= known
+        tokens = torch.stack([known[key].to(x.device) for key in keys])
         while len(self.cached) > max(CACHED, len(keys)):
             self.cached.popitem(last=False)
         return tokens
@@ -82,6 +84,10 @@ class Trunk(nn.Module):
             x = block(x) if number < len(self.vit.blocks) else class_token(block, x)
             taken += [x[:, 0].float()] if number in self.blocks else []
         return F.layer_norm(torch.stack(taken, 1), (self.vit.embed_dim,))
+
+
+def _none_missing(_: nn.Module, keys: Any) -> None:
+    keys.missing_keys.clear()
 
 
 def class_token(block: Any, x: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ def test_batches_of_arrays_and_tensors(run):
         ("nowhere.png", images_module.ImageError),
         ("zero\0byte.png", images_module.ImageError),
         (7, TypeError),
+        (io.BytesIO(b"an upload"), TypeError),
     ],
 )
 def test_what_is_no_image_raises(bad, error, run):

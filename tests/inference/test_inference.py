@@ -471,6 +471,12 @@ class Hostile:
         return os.mkdir, ("opened",)
 
 
+def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path):
+    files_module.save_checkpoint(content(), tmp_path / "stage1.pt")
+    with pytest.raises(RuntimeError, match="foo"):
+        Stage.load(tmp_path / "stage1.pt", "foo")
+
+
 @pytest.mark.parametrize("name", [*CHECKPOINTS.values(), *SHIPPED.values()])
 def test_files_that_may_do_anything_are_not_opened(name, tmp_path, monkeypatch):
     """A pickle under each of our names, and what git-lfs leaves; torch's text tells how to open them."""

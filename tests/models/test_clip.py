@@ -1,6 +1,7 @@
 """CLIP's frozen trunk: tokens, what checkpoints hold of it, and its weights from an 8-bit ONNX file."""
 
 import errno
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
@@ -77,6 +78,20 @@ def test_a_crop_that_was_seen_costs_nothing_and_says_the_same(tiny):
     mixed = tiny.trunk(torch.cat([images[1:], torch.rand(1, 3, 32, 32)]))
     hook.remove()
     assert calls == [1] and torch.equal(mixed[:2], first[1:])
+
+
+def test_what_another_thread_drops_meanwhile_is_there_all_the_same(tiny, monkeypatch):
+    images, tokens = torch.rand(3, 3, 32, 32), tiny.trunk.tokens
+    first = tiny.trunk(images)
+    monkeypatch.setattr(tiny.trunk, "tokens", lambda x: (tiny.trunk.cached.clear(), tokens(x))[1])
+    mixed = tiny.trunk(torch.cat([images[1:], torch.rand(1, 3, 32, 32)]))
+    assert torch.equal(mixed[:2], first[1:]) and len(tiny.trunk.cached) == 3
+
+
+def test_it_can_be_sent_to_another_process(tiny):
+    images, sent = torch.rand(1, 3, 32, 32), pickle.loads(pickle.dumps(tiny))
+    assert torch.equal(sent(images), tiny(images))
+    sent.load_state_dict(tiny.state_dict())
 
 
 def test_more_crops_at_once_than_are_kept_cost_two_stages_one_pass(tiny, monkeypatch):
