@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import socket
 import sys
 import tarfile
@@ -38,6 +39,7 @@ from dfd.inference.detector import Detector, Verdict, files_of
 
 IMAGES, LISTS = tuple(SUFFIXES), (".txt", ".lst", ".list")
 SHARDS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+SIDE = re.compile(r"(^|/)(\._[^/]*|__MACOSX/.*)$")  # what macOS packs beside the files
 UNREAD = "cannot be read"  # how the error begins of what may be there another time
 ANSWER = 10.0  # seconds that a cluster has to answer
 ENVIRONMENT = ("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")  # variables that say how to reach a file system
@@ -82,7 +84,7 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
         except Exception as error:  # each file system has its own
             raise OSError(f"{given}: {one_line(error)}") from error
     fs, folder = url_to_fs(out)
-    with nullcontext() if "://" in out else run_lock(folder):
+    with run_lock(folder) if "file" in fs.protocol else nullcontext():
         path = f"{folder}/_score.json"
         if not fs.exists(path):
             if fs.glob(f"{escape(folder)}/[!.]*"):
@@ -96,8 +98,9 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
             raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
         before = known_rows(fs, folder, rows_in(fs, folder), {*map(printable, names)})
         left = [name for name in names if name.lower().endswith(SHARDS) or printable(name) not in before]
+        members = {row for row in before if any(f"{suffix}/" in row.lower() for suffix in SHARDS)}  # workers skip these
         with bar(unit="image", initial=len(before), disable=None) as progress:
-            for table in judged(left, (files, detector.threshold, set(before), os.getcwd()), options) if left else ():
+            for table in judged(left, (files, detector.threshold, members, os.getcwd()), options) if left else ():
                 write(fs, f"{folder}/part-{uuid.uuid4().hex}.parquet", table)
                 progress.update(len(table))
         after = rows_in(fs, folder)
@@ -143,9 +146,9 @@ def listed(given: str) -> Iterator[str]:
         names = [name for match in matches for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
         files = [*map(fs.unstrip_protocol, fs.find(path))]
-        names = [name for name in files if name.lower().endswith(IMAGES + SHARDS)]
+        names = [name for name in files if name.lower().endswith(IMAGES + SHARDS) and not SIDE.search(name)]
         if others := [*map(printable, sorted({*files} - {*names}))]:
-            print(f"{given}: left out {len(others)} whose names end like no image's: {others[0]} …", file=sys.stderr)
+            print(f"{given}: left out {len(others)} with names of no image: {others[0]} …", file=sys.stderr)
     if not names:
         raise FileNotFoundError("no images there, and no shards (.tar)")
     for name in names:
@@ -170,7 +173,8 @@ def items_of(name: str) -> Iterator[Item]:
             for member in archive:
                 archive.members = []  # tarfile remembers them all
                 data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else b""
-                if not member.isdir() and (member.name.lower().endswith(IMAGES) or begins_like_image(data)):
+                is_image = member.name.lower().endswith(IMAGES) or begins_like_image(data)
+                if is_image and not member.isdir() and not SIDE.search(member.name):
                     again[inside := member.name.removeprefix("./")] += 1
                     item = Item(f"{name}/{inside}" + f" ({again[inside]})" * (again[inside] > 1))  # by tar -r
                     item.data, count = data or ImageError("no bytes"), count + 1
@@ -261,7 +265,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     tables = ray.data.from_items(rows, override_num_blocks=len(blocks)).map_batches(
         Judge, fn_constructor_args=([ray.put(shared)], options, None if gpus else torch.device("cpu")), batch_size=1,
         concurrency=min(len(blocks), options.workers or gpus or max(1, cpus // options.threads)),
-        num_cpus=options.threads, num_gpus=1 if gpus else None)  # fmt: skip
+        num_cpus=min(options.threads, max(1, cpus)), num_gpus=1 if gpus else None)  # fmt: skip
     try:
         with deferred("", pass_on=lambda: False):  # Ray has put its own handlers in our place
             for batch in tables.iter_batches(batch_size=None):

@@ -89,6 +89,7 @@ def without_ray(monkeypatch):
 
     def judge(names, shared, options):
         judged.extend(names)
+        assert not any(name.startswith("in/") for name in shared[2])  # of what was judged, a worker gets shards' rows
         monkeypatch.setattr(ray, "get", lambda content: content)
         worker = scale.Judge([shared], options, None)
         for start in range(0, len(names), options.part_size):
@@ -331,8 +332,8 @@ def test_names_that_look_like_patterns_are_names(score, tmp_path):
     fill(tmp_path / "in", 2)
     (tmp_path / "in/000.png").rename(tmp_path / "in/a[1].png")
     for _ in range(2):
-        result = score(f"file://{tmp_path}/in/*.png", "--out", "out [1]")
-        assert result.exit_code == 0 and "2 images in out [1]" in result.stderr, result.output
+        result = score(f"file://{tmp_path}/in/*.png", "--out", f"file://{tmp_path}/out [1]")
+        assert result.exit_code == 0 and f"2 images in file://{tmp_path}/out [1]" in result.stderr, result.output
     assert len(rows(tmp_path / "out [1]")) == 2
 
 
@@ -385,7 +386,7 @@ def test_what_a_store_did_not_give_is_asked_for_again_and_what_is_passed_over_is
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "cat_file", broken)
         result = score(*words)
-    assert "left out 1 whose names end like no image's: memory:///b/0f3c9e" in result.stderr
+    assert "left out 1 with names of no image: memory:///b/0f3c9e" in result.stderr
     assert errors("out").keys() == {"memory:///b/deep/b.png", "memory:///b/M\\xfcl.jpg"}, result.output
     assert "4 images in out, 2 of them before; 1 were refused" in score(*words).stderr
     score("memory:///b/a.png", "--out", "out")  # the row of another input stays
@@ -404,6 +405,8 @@ def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mod
         ("c.png", b"<svg/>"),
         ("d.png", None),
         ("hash", good),
+        ("deep/._b.JPG", b"\0\5\x16\7"),  # macOS's, with which a folder's images are not counted either
+        ("__MACOSX/deep/c.png", good),
     ]
     shard(tmp_path / name, members, mode)
     score(name, "--out", "out")
@@ -469,15 +472,18 @@ def test_inputs_that_cannot_be_used_are_one_line_and_leave_no_folder(words, text
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_folder_of_another_model_or_other_options_is_refused(score, tmp_path):
+def test_a_folder_of_another_model_version_or_other_options_is_refused(score, tmp_path, monkeypatch):
     fill(tmp_path / "in", 1)
     other = tmp_path / "other"
     other.mkdir()
     for stage, name in CHECKPOINTS.items():
         save_checkpoint(checkpoint(stage, seed=1, crop_size=32, crops=2), other / name)
     score("in", "--out", "out")
-    for words in (["--model", str(other)], ["--crops", "1"]):
-        result = score("in", "--out", "out", *words)
+    for words in (["--model", str(other)], ["--crops", "1"], ["--crop-mode", "grid"], []):
+        with monkeypatch.context() as patch:
+            if not words:
+                patch.setattr(scale, "code", lambda: "of another version")
+            result = score("in", "--out", "out", *words)
         assert result.exit_code == 2 and "out was scored with {'model': " in result.stderr
     validation = {"photos": [0.1, 0.8], "fakes": [0.7, 0.9]}
     update_checkpoint(other / CHECKPOINTS["stage1"], validation=validation, threshold=0.0)  # by which all would be fake
@@ -492,10 +498,11 @@ def test_a_folder_in_use_or_with_other_files_is_refused(score, tmp_path):
     code = "import time; from dfd.core.runs import run_lock\nwith run_lock('out'): print(flush=True); time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        result = score("in", "--out", "out")
+        results = [score("in", "--out", out) for out in ("out", f"file://{tmp_path}/out")]
         process.kill()
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert f"out is in use by process {process.pid} on" in result.stderr.splitlines()[-1]
+    for result in results:
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"out is in use by process {process.pid} on" in result.stderr.splitlines()[-1]
     (tmp_path / "mine").mkdir()
     parquet.write_table(pa.table({"path": ["x"]}), tmp_path / "mine/table.parquet")
     assert "mine holds files that `score` did not write" in score("in", "--out", "mine").stderr
