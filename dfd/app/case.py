@@ -27,12 +27,10 @@ from PIL import Image
 
 from dfd import __version__, config
 from dfd.app.metadata import TRUST, plain, sentence
-from dfd.core import explained, printable, run_lock
-from dfd.core.images import perceptual_hash
+from dfd.core import explained, perceptual_hash, printable, run_lock
 from dfd.core.io import TEMPLATES, atomic_write, code, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.data.splits import components
-from dfd.inference.detector import Detector, Verdict
-from dfd.inference.stage import uses_bfloat16
+from dfd.inference import Detector, Verdict, uses_bfloat16
 
 RECORD, VERDICTS, INDEX, PDF = "case.json", "verdicts.csv", "index.html", "case.pdf"
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
@@ -64,7 +62,7 @@ class Journal:
         if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
             raise ValueError(f"{path} was not written by `predict --csv`, and stays as it is; take another name")
         for row in lines:
-            again = (row["error"] or changed(row)) and (asked is None or row["path"] in asked)
+            again = (asked is None or row["path"] in asked) and (row["error"] or changed(row))
             if again or None in row.values():  # or cut within a name
                 continue
             if any(row.get(name, value) != value for name, value in self.judged_by.items()):
@@ -118,6 +116,13 @@ class Case:
         relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
         if place != os.getcwd() and (first := next(relative, None)):
             raise ValueError(f"{folder} was begun in {place}; go on there, or give {first} by its whole path")
+        found = differences(folder, self.record) if "ended" in (self.record.get("runs") or [{}])[-1] else []
+        if (VERDICTS, "was changed") in found:
+            raise ValueError(f"{folder / VERDICTS} was changed behind its last run; bring back a copy, or begin anew")
+        for name, what in found:
+            print(f"{folder}: {printable(name)} {what} behind its last run, which the record keeps.", file=sys.stderr)
+            if what == "was changed" and name.startswith("images/"):
+                (folder / name).unlink()  # it is made anew where its image is named
         if self.record and self.record["detector"] | {"name": ""} != made_by | {"name": ""}:
             known = read_verdicts(folder / VERDICTS) if (folder / VERDICTS).exists() else []
             before = f"{folder} was judged by another detector or threshold, or on other crops"
@@ -129,16 +134,15 @@ class Case:
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
             raise FileExistsError(f"{folder} holds files and is no case; take an empty folder, or a new one")
-        title = f"Case {folder.resolve().name}"
-        fresh: Any = {"id": str(uuid.uuid4()), "created": _now(), "title": title, "examiner": None, "runs": []}
-        self.record = fresh | self.record | {"detector": made_by}
+        fresh: Any = {"id": str(uuid.uuid4()), "created": _now(), "examiner": None, "runs": []}
+        self.record = fresh | {"title": f"Case {folder.resolve().name}"} | self.record | {"detector": made_by}
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
         self.record["notes"] = [*dict.fromkeys([*self.record.get("notes", []), *about.get("notes", ())])]
         device = f"{stage.device}, {'bfloat16' if uses_bfloat16(stage.device) else 'float32'}"
-        own = {"dfd": __version__, "code": code(frozenset()), "system": sys.platform, "device": device}
-        own |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
-        versions = own | {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
-        told = {"started": _now(), "command": shlex.join(sys.orig_argv), "folder": os.getcwd()}
+        versions = {"dfd": __version__, "code": code(frozenset()), "system": sys.platform, "device": device}
+        versions |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
+        versions |= {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
+        told = {"started": _now(), "command": shlex.join(sys.orig_argv), "folder": os.getcwd(), "found": found}
         self.record["runs"].append(told | {"versions": versions, "detector": made_by})
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
@@ -173,15 +177,12 @@ class Case:
         """Write tables, index, PDF, copies if wanted, and the record with its hashes; gives the index."""
         verdicts, folder = read_verdicts(self.folder / VERDICTS), self.folder
         write_json(folder / "verdicts.json", [asdict(verdict) for verdict in verdicts])
-        rows = self._rows(verdicts)
-        counts = pd.Series(["refused" if verdict.error else verdict.verdict for verdict in verdicts]).value_counts()
-        values, page = {"case": self.record, "counts": counts.to_dict(), **_facts()}, template("case.html.j2")
-        with atomic_write(folder / INDEX) as draft, draft.open("wb") as file:
-            page.stream(**values, rows=rows).dump(file, "utf-8", "backslashreplace")
-        printed = dict.fromkeys(self.page_of(v.sha256) for v in verdicts if v.sha256)
+        values = {"case": self.record, "rows": self._rows(verdicts), **_facts()}
+        write_text(folder / INDEX, (page := template("case.html.j2")).render(**values))
+        printed = dict.fromkeys(own for v in verdicts if v.sha256 and (own := self.page_of(v.sha256)).exists())
         found = [re.search(r"<article.*?</article>", path.read_text("utf-8"), re.S) for path in [*printed][:PRINTED]]
-        values |= {"rows": rows, "articles": [part[0].replace("<details>", "<details open>") for part in found if part]}
-        write_pdf(page.render(**values), folder / PDF)
+        articles = [part[0].replace("<details>", "<details open>") for part in found if part]
+        write_pdf(page.render(**values, articles=articles), folder / PDF)
         files = {v.path: Path(self.record["runs"][0]["folder"], v.path) for v in verdicts if v.path}
         sizes = {path: file.stat().st_size for path, file in files.items() if os.path.isfile(file)}
         noted = {(row["path"], row["sha256"]): row for row in self.record.get("inputs", ()) if row["sha256"]}
@@ -199,11 +200,8 @@ class Case:
         return folder / INDEX
 
     def _is_stale(self, noted: Mapping[str, Any], place: str) -> bool:
-        """Whether an image that was judged is there and another one by now, or its page is gone or was changed."""
-        page, was, outputs = self.page_of(noted["sha256"]), noted["sha256"], self.record.get("outputs", {})
-        as_made = outputs.get(page.relative_to(self.folder).as_posix(), {}).get("sha256", present := _hash_of(page))
-        if present != as_made:
-            page.unlink(missing_ok=True)
+        """Whether an image that was judged is there and another one by now, or its page is gone."""
+        was, page = noted["sha256"], self.page_of(noted["sha256"])
         return bool(was) and (not page.exists() or _hash_of(Path(place, noted["path"])) not in (None, was))
 
     def _rows(self, verdicts: list[Verdict]) -> list[dict[str, Any]]:
@@ -216,11 +214,10 @@ class Case:
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
         firsts, kinds = ~groups.duplicated(), pd.Series([v.verdict for v in verdicts]).groupby(groups)
         differs = kinds.transform("nunique") > 1
-        return [{"verdict": v, "name": plain(v.path, 4096), "headline": sentence("headline", v), "key": path.stem,
-                 "support": "" if v.log10_lr is None else sentence("scale", v.log10_lr), "has_page": path.exists(),
-                 "group": int(numbers[place]), "alike": int(sizes[place]) - 1, "is_first": bool(firsts[place]),
-                 "in_part": (page := self.page_of(v.sha256 or "")).exists() and b"<li>In part:" in page.read_bytes(),
-                 "differs": bool(differs[place])}
+        return [{"verdict": v, "key": path.stem, "group": int(numbers[place]), "alike": int(sizes[place]) - 1,
+                 "is_first": bool(firsts[place]), "differs": bool(differs[place]),
+                 "has_page": (page := self.page_of(v.sha256 or "")).exists() and path.exists(),
+                 "in_part": page.exists() and b"<li>In part:" in page.read_bytes()}
                 for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))]  # fmt: skip
 
 
@@ -231,22 +228,25 @@ def opened(folder: Path, detector: Detector, about: Mapping[str, Any]) -> Iterat
     `about` may hold title, examiner, notes, with_images, crops and crop_mode. A folder with other files is a
     FileExistsError. One of another detector, threshold or crops is judged anew where `paths` names all of it.
     """
-    with run_lock(folder):
-        case = Case(folder, detector, about)
-        with case.journal.file:
-            yield case
+    with run_lock(folder), (case := Case(folder, detector, about)).journal.file:
+        yield case
 
 
 def verify(folder: Path) -> tuple[list[str], list[str]]:
     """Hash all that a case's record names: lines of what changed or is missing. No record is a FileNotFoundError."""
     if not {"outputs", "inputs", "runs"} <= set(record := read_json(folder / RECORD)):
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
-    noted, present, place = record["outputs"], _hashes(folder), record["runs"][0]["folder"]
-    wrong = [f"{n} {'was changed' if n in present else 'is gone'}" for n in noted if present.get(n) != noted[n]]
-    wrong += [f"{printable(name)} was added" for name in present if name not in noted]
-    now = [(row["path"], row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
+    wrong, place = [f"{printable(n)} {what}" for n, what in differences(folder, record)], record["runs"][0]["folder"]
+    now = [(printable(row["path"]), row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
     wrong += [f"{path}, an image that was judged, was changed" for path, was, own in now if own and was and own != was]
     return wrong, [f"{path} is not here, or cannot be read" for path, _, own in now if own is None]
+
+
+def differences(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Files of a case that are not as its record has them, each with: was changed, is gone or was added."""
+    noted, present = record["outputs"], _hashes(folder)
+    wrong = [(n, "was changed" if n in present else "is gone") for n in noted if present.get(n) != noted[n]]
+    return [*wrong, *((name, "was added") for name in present if name not in noted)]
 
 
 def write_pdf(html: str, path: Path) -> None:
@@ -297,4 +297,4 @@ def _now() -> str:
 def _facts() -> dict[str, Any]:
     """What every page says of itself."""
     style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination", "case"))
-    return {"style": style, "limits": sentence("limits"), "version": __version__, "written": _now()}
+    return {"style": style, "plain": plain, "sentence": sentence, "version": __version__, "written": _now()}

@@ -91,7 +91,7 @@ def run_lock(folder: str | Path, shared: bool = False) -> Iterator[None]:
     with contextlib.suppress(OSError):  # nobody says so
         who = holder.read_text("utf-8")
     with contextlib.ExitStack() as stack:
-        in_use = f"{folder} is in use by {who}; wait for it, end it, or choose another --out"
+        in_use = f"{folder} is in use by {who}; wait for it, end it, or choose another folder"
         stack.enter_context(file_lock(folder / LOCK, in_use))
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         for draft in folder.glob(f"*{PART}") if holder.exists() else ():  # what a killed run left half-written
@@ -147,9 +147,8 @@ def waiting(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _handled(handler: Any) -> Iterator[contextlib.ExitStack]:
     """Let a handler have both SIGNALS within a block, where this is the main thread; others cannot set one."""
-    is_main = threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as stack:
-        for number in SIGNALS if is_main else ():
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             stack.callback(signal.signal, number, signal.signal(number, handler))
         yield stack
 

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from bad_files import encoded
 from click.testing import CliRunner
@@ -83,11 +84,9 @@ def test_a_case_holds_tables_pages_and_the_hash_of_everything(call, tmp_path):
     without = [page for page in (folder / "images").iterdir() if "no other picture was drawn" in page.read_text()]
     assert len(without) == 11
     without[0].write_text(without[0].read_text().replace("<ul>", "<ul><li>In part: the square</li>"))
-    noted = record()  # as if it had been so when it was made
-    noted["outputs"][f"images/{without[0].name}"]["sha256"] = sha256(without[0].read_bytes()).hexdigest()
-    write_json(folder / "case.json", noted)
     path = folder / "verdicts.csv"
     path.write_text(re.sub(r"^(in/alike.jpg,\w+,\w+),\w+", r"\1,other", path.read_text(), flags=re.M))
+    write_json(folder / "case.json", record() | {"outputs": case._hashes(folder)})  # as if it had been made so
     call("in/00.png")
     index = (folder / "index.html").read_text()
     assert index.count("1 more, verdicts differ</td>") == 2 and index.count("in part generated, see its page") == 1
@@ -132,8 +131,36 @@ def test_a_page_that_was_changed_is_made_anew_and_not_signed(call, tmp_path):
     page = next((tmp_path / "case" / "images").iterdir())
     before = page.read_text()
     page.write_text(before.replace("Called", "Not called"))
+    again = call("in/01.png")  # the page goes, though its image is not named, and the list leads to none
+    line, index = f"images/{page.name} was changed", tmp_path / "case/index.html"
+    assert again.exit_code == 0 and not page.exists() and f'href="images/{page.name}' not in index.read_text()
+    assert line in again.stderr and line in index.read_text()
     call("in/00.png", "in/01.png")
+    assert [name for run in record()["runs"] for name, _ in run["found"]] == [f"images/{page.name}"]
     assert "Not called" not in page.read_text() and len(read_verdicts(tmp_path / "case" / "verdicts.csv")) == 2
+
+
+def test_what_was_changed_behind_a_case_is_said_and_kept_and_no_other_verdict_is_signed(call, tmp_path):
+    call("in/00.png", "in/01.png")
+    for name in ("thumbs/x.jpg", "x\n.txt"):
+        (tmp_path / "case" / name).write_text("planted")
+    again = call("in/02.png")
+    assert r"x\n.txt was added" in again.stderr and "thumbs/x.jpg was added" in again.stderr
+    assert "thumbs/x.jpg was added" in (tmp_path / "case/index.html").read_text()
+    assert ["thumbs/x.jpg", "was added"] in record()["runs"][1]["found"] and "added" not in call("in/02.png").stderr
+    table, kept = tmp_path / "case/verdicts.csv", record()
+    rows = pd.read_csv(table, dtype=str).assign(is_fake="True", verdict="fake")
+    rows.to_csv(table, index=False)
+    refused = call("in/00.png", "in/01.png")
+    assert refused.exit_code == 2 and "verdicts.csv was changed behind its last run" in refused.stderr
+    assert record() == kept and call("case", command=["verify"]).exit_code == 1
+
+
+def test_the_name_of_a_changed_image_writes_no_answer(call, tmp_path):
+    name = (tmp_path / "in/00.png").rename(tmp_path / "in/x\ncase: as it was made\n.png").relative_to(tmp_path)
+    call(str(name))
+    name.write_bytes((tmp_path / "in/01.png").read_bytes())
+    assert len(call("case", command=["verify"]).stdout.splitlines()) == 2
 
 
 def test_verify_sees_links_and_records_in_folders_and_no_name_writes_its_answer(call, tmp_path):
