@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
 from dfd.core import FORMATS, Source, as_rgb, content_of, jpeg_quality, subsampling, template
 
@@ -29,7 +28,8 @@ SCREENS = "1080x1920 1170x2532 1179x2556 1080x2340 1080x2400 1440x3120 1290x2796
 SCREENS += " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1620x2160 1668x2388 2048x2732"
 PROMPTS = {"parameters", "prompt", "workflow", "dream", "sd-metadata"}  # texts that diffusion programs write into a PNG
 BLOCKY = 2.8  # of `blockiness`, across and down, from which on a picture was saved as JPEG before
-SKIPPED = ("MakerNote", "UserComment", "PrintImageMatching")  # long and binary
+CHARACTERS = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16-be"}  # how a UserComment begins, and what it is in
+SKIPPED = ("MakerNote", "PrintImageMatching")  # long and binary
 SUB_TABLES = {ExifTags.IFD.Exif: ExifTags.TAGS, ExifTags.IFD.GPSInfo: ExifTags.GPSTAGS}
 
 
@@ -113,7 +113,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
     texts = {name: value for name, value in image.info.items() if name == "comment" or isinstance(value, str)}
     values["text"] = _tidy(texts, {})
     try:
-        if isinstance(image, JpegImageFile):  # MPO too
+        if isinstance(image, JpegImagePlugin.JpegImageFile):  # MPO too
             values |= {"format": "JPEG", "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image)}
         values["frames"] = int(getattr(image, "n_frames", 1))
         image.info, image._exif = {k: v for k, v in image.info.items() if "xmp" not in str(k)}, None
@@ -135,6 +135,8 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere
         recorded = sorted(int(exif.get(name, 0)) for name in ("ExifImageWidth", "ExifImageHeight"))  # or 0: unset
         told |= {"resized"} if recorded[0] and recorded != size else set()
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)  # in JPEG and WebP
+        told |= {"prompt"} if isinstance(comment, bytes) and b"Steps: " in comment.replace(b"\0", b"") else set()
         pixels = np.asarray(image.convert("L"), dtype=np.float32)[:2048, :2048]
         is_blocky = min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
         told |= {"blocks"} if is_blocky and values["format"] in ("PNG", "TIFF", "BMP", "GIF") else set()
@@ -163,10 +165,13 @@ def _tidy(entries: Mapping[Any, Any], names: Mapping[int, str]) -> dict[str, str
     tidy = {}
     for tag, value in list(entries.items())[:MAX_TAGS]:
         name = plain(names.get(tag, f"tag {tag}") if isinstance(tag, int) else tag, 60)
+        if name == "UserComment" and isinstance(value, bytes) and value[:8] in CHARACTERS:
+            codec = "utf-16-le" if value[9:10] == b"\0" else CHARACTERS[value[:8]]  # also where the standard says other
+            value = value[8:].decode(codec, "replace").strip("\0 ")
         if isinstance(value, bytes):
             is_text = name == "comment" or value.rstrip(b"\0").isalnum()
             value = value.rstrip(b"\0").decode("utf-8", "replace") if is_text else f"{len(value)} bytes"
-        if name not in SKIPPED:
+        if name not in SKIPPED and value != "":
             tidy[name] = plain(value)
     return tidy
 
@@ -185,15 +190,13 @@ def read_credentials(data: bytes, format: str | None) -> Credentials:
     if trust := os.environ.get(TRUST):
         settings["trust"] = {"trust_anchors": Path(trust).read_text("utf-8")}
     try:
-        context = c2pa.Context.from_dict(settings)
-        with c2pa.Reader(MIME[format], io.BytesIO(data), context=context) as reader:
+        with c2pa.Reader(MIME[format], io.BytesIO(data), context=c2pa.Context.from_dict(settings)) as reader:
             state, manifest = reader.get_validation_state(), reader.get_active_manifest() or {}
-            results = reader.get_validation_results() or {}
+            failures = (reader.get_validation_results() or {}).get("activeManifest", {}).get("failure", [])
     except Exception as error:  # a native parser's errors on foreign data, of many kinds
         if type(error).__name__.endswith("ManifestNotFound"):
             return NO_CREDENTIALS
         return Credentials("not verified", f"The credentials cannot be read: {plain(error)}")
-    failures = results.get("activeManifest", {}).get("failure", [])
     failures = [failure for failure in failures if failure.get("code") != "signingCredential.untrusted"]
     reason = plain(sentence("credentials", state, failures, bool(trust)), 3 * MAX_TEXT)
     signer, says_generated = None, False

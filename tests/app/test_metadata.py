@@ -40,6 +40,25 @@ def test_text_of_a_png_is_shown_and_cut_short():
     assert found.jpeg_quality is None and found.subsampling is None
 
 
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("mark", "codec"), [("UNICODE\0", "utf-16-be"), ("UNICODE\0", "utf-16-le"), ("ASCII\0\0\0", "utf-8")]
+)
+def test_a_prompt_in_exif_is_shown_and_named(format, mark, codec):
+    for text, is_prompt in (
+        ("a château, " * 40 + "Steps: 20, Sampler: Euler a", True),
+        ("a photo of us", False),
+        ("", False),
+    ):
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = mark.encode() + text.encode(codec)
+        found = metadata.read_metadata(encoded(picture(1), format, exif=exif))
+        assert found.exif.get("UserComment", "").startswith(text[:10]) and ("UserComment" in found.exif) == bool(text)
+        assert any("programs for generating images" in line for line in found.warnings) == is_prompt
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = bytes(range(200, 240))
+    assert metadata.read_metadata(encoded(picture(1), format, exif=exif)).exif == {"UserComment": "40 bytes"}
+
+
 def test_an_animation_counts_its_frames():
     data = encoded(picture(1), "GIF", save_all=True, append_images=[picture(2), picture(3)])
     assert metadata.read_metadata(data).frames == 3
