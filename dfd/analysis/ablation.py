@@ -52,6 +52,15 @@ def trained(table: pd.DataFrame, out: str | Path, stage: str, name: str) -> Stag
     return Stage.load(path) if len(changed) < 2 else None
 
 
+def left_out_fits(table: pd.DataFrame, out: str | Path) -> bool:
+    """Whether all networks of `leave_out` in a run folder have its stage 2's parameters, and are of this manifest."""
+    stage2 = CHECKPOINTS["stage2"]
+    given = {path.parent.name: read_content(path) for path in Path(out).glob(f"left_out/*/{stage2}")}
+    own = read_content(Path(out) / stage2)["config"] if given else None
+    known = [(digest(table[table["label"] != name]), own) for name in given]
+    return bool(given) and known == [(content["manifest_hash"], content["config"]) for content in given.values()]
+
+
 def _folder(out: str | Path, stage: str, name: str) -> Path:
     return Path(out) / f"ablation_{stage}" / name.replace(": ", "_").replace(" ", "_")
 

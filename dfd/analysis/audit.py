@@ -53,7 +53,7 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
 
     auc = partial(mean_auc, labels=truth.to_numpy())
     auc = metrics.bootstrap_all(rows["group"], {"auc": auc}, seed, RESAMPLES)["auc"]
-    importance = forest.fit(values, truth).feature_importances_.round(4).tolist()
+    importance = forest.fit(values, pd.factorize(truth, sort=True)[0]).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     if auc["low"] is not None and auc["low"] > WARN_ABOVE:
         warning = str(template("audit.txt.j2").module.shortcut(stage, auc, WARN_ABOVE, *list(shares)[:2]))
@@ -109,9 +109,8 @@ def suspected(features: np.ndarray, table: pd.DataFrame, seed: int = 0) -> pd.Da
     labels, own = p.columns.get_indexer(pd.Index(table["label"])), p.to_numpy()
     usual = np.array([own[labels == k, k].mean() for k in range(own.shape[1])])
     others = np.where(np.arange(own.shape[1]) == labels[:, None], -1, own)  # without the label that each has
-    ranking = table[["path", "label", "split", "group"]].assign(
-        suggested=p.columns[others.argmax(1)], p_label=own[np.arange(len(p)), labels], p_suggested=others.max(1)
-    )
+    ranking = table[["path", "label", "split", "group"]].assign(suggested=p.columns[others.argmax(1)])
+    ranking["p_label"], ranking["p_suggested"] = own[np.arange(len(p)), labels], others.max(1)
     ranking["margin"] = ranking["p_suggested"] - ranking["p_label"]
     ranking["suspected"] = (ranking["margin"] > 0) & np.asarray((others >= usual).any(axis=1))
     return ranking.sort_values(["suspected", "margin"], ascending=False, ignore_index=True, kind="stable")
@@ -148,10 +147,9 @@ def probe(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def verdict(conditions: pd.DataFrame) -> str:
     """Say in plain words what `probe` gave."""
-    named: dict[bool, list] = {True: [], False: []}  # by codecs, and by others
     moved = conditions.loc[conditions["named"], "moved"].sort_values(key=abs, ascending=False)
-    for name, value in zip(moved.index, moved, strict=True):
-        steps = (registry.DEGRADATIONS[step] for step, *_ in registry.parse(name).chain)
-        named[all(step.codec for step in steps)].append((name, value))
+    chains = (registry.parse(name).chain for name in moved.index)
+    is_codec = np.array([all(registry.DEGRADATIONS[step].codec for step, *_ in chain) for chain in chains], dtype=bool)
+    codecs, others = (list(moved[own].items()) for own in (is_codec, ~is_codec))
     tried = conditions["moved_low"].count()  # with an interval
-    return str(template("audit.txt.j2").module.verdict(named[True], named[False], tried, MARGIN))
+    return str(template("audit.txt.j2").module.verdict(codecs, others, tried, MARGIN))

@@ -62,16 +62,14 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
             table.loc[table.groupby("tied").earlier.transform("nunique") > 1, "earlier"] = None
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
-        cache.store(dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
+        cache.store({} if splits.gaps(table) else dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
     rows = sorted(listing.rejected, key=lambda row: row["path"])
     rejected = [row | {"bytes": listing.stamps.get(row["path"], (-1,))[0]} for row in rows]
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}
     if "source" not in table and (sources := provenance.of(table)).notna().all():
         table.insert(COLUMNS.index("source"), "source", sources)
     reasons = Counter(row["reason"].split(":")[0].split(" image ")[0] for row in rows)
-    doubles = (table.groupby("sha256").label.nunique() > 1).sum()
-    facts = {"reasons": reasons.most_common(), "doubles": doubles, "gaps": splits.gaps(table)}
-    print(io.template("scan.txt.j2").render(table=table, counts=table.label.value_counts(), **facts))
+    print(io.template("scan.txt.j2").render(table=table, reasons=reasons.most_common(), gaps=splits.gaps(table)))
     if out is not None:
         with runs.run_lock(out, shared=True):
             write(table, out)
@@ -116,7 +114,6 @@ def check(table: pd.DataFrame) -> None:
 def write(table: pd.DataFrame, out: Path) -> None:
     """Write manifest.parquet, manifest.csv and rejected.csv, each whole or not at all."""
     rejected = pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"])
-    out.mkdir(parents=True, exist_ok=True)
     with io.atomic_write(out / "manifest.parquet") as draft:
         table.to_parquet(draft, index=False)
     for name, rows in (("manifest.csv", table), ("rejected.csv", rejected)):

@@ -1,5 +1,6 @@
 """The ablation: which variants there are, and that each is trained, scored and kept."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -125,6 +126,10 @@ def test_each_generator_is_left_out_in_turn(three_generators, tmp_path):
         found = ablation.leave_out(table, cfg)
     assert found["left_out"].tolist() == ["BigGAN", "ProGAN", "StyleGAN2"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "left_out.csv"), found)
+    own = shutil.copy(tmp_path / "run/left_out/ProGAN" / CHECKPOINTS["stage2"], tmp_path / "run")
+    assert ablation.left_out_fits(table, cfg.out) and not ablation.left_out_fits(table.iloc[1:], cfg.out)
+    update_checkpoint(Path(own), config=torch.load(own)["config"] | {"batch_size": 9})
+    assert not ablation.left_out_fits(table, cfg.out) and not ablation.left_out_fits(table, tmp_path)
     fakes = table[table["is_fake"]]
     for row in found.to_dict("records"):
         name = row["left_out"]

@@ -45,6 +45,11 @@ def test_planted_leak_is_found_in_stage2(leak):
     assert "which generator" in audit.format_audit(table(BigGAN=leak), "stage2")["warning"]
 
 
+def test_generators_may_be_called_by_numbers():
+    plain, rows = audit.format_audit(table(BigGAN={"width": 300}), "stage2"), table(BigGAN={"width": 300})
+    assert audit.format_audit(rows.assign(label=rows["label"].replace("BigGAN", "007")), "stage2") == plain
+
+
 def test_quality_alone_is_found():
     every = dict.fromkeys(("RealPhotos", "ProGAN", "BigGAN"), JPEG)
     assert audit.format_audit(table(**every), "stage1")["warning"] is None

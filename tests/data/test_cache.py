@@ -34,6 +34,15 @@ def decoded(monkeypatch):
     return seen
 
 
+def test_splits_that_lack_a_class_are_not_remembered(data):
+    classes(data, 6)
+    (data / "groups.csv").write_text("path,group\n" + "".join(f"ProGAN/{i}.png,all\n" for i in range(6)))
+    assert splits.gaps(scan(data))
+    (data / "groups.csv").unlink()
+    assert not splits.gaps(table := scan(data))
+    assert scan(data)["split"].equals(table["split"])
+
+
 def test_second_scan_decodes_only_what_changed(data, decoded):
     classes(data)
     (data / "ProGAN" / "bad.jpg").write_bytes(b"no image")
