@@ -213,7 +213,7 @@ def test_standard_input_is_an_image(call, tmp_path):
 
 
 def test_addresses_files_of_a_model_and_halves_of_one_are_named(call, tmp_path):
-    for address in ("https://example.com/a.jpg", "http://example.com/a.jpg?size=large"):
+    for address in ("https://example.com/a.jpg", "HTTP://example.com/a.jpg?size=large", "s3://bucket/a.jpg"):
         assert "is an address; save the picture" in call(address).stderr
     invoke = CliRunner().invoke
     for name in CHECKPOINTS.values():
