@@ -8,7 +8,7 @@ import shlex
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +70,20 @@ def manual(name: str) -> str:
     return (HELP / f"{name}.txt").read_text("utf-8").replace("\\b\n", "\b\n")
 
 
-def options(name: str) -> list[Callable]:
-    """The decorators for what options.toml has for a command, or under a name that commands share."""
-    decorators = []
+def options(name: str) -> Iterator[click.Parameter]:
+    """What options.toml has for a command, or under a name that commands share."""
     for names, given in OPTIONS[name].items():
         if names in OPTIONS and not given:
-            decorators += options(names)
+            yield from options(names)
         else:
-            declare = click.option if names.startswith("-") else click.argument
-            decorators.append(declare(*names.split(), **given | {"type": TYPES.get(given.get("type"))}))
-    return decorators
+            declare = click.Option if names.startswith("-") else click.Argument
+            yield declare(names.split(), **given | {"type": TYPES.get(given.get("type"))})
 
 
 def command(function: Callable) -> click.Command:
     """A command whose help is its docstring and its manual, with its options."""
     name = function.__name__
-    for option in reversed(options(name)):
-        function = option(function)
-    return main.command(help=f"{function.__doc__}\n\n{manual(name)}")(function)
+    return main.command(help=f"{function.__doc__}\n\n{manual(name)}", params=[*options(name)])(function)
 
 
 @click.group(cls=Group, help=manual("dfd"), context_settings=SETTINGS)

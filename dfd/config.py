@@ -227,10 +227,7 @@ def plan(stems: Iterable[str], configs: Mapping[str, type[Shared]], shared: Mapp
             raise ConfigError(unknown_parameter(name, every))
         for stem in matches:
             given[stem][field] = value
-    for stem, model in models.items():
-        checked = model(**given[stem])
-        given[stem] = {name: getattr(checked, name) for name in given[stem]} | dict(shared)
-    return given
+    return {stem: model(**given[stem]).model_dump(exclude_unset=True) | dict(shared) for stem, model in models.items()}
 
 
 def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:

@@ -1,5 +1,6 @@
 """Looking inside: pictures of images, crops and residuals, the spectrum, and Grad-CAM."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +39,7 @@ def spectrum(images: Tensor) -> np.ndarray:
 
 def class_spectra(table: pd.DataFrame, size: int, per_class: int) -> dict[str, np.ndarray]:
     """Spectrum of the high-pass residuals of each label's centre crops, of at most `per_class` images."""
-    chosen = _chosen(table, per_class).items()
-    return {label: spectrum(high_pass(center_crops(table, paths, size))) for label, paths in chosen}
+    return {label: spectrum(high_pass(center_crops(table, paths, size))) for label, paths in _chosen(table, per_class)}
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def thumbnail(table: pd.DataFrame, path: str) -> np.ndarray:
 
 def examples(table: pd.DataFrame, per_class: int, size: int = 128) -> Pictures:
     """Centre crops of each label, spread evenly over the table."""
-    return {label: _pictures(center_crops(table, paths, size)) for label, paths in _chosen(table, per_class).items()}
+    return {label: _pictures(center_crops(table, paths, size)) for label, paths in _chosen(table, per_class)}
 
 
 def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures:
@@ -74,7 +74,7 @@ def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures
     degrade = RandomDegrade(smallest=cfg.crop_size, p_clean=CLEAN) if cfg.degrade else None
     quality = cfg.equalise_quality if cfg.equalise else None
     pictures = {}
-    for label, paths in _chosen(table, columns).items():
+    for label, paths in _chosen(table, columns):
         views = RealFakeDataset(table[table["path"].isin(paths)], table.attrs["root"], cfg.crop_size, degrade, quality)
         pictures[label] = _pictures(torch.stack([views[i][0] for i in range(len(views))]))
     return pictures
@@ -83,7 +83,7 @@ def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures
 def residual_pictures(stage: Stage, table: pd.DataFrame, columns: int) -> Pictures:
     """Pairs of rows per generator: centre crops, and stage 2's residuals of them, stretched about grey."""
     pictures = {}
-    for label, paths in _chosen(table, columns).items():
+    for label, paths in _chosen(table, columns):
         crops = center_crops(table, paths, stage.crop_size)
         own = residuals(stage, equalise(crops, stage.equalise_quality))
         pictures |= {label: _pictures(crops), f"{label}, residual": [stretch(image) for image in _pictures(own)]}
@@ -145,12 +145,10 @@ def dossiers(stage: Stage, table: pd.DataFrame, rows: pd.DataFrame) -> list[Doss
     return result
 
 
-def _chosen(table: pd.DataFrame, count: int) -> dict[str, list[str]]:
+def _chosen(table: pd.DataFrame, count: int) -> Iterator[tuple[str, list[str]]]:
     """At most `count` paths of each label, spread evenly over its rows."""
-    chosen = {}
     for label, paths in table.groupby("label")["path"]:
-        chosen[str(label)] = paths.iloc[np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)].tolist()
-    return chosen
+        yield str(label), paths.iloc[np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)].tolist()
 
 
 def _pictures(images: Tensor) -> list[np.ndarray]:

@@ -84,11 +84,10 @@ def _map(detector: Detector, examination: Examination, image: Image.Image) -> Dr
     colours = REAL_COLOUR + (FAKE_COLOUR - REAL_COLOUR) * total / np.maximum(count, 1)
     weight = 0.45 * (count > 0)
     tinted = Image.fromarray(((1 - weight) * np.asarray(pixels) + weight * 255 * colours).round().astype(np.uint8))
-    pen = ImageDraw.Draw(tinted)
     if (place := in_part(p, chosen.corners, size, examination)) is not None:
         examination.remarks.append(sentence("in_part", place, size))
         box = [round(length * scale) for length in (place[1], place[0], place[1] + place[2], place[0] + place[2])]
-        pen.rectangle(box, outline="white", width=4)
+        ImageDraw.Draw(tinted).rectangle(box, outline="white", width=4)
     told: tuple = size, stride, p.tolist(), chosen.needed, float((count > 0).mean()), examination.limits[1]
     return sentence("caption_map", *told), [("", tinted)]
 

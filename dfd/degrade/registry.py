@@ -4,7 +4,6 @@ Training, sweep, audit and probe read the same DEGRADATIONS. A chain is a list o
 """
 
 import math
-import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -132,7 +131,7 @@ class RandomDegrade:
         chain = self.draw()
         if self.smallest:
             factors = [how.get("factor", level) for name, level, how in chain if name in ("rescale", "crop", "social")]
-            shrinkage = min(accumulate(factors, operator.mul, initial=1.0))  # where the image is at its smallest
+            shrinkage = min(accumulate(factors, lambda a, b: a * b, initial=1.0))  # where the image is at its smallest
             side = math.ceil((self.smallest + SPARE) / shrinkage)
             top, left = (_whole(0, max(length - side, 0)) for length in images.shape[-2:])
             images = images[..., top : top + side, left : left + side]

@@ -116,13 +116,11 @@ def measure(swept: Mapping[str, pd.DataFrame], stages: Mapping[str, Stage], seed
         for condition, part in by_condition(scores):
             common = {"stage": stage, "condition": condition, **part[["degradation", "level"]].iloc[0]}
             judgements, labels = judged(part, stages[stage].temperature), part["label"].to_numpy()
-            over = {name: labels == name for name in np.unique(labels)}
             statistics: dict = {(ALL, metric): METRICS[metric].of(judgements) for metric in MEASURED[stage]}
-            for label, among in over.items():
-                statistics[label, "recall"] = partial(share, right=judgements.decided, among=among)
-            of = over | dict(zip(RATES, (labels == REAL, labels != REAL), strict=True))
+            for label in np.unique(labels):
+                statistics[label, "recall"] = partial(share, right=judgements.decided, among=labels == label)
             for (label, metric), interval in bootstrap_all(units(part), statistics, seed).items():
-                images = (over[label] if metric == "recall" else of.get(metric, labels == labels)).sum()
+                images = statistics[label, metric].keywords.get("among", labels == labels).sum()
                 rows.append({**common, "label": label, "metric": metric, **interval, "images": int(images)})
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
 
@@ -162,7 +160,6 @@ def summary(measured: pd.DataFrame) -> dict:
         if len(rows):
             worst = rows["value"].idxmin() if METRICS[metric].higher_is_better else rows["value"].idxmax()
             plain = rows["condition"].eq(registry.AS_IT_IS).idxmax()
-            chosen = rows.loc[[plain, worst], ["condition", "value", "low", "high"]].astype(object)
-            chosen = chosen.where(chosen.notna(), None).to_dict("records")
-            result[f"{stage}_{metric}"] = dict(zip(("as_it_is", "worst"), chosen, strict=True))
+            chosen = rows.loc[[plain, worst], ["condition", "value", "low", "high"]].replace({np.nan: None})
+            result[f"{stage}_{metric}"] = dict(zip(("as_it_is", "worst"), chosen.to_dict("records"), strict=True))
     return result

@@ -3,6 +3,5 @@
 May import core and config; knows neither losses nor degradations, and nothing above.
 """
 
-from dfd.models.networks import (
-    Attribution, EncoderClassifier, PatchDiscriminator, RealFakeClassifier, UNetRes, VGGPerceptual,
-    normalize_residual)  # fmt: skip
+from dfd.models.networks import Attribution, EncoderClassifier, PatchDiscriminator, RealFakeClassifier, UNetRes
+from dfd.models.networks import VGGPerceptual, normalize_residual

@@ -4,11 +4,9 @@ May import analysis and what lies beneath it; nothing beneath knows this room.
 """
 
 from dfd.plots import letters
-from dfd.plots.results import (
-    live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples, plot_history,
-    plot_pr, plot_reliability, plot_roc, plot_spectra, plot_split)  # fmt: skip
-from dfd.plots.analysis import (
-    captions, plot_conditions, plot_dossiers, plot_embedding, plot_errors, plot_fingerprints, plot_levels, plot_probe,
-    plot_sources)  # fmt: skip
+from dfd.plots.results import live_history, plot_ablation, plot_cm, plot_confusions, plot_evidence, plot_examples
+from dfd.plots.results import plot_history, plot_pr, plot_reliability, plot_roc, plot_spectra, plot_split
+from dfd.plots.analysis import captions, plot_conditions, plot_dossiers, plot_embedding, plot_errors
+from dfd.plots.analysis import plot_fingerprints, plot_levels, plot_probe, plot_sources
 
 letters.install()

@@ -12,7 +12,6 @@ import pandas as pd
 from nbconvert import HTMLExporter, filters, preprocessors
 from PIL import Image
 from pygments.formatters import HtmlFormatter
-from tqdm import tqdm
 
 from dfd import config, core, plots
 from dfd.core import PART, TEMPLATES, elapsed, printable, read_json, read_table, write_text
@@ -148,18 +147,15 @@ def warnings(out: Path) -> list[str]:
 def write_index(out: Path) -> Path:
     """Write index.html from what the run folder holds: config.json, metrics.json, notebooks and other files."""
     record, metrics = read_json(out / "config.json"), read_json(out / "metrics.json")
-    notebooks = []
-    for stem, entry in sorted(record.get("notebooks", {}).items()):
+    for stem, entry in record.get("notebooks", {}).items():
         path = out / f"{stem}.ipynb"
         title, question = title_and_question(nbformat.read(path, as_version=4)) if path.exists() else ("", "")
         entry |= {"title": title or stem, "question": question, "page": f"{stem}.html", "picture": picture(path)}
-        notebooks.append(entry)
     by_stage = [metrics.get(stage, {}).get("test", {}).get("by_generator", {}) for stage in STAGES]
     files = [path for path in sorted(out.glob("[!.]*")) if path.is_file() and path.suffix != PART]
     generators, path = [pd.DataFrame(rows).T for rows in by_stage], out / "manifest.parquet"
-    table = read_table(path, columns=["label", "split"]) if path.exists() else pd.DataFrame({"label": [], "split": []})
-    images = table["label"][table["split"] == "test"].value_counts().to_dict()
     return render(out / "index.html", "index.html.j2", name=out.name, record=record, metrics=metrics,
-                  notebooks=notebooks, generators=pd.concat(generators, axis=1), warnings=warnings(out),
-                  environment=read_json(out / "environment.json"), images=images,
-                  files={path.name: tqdm.format_sizeof(path.stat().st_size, "B") for path in files})  # fmt: skip
+                  generators=pd.concat(generators, axis=1), warnings=warnings(out),
+                  environment=read_json(out / "environment.json"),
+                  table=read_table(path, columns=["label", "split"]) if path.exists() else None,
+                  files={path.name: path.stat().st_size for path in files})  # fmt: skip

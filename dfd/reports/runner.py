@@ -98,8 +98,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
     given = plan([path.stem for path in every], configs, {"data": data, "out": out}, profile, parameters or {})
     for name in parameters or ():
         number, _, field = name.rpartition(".")
-        fits = [p for p in chosen if field in configs.get(p.stem, config.Shared).model_fields]
-        if not any(number in ("", p.stem, p.stem[:2]) for p in fits):
+        if not any(number in ("", p.stem, p.stem[:2]) and field in given[p.stem] for p in chosen):
             print(f"{name} is a parameter of none of the notebooks that run, and changes nothing")
     images, target = config.resolve(data), config.resolve(out)
     if not images.is_dir():
@@ -146,7 +145,12 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
         except KeyboardInterrupt as stopped:
             raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
         finally:
-            finish(target, record, made_with)
+            write_json(target / "config.json", record)
+            named = manifest.digest(manifest.load(target)) if (target / "manifest.parquet").exists() else None
+            write_json(target / "environment.json", made_with | {"manifest": named})
+            for name, why in cards.write(target).items():
+                print(f"{name} was not written: {why}")
+            html.write_index(target)
     return target / "index.html"
 
 
@@ -257,16 +261,6 @@ def plan(stems: Sequence[str], configs: Configs, *given: Any) -> dict[str, dict[
     except ValueError as error:
         raise config.ConfigError(f"conditions: {error}") from None
     return planned
-
-
-def finish(out: Path, record: dict, made_with: dict) -> None:
-    """Leave the run folder as its reader needs it: config.json, environment.json, cards and index.html."""
-    write_json(out / "config.json", record)
-    named = manifest.digest(manifest.load(out)) if (out / "manifest.parquet").exists() else None
-    write_json(out / "environment.json", made_with | {"manifest": named})
-    for name, why in cards.write(out).items():
-        print(f"{name} was not written: {why}")
-    html.write_index(out)
 
 
 def environment() -> dict[str, Any]:

@@ -187,6 +187,4 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
     groups: Any = table.fillna(dict.fromkeys(fixed, "")).groupby(fixed or (lambda row: ""), sort=False)
     spreads = {title: groups[key].agg(["count", "mean", "min", "max"]) for key, title in metrics.items() if sweep.seeds}
     return html.render(out / "index.html", "sweep.html.j2", sweep=sweep, names=names, entries=entries, metrics=metrics,
-            best={metric: table.sort_values(metric, ascending=False, kind="stable").iloc[0] for metric in metrics},
-            seeds={title: own.sort_values("mean", ascending=False, kind="stable") for title, own in spreads.items()},
-            runs=table.astype(object).where(table.notna(), None).to_dict("records"))  # fmt: skip
+            seeds=spreads, table=table)  # fmt: skip
