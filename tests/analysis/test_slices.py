@@ -100,6 +100,8 @@ def test_candidates_are_bins_and_crossings_without_repeats():
     assert list(found) == ["label x", "label y", "size 1", "size 2", *crossed]  # source is the label again
     assert found["label x, size 2"].sum() == 6
     assert len(dict(slices.candidates(slices.binned(measured), least=7))) == 4
+    most = pd.DataFrame({"source": [*"aaaaaaaaab"]})
+    assert not dict(slices.candidates(slices.binned(most), least=2))  # all but one is no slice either
 
 
 def test_nothing_to_find_gives_an_empty_table():
@@ -129,5 +131,7 @@ def test_errors_by_property_count_images_groups_and_intervals():
 def test_a_slice_within_a_listed_one_names_it():
     rows, measured = fabricated(1, images=900)
     rows["wrong"] |= measured["source"].eq("a")
-    within = search(rows, measured).set_index("slice")["within"]
+    found = search(rows, measured)
+    pd.testing.assert_frame_equal(found, search(rows, measured))  # the same draws again
+    within = found.set_index("slice")["within"]
     assert within["source a"] == "" and within["label ProGAN, source a"] == "source a"

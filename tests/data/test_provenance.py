@@ -74,6 +74,14 @@ def test_named_sources_are_test_and_nothing_else_of_their_labels_is(data, held):
     assert (rest.split == "val").mean() == pytest.approx(0.25, abs=0.06)  # 0.2 of what 0.8 leaves
 
 
+def test_validation_is_its_share_of_all_images_where_the_test_split_is_bound():
+    table = pd.DataFrame({"label": "A", "group": [f"{number:03}" for number in range(300)]})
+    table["given"] = table["fixed"] = pd.Series(["test"] * 60 + [None] * 240, dtype=object)
+    table.loc[60:, "given"] = "train"
+    counts = provenance.assign(table, 0, val_fraction=0.2, test_fraction=0.2).value_counts().to_dict()
+    assert counts == {"train": 180, "val": 60, "test": 60}
+
+
 def test_what_is_held_out_and_what_is_not_is_said(data, capsys):
     scan(data, group_by="source", hold_out=["phones", "other code"])
     why = "BigGAN: no source of it is held out, so its test images come from sources it is trained on"

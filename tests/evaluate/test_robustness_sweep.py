@@ -129,7 +129,7 @@ def test_a_half_written_cell_is_not_used(table, stages, tmp_path, monkeypatch):
     assert list((tmp_path / robustness.CELLS).iterdir()) == []
 
 
-@pytest.mark.parametrize("change", ["weights", "crops", "images", "seed", "mode", "codec", "version"])
+@pytest.mark.parametrize("change", ["weights", "crops", "images", "seed", "mode", "codec", "version", "limit", "names"])
 def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, change, monkeypatch):
     before = robustness.sweep(stages, table, CONDITIONS, tmp_path, crops=1)["stage1"]
     names = cells(tmp_path)
@@ -143,17 +143,22 @@ def test_a_cell_is_kept_only_for_what_it_was_made_from(table, stages, tmp_path, 
         stages["stage1"].crop_mode = stages["stage2"].crop_mode = "random"
     if change == "codec":
         stages["stage1"].equalise_quality = 40
+    if change == "limit":
+        stages["stage1"].ood_threshold = 0.5
+    if change == "names":
+        stages["stage2"].classes = stages["stage2"].classes[::-1]
     if change == "version":
         monkeypatch.setattr(robustness, "code", lambda: "other")
     after = robustness.sweep(stages, changed, CONDITIONS, tmp_path, crops, seed)["stage1"]
     new = {name for name in cells(tmp_path) if name not in names}
     assert len(new) == {
-        "weights": 4, "crops": 8, "images": 8, "seed": 2, "mode": 8, "codec": 4, "version": 8}[change]  # fmt: skip
+        "weights": 4, "crops": 8, "images": 8, "seed": 2, "mode": 8, "codec": 4, "version": 8, "limit": 4, "names": 4,
+    }[change]  # fmt: skip
     differ = before["logit_fake"] != after["logit_fake"]
     where = (
         before["degradation"].eq("noise")
         if change == "seed"
-        else pd.Series(change not in ("images", "version"), before.index)
+        else pd.Series(change not in ("images", "version", "limit", "names"), before.index)
     )
     assert differ[where].any() == where.any() and not differ[~where].any()
     if change in ("weights", "codec"):
@@ -222,6 +227,15 @@ def test_a_degraded_image_has_the_quality_that_its_file_would_have():
         assert read.info.get("jpeg_quality") == quality, condition
     as_it_is, _ = registry.parse_all(["blur 1"])
     assert robustness._degraded("x", lambda path: image, as_it_is, 0).info["jpeg_quality"] == 95
+
+
+def test_noise_is_an_images_own_and_the_same_each_time():
+    def noisy(path, seed=0):
+        grey = Image.new("RGB", (32, 32), "grey")
+        return robustness._degraded(path, lambda _: grey, registry.parse("noise 0.05"), seed)
+
+    assert torch.equal(noisy("a"), noisy("a"))
+    assert not torch.equal(noisy("a"), noisy("b")) and not torch.equal(noisy("a"), noisy("a", seed=1))
 
 
 def test_limits_that_were_fitted_anew_hold_in_a_sweep_that_goes_on(table, stages, tmp_path):

@@ -109,8 +109,11 @@ def test_the_graph_carries_what_goes_around_it(written):
     assert json.loads(model.custom_metadata_map["dfd"]) == record
     assert (record["threshold"], record["band"], record["temperature"]) == (detector.threshold, [0.3, 0.6], 1.5)
     assert record["stage2"]["classes"] == list(detector.stage2.classes) and record["likelihood"]["photos"] == 200
+    detector.stage2.ood_threshold, detector.stage2.conformal_quantile = 0.25, 0.75
     export.export(Detector(*detector.stages, threshold=0.9), folder)  # as `at_fpr` gives it
-    assert json.loads((folder / "detector.json").read_text())["band"] == [0.3, 0.9]
+    record = json.loads((folder / "detector.json").read_text())
+    assert record["band"] == [0.3, 0.9]
+    assert (record["stage2"]["ood_threshold"], record["stage2"]["conformal_quantile"]) == (0.25, 0.75)
 
 
 def test_a_trunk_that_one_stage_has_alone_takes_any_number_of_crops(tmp_path, monkeypatch):

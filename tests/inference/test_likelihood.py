@@ -165,11 +165,12 @@ def test_a_quality_and_a_side_lie_in_one_bin_alone(judged):
     assert likelihood.rate_of(sides, 192, 75) == sides[1]
 
 
-def test_a_source_of_one_image_is_not_the_worst(judged):
+@pytest.mark.parametrize(("images", "counts"), [(1, False), (9, False), (10, True)])
+def test_a_source_of_a_few_images_is_not_the_worst(images, counts, judged):
     scores, files = judged
-    lone = scores["path"].eq("0.png")
+    lone = scores["path"].isin([f"{4 * number}.png" for number in range(images)])  # photos, no JPEGs as they are
     scores = scores.assign(source=scores["source"].mask(lone, "lone"), answer=scores["answer"].mask(lone, "fake"))
-    assert "lone" not in {bin["worst_photos"][0] for bin in likelihood.rates(scores, files)}
+    assert ("lone" in {bin["worst_photos"][0] for bin in likelihood.rates(scores, files)}) == counts
 
 
 def test_a_ratio_says_nothing_of_how_common_fakes_are():

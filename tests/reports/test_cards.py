@@ -10,6 +10,7 @@ from nbconvert.filters import markdown2html
 from score_tables import noisy_table
 
 from dfd import config
+from dfd.core import sha256_of
 from dfd.data import manifest
 from dfd.reports import cards, html, runner
 
@@ -107,6 +108,7 @@ def test_the_model_cards_numbers_are_those_of_the_files(run):
     recall = metrics["test"]["by_generator"]["ProGAN"]["fake_accuracy"]
     assert rows_of(text, "generator")["ProGAN"]["fake accuracy"].startswith(f"{recall['value']:.3f} [")
     assert "By JPEG quality: sweep_jpeg_stage1.csv" in text
+    assert f"`best_real_fake_model.pt`, SHA-256 `{sha256_of(run / 'best_real_fake_model.pt')}`" in text
     test, table_of = scores[scores["split"] == "test"], manifest.load(run)
     assert "balanced 0.625, fpr 5 0.800." in text
     assert f"{len(test)} images in {test['group'].nunique()} groups" in text
@@ -225,11 +227,12 @@ def test_known_sources_and_licence_files_are_named(run):
     table = manifest.load(run)
     table["source"] = np.where(table["is_fake"], "made | here", "camera")
     manifest.write(table, run)
-    (run.parent / "images" / "LICENCES.md").write_text("")
+    for name in ("LICENCES.md", "ReadMe.txt", "notes.md"):
+        (run.parent / "images" / name).write_text("")
     cards.write(run)
     text = (run / "data_sheet.md").read_text()
     assert r"| ProGAN | made \| here |" in text
-    assert "holds LICENCES.md" in text and "Licence: unknown" not in text
+    assert "holds LICENCES.md, ReadMe.txt; read" in text and "Licence: unknown" not in text
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,8 @@ def test_a_broken_file_is_named_and_takes_its_old_card_with_it(run):
 def test_the_end_of_a_run_writes_and_links_them_and_an_empty_one_has_none(run, tmp_path, capsys):
     made_with = {"dfd": "1", "python": "3", "device": "cpu", "written": "2026-01-01T00:00"}
     runner.finish(run, json.loads((run / "config.json").read_text()), made_with)
+    told = json.loads((run / "environment.json").read_text())
+    assert told == made_with | {"manifest": manifest.digest(manifest.load(run))}
     page = (run / "index.html").read_text()
     assert 'href="model_card_stage1.md">Model card' in page and 'href="data_sheet.md">Data sheet' in page
     assert "model_card_stage2" not in page

@@ -170,8 +170,9 @@ def test_a_notebook_whose_files_are_gone_makes_them_again(case, capsys):
     case.write("01_second", new_code_cell(LOG))
     case.run()
     assert case.record()["00_first"]["files"] == ["00_first.ipynb", "scores.csv"]
+    (case.out / "01_second.html").unlink()  # for want of room
     case.run()
-    assert capsys.readouterr().out.count("kept") == 2
+    assert capsys.readouterr().out.count("kept") == 2 and (case.out / "01_second.html").exists()
     (case.out / "scores.csv").unlink()
     case.run()
     assert (case.out / "scores.csv").read_text() == "1" and "kept" not in capsys.readouterr().out
@@ -229,6 +230,8 @@ def test_what_is_left_of_a_run_goes_by_what_was_done(tmp_path):
     assert runner.to_go(demo, paths[1], paths) == "; about 3:00 to go"
     assert runner.to_go(demo, paths[1], paths[:2]) == ""
     assert runner.to_go(own, paths[1], paths) == ""  # 200 images of one's own: 19 minutes it said, and 3 were left
+    pd.DataFrame({"label": ["RealPhotos", "A"], "is_fake": [False, True]}).to_parquet(tmp_path / "manifest.parquet")
+    assert runner.to_go(demo, paths[1], paths) == "; about 1:20 to go"  # without 02, which needs two generators
 
 
 def test_missing_data_and_unknown_notebooks_and_profiles_are_named(case):
@@ -247,6 +250,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(case, monkeypatch):
     case.write("00_first")
     case.write("01_second")
     case.run(notebooks=["0"])
+    (case.out / "01_second.html").touch()  # of an earlier run
 
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -255,6 +259,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(case, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         case.run()
     assert [entry["status"] for entry in case.record().values()] == ["finished", "interrupted"]
+    assert not (case.out / "01_second.html").exists()
 
 
 @pytest.mark.parametrize(

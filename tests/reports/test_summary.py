@@ -19,7 +19,8 @@ def number(value):
 @pytest.fixture
 def box(tmp_path):
     """Makes the box of a notebook in a run folder, its lines joined."""
-    cells = [new_markdown_cell("# Title"), new_markdown_cell("- **Learnt:** a.\n- **Not shown:** `why` it <b>fails.")]
+    told = "- **Not shown:** before.\n- **Learnt:** a.\n- **Not shown:** `why` it <b>fails."  # the last one counts
+    cells = [new_markdown_cell("# Title"), new_markdown_cell(told)]
     nb = new_notebook(cells=cells)
     nb.metadata["papermill"] = {"start_time": "2026-01-02T03:04:05+00:00", "duration": 75.2}
 

@@ -221,11 +221,15 @@ def test_a_failed_run_is_told_with_its_last_lines_and_stops_no_other(case):
     assert case.statuses() == ["finished"] * 3
 
 
-def test_a_run_that_runs_out_of_memory_says_so(case):
+def test_a_run_that_runs_out_of_memory_says_so_and_shows_no_numbers_of_an_earlier_call(case, monkeypatch):
+    monkeypatch.setattr(sweep, "cores", lambda: 6)
+    case.write(PLAIN).run(jobs=None)
+    assert {p.read_text().split()[1] for p in case.script.parent.glob("*.began")} == {"2"}  # three at once
     case.script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(runner.RunError):
         case.write(PLAIN).run()
     assert case.said[-1].endswith("ended by signal 9; most often memory ran out")
+    assert "stage1_val_auc" not in pd.read_csv(case.out / "sweep.csv")
 
 
 def started(case):

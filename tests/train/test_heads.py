@@ -23,9 +23,9 @@ from dfd.core.runs import Interrupted
 from dfd.data import manifest
 from dfd.data.crops import Seeded
 from dfd.evaluate import holdouts, scores
-from dfd.inference import Detector, Stage
+from dfd.inference import Detector, Stage, decide
 from dfd.models import clip
-from dfd.train import bank, fit, heads
+from dfd.train import bank, checkpoint, fit, heads
 from dfd.train.checkpoint import Checkpoint
 
 
@@ -151,6 +151,10 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     views = np.load(out / bank.FILE)[table["path"].tolist().index(stage.neighbour_names[0][2]), 0].astype(np.float32)
     mean, basis = stage.feature_bank.mean, stage.feature_bank.basis
     assert np.allclose((views - mean) @ basis.T, stage.neighbours[0], atol=0.05)  # its own place, by its name
+    learns = table["split"].ne("test").to_numpy()
+    assert {path for *_, path in stage.neighbour_names} == set(table["path"][learns])  # train and val
+    learnt = np.load(out / bank.FILE)[learns][:, [0, -1]].astype(np.float32)
+    assert np.allclose(mean, learnt.mean((0, 1)), atol=2e-3)  # as they are, and degraded
     before = stage.temperature
     val = scores.score(stage, table[table["split"] == "val"])
     scores.calibrate(stage, val, out)  # keeps what unseen sources chose
@@ -173,8 +177,10 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     with pytest.raises(ValueError, match=f"stage1.safetensors is not the file that {SUMS} names"):
         Detector.load(tmp_path / "detector")
     capsys.readouterr()
-    history = fit(table, cfgs["stage1"])
+    history = fit(table, cfgs["stage1"].model_copy(update={"crops": 3}))
     assert "already trained" in capsys.readouterr().out and len(history) == 1
+    kept = Stage.load(out / CHECKPOINTS["stage1"])
+    assert kept.crops == 3 and kept.operating_points == stage.operating_points  # which are of hold-outs
     (out / "hold_outs_stage1.parquet").unlink()
     fit(table, cfgs["stage1"])
     assert holdouts.load(out, stage).equals(judged)
@@ -216,6 +222,19 @@ def test_hold_outs_are_of_sources_that_heads_may_learn_from(trained, tmp_path):
     summary = holdouts.summary(judged)["auc"]
     assert history["val_auc"][0] == pytest.approx(summary["as it is"])
     assert history["val_auc_jpeg_75"][0] == pytest.approx(summary["jpeg 75"])
+
+
+@pytest.mark.parametrize(("stage", "metric"), [("stage1", "val_auc"), ("stage2", "val_balanced_accuracy")])
+def test_the_history_of_a_head_is_of_its_hold_outs_whose_sources_weigh_alike(stage, metric, trained):
+    _, _, out = trained
+    row = torch.load(out / CHECKPOINTS[stage], weights_only=True)["history"][0]
+    judged = holdouts.load(out, Stage.load(out / CHECKPOINTS[stage]))
+    told = holdouts.summary(judged).iloc[:, 0]
+    scores = [told["as it is"], told["jpeg 75"], (told["as it is"] + told["jpeg 75"]) / 2]
+    assert [row[name] for name in (metric, f"{metric}_jpeg_75", "score")] == pytest.approx(scores)
+    clean = judged[judged["degradation"] == "none"]
+    p, truth = decide.probabilities(clean, 1.0), decide.true_class(clean).map(decide.class_names(clean).index)
+    assert row["val_loss"] == pytest.approx(-np.log(p[np.arange(len(p)), truth].clip(2**-52)).mean())
 
 
 def test_the_score_of_a_generator_that_is_called_real_is_its_own():
@@ -325,6 +344,25 @@ def test_another_adapter_makes_banks_and_heads_stale(trained, tmp_path, monkeypa
     assert Checkpoint("stage1", tied, tuned, ["real", "fake"]).key not in keys
     network = tuned.model_copy(update={"backbone": "resnet50"})
     assert len({Checkpoint("stage1", rows, network, ["real", "fake"]).key for rows in (table, tied)}) == 1
+
+
+def test_other_images_weights_views_and_code_make_banks_and_heads_stale(trained, tmp_path, monkeypatch):
+    table, cfgs, _ = trained
+    others = table.assign(sha256=table["sha256"].str[::-1])
+    monkeypatch.setattr(bank, "build_loader", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    backbone, banks, heads_of = clip.ClipBackbone(1, pretrained=False), set(), set()
+    for rows, changes, version in (
+        (table, {}, "a"), (others, {}, "a"), (table, {"pretrained": True}, "a"), (table, {"equalise": True}, "a"),
+        (table, {}, "b"),
+    ):  # fmt: skip
+        cfg = cfgs["stage1"].model_copy(update={"out": str(tmp_path), **changes})
+        for module in (bank, checkpoint):
+            monkeypatch.setattr(module, "code", lambda version=version: version)
+        with pytest.raises(KeyboardInterrupt):
+            bank.build(rows, cfg, backbone)
+        banks.add(json.loads((tmp_path / "features.json").read_text())["key"])
+        heads_of.add(Checkpoint("stage1", rows, cfg, ["real", "fake"]).key)
+    assert len(banks) == len(heads_of) == 5
 
 
 def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
@@ -487,9 +525,11 @@ def test_near_duplicates_in_two_sources_are_not_new_to_a_head_that_left_one_out(
     groups[20:30] = groups[:10]  # ten of A1 are in A2 too
     images = pd.DataFrame({"label": labels, "source": sources, "group": groups})
     table = heads.Discriminants(rng.normal(size=(120, 2, 3)).astype(np.float16), table_codes(labels), sources, 0.1)
-    monkeypatch.setattr(heads, "roc_auc_score", lambda truth, score, sample_weight: counts.append(len(truth)) or 0.5)
+    seen = lambda truth, score, sample_weight: counts.append((len(truth), round(sum(sample_weight), 6))) or 0.5  # noqa: E731
+    monkeypatch.setattr(heads, "roc_auc_score", seen)
     heads.judge_unknown(table, images, [{"A": "A1", "B": "B1", "C": "C1"}])
-    assert counts == [40 + 20 + 20, 40 + 10 + 20, 40 + 10 + 20]  # the unknown generator's, and what is new of the rest
+    images = [40 + 20 + 20, 40 + 10 + 20, 40 + 10 + 20]  # the unknown generator's, and what is new of the rest
+    assert counts == [(count, 4) for count in images]  # of four sources, each of which weighs 1
 
 
 def table_codes(labels):

@@ -62,6 +62,17 @@ def test_loaders_are_as_many_as_shared_memory_has_room_for(monkeypatch, capsys):
     assert processes._that_fit(cfg) >= processes.MAX_WORKERS and not capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("asked", "beside", "count"), [(0, 1, 0), (3, 2, 3), (-1, 1, 6), (-1, 2, 3)])
+def test_loaders_share_the_cores_with_other_processes_unless_their_number_is_asked_for(
+    asked, beside, count, monkeypatch
+):
+    monkeypatch.setattr(processes.runs, "cores", lambda: 6)
+    monkeypatch.setattr(processes, "_that_fit", lambda cfg: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
+    monkeypatch.setattr(processes, "DataLoader", lambda *given, num_workers, **options: num_workers)
+    assert processes.build_loader([0], [(0, 0)], config.Stage1(workers=asked), torch.device("cpu")) == count
+
+
 class Dying(Dataset):
     """A data set whose loader process is killed, as for want of memory."""
 

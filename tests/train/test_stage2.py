@@ -171,11 +171,16 @@ def test_consistency_is_the_jensen_shannon_divergence():
 
 def test_carried_is_the_cross_entropy_of_the_fingerprints_source(model, adversary, batch):
     model.eval()
+    torch.nn.init.normal_(model.classifier.backbone.get_classifier().weight, std=9)  # else all is as likely
     found = losses(model, adversary, batch)
     residual = model.generator(batch["view1"])
     seen = jpeg((batch["carrier"] + residual.detach()).clamp(0, 1), 90)
     expected = F.cross_entropy(model(seen), batch["source"], label_smoothing=config.Stage2().label_smoothing)
     assert found["carried"].item() == pytest.approx(expected.item(), rel=1e-3)
+    names = model.name(torch.cat([residual, model.generator(batch["view2"])]))
+    smoothing = config.Stage2().label_smoothing
+    expected = F.cross_entropy(names, batch["source"].repeat(2), label_smoothing=smoothing)
+    assert found["source"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_views_and_fingerprinted_carriers_share_one_batch_of_the_classifier(model, adversary, batch):

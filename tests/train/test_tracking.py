@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainings import configured, fit_one_epoch
 
@@ -66,12 +67,24 @@ def test_mlflow_holds_the_history_of_a_training_and_sources_of_any_name(table, t
 def test_shares_are_those_of_the_images_that_are_judged_right(table, tiny_data, tmp_path, monkeypatch):
     said, validate = [], loop.Trainer.validate
     monkeypatch.setattr(loop.Trainer, "validate", lambda *given: said.append(validate(*given)) or said[-1])
-    fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
+    history = fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
     (logits, is_fake), images = said[0], table[table["split"] == "val"]
     assert (is_fake == images["is_fake"]).all()
     right, logged = (logits > 0) == images["is_fake"], curves(tmp_path)
     for label, share in right.groupby(images["label"]).mean().items():
         assert logged[f"right/{label}"] == [(1, pytest.approx(share))]
+    clean, degraded = (roc_auc_score(truth, scores) for scores, truth in said[:2])
+    given = [history[name].item() for name in ("val_auc", "val_auc_degraded", "score")]
+    assert given == pytest.approx([clean, degraded, (clean + degraded) / 2]) and clean != degraded
+
+
+def test_generators_weigh_alike_in_the_score_of_stage_2(table, tiny_data, tmp_path, monkeypatch):
+    said, validate = [], loop.Trainer.validate
+    monkeypatch.setattr(loop.Trainer, "validate", lambda *given: said.append(validate(*given)) or said[-1])
+    table.loc[table.index[table["label"].eq("ProGAN") & table["split"].eq("train")][:4], "split"] = "val"
+    history = fit(table, configured("stage2", tmp_path, tiny_data, num_epochs=1, carried_every=2))
+    logits, source = said[0]
+    assert history["score"].tolist() == [balanced_accuracy_score(source, logits.argmax(1))]
 
 
 ALONE = """

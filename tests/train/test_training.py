@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,63 @@ def test_early_stopping_counts_epochs_without_a_better_score(table, tiny_data, t
     assert "stopped early" in capsys.readouterr().out
 
 
+def test_averaged_weights_of_the_best_epoch_are_kept_of_equal_scores_the_lower_loss_and_each_has_its_own_crops(
+    table, tiny_data, tmp_path
+):
+    trainer, weights, drawn = trainer_of(table, configured("stage1", tmp_path, tiny_data, num_epochs=4)), [], []
+    results = iter([(0.7, 0.9), (0.7, 0.5), (0.7, 0.6), (0.6, 0.1)])
+    with trainer.running():
+        for _ in trainer.epochs():
+            for _, (images, _) in trainer.batches():
+                trainer.step("detector", trainer.model(images).square().mean())
+                drawn.append(images.mean().item())
+            weights.append({name: value.clone() for name, value in trainer.averaged.module.named_parameters()})
+            trainer.end_epoch(*next(results), pd.Series(dtype=bool))
+    kept = torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)
+    assert kept["metrics"]["val"]["epoch"] == 2 and len(set(drawn)) == 8
+    assert all(torch.equal(kept["weights"][name], value) for name, value in weights[1].items())
+
+
+def test_a_state_is_due_after_the_minutes_that_were_asked_for(table, tiny_data, tmp_path):
+    trainer = trainer_of(table, configured("stage1", tmp_path, tiny_data, checkpoint_minutes=2))
+    for seconds, is_due in ((90, False), (150, True)):
+        trainer.saved = time.monotonic() - seconds
+        trainer._pause()
+        assert trainer.checkpoint.state_path.exists() == is_due
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_each_network_learns_at_its_own_rate_from_images_as_the_config_wants_them(
+    stage, table, tiny_data, tmp_path, monkeypatch
+):
+    trainers, loaded, load = [], {}, loop.Trainer.load
+
+    def ready(self):
+        trainers.append(self)
+        raise KeyboardInterrupt
+
+    def watched(self, name, data, *rest):
+        loaded[name] = data
+        load(self, name, data, *rest)
+
+    monkeypatch.setattr(loop.Trainer, "load", watched)
+    monkeypatch.setattr(loop.Trainer, "running", ready)
+    for wanted in (True, False):
+        changes = {"lr_d": 0.25, "weight_decay": 0.125, "degrade": wanted, "equalise": wanted}
+        with pytest.raises(KeyboardInterrupt):
+            fit(table, configured(stage, tmp_path, tiny_data, **changes))
+        for part in getattr(loaded["train"], "datasets", [loaded["train"]]):
+            assert part.equalise_quality == (90 if wanted else None)
+            given = getattr(part.degrade, "p_clean", None), getattr(part.degrade, "smallest", None)
+            assert given == ((stage1.CLEAN, 32) if wanted else (None, None))
+        for name, network in trainers[-1].networks.items():
+            told = network.optimizer.defaults
+            assert (told["lr"], told["weight_decay"]) == (0.25 if name == "discriminator" else 1e-3, 0.125)
+    if stage == "stage2":  # photos that training put nothing on
+        photos = table["path"][~table["is_fake"] & table["split"].eq("val")]
+        assert loaded["val"].carriers.paths == [tiny_data / path for path in photos]
+
+
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth(table, tiny_data, tmp_path):
     cfg = configured("stage1", tmp_path, tiny_data, num_epochs=10, images_per_epoch=160, lr_gc=0.5)  # 200 steps
     network, rates = trainer_of(table, cfg).networks["detector"], []
@@ -178,9 +236,12 @@ def test_a_step_follows_the_weighted_sum_of_its_losses(table, tiny_data, tmp_pat
     parts = {
         name: trainer.model(torch.rand(2, 3, 32, 32)).square().mean() for name in ("evasion", "perceptual", "other")
     }
+    parts["other"] = 1e6 * parts["other"]
     trainer.step("detector", parts)
     evasion, perceptual, other = (part.item() for part in parts.values())
     assert seen == [pytest.approx(0.25 * evasion + 3 * perceptual + other, rel=1e-5)]
+    gradients = [weight.grad.norm() for weight in trainer.networks["detector"].parameters]
+    assert torch.stack(gradients).norm() == pytest.approx(1, rel=1e-3)  # clipped
 
 
 def test_laundered_fakes_are_taught_as_fakes_and_validation_has_a_degraded_half(
@@ -190,7 +251,7 @@ def test_laundered_fakes_are_taught_as_fakes_and_validation_has_a_degraded_half(
 
     def loss(logits, truth, smoothing=0.0):
         asked.append((truth.clone(), smoothing))
-        return stage1.F.binary_cross_entropy_with_logits(logits, truth)
+        return 0 * logits.sum() + 1
 
     class Watched(crops.RealFakeDataset):
         def __init__(self, rows, *args, **options):
@@ -199,7 +260,9 @@ def test_laundered_fakes_are_taught_as_fakes_and_validation_has_a_degraded_half(
 
     monkeypatch.setattr(stage1, "real_fake_loss", loss)
     monkeypatch.setattr(stage1, "RealFakeDataset", Watched)
-    fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, label_smoothing=0.1, adversarial_every=1))
+    weights = {"label_smoothing": 0.1, "adversarial_every": 1, "laundered_weight": 0.25}
+    history = fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, **weights))
+    assert history["train_loss"].tolist() == [1.25]
     evasion = [truth for truth, smoothing in asked if smoothing == 0.0]
     taught = [truth for truth, smoothing in asked if smoothing == 0.1]
     assert evasion and not any(truth.any() for truth in evasion)  # the launderer wants: photos
@@ -227,12 +290,13 @@ def test_checkpoint_holds_what_the_design_says(table, tiny_data, tmp_path):
     learnt_from = table[table["is_fake"] & (table["split"] == "train")]
     features = Stage.load(tmp_path / config.CHECKPOINTS["stage2"]).backbone.get_classifier().in_features
     assert content["feature_bank"].shape == (len(learnt_from), features)
-    fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1))
+    fit_stage1(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, crops=3, crop_mode="grid"))
     content = torch.load(tmp_path / config.CHECKPOINTS["stage1"], weights_only=True)
     normal = timm.get_pretrained_cfg(BACKBONES["stage1"])
     assert content["preprocessing"]["mean"] == pytest.approx(normal.mean)
     assert content["preprocessing"]["std"] == pytest.approx(normal.std)
     assert content["generators"] == ["BigGAN", "ProGAN"] and content["classes"] == ["real", "fake"]
+    assert (content["crops"], content["crop_mode"]) == (3, "grid")
 
 
 def test_missing_classes_are_named(table, tiny_data, tmp_path):
@@ -294,6 +358,8 @@ def test_networks_take_their_turns_and_a_step_changes_one_alone(
 
 def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_path, monkeypatch):
     batches, put_on, losses = [], [], stage2.attribution_losses
+    monkeypatch.setattr(stage2, "with_class_means", lambda residual, *_: 0 * residual + 0.25)
+    monkeypatch.setattr(stage2, "equalised", lambda images, quality: images)
     read = loop.Trainer._read
 
     def watched(self, name, first=0):
@@ -302,7 +368,14 @@ def test_carriers_are_loaded_only_where_they_are_put_on(table, tiny_data, tmp_pa
             yield batch
 
     monkeypatch.setattr(loop.Trainer, "_read", watched)
-    monkeypatch.setattr(stage2, "attribution_losses", lambda *a, **kw: put_on.append(bool(kw)) or losses(*a, **kw))
+
+    def asked(*given, **options):
+        put_on.append(bool(options))
+        if options:
+            assert torch.allclose(options["carried"], options["carriers"] + 0.25)
+        return losses(*given, **options)
+
+    monkeypatch.setattr(stage2, "attribution_losses", asked)
     fit(table, configured("stage2", tmp_path, tiny_data, num_epochs=1, images_per_epoch=48, carried_every=3))
     assert batches[:6] == put_on == [True, False, False] * 2
 
