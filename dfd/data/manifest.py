@@ -114,6 +114,7 @@ def check(table: pd.DataFrame) -> None:
 def write(table: pd.DataFrame, out: Path) -> None:
     """Write manifest.parquet, manifest.csv and rejected.csv, each whole or not at all."""
     rejected = pd.DataFrame(table.attrs["rejected"], columns=["path", "reason"])
+    out.mkdir(parents=True, exist_ok=True)
     with io.atomic_write(out / "manifest.parquet") as draft:
         table.to_parquet(draft, index=False)
     for name, rows in (("manifest.csv", table), ("rejected.csv", rejected)):

@@ -166,9 +166,8 @@ def score_files(stages: Sequence[Stage], items: Iterable[Any], read: Callable[[A
     overlap = stages[0].device.type != "cpu"
     threads = min(8, runs.cores() if overlap else torch.get_num_threads())  # on a CPU no more than the networks have
     for group in prefetch(prepare, items, max(1, 2 * (batch or BATCH) // per_image), threads, overlap):
-        readable = [prepared for _, prepared in group if not isinstance(prepared, ImageError)]
-        columns = [stage.score([image[i] for image in readable], batch) for i, stage in enumerate(stages)]
-        scored = zip(*columns, strict=True)
+        good = [prepared for _, prepared in group if not isinstance(prepared, ImageError)]
+        scored = zip(*(stage.score([image[i] for image in good], batch) for i, stage in enumerate(stages)), strict=True)
         for item, prepared in group:
             yield item, prepared if isinstance(prepared, ImageError) else list(next(scored))
 

@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import islice, tee
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -160,14 +160,18 @@ class Stage:
         """What the stage says of prepared images, in order; `batch` crops, or BATCH, pass the network at a time."""
         images, sources = tee(prepared)
         crops = (crop for image in sources for crop in image.windows)  # uint8: floats that wait fragment the heap
-
-        def answers() -> Iterator[tuple[Tensor, Any]]:
-            while waiting := list(islice(crops, batch or BATCH)):
-                yield from self._of_crops(torch.stack([as_float(crop) for crop in waiting]))
-
-        of_crops = answers()
+        batches = iter(lambda: list(islice(crops, batch or BATCH)), [])
+        of_crops = chain.from_iterable(self._of_crops(torch.stack([*map(as_float, some)])) for some in batches)
         for image in images:
-            yield self._average(list(islice(of_crops, len(image.windows))), image)
+            answers = list(islice(of_crops, len(image.windows)))
+            logits = torch.stack([logits for logits, _ in answers])
+            mean = logits.mean(0)
+            crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
+            ood_score = None if self.feature_bank is None else float(np.mean([distance for _, distance in answers]))
+            if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
+                ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
+            flat, (corners, needed) = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255), image.plan
+            yield Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, *image[2:], flat)
 
     def outside(self, scored: Scored) -> str | None:
         """Why no number holds for an image that stage 1 scored, in words; None where images like it were measured."""
@@ -198,16 +202,6 @@ class Stage:
         if logits.ndim == 1:
             logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
         return list(zip(logits, ood_scores, strict=True))
-
-    def _average(self, of_crops: list[tuple[Tensor, Any]], image: Prepared) -> Scored:
-        logits = torch.stack([logits for logits, _ in of_crops])
-        mean = logits.mean(0)
-        crop_std = float(logits[:, 1 if self.stage == "stage1" else mean.argmax()].std(correction=0))
-        ood_score = None if self.feature_bank is None else float(np.mean([distance for _, distance in of_crops]))
-        if self.stage == "stage2" and self.settings["backbone"] in CLIPS:
-            ood_score = -float(mean.max())  # a linear discriminant's: how little speaks for any class
-        flat, (corners, needed) = bool(as_float(image.windows).std((0, 2, 3)).max() < FLAT / 255), image.plan
-        return Scored(mean, len(logits), crop_std, needed, logits, tuple(corners), ood_score, *image[2:], flat)
 
 
 def sample_per_label(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:

@@ -145,12 +145,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
         except KeyboardInterrupt as stopped:
             raise RunError(INTERRUPTED.format(out), getattr(stopped, "code", 130)) from None
         finally:
-            write_json(target / "config.json", record)
-            named = manifest.digest(manifest.load(target)) if (target / "manifest.parquet").exists() else None
-            write_json(target / "environment.json", made_with | {"manifest": named})
-            for name, why in cards.write(target).items():
-                print(f"{name} was not written: {why}")
-            html.write_index(target)
+            finish(target, record, made_with)
     return target / "index.html"
 
 
@@ -261,6 +256,16 @@ def plan(stems: Sequence[str], configs: Configs, *given: Any) -> dict[str, dict[
     except ValueError as error:
         raise config.ConfigError(f"conditions: {error}") from None
     return planned
+
+
+def finish(out: Path, record: dict, made_with: dict) -> None:
+    """Leave the run folder as its reader needs it: config.json, environment.json, cards and index.html."""
+    write_json(out / "config.json", record)
+    named = manifest.digest(manifest.load(out)) if (out / "manifest.parquet").exists() else None
+    write_json(out / "environment.json", made_with | {"manifest": named})
+    for name, why in cards.write(out).items():
+        print(f"{name} was not written: {why}")
+    html.write_index(out)
 
 
 def environment() -> dict[str, Any]:

@@ -107,13 +107,11 @@ class Tracking:
     def log(self, accelerator: Accelerator, history: list[dict[str, Any]], right: pd.Series, views: Tensor) -> None:
         """Log the last epoch, or all where none was; of the last, shares judged `right` and crops (N, 3, S, S) too."""
         try:
-            rows = history[-1:]
-            if self.name and not accelerator.trackers:
-                rows, run_name = history, f"{self.out.name} {self.stage}"
+            if is_first := self.name and not accelerator.trackers:
                 shutil.rmtree(self.out / "tensorboard" / self.stage, ignore_errors=True)
-                name = "dfd" if self.name == "mlflow" else self.stage
+                name, run_name = "dfd" if self.name == "mlflow" else self.stage, f"{self.out.name} {self.stage}"
                 accelerator.init_trackers(name, self.settings, {"mlflow": {"run_name": run_name}})
-            for row in rows if self.name else ():
+            for row in history if is_first else history[-1:]:
                 accelerator.log(row, step=row["epoch"])
             accelerator.log(right.groupby(self.names[right.index]).mean().to_dict(), step=history[-1]["epoch"])
             for tracker in accelerator.trackers if len(views) else ():

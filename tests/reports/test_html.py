@@ -123,7 +123,7 @@ def test_the_index_shows_numbers_intervals_warnings_and_files(executed, tmp_path
         '<a href="00_safe.html">00 · Is it &lt;safe&gt;?</a>',
         "finished, 1:15",
         "And how much?",
-        '<a href="rejected.csv">rejected.csv</a></th><td>24.0B</td>',
+        '<a href="rejected.csv">rejected.csv</a></th><td>24 Bytes</td>',
     ):
         assert text in page
     assert page.count("before one above was made anew") == 1
