@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from PIL import Image
 
 from dfd import __version__, config
 from dfd.app.metadata import TRUST, plain, sentence
-from dfd.core import explained, perceptual_hash, printable, run_lock
+from dfd.core import explained, now, perceptual_hash, printable, run_lock
 from dfd.core.io import TEMPLATES, atomic_write, code, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.data.splits import components
 from dfd.inference import Detector, Verdict, uses_bfloat16
@@ -116,13 +115,10 @@ class Case:
         relative = (path for path in about.get("paths") or () if os.path.exists(path) and not os.path.isabs(path))
         if place != os.getcwd() and (first := next(relative, None)):
             raise ValueError(f"{folder} was begun in {place}; go on there, or give {first} by its whole path")
-        found = differences(folder, self.record) if "ended" in (self.record.get("runs") or [{}])[-1] else []
-        if (VERDICTS, "was changed") in found:
+        has_ended = "ended" in (self.record.get("runs") or [{}])[-1]
+        found = differences(folder, self.record) if "outputs" in self.record else []
+        if has_ended and (VERDICTS, "was changed") in found:
             raise ValueError(f"{folder / VERDICTS} was changed behind its last run; bring back a copy, or begin anew")
-        for name, what in found:
-            print(f"{folder}: {printable(name)} {what} behind its last run, which the record keeps.", file=sys.stderr)
-            if what == "was changed" and name.startswith("images/"):
-                (folder / name).unlink()  # it is made anew where its image is named
         if self.record and self.record["detector"] | {"name": ""} != made_by | {"name": ""}:
             known = read_verdicts(folder / VERDICTS) if (folder / VERDICTS).exists() else []
             before = f"{folder} was judged by another detector or threshold, or on other crops"
@@ -134,7 +130,12 @@ class Case:
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
             raise FileExistsError(f"{folder} holds files and is no case; take an empty folder, or a new one")
-        fresh: Any = {"id": str(uuid.uuid4()), "created": _now(), "examiner": None, "runs": []}
+        for name, what in found:
+            if what == "was changed" and name.startswith(("images/", "thumbs/")):
+                (folder / name).unlink(missing_ok=True)  # a page is made anew where its image is named
+            if has_ended:  # else what differs may be of the run that broke off
+                print(f"{folder}: {printable(name)} {what} behind its last run.", file=sys.stderr)
+        fresh: Any = {"id": str(uuid.uuid4()), "created": now(), "examiner": None, "runs": []}
         self.record = fresh | {"title": f"Case {folder.resolve().name}"} | self.record | {"detector": made_by}
         self.record |= {name: about[name] for name in ("title", "examiner") if about.get(name)}
         self.record["notes"] = [*dict.fromkeys([*self.record.get("notes", []), *about.get("notes", ())])]
@@ -142,8 +143,8 @@ class Case:
         versions = {"dfd": __version__, "code": code(frozenset()), "system": sys.platform, "device": device}
         versions |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
         versions |= {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
-        told = {"started": _now(), "command": shlex.join(sys.orig_argv), "folder": os.getcwd(), "found": found}
-        self.record["runs"].append(told | {"versions": versions, "detector": made_by})
+        told = {"started": now(), "command": shlex.join(sys.orig_argv), "folder": os.getcwd()}
+        self.record["runs"].append(told | {"versions": versions, "detector": made_by, "found": found * has_ended})
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
         self.journal = Journal(folder / VERDICTS, True, detector, about, lambda row: self._is_stale(row, place))
@@ -195,7 +196,7 @@ class Case:
                 with atomic_write(copy) as draft:
                     shutil.copyfile(files[v.path], draft)
         self.record |= {"inputs": rows, "outputs": _hashes(folder)}
-        self.record["runs"][-1]["ended"] = _now()
+        self.record["runs"][-1]["ended"] = now()
         write_json(folder / RECORD, self.record)
         return folder / INDEX
 
@@ -216,7 +217,7 @@ class Case:
         differs = kinds.transform("nunique") > 1
         return [{"verdict": v, "key": path.stem, "group": int(numbers[place]), "alike": int(sizes[place]) - 1,
                  "is_first": bool(firsts[place]), "differs": bool(differs[place]),
-                 "has_page": (page := self.page_of(v.sha256 or "")).exists() and path.exists(),
+                 "has_page": (page := self.page_of(v.sha256 or "")).exists(), "has_thumb": path.exists(),
                  "in_part": page.exists() and b"<li>In part:" in page.read_bytes()}
                 for place, (v, path) in enumerate(zip(verdicts, thumbs, strict=True))]  # fmt: skip
 
@@ -290,11 +291,7 @@ def _hash_of(path: Path) -> str | None:
     return None
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _facts() -> dict[str, Any]:
     """What every page says of itself."""
     style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination", "case"))
-    return {"style": style, "plain": plain, "sentence": sentence, "version": __version__, "written": _now()}
+    return {"style": style, "plain": plain, "sentence": sentence, "version": __version__, "written": now()}

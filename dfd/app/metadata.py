@@ -166,8 +166,8 @@ def _tidy(entries: Mapping[Any, Any], names: Mapping[int, str]) -> dict[str, str
     for tag, value in list(entries.items())[:MAX_TAGS]:
         name = plain(names.get(tag, f"tag {tag}") if isinstance(tag, int) else tag, 60)
         if name == "UserComment" and isinstance(value, bytes) and value[:8] in CHARACTERS:
-            codec = "utf-16-le" if value[9:10] == b"\0" else CHARACTERS[value[:8]]  # also where the standard says other
-            value = value[8:].decode(codec, "replace").strip("\0 ")
+            is_little = value[:1] == b"U" and value[9::2].count(0) > value[8::2].count(0)  # in a file of any order
+            value = value[8:].decode("utf-16-le" if is_little else CHARACTERS[value[:8]], "replace").strip("\0 ")
         if isinstance(value, bytes):
             is_text = name == "comment" or value.rstrip(b"\0").isalnum()
             value = value.rstrip(b"\0").decode("utf-8", "replace") if is_text else f"{len(value)} bytes"

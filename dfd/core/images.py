@@ -130,7 +130,7 @@ def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
     """The content of a regular file, or its first bytes, or the bytes given; else an ImageError without its name."""
     try:
         if not isinstance(path, bytes) and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could wait for ever
-            raise ImageError("not a regular file (a pipe, a device), or a folder that cannot be entered")
+            raise ImageError("not a regular file (a folder, a pipe, a device)")
         if (size := len(path) if isinstance(path, bytes) else os.stat(path).st_size) > MAX_BYTES:
             raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
         with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:

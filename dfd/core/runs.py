@@ -159,6 +159,11 @@ def bar(iterable: Iterable | None = None, **options: Any):
     return tqdm(iterable, leave=False, file=sys.stdout if by_hand else sys.stderr, **options)
 
 
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def elapsed(seconds: float) -> str:
     """75 -> '1:15'; 3675 -> '1:01:15'."""
     return tqdm.format_interval(round(seconds)).removeprefix("0")

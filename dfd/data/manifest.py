@@ -62,7 +62,8 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
             table.loc[table.groupby("tied").earlier.transform("nunique") > 1, "earlier"] = None
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
-        cache.store({} if splits.gaps(table) else dict(zip(f"{draw} " + table.sha256, table.split, strict=True)))
+        whole = table[table.groupby("label").split.transform("nunique") == len(splits.SPLITS)]  # others are drawn anew
+        cache.store(dict(zip(f"{draw} " + whole.sha256, whole.split, strict=True)))
     rows = sorted(listing.rejected, key=lambda row: row["path"])
     rejected = [row | {"bytes": listing.stamps.get(row["path"], (-1,))[0]} for row in rows]
     table.attrs = {"root": str(root), "layout": listing.layout, "rejected": rejected}

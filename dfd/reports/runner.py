@@ -278,4 +278,4 @@ def environment() -> dict[str, Any]:
     return {"dfd": __version__, "commit": commit, "python": platform.python_version(), "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "cpus": os.cpu_count(),
             "packages": {name: metadata.version(name) for name in PACKAGES},
-            "written": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
+            "written": runs.now()}  # fmt: skip

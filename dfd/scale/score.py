@@ -142,7 +142,7 @@ def listed(given: str) -> Iterator[str]:
     if "://" not in given:
         names = find_images([given], IMAGES + SHARDS, lambda line: print(line, file=sys.stderr))
     elif has_magic(given) and not fs.exists(path):
-        matches = [match for match in fs.glob(path) if "**" not in path or not fs.isdir(match)]
+        matches = [m for m in fs.glob(path) if not SIDE.search(m) and ("**" not in path or not fs.isdir(m))]
         names = [name for match in matches for name in listed(fs.unstrip_protocol(match))]
     elif fs.isdir(path):
         files = [*map(fs.unstrip_protocol, fs.find(path))]

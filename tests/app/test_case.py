@@ -156,6 +156,31 @@ def test_what_was_changed_behind_a_case_is_said_and_kept_and_no_other_verdict_is
     assert record() == kept and call("case", command=["verify"]).exit_code == 1
 
 
+def test_a_changed_page_goes_behind_a_run_that_broke_off_too_and_records_of_before_are_gone_on_with(call, tmp_path):
+    call("in/00.png", "in/01.png")
+    page, noted = next((tmp_path / "case/images").iterdir()), record()
+    del noted["runs"][0]["ended"], noted["runs"][0]["found"]
+    write_json(tmp_path / "case/case.json", noted)
+    page.write_text(page.read_text().replace("Called", "Not called"))
+    again = call("in/00.png", "in/01.png")
+    assert "1 of 2 images are in case already" in again.stderr and "behind its last run" not in again.stderr
+    assert "Not called" not in page.read_text() and call("case", command=["verify"]).exit_code == 0
+
+
+def test_a_refused_command_touches_no_page_and_a_damaged_thumbnail_ends_no_run(call, tmp_path):
+    call("in/00.png", "in/01.png")
+    page, thumb = (next((tmp_path / "case" / kind).iterdir()) for kind in ("images", "thumbs"))
+    page.write_text("forged")
+    thumb.write_text("damaged")
+    assert call("in/02.png", "--crops", "3").exit_code == 2 and page.read_text() == "forged"
+    assert call("in/02.png").exit_code == 0 and not page.exists() and not thumb.exists()
+    assert dict(record()["runs"][1]["found"]) == {f"{p.parent.name}/{p.name}": "was changed" for p in (page, thumb)}
+    assert call("case", command=["verify"]).exit_code == 0
+    assert f"thumbs/{thumb.name}" not in (tmp_path / "case/index.html").read_text().replace(
+        f"thumbs/{thumb.name} was", ""
+    )
+
+
 def test_the_name_of_a_changed_image_writes_no_answer(call, tmp_path):
     name = (tmp_path / "in/00.png").rename(tmp_path / "in/x\ncase: as it was made\n.png").relative_to(tmp_path)
     call(str(name))

@@ -47,6 +47,7 @@ def test_text_of_a_png_is_shown_and_cut_short():
 def test_a_prompt_in_exif_is_shown_and_named(format, mark, codec):
     for text, is_prompt in (
         ("a château, " * 40 + "Steps: 20, Sampler: Euler a", True),
+        ("一个女孩, best quality Steps: 20", True),
         ("a photo of us", False),
         ("", False),
     ):

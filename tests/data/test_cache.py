@@ -43,6 +43,17 @@ def test_splits_that_lack_a_class_are_not_remembered(data):
     assert scan(data)["split"].equals(table["split"])
 
 
+def test_a_class_that_is_too_small_moves_no_image_of_the_others(data):
+    classes(data, 12, names=("RealPhotos", "ProGAN"))
+    fill(data / "BigGAN", 2, start=50)
+    before = scan(data).set_index("path")["split"]
+    classes(data, 6, start=20, names=("RealPhotos", "ProGAN"))
+    fill(data / "BigGAN", 1, start=60)
+    after = scan(data)
+    of_others = before.filter(regex="RealPhotos|ProGAN")
+    assert after.set_index("path")["split"][of_others.index].equals(of_others) and not splits.gaps(after)
+
+
 def test_second_scan_decodes_only_what_changed(data, decoded):
     classes(data)
     (data / "ProGAN" / "bad.jpg").write_bytes(b"no image")

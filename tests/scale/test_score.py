@@ -331,6 +331,7 @@ def test_what_has_a_row_is_left_out_also_within_a_shard_and_other_inputs_are_add
 def test_names_that_look_like_patterns_are_names(score, tmp_path):
     fill(tmp_path / "in", 2)
     (tmp_path / "in/000.png").rename(tmp_path / "in/a[1].png")
+    (tmp_path / "in/._b.png").write_bytes(b"\0\5\x16\7")
     for _ in range(2):
         result = score(f"file://{tmp_path}/in/*.png", "--out", f"file://{tmp_path}/out [1]")
         assert result.exit_code == 0 and f"2 images in file://{tmp_path}/out [1]" in result.stderr, result.output
