@@ -171,7 +171,7 @@ class Probe(Shared):
     """Notebook 05: one image, both stages' answer, and what it rests on."""
 
     model: Literal["auto", "shipped", "run"] = "auto"  # whose answer; auto: what ships, in reports the run's own
-    examples: int = Field(4, ge=0)  # built-in images offered beside the upload
+    examples: int = Field(4, ge=0)  # images offered beside the upload: of the test split, or built in
     fpr: float = Field(0.0, ge=0, lt=1)  # the threshold calls at most this share of photos fake; 0: the run's own
     static: bool = False  # show the examples without widgets, as `run` does
 
