@@ -29,7 +29,9 @@ def variants(cfg: Any) -> dict[str, Any]:
     else:
         stage, key, kinds, words = "stage2", "extractor", ("highpass", "rgb"), BASELINE
         losses = {f"without {name.removesuffix('_weight')} loss": {name: 0.0} for name in LOSSES}
-        changes = losses | {"source loss alone": dict.fromkeys(LOSSES, 0.0)} if cfg.extractor == "unet" else {}
+        alone = {"source loss alone": dict.fromkeys(LOSSES, 0.0)}  # of one loss only it is the same
+        several = sum(getattr(cfg, name) != 0 for name in LOSSES) > 1
+        changes = losses | (alone if several else {}) if cfg.extractor == "unet" else {}
     changes["without degradation"] = {"degrade": False}
     changes |= {words.format(kind): {key: kind} for kind in kinds}
     return {"as configured": cfg} | {

@@ -50,6 +50,9 @@ def test_each_variant_changes_one_thing(tmp_path):
 def test_what_is_off_already_is_not_left_out_again():
     found = ablation.variants(config.Stage1(adversarial=False, degrade=False))
     assert not {"without adversarial part", "without perceptual part", "without degradation"} & set(found)
+    one_loss = dict.fromkeys(ablation.LOSSES, 0.0) | {"carried_weight": 1.0}  # left out, it is the source loss alone
+    found = ablation.variants(config.Stage2(**one_loss))
+    assert "without carried loss" in found and "source loss alone" not in found
     found = ablation.variants(config.Stage2(**config.profile("quick", "02_stage2_attribution")))
     assert list(found) == ["as configured", "without degradation", *map(ablation.BASELINE.format, ("highpass", "rgb"))]
 

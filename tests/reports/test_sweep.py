@@ -352,6 +352,10 @@ def test_a_sweep_shows_what_it_ran_and_what_an_earlier_call_finished(case):
     text = sweep.write(grid, entries, case.out).read_text()  # again, and stopped before any began
     assert "0.240" in text and "waiting" in text and "Stage 2:" not in text
     assert "The runs differ in" not in text
+    assert "3 of the runs that wait show numbers of an earlier call, which may have had other parameters" in text
+    entries["01.batch_size-16"]["status"] = "finished"  # what was run leads on the card, though less than what waits
+    text = re.sub(r"<.*?>", "", sweep.write(grid, entries, case.out).read_text())
+    assert "0.160Stage 1: AUC, best on validation" in text.replace("\n", "") and "2 of the runs that wait show" in text
     text = case.write("parameters:\n  seed: [0, 1]\n  batch_size: 8").run().read_text()
     assert "The runs differ in seed, which may give them other validation images" in text
 
