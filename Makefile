@@ -28,7 +28,7 @@ demo: $(ENV)  ## Judge built-in images, train both stages on them, write reports
 
 report: export REPORT_DATA := $(DATA)
 report: export REPORT_OUT := $(OUT)
-report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full]
+report: $(ENV)  ## The same on your images: make report DATA=folder [OUT=reports/name] [PROFILE=quick|full|clip]
 	$(PY) -m dfd run --data "$$REPORT_DATA" --out "$$REPORT_OUT" --profile $(PROFILE) $(ARGS)
 
 test: $(ENV)  ## Run every test, the slow ones and the examples in docstrings too, two at a time

@@ -26,10 +26,10 @@ class Verdict:
     """What both stages say of one image; all None but path and error where the image cannot be read."""
 
     path: str | None
-    is_fake: bool | None = None  # p_fake reaches the threshold chosen on validation
+    is_fake: bool | None = None  # p_fake reaches the threshold, of validation or of sources left out
     verdict: str | None = None  # fake, real, or unsure where either would be wrong too often
     p_fake: float | None = None  # calibrated where half of the images are fake, in [0, 1]
-    source: str | None = None  # RealPhotos, the generator that stage 2 names, or unknown; none without a stage 2
+    source: str | None = None  # RealPhotos, a generator's name, or unknown; none of a fake where no stage names one
     p_source: dict[str, float] | None = None  # stage 2's view, given for photos too
     candidates: tuple[str, ...] | None = None  # generators that stay possible, a conformal set; given for photos too
     crops: int | None = None
@@ -76,7 +76,7 @@ class Detector:
         return {path.name: sha256_of(path) for path in [*paths, *([weights_file()] if is_clip else [])]}
 
     def at_fpr(self, fpr: float) -> Self:
-        """The same networks, calling at most this share, in [0, 1), of the validation photos generated."""
+        """The same networks, calling at most this share, in [0, 1), of the photos fake that fitted its thresholds."""
         validation = self.stage1.validation
         threshold = fit_threshold(validation.get("photos", []), validation.get("fakes", []), fpr)
         threshold += 1e-9 * (threshold == self.stage1.threshold)  # its own does not count as asked for
