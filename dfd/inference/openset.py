@@ -9,6 +9,7 @@ import torch
 from dfd.core.runs import bar
 
 SPANNED = 128  # directions of a Subspace
+PARTS = 64  # at most, that sources are left out in to find the limit: each by itself, unless they are more
 PER_SOURCE = 64  # images of a source that a Subspace is made of
 
 
@@ -62,13 +63,14 @@ def fit_subspace(features: np.ndarray, images: pd.DataFrame, accept: float = 0.9
     """What stage 1 tells images by that are unlike all that it learnt from: entries of its checkpoint.
 
     `features` are (N, V, D), of V views of the rows of `images`, with label, source and path. ood_threshold is the
-    distance that the share `accept` of the images of a source stay within, sources alike, when the Subspace is of the
+    distance that the share `accept` of the images of a source stay within, sources alike, when the Subspace is of
     others; feature_bank, (1 + K, D), is mean and basis of all; neighbours, (N, K), is where the first views lie.
     """
     views, flat = features.shape[1], features.reshape(-1, features.shape[-1]).astype(np.float32)
     sources, distance = np.repeat(images["source"].to_numpy(), views), np.zeros(len(flat))
-    for source in bar(np.unique(sources), desc="unlike images", unit="source"):
-        own = sources == source
+    parts = pd.factorize(sources)[0] % PARTS
+    for part in bar(np.unique(parts), desc="unlike images", unit="part"):
+        own = parts == part
         distance[own] = Subspace.fit(flat[~own]).distance(flat[own])
     weights = 1 / pd.Series(sources).map(pd.Series(sources).value_counts()).to_numpy()
     threshold, space = np.quantile(distance, accept - 1e-9, weights=weights, method="inverted_cdf"), Subspace.fit(flat)

@@ -55,7 +55,7 @@ class Discriminants:
             if not remaining:
                 continue
             within = self.totals[number].copy()
-            for cell in set(cells) - set(remaining):
+            for cell in (cell for cell in cells if cell not in remaining):  # in one order, whatever the hashes
                 within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
             weights = np.array([len(self.cells[cell]) ** 0.5 for cell in remaining], np.float32)
             of_sources = np.stack([self.means[cell] for cell in remaining])

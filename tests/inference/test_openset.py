@@ -59,6 +59,17 @@ def test_a_subspace_is_that_of_the_other_sources_which_weigh_alike():
     assert [path for _, _, path in fitted["neighbour_names"]] == images["path"].tolist()
 
 
+def test_of_many_sources_parts_are_left_out_and_their_own_is_always_among_these(monkeypatch):
+    rng, fits, fit = np.random.default_rng(0), [], Subspace.fit
+    features = rng.normal(0, 1, (150, 1, 20)).astype(np.float32)
+    images = pd.DataFrame({"label": "x", "source": [f"s{i // 2}" for i in range(150)], "path": "p"})
+    monkeypatch.setattr(Subspace, "fit", lambda rows: fits.append({*map(tuple, rows)}) or fit(rows))
+    assert 4 < fit_subspace(features, images)["ood_threshold"] < 6 and len(fits) == 64 + 1
+    left_out = [{i for i in range(150) if tuple(features[i, 0]) not in rows} for rows in fits[:-1]]
+    assert sorted(i for part in left_out for i in part) == [*range(150)]
+    assert all({i // 2 * 2, i // 2 * 2 + 1} <= part for part in left_out for i in part)
+
+
 def test_neighbours_refuse_what_they_cannot_compare():
     bank = FeatureBank(np.ones((3, 4)))
     for features in (np.zeros((0, 4)), np.ones((1, 5)), np.full((1, 4), np.nan), np.ones(4)):
