@@ -238,9 +238,9 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     if not {"outputs", "inputs", "runs"} <= set(record := read_json(folder / RECORD)):
         raise FileNotFoundError(f"{folder} holds no finished {RECORD}; `predict --case FOLDER` makes a case")
     wrong, place = [f"{printable(n)} {what}" for n, what in differences(folder, record)], record["runs"][0]["folder"]
-    now = [(printable(row["path"]), row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
-    wrong += [f"{path}, an image that was judged, was changed" for path, was, own in now if own and was and own != was]
-    return wrong, [f"{path} is not here, or cannot be read" for path, _, own in now if own is None]
+    held = [(printable(row["path"]), row["sha256"], _hash_of(Path(place, row["path"]))) for row in record["inputs"]]
+    wrong += [f"{path}, an image that was judged, was changed" for path, was, own in held if own and was and own != was]
+    return wrong, [f"{path} is not here, or cannot be read" for path, _, own in held if own is None]
 
 
 def differences(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
