@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,6 @@ class Credentials:
 
 
 NO_CREDENTIALS = Credentials("none", "The file carries no content credentials. Most do not, so that says nothing.")
-NO_FILE = Credentials("none", "There is no file to look into: the image came as pixels.")
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Metadata:
     jpeg_quality: int | None = None  # nearest quality of libjpeg
     subsampling: str | None = None
     exif: dict[str, str] = field(default_factory=dict)
-    text: dict[str, str] = field(default_factory=dict)  # comments, and texts that PNG keeps
+    text: dict[str, str] = field(default_factory=dict)  # comments, texts that PNG keeps, XMP's digital source type
     warnings: tuple[str, ...] = ()  # what a careful reader should know of the file's history, in sentences
     note: str | None = None  # what of it could not be read
-    credentials: Credentials = NO_FILE
+    credentials: Credentials = Credentials("none", "There is no file to look into: the image came as pixels.")
 
 
 def read_metadata(source: Source) -> Metadata:
@@ -111,7 +111,8 @@ def read_metadata(source: Source) -> Metadata:
 def _header(image: Image.Image) -> dict[str, Any]:
     values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
     texts = {name: value for name, value in image.info.items() if name == "comment" or isinstance(value, str)}
-    values["text"] = _tidy(texts, {})
+    kinds = re.findall(r"digitalsourcetype/(\w+)", str(image.info.get("xmp")))  # of the IPTC, in any place of it
+    values["text"] = _tidy({"DigitalSourceType in XMP": ", ".join(dict.fromkeys(kinds))} | texts, {})
     try:
         if isinstance(image, JpegImagePlugin.JpegImageFile):  # MPO too
             values |= {"format": "JPEG", "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image)}
@@ -131,6 +132,7 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     exif, texts, size = values.get("exif", {}), values["text"], sorted(image.size)  # short side, long side
     told = {"stripped"} if "exif" not in image.info and values["format"] == "JPEG" else set()
     told |= {"screenshot"} if "x".join(map(str, size)) in SCREENS.split() and "Make" not in exif else set()
+    told |= {"generated"} if GENERATED & {*texts.get("DigitalSourceType in XMP", "").split(", ")} else set()
     told |= {"prompt"} if PROMPTS & {name.lower() for name in texts} else set()
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere
         recorded = sorted(int(exif.get(name, 0)) for name in ("ExifImageWidth", "ExifImageHeight"))  # or 0: unset

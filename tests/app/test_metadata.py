@@ -40,6 +40,19 @@ def test_text_of_a_png_is_shown_and_cut_short():
     assert found.jpeg_quality is None and found.subsampling is None
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind, is_told", [("trainedAlgorithmicMedia", True), ("digitalCapture", False)])
+def test_what_xmp_says_of_the_making_is_shown_and_named(format, kind, is_told):
+    address = f"http://cv.iptc.org/newscodes/digitalsourcetype/{kind}"
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r DigitalSourceType="{address}"/><r>{address}</r></x:xmpmeta>'
+    told = PngImagePlugin.PngInfo()
+    told.add_itxt("XML:com.adobe.xmp", xmp)
+    how = {"PNG": {"pnginfo": told}, "TIFF": {"tiffinfo": {700: xmp.encode()}}}.get(format, {"xmp": xmp.encode()})
+    found = metadata.read_metadata(encoded(picture(1), format, **how))
+    assert found.text["DigitalSourceType in XMP"] == kind
+    assert any("Its XMP says that it was made" in line for line in found.warnings) == is_told
+
+
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 @pytest.mark.parametrize(
     ("mark", "codec"), [("UNICODE\0", "utf-16-be"), ("UNICODE\0", "utf-16-le"), ("ASCII\0\0\0", "utf-8")]
