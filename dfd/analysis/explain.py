@@ -47,8 +47,7 @@ def residuals(stage: Stage, crops: Tensor) -> Tensor:
     """Stage 2's G(x), or for stage 1 the high-pass part, of equalised crops: (N, 3, S, S) on the CPU, of [0, 1]."""
     if stage.stage == "stage1":
         return high_pass(as_float(crops))
-    parts = as_float(crops).split(BATCH)
-    return torch.cat([stage.model.generator(part.to(stage.device)).float().cpu() for part in parts])
+    return torch.cat([stage.model.generator(x.to(stage.device)).float().cpu() for x in as_float(crops).split(BATCH)])
 
 
 def stretch(residual: np.ndarray) -> np.ndarray:

@@ -29,8 +29,7 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     damaged or lacks the threshold, or a table of another model, is a ValueError; a table or case in use, an InUse.
     """
     detector, paths = Detector.load(folder), [*dict.fromkeys(paths)]
-    if threshold_fpr is not None:
-        detector = detector.at_fpr(threshold_fpr)
+    detector = detector if threshold_fpr is None else detector.at_fpr(threshold_fpr)
     with ExitStack() as stack:
         about |= {"paths": {*paths}, "notes": [*about["notes"], *read_json(folder / "metrics.json").get("notes", ())]}
         made = stack.enter_context(opened(Path(case), detector, about)) if case else None

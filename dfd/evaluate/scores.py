@@ -77,9 +77,8 @@ def calibrate(stage: Stage, scores: pd.DataFrame, out: str | Path, coverage: flo
         accept: float = 0.95) -> pd.DataFrame:  # fmt: skip
     """Fit a stage's decisions on clean validation rows, or judgements of sources left out; store them, decide anew."""
     manifest = Path(out) / "manifest.parquet"
-    files = read_table(manifest) if manifest.exists() else None
     rows = holdouts.load(out, stage) if stage.is_held_out else metrics.clean(scores, "val")
-    fitted = decide.fit(stage, rows, files, coverage, accept)
+    fitted = decide.fit(stage, rows, read_table(manifest) if manifest.exists() else None, coverage, accept)
     vars(stage).update(fitted)
     update_checkpoint(Path(out) / CHECKPOINTS[stage.stage], **fitted)
     return with_predictions(stage, scores)

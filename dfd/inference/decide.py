@@ -133,8 +133,7 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
             answers = [answer(p_fake, rule) for p_fake in probabilities(every, temperature)[:, 1]]
             fitted["rates"] = likelihood.rates(every.assign(answer=answers), files)
         return {"temperature": temperature, **fitted}
-    true = rows["label"].map(list(stage.classes).index).to_numpy()
-    quantile = fit_conformal(p, true, coverage, rows["group"].to_numpy())
+    quantile = fit_conformal(p, rows["label"].map(stage.classes.index).to_numpy(), coverage, rows["group"].to_numpy())
     fitted = {"temperature": temperature, "coverage": coverage, "conformal_quantile": quantile}
     if "ood_score" in rows:
         fitted["ood_threshold"] = float(np.quantile(rows["ood_score"].to_numpy(), accept - 1e-9, method="inverted_cdf"))

@@ -75,6 +75,5 @@ def fit_subspace(features: np.ndarray, images: pd.DataFrame, accept: float = 0.9
     weights = 1 / pd.Series(sources).map(pd.Series(sources).value_counts()).to_numpy()
     threshold, space = np.quantile(distance, accept - 1e-9, weights=weights, method="inverted_cdf"), Subspace.fit(flat)
     basis, places = np.vstack([space.mean, space.basis]), space.project(features[:, 0])
-    return {"ood_threshold": float(threshold),
-            "feature_bank": torch.from_numpy(basis).half(), "neighbours": torch.from_numpy(places).half(),
-            "neighbour_names": images[["label", "source", "path"]].to_numpy().tolist()}  # fmt: skip
+    fitted = {"ood_threshold": float(threshold), "neighbour_names": images[["label", "source", "path"]].values.tolist()}
+    return fitted | {"feature_bank": torch.from_numpy(basis).half(), "neighbours": torch.from_numpy(places).half()}

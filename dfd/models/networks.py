@@ -51,8 +51,7 @@ def normalize_residual(residual: Tensor, eps: float = 1e-4) -> Tensor:
     A constant residual becomes zero: eps is the smallest deviation that is still amplified to one.
     """
     centred = residual - residual.mean(dim=(1, 2, 3), keepdim=True)
-    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-20).sqrt()
-    return centred / deviation.clamp(min=eps)
+    return centred / centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-20).sqrt().clamp(min=eps)
 
 
 class UNetRes(nn.Module):

@@ -181,8 +181,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query = self.query(x).flatten(2).transpose(1, 2)  # (B, N, C / 8)
-        key = F.max_pool2d(self.key(x), 2).flatten(2)  # (B, C / 8, N / 4)
-        value = F.max_pool2d(self.value(x), 2).flatten(2)  # (B, C / 2, N / 4)
+        key, value = (F.max_pool2d(part(x), 2).flatten(2) for part in (self.key, self.value))  # (B, C / 8 or 2, N / 4)
         weights = torch.softmax(query @ key, dim=-1)
         looked = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])  # (B, C / 2, H, W)
         return x + self.gamma * self.out(looked)
@@ -194,8 +193,7 @@ class BigGANBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
         self.norm1, self.norm2 = (ConditionalBatchNorm2d(n, condition) for n in (inputs, outputs))
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv1, self.conv2 = (nn.Conv2d(n, outputs, 3, padding=1) for n in (inputs, outputs))
         self.skip = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:

@@ -25,5 +25,4 @@ def fit(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.DataFrame
             raise config.ConfigError(f"{', '.join(given)}: only networks have it; leave it out with {cfg.backbone}")
         with main_process_first():  # which alone computes the bank and the head
             return fit_head(table, cfg, on_epoch) if is_main_process() else pd.DataFrame()
-    fit_stage: Any = fit_stage1 if isinstance(cfg, config.Stage1) else fit_stage2
-    return fit_stage(table, cfg, on_epoch)
+    return fit_stage1(table, cfg, on_epoch) if isinstance(cfg, config.Stage1) else fit_stage2(table, cfg, on_epoch)

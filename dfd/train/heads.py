@@ -89,13 +89,12 @@ def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> 
     """
     choices = pd.DataFrame({"label": labels, "source": sources}).drop_duplicates().groupby("label")["source"]
     several = {str(label): sorted(names) for label, names in choices if len(names) > 1}
-    rng, seen = np.random.default_rng([seed, 40]), set()
-    turns: dict[str, list[str]] = {label: [] for label in several}
+    rng, seen, turns = np.random.default_rng([seed, 40]), set(), {}
     if len(several) < 2 or (config.REAL in set(labels) and config.REAL not in several):
         return
     for _ in range(20 * draws):
         for label, names in several.items():
-            turns[label] = turns[label] or rng.permutation(names).tolist()
+            turns[label] = turns.get(label) or rng.permutation(names).tolist()
         draw = {label: names.pop() for label, names in turns.items()}
         is_left = all(set(own) - set(draw.values()) for _, own in choices)  # something of each label
         if is_left and len(seen) < draws and tuple(draw.values()) not in seen:
