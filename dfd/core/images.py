@@ -27,9 +27,9 @@ MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an u
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of a thumbnail of HASH_SIDE ** 2 pixels
 COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
-DESCRIPTION = f"3 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
+DESCRIPTION = f"4 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # starts of damaged images that Pillow gives up on
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # starts, of damaged ones too
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's orientation -> Image.Transpose
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
 OTHERS = {b"<": "an HTML page or SVG drawing", b"version https://git-lfs": "a Git LFS pointer; fetch the real file"}
@@ -103,10 +103,11 @@ def perceptual_hash(image: Image.Image) -> str | None:
 
 
 def jpeg_quality(image: Image.Image) -> int | None:
-    """Give the libjpeg quality, 1 to 100, whose luminance table is nearest to a JPEG's; None without a usable one."""
+    """Give the libjpeg quality, 1 to 100, whose luminance table is nearest by ratios; None without a usable one."""
     number = (getattr(image, "layer", None) or [(0, 0, 0, 0)])[0][3]  # of the first component's table
-    table = np.asarray(getattr(image, "quantization", {}).get(number, []))  # row by row
-    return 1 + int(np.abs(_libjpeg_tables() - table).sum(axis=1).argmin()) if table.size == 64 else None
+    if (table := np.maximum(getattr(image, "quantization", {}).get(number, []), 1)).size != 64:  # row by row
+        return None
+    return 1 + int((np.log(_libjpeg_tables() / table) ** 2).sum(axis=1).argmin())
 
 
 @cache
@@ -135,17 +136,16 @@ def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
             raise ImageError(f"oversized: {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB")
         with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
             return file.read(limit)
-    except ImageError:
-        raise
-    except (OSError, ValueError, MemoryError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(f"cannot be read: {one_line(error)}") from error
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a name with a zero byte, or those above
+        raise ImageError(("" if isinstance(error, ImageError) else "cannot be read: ") + one_line(error)) from error
 
 
 def begins_like_image(path: str | Path | bytes) -> bool:
     """Whether a regular file begins as images of the usual formats do; one that cannot be read does not."""
     with suppress(ImageError):
         start = content_of(path, 16)
-        return start.startswith(MAGIC) or start[8:12] == b"WEBP" or (start[4:8] == b"ftyp" and start[8:11] in BRANDS)
+        is_other = start[8:12] == b"WEBP" or start[:2] + start[6:10] == b"BM\0\0\0\0"
+        return is_other or start.startswith(MAGIC) or (start[4:8] == b"ftyp" and start[8:11] in BRANDS)
     return False
 
 
@@ -207,6 +207,9 @@ def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
     is_odd = tags.get(262) == 0 or tags.get(258, (16,)) != (16,) or "transparency" in image.info
     if image.mode in ("I", "F") or (is_wide and (is_odd or np.asarray(image).max() < 4096)):  # of 12 bits
         raise ImageError(f"{16 if is_wide else 32}-bit pixels (mode {image.mode}) have no agreed white")
+    is_plain, bits = tags.get(259, 1) == 1, max(tags.get(258, (1,)))  # not compressed; Pillow has checked the bits
+    if tags.get(254) in (1, 3, 5, 7) or (tags.get(284) == 2 and (image.mode == "LA" or (is_plain and bits > 8))):
+        raise ImageError("a raw photo's preview, or planes that are read wrongly; save it as a plain TIFF or PNG")
     try:
         if (turn := TURNS.get(_orientation(image))) is not None:
             image = image.transpose(Image.Transpose(turn))
@@ -228,8 +231,8 @@ def _what_it_is(file: Any) -> str:
     if begins_like_image(start):
         return "damaged or truncated header, or an unsupported variety"
     kinds = [kind for magic, kind in OTHERS.items() if start.lstrip().startswith(magic)]
-    kinds += ["a video"] if start[4:8] == b"ftyp" else []
-    return f"not an image{': ' + kinds[0] if kinds else ''}; supported are {', '.join(FORMATS)}"
+    kinds += ["a video, or a raw photo (CR3)"] if start[4:8] == b"ftyp" else []
+    return f"not an image{': ' + kinds[0] if kinds else ', or of another kind'}; supported are {', '.join(FORMATS)}"
 
 
 def one_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Reading image files."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -8,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from bad_files import GOOD, encoded, make, picture, png_header
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 from scipy.fft import dctn
 
 from dfd.app import metadata
@@ -58,6 +60,12 @@ def test_an_opened_picture_has_the_quality_of_its_file(save):
 def test_jpeg_quality_of_other_tables_is_near(save):
     tables = [[2] * 64, [3] * 64]
     assert 90 < images.inspect(save("photo.jpg", picture(0), qtables=tables))["jpeg_quality"] <= 100
+
+
+@pytest.mark.parametrize(("preset", "low", "high"), [("low", 70, 86), ("medium", 75, 91), ("web_low", 33, 54)])
+def test_jpeg_quality_of_photoshops_tables_is_of_like_damage(preset, low, high, save):
+    found = images.inspect(save("photo.jpg", picture(0), qtables=preset))  # by PSNR on pictures: within these bounds
+    assert low <= found["jpeg_quality"] <= high
 
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -157,6 +165,50 @@ def test_sixteen_bit_keeps_the_high_byte(save, name):
     rgb = images.load_rgb(save(name, Image.fromarray(pixels)))
     assert rgb.getpixel((0, 0)) == (0x12,) * 3
     assert rgb.getpixel((15, 0)) == (255,) * 3
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_sixteen_bits_by_planes_are_refused_where_they_are_read_wrongly(planes, compression, save):
+    pixels = np.asarray(picture(3)).astype(np.uint16) * 257
+    stored = np.moveaxis(pixels, 2, 0) if planes == "separate" else pixels
+    tifffile.imwrite(file := io.BytesIO(), stored, photometric="rgb", planarconfig=planes, compression=compression)
+    path = save("scan.tif", file.getvalue())
+    if planes == "separate" and not compression:
+        for read in (images.load_rgb, images.inspect):
+            with pytest.raises(images.ImageError, match="planes that are read wrongly; save it as"):
+                read(path)
+    else:
+        assert np.array_equal(images.load_rgb(path), picture(3))
+
+
+@pytest.mark.parametrize(("kind", "is_read"), [(0, True), (1, False), (2, True)])
+def test_the_preview_of_a_raw_photo_is_not_judged_for_it(kind, is_read, save):
+    path = save("photo.dng", encoded(picture(3), "TIFF", tiffinfo={254: kind}))
+    if is_read:
+        assert images.load_rgb(path).size == (64, 48) and images.inspect(path)["width"] == 64
+        return
+    for read in (images.load_rgb, images.inspect, lambda path: images.as_rgb(Image.open(path))):
+        with pytest.raises(images.ImageError, match="a raw photo's preview"):
+            read(path)
+
+
+@pytest.mark.parametrize("tag", [254, 284])
+@pytest.mark.parametrize(("kind", "value"), [(2, "x"), (12, 1.5), (7, b"\0"), (4, 2**31)])
+def test_odd_tags_of_a_tiff_are_no_crash(tag, kind, value, save):
+    odd = TiffImagePlugin.ImageFileDirectory_v2()
+    odd.tagtype[tag], odd[tag] = kind, value
+    path = save("scan.tif", encoded(picture(3), "TIFF", tiffinfo=odd))
+    for read in (images.load_rgb, images.inspect):
+        with contextlib.suppress(images.ImageError):
+            read(path)
+
+
+def test_images_without_a_suffix_are_known_by_their_beginning(save):
+    tifffile.imwrite(file := io.BytesIO(), np.asarray(picture(3)), bigtiff=True)
+    for content in (encoded(picture(3), "BMP"), file.getvalue()):
+        assert images.begins_like_image(save("photo", content))
+    assert not images.begins_like_image(save("notes", b"BMW and other cars, a list"))
 
 
 @pytest.mark.parametrize("how", [{"tiffinfo": {262: 0}}, {"transparency": 0xFFFF}])
