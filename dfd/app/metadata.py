@@ -72,7 +72,7 @@ NO_CREDENTIALS = Credentials("none", "The file carries no content credentials. M
 class Metadata:
     """What is known of one file; None where it does not apply or cannot be told. All text is one printable line."""
 
-    width: int | None = None  # as stored, before EXIF turns it
+    width: int | None = None  # as stored, before EXIF turns it (a TIFF: after)
     height: int | None = None
     mode: str | None = None  # Pillow's: RGB, L, CMYK …
     format: str | None = None  # by content
@@ -102,7 +102,8 @@ def read_metadata(source: Source) -> Metadata:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Exception:  # damaged headers raise nearly anything
-            return Metadata(**basic, note="no image that can be opened", credentials=read_credentials(data, "PNG"))
+            told: dict[str, Any] = {"note": "its header, texts or profile cannot be read, so none of them is shown"}
+            return Metadata(**basic, **told, credentials=read_credentials(data, "PNG"))
         values = _header(image)
         values["warnings"] = lines("history", values, _history(image, values))
         return Metadata(**basic, **values, credentials=read_credentials(data, image.format))
@@ -110,7 +111,10 @@ def read_metadata(source: Source) -> Metadata:
 
 def _header(image: Image.Image) -> dict[str, Any]:
     values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
+    with contextlib.suppress(Exception):  # what a PNG says may stand behind its pixels
+        _ = image.format == "PNG" and image.load()
     texts = {name: value for name, value in image.info.items() if name == "comment" or isinstance(value, str)}
+    texts.pop("compression", None)  # of a TIFF, by Pillow
     kinds = re.findall(r"digitalsourcetype/(\w+)", str(image.info.get("xmp")))  # of the IPTC, in any place of it
     values["text"] = _tidy({"DigitalSourceType in XMP": ", ".join(dict.fromkeys(kinds))} | texts, {})
     try:

@@ -3,7 +3,7 @@
 import io
 import json
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -38,6 +38,31 @@ def test_text_of_a_png_is_shown_and_cut_short():
     found = metadata.read_metadata(encoded(picture(1), "PNG", pnginfo=kept))
     assert found.text["parameters"].startswith("a castle") and len(found.text["parameters"]) == 200
     assert found.jpeg_quality is None and found.subsampling is None
+
+
+def test_what_a_png_says_behind_its_pixels_is_shown_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    told = PngImagePlugin.PngInfo()
+    told.add_text("parameters", "a castle, Steps: 20")
+    data = encoded(picture(1), "PNG", pnginfo=told, exif=exif)
+    before, parts = data.index(b"IDAT") - 4, []
+    for name in (b"tEXt", b"eXIf"):
+        start = data.index(name) - 4
+        parts.append(data[start : start + 12 + int.from_bytes(data[start : start + 4])])
+    end = data.index(b"IEND") - 4
+    assert before > 0 and all(data.count(part) == 1 for part in parts)
+    moved = data[:end] + b"".join(parts) + data[end:]
+    for part in parts:
+        moved = moved.replace(part, b"", 1)
+    found = metadata.read_metadata(moved)
+    assert found == replace(metadata.read_metadata(data), sha256=found.sha256)
+    assert found.exif == {"Orientation": "6"} and found.text == {"parameters": "a castle, Steps: 20"}
+    assert any("programs for generating images" in line for line in found.warnings)
+
+
+def test_pillows_word_for_a_tiffs_compression_is_no_text_of_the_file():
+    assert metadata.read_metadata(encoded(picture(1), "TIFF", compression="tiff_lzw")).text == {}
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -95,7 +120,7 @@ def test_malformed_exif_is_a_note_and_no_error():
         assert found.format == "JPEG" and all(text.isprintable() for text in found.exif.values())
     found = metadata.read_metadata(encoded(picture(4), "JPEG", exif=b"Exif\0\0garbage!", dpi=(72, 72)))
     assert found.note.startswith("not all could be read: ") and not found.exif
-    assert metadata.read_metadata(b"\xff\xd8\xff").note == "no image that can be opened"
+    assert metadata.read_metadata(b"\xff\xd8\xff").note.startswith("its header, texts or profile cannot be read")
 
 
 def test_every_kind_of_file_has_facts_or_a_reason(tmp_path):
