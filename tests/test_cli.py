@@ -1,5 +1,6 @@
 """The command line: what each command passes on, prints and answers when something is wrong."""
 
+import errno
 import json
 import os
 import subprocess
@@ -151,6 +152,17 @@ def test_the_shipped_detector_answers_before_a_run_on_simulated_fakes(call, verd
     assert files.find_model(None, lines.append) == tmp_path / "reports" / "old"
     assert lines == [f"{tmp_path / 'reports' / 'new'} is being trained, or was stopped; its networks are passed over"]
     (tmp_path / "reports" / "new" / "train_stage2.pt").unlink()
+    read, closed, lines = files.read_json, tmp_path / "reports" / "new" / "metrics.json", []
+
+    def refuse(path):
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_json", refuse)  # a folder of somebody else, whom a chmod would not stop as root
+        assert files.find_model(None, lines.append) == tmp_path / "reports" / "old"
+    assert len(lines) == 1 and f"{closed}'; its networks are passed over" in lines[0]
     io.write_json(tmp_path / "reports" / "new" / "metrics.json", {"notes": []})  # trained, and never measured
     assert files.find_model(None) == tmp_path / "reports" / "old"
     io.write_json(tmp_path / "reports" / "old" / "metrics.json", {"stage1": {}, "notes": [NOTE]})
@@ -413,6 +425,20 @@ def test_lines_are_there_as_they_are_said_though_nobody_watches(tmp_path):
     command = [sys.executable, "-c", f"import os; from dfd import cli; {say}"]
     ran = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=True)
     assert ran.stdout == "said\n"  # not lost with the buffer
+
+
+@pytest.mark.parametrize(("closed", "shown"), [("2>&-", "0\n1\n"), (">&-", ""), ("<&- >&- 2>&-", "")])
+def test_output_that_is_closed_ends_nothing(closed, shown, tmp_path):
+    """A daemon has none; a bar, and whatever a child writes, then has somewhere to go."""
+    lines = ["from dfd import cli", "from dfd.core import bar", "import subprocess, sys", "@cli.main.command('say')"]
+    lines += ["def say():", "    for number in bar(range(2)):", "        print(number)"]
+    lines += ["    open('told', 'w').write(subprocess.run('echo x; echo y >&2', shell=True).returncode * 'x' + 'done')"]
+    lines += ["cli.main(['say'], standalone_mode=False)"]
+    (tmp_path / "say.py").write_text("\n".join(lines))
+    words = ["sh", "-c", f"exec {sys.executable} say.py {closed}"]
+    own = os.environ | {"PYTHONPATH": str(config.ROOT)}
+    ran = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.startswith(shown) and (tmp_path / "told").read_text() == "done"
 
 
 def test_a_reader_that_has_gone_ends_it_in_silence():
