@@ -48,6 +48,8 @@ def main(long: bool, on_gpu: bool, only: str, repeats: int, keep: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["DFD_CACHE"] = str(Path(name) / "cache")
         groups = {"gpu": gpu.rows(Path(name))} if on_gpu else _groups(Path(name), repeats, long)
+        if not any(only in group for group in groups):
+            raise click.BadParameter(f"no group of {only!r}; there are {', '.join(groups)}, and more with --long")
         try:
             for group, rows in groups.items():
                 if only in group or group == "pictures":  # which others need

@@ -17,7 +17,8 @@ from dfd import config
 from dfd.config import CHECKPOINTS
 from dfd.inference.files import save_checkpoint
 
-LIBRARIES = "import sys, torch, torchvision, timm, pandas, scipy.sparse, pydantic, huggingface_hub"
+SPARING = "import atexit, gc; gc.set_threshold(50_000); atexit.register(gc.freeze)"  # of garbage collection, as dfd is
+LIBRARIES = f"{SPARING}; import sys, torch, torchvision, timm, pandas, scipy.sparse, pydantic, huggingface_hub"
 OPENING = f"{LIBRARIES}; [torch.load(path, weights_only=True) for path in sys.argv[1:]]"
 CELL = "from dfd import config, plots, train"  # what notebook 01 begins with
 
@@ -38,7 +39,7 @@ def rows(folder: Path, repeats: int) -> Iterator[Row]:
     yield against(
         "start: kernel to the first cell of notebook 01, bare: a kernel that imports torch",
         partial(kernel, CELL),
-        partial(kernel, "import torch"),
+        partial(kernel, f"{SPARING}; import torch"),
         repeats,
     )
 

@@ -51,6 +51,12 @@ def test_bars_are_floors_of_ratios_and_ceilings_of_everything_else():
     assert "<= 2" in str(measure.Row("x", 1.9, 2, "s"))
 
 
+def test_a_group_that_is_not_there_measures_and_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "HISTORY", tmp_path / "history.jsonl")
+    ran = CliRunner().invoke(speed.main, ["--only", "growth"])
+    assert ran.exit_code == 2 and "there are pictures, starting," in ran.output and not any(tmp_path.iterdir())
+
+
 def test_both_sides_are_timed_in_turns_and_the_best_counts():
     order = []
     times = iter([9.0, 9.0, 3.0, 2.0, 4.0, 1.0])  # the first of each does not count
