@@ -90,7 +90,7 @@ class Eda(Shared):
 class Training(Shared):
     """What both stages share, and its defaults."""
 
-    crop_size: int = Field(128, ge=32, le=2048, multiple_of=8)  # side of the square crop, pixels
+    crop_size: int = Field(128, ge=32, le=2048, multiple_of=8)  # side of the crop, pixels; above 224 CLIP shrinks it
     crops: Count = 5  # crops per image when scoring; never a resize
     crop_mode: CropMode = "five"  # where they lie: five (centre, corners, then a grid), grid or random
     equalise: bool = True  # same last codec for every class

@@ -17,7 +17,7 @@ from dfd.degrade.operators import DEGRADATIONS, Degradation, check, check_images
 
 Step = tuple[str, float, dict]
 AS_IT_IS = "as it is"  # the name of the images without degradation
-CLEAN = 0.5  # share of the training draws that are not degraded: with fewer, what is learnt is the degradation
+CLEAN = 0.5  # share of the training draws that are left alone: with fewer, what is learnt is the degradation
 SPARE = 16  # pixels beyond the smallest side that are degraded too, so that codec grids and borders fall anywhere
 
 
