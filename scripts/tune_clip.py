@@ -34,7 +34,6 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional as TF
 
 from dfd.config import REAL
 from dfd.core.images import load_rgb
@@ -124,8 +123,8 @@ class Pool(Views):
         self.sizes: Sizes = cfg.sizes
 
     def __getitem__(self, index: int) -> Tensor:
-        image = TF.pil_to_tensor(load_rgb(self.paths[index]))[None]
-        clean = [random_crop(image, self.crop_size) / 255 for _ in range(self.sizes.clean)]
+        photo = load_rgb(self.paths[index])
+        clean = [random_crop(self.window(photo), self.crop_size) / 255 for _ in range(self.sizes.clean)]
         return (torch.cat([super().__getitem__(index), *clean]) * 255).round().byte()
 
     def crops(self, image: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dfd import config
 from dfd.core import Interrupted, bar, code, deferred, digest, explained, load_rgb, read_json, sha256_of, write_json
-from dfd.data.crops import MARGIN, RealFakeDataset, equalise, random_crop, seeds
+from dfd.data.crops import RealFakeDataset, equalise, random_crop, seeds
 from dfd.degrade import RandomDegrade, compose, parse_all
-from dfd.degrade.operators import as_float, to_bytes
+from dfd.degrade.operators import as_float
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL_SHA256
 from dfd.train.processes import build_loader, loading
@@ -36,12 +35,8 @@ class Views(RealFakeDataset):
         self.random = cfg.random_views
 
     def __getitem__(self, index: int) -> Tensor:
-        image, views = to_bytes(photo := load_rgb(self.paths[index])), []
-        for condition in CONDITIONS:
-            top, left = (int(torch.randint(MARGIN, ())) for _ in range(2))
-            part = random_crop(image, 4 * self.crop_size) if min(image.shape[-2:]) > 4 * self.crop_size else image
-            moved = F.pad(part.float(), [left, 0, top, 0], "replicate").byte()  # so that the codec's grid starts there
-            views.append(self.crops(compose(moved, condition.chain)[..., top:, left:]))
+        photo = load_rgb(self.paths[index])
+        views = [self.crops(compose(self.window(photo), condition.chain)) for condition in CONDITIONS]
         return torch.cat(views + [self.view(self.window(photo))[None] for _ in range(self.random)])
 
     def crops(self, image: Tensor) -> Tensor:
