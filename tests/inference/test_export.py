@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -92,7 +93,11 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     assert "decompression bomb" in json.loads(bomb.partition(" ")[2])["error"]
     assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
     assert "7 x 90 pixels" in thin and answer.returncode == 1, answer.stderr
-    assert subprocess.run([*command[:2], str(paths[0])], capture_output=True).returncode == 0
+    odd = paths[0].rename(tmp_path / "写.png")
+    narrow = os.environ | {"PYTHONIOENCODING": "cp1252"}  # a file on Windows
+    ran = subprocess.run([*command[:2], str(odd)], capture_output=True, text=True, env=narrow)
+    assert ran.returncode == 0 and "\\u5199.png {" in ran.stdout
+    odd.rename(paths[0])
     for path, line in zip(paths, lines, strict=True):
         said, verdict = json.loads(line.partition(" ")[2]), detector(path)
         assert said["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-3) and said["verdict"] == verdict.verdict
