@@ -39,6 +39,7 @@ class Group(click.Group):
         while (closed := os.open(os.devnull, os.O_RDWR)) < 3:  # `2>&-`, by daemons
             os.set_inheritable(closed, True)
         os.close(closed)
+        sys.stdin = sys.stdin or os.fdopen(0)
         sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
         for stream in (sys.stdout, sys.stderr):  # what it cannot encode, of a file's name say, must not end the work
             if reconfigure := getattr(stream, "reconfigure", None):

@@ -430,8 +430,9 @@ def test_lines_are_there_as_they_are_said_though_nobody_watches(tmp_path):
 @pytest.mark.parametrize(("closed", "shown"), [("2>&-", "0\n1\n"), (">&-", ""), ("<&- >&- 2>&-", "")])
 def test_output_that_is_closed_ends_nothing(closed, shown, tmp_path):
     """A daemon has none; a bar, and whatever a child writes, then has somewhere to go."""
+    read = "    sys.stdin.buffer.read()" if "<&-" in closed else ""
     lines = ["from dfd import cli", "from dfd.core import bar", "import subprocess, sys", "@cli.main.command('say')"]
-    lines += ["def say():", "    for number in bar(range(2)):", "        print(number)"]
+    lines += ["def say():", read, "    for number in bar(range(2)):", "        print(number)"]
     lines += ["    open('told', 'w').write(subprocess.run('echo x; echo y >&2', shell=True).returncode * 'x' + 'done')"]
     lines += ["cli.main(['say'], standalone_mode=False)"]
     (tmp_path / "say.py").write_text("\n".join(lines))
