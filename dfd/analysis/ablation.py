@@ -119,8 +119,7 @@ def leave_out(table: pd.DataFrame, cfg: Stage2) -> pd.DataFrame:
         judged = scores.score(stage, fakes[asked])
         scores.calibrate(stage, judged, variant.out, cfg.coverage, cfg.accept)
         unknown, row = judged["label"] == name, {"left_out": name}
-        splits = {"auroc": "test"} | ({} if stage.is_held_out else {"auroc_val": "val"})
-        for column, split in splits.items():
+        for column, split in ({"auroc": "test"} | ({} if stage.is_held_out else {"auroc_val": "val"})).items():
             part = judged[unknown | (judged["split"] == split)]
             auc = partial(metrics.weighted_auc, positive=part["label"] == name, score=part["ood_score"])
             row |= metrics.flatten(metrics.bootstrap_all(metrics.units(part), {column: auc}, cfg.seed))

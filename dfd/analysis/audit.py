@@ -82,8 +82,7 @@ def image_features(stages: Sequence[Stage], table: pd.DataFrame) -> np.ndarray:
 def held_out_probabilities(features: np.ndarray, labels: pd.Series, groups: pd.Series, seed: int = 0,
         model: Any = None) -> pd.DataFrame:  # fmt: skip
     """Probability of each label, (N, labels), from features (N, D), by models that saw no image of the same group."""
-    per_label = groups.groupby(labels).nunique()
-    if len(per_label) < 2 or per_label.min() < 2:
+    if len(per_label := groups.groupby(labels).nunique()) < 2 or per_label.min() < 2:
         raise runs.TooFew(f"needs two labels, each in at least two groups; groups per label: {per_label.to_dict()}")
     splitter = model_selection.StratifiedGroupKFold(int(min(FOLDS, per_label.min())), shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):  # a label with fewer images than folds, or in none of a fold's

@@ -198,9 +198,7 @@ class VGGPerceptual(nn.Module):
         0 where the two are equal, about 1 where they differ by as much as the reference's features are large.
         """
         with torch.autocast(images.device.type, enabled=False):
-            with torch.no_grad():
-                wanted = self._layers(reference)
-            pairs = zip(self._layers(images), wanted, strict=True)
+            pairs = zip(self._layers(images), self._layers(reference.detach()), strict=True)
             gaps = [F.mse_loss(layer, target) / (target.square().mean() + 1e-6) for layer, target in pairs]
             return torch.stack(gaps).mean()
 
