@@ -237,7 +237,7 @@ def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:
     """
     known, section = model.model_fields, SECTIONS.get(model, "")
     values = {name: names[name] for name in known if name in names}
-    cells = dropwhile(operator.not_, map(_constants, reversed(names.get("In", [])[:-1])))  # what a kernel has run
+    cells = dropwhile(operator.not_, map(constants, reversed(names.get("In", [])[:-1])))  # what a kernel has run
     for cell in reversed(list(takewhile(bool, cells))):  # neighbours: parameters, then what is injected
         for name in sorted(cell.keys() - known.keys() - set(SECTIONS.values())):
             raise ConfigError(unknown_parameter(name, known))
@@ -245,7 +245,7 @@ def from_notebook(model: type[Shared], names: dict[str, Any]) -> Shared:
     return model(**values)
 
 
-def _constants(source: str) -> dict[str, Any]:
+def constants(source: str) -> dict[str, Any]:
     """What a cell assigns that does nothing but assign constants; nothing of another."""
     try:
         body: list[Any] = ast.parse(source).body

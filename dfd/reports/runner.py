@@ -114,9 +114,12 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
         try:
             for path in every:
                 entry = done.get(path.stem, {})
-                inputs = configs.get(path.stem, config.Shared)(**given[path.stem]).model_dump(mode="json")
-                cells = digest([cell.source for cell in nbformat.read(path, as_version=4).cells])
-                key = digest(code(frozenset()), cells, inputs, state, before)
+                sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+                model = configs.get(path.stem, config.Shared)  # its parameters may have been edited in JupyterLab
+                own = next(filter(None, map(config.constants, sources)), {}).items()
+                own = {name: value for name, value in own if name in model.model_fields} | given[path.stem]
+                inputs = model(**own).model_dump(mode="json")
+                key = digest(code(frozenset()), cells := digest(sources), inputs, state, before)
                 are_there = all((target / name).exists() for name in (path.name, *entry.get("files", ())))
                 same = entry.get("status") == "finished" and entry.get("key") == key and are_there
                 same = same and all(sha256_of(target / name) == was for name, was in entry.get("hashes", {}).items())

@@ -211,6 +211,17 @@ def test_a_name_goes_to_every_notebook_that_has_it_and_to_no_other():
     assert (own["01_b"]["rate"], own["02_c"]["rate"]) == (2.0, 1.0)  # in any order, as a grid has them sorted
 
 
+def test_parameters_that_were_edited_in_the_notebook_are_recorded(case):
+    case.write("00_first", new_code_cell(LOG))
+    path = case.folder / "00_first.ipynb"
+    path.write_text(path.read_text().replace("epochs = 1", "epochs = 7"))
+    case.run()
+    assert case.record()["00_first"]["parameters"]["epochs"] == 7
+    assert (case.out / "log.txt").read_text().startswith("7 ")
+    case.run(parameters={"epochs": "3"})
+    assert case.record()["00_first"]["parameters"]["epochs"] == 3
+
+
 def test_a_parameter_of_no_notebook_that_runs_is_told(case, capsys):
     for stem in ("00_first", "01_second"):
         case.write(stem)
