@@ -113,11 +113,12 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     others = table["split"].map({"train": "test", "val": "train", "test": "val"})  # test images that stages learnt from
     loaded = manifest.load(out, str(tiny_data))
     manifest.write(loaded.assign(split=others), out)
-    for stem in ("02_stage2_attribution", "03_robustness", "04_error_analysis"):
+    for stem in ("01_stage1_real_fake", "02_stage2_attribution", "03_robustness", "04_error_analysis"):
         names = {"data": str(tiny_data), "out": str(out), "display": print}
-        with pytest.raises(ValueError, match="other images or splits than those of now: run notebooks? 01"):
+        with pytest.raises(ValueError, match="other images or splits than those of now: run (notebooks? 01|the train)"):
             for cell in cells(config.ROOT / "notebooks" / f"{stem}.ipynb", "code")[1:]:
-                exec(cell.source, names)
+                if stem[:2] != "01" or "train.fit(" not in cell.source:  # its training was passed over
+                    exec(cell.source, names)
 
 
 @pytest.mark.slow
