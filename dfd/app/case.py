@@ -143,7 +143,8 @@ class Case:
         versions = {"dfd": __version__, "code": code(frozenset()), "system": sys.platform, "device": device}
         versions |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
         versions |= {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
-        told = {"started": now(), "command": shlex.join(sys.orig_argv), "folder": os.getcwd()}
+        where = os.getcwd() if "paths" in about else os.devnull  # uploads lie in no folder
+        told = {"started": now(), "command": shlex.join(sys.orig_argv), "folder": where}
         self.record["runs"].append(told | {"versions": versions, "detector": made_by, "found": found * has_ended})
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
@@ -169,7 +170,7 @@ class Case:
             from dfd.app.examine import fragment  # here: the evidence behind it takes a second to import
 
             values = {"article": fragment("article", examination), "name": examination.name}
-            if examination.pictures or not self.page_of(sha256).exists():  # of a copy: the first one's stays
+            if not self.page_of(sha256).exists():  # of a copy: the first one's stays
                 write_text(self.page_of(sha256), template("case_image.html.j2").render(**values, **_facts()))
         self.journal.write(verdict)
         return verdict

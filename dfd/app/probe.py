@@ -23,7 +23,7 @@ from dfd.app.case import opened
 from dfd.app.evidence import KINDS, Examination, draw, trace
 from dfd.app.examine import address, examine_or_refuse, fragment
 from dfd.app.metadata import plain, sentence
-from dfd.core import HEADLESS, TEMPLATES, load_rgb, template
+from dfd.core import HEADLESS, TEMPLATES, ImageError, load_rgb, template
 from dfd.data import layouts, manifest, sample
 from dfd.inference.detector import Detector
 
@@ -190,12 +190,12 @@ class Probe:
             with suppress(Exception):  # what cannot be drawn was told; one that was refused has no image
                 draw(self.detector, examination)
         yield
+        self.is_wanted = False  # before it is written: who asks meanwhile wants another one
         folder = self.folder / f"case-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         with opened(folder, self.detector, {"title": "Probe: real or generated?"}) as case:
             for examination in examinations:
                 case.add(examination)
             case.finish()
-        self.is_wanted = False
         self._put("status", "done", "Saved", Path(shutil.make_archive(str(folder), "zip", folder)))
 
     def _uploaded(self) -> None:
@@ -237,10 +237,10 @@ def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), sho
     root, is_still = rows.attrs["root"], HEADLESS in os.environ
 
     def page(chosen: pd.DataFrame, first: int = 0) -> str:
-        listed = chosen.iloc[first : first + shown].to_dict("records")
+        listed = chosen.iloc[first : first + shown].assign(picture="").to_dict("records")
         for row in listed:
-            is_refused = isinstance(row.get("reason"), str)
-            row["picture"] = "" if is_refused else address(load_rgb(Path(root, row["path"])), 160, "JPEG")
+            with suppress(ImageError):  # refused, or moved since it was listed
+                row["picture"] = address(load_rgb(Path(root, row["path"])), 160, "JPEG")
         values = {"by": by, "order": order, "count": len(chosen), "first": first, "still": is_still}
         return STYLE + template("gallery.html.j2").render(rows=listed, **values)
 
@@ -258,10 +258,10 @@ def browse(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str] = (), sho
         return HTML(page(rows))
     # text boxes with a list: JupyterLab takes the arrow keys away from drop-downs
     box = partial(widgets.Combobox, ensure_option=True, continuous_update=False)
-    every = {name: sorted(map(str, rows[name].dropna().unique())) for name in by}
+    every = {name: ["", *sorted(map(str, rows[name].dropna().unique()))] for name in by}  # "", or none can be undone
     filters = {name: box(options=options, description=name, placeholder="all") for name, options in every.items()}
     ways = {f"{name}, {way} first": (name, way == "lowest") for name in order for way in ("highest", "lowest")}
-    sort = box(options=[*ways], description="order", placeholder="as listed")
+    sort = box(options=["", *ways], description="order", placeholder="as listed")
     number, view = widgets.BoundedIntText(1, min=1, description="page"), widgets.HTML()
     controls = widgets.HBox([*filters.values(), sort, number], layout=widgets.Layout(flex_flow="row wrap"))
     for control in controls.children:

@@ -107,7 +107,7 @@ class Stage:
         """Open a checkpoint; a FileNotFoundError says how to train one, a ValueError why the file is none."""
         path, _ = Path(path), torch.empty(0, device=device)  # which raises where there is no such device
         if not path.exists():
-            remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent}`"
+            remedy = f"`make demo` or `python -m dfd run --data FOLDER --out {path.parent.resolve()}`"
             raise FileNotFoundError(f"no trained model at {path}; train one with {remedy}")
         try:
             return cls(checked(read_content(path)), device)

@@ -1,5 +1,7 @@
 """The browser of images: what it shows after each choice, and that nothing of a name becomes a part of the page."""
 
+import os
+
 import pandas as pd
 import pytest
 from PIL import Image
@@ -43,6 +45,25 @@ def test_filters_order_and_pages_show_what_they_say(rows):
     assert (found["page"].value, found["page"].max) == (1, 3) and "10 files" in page.value
     found["order"].value = "width, highest first"
     assert names(page) == [f"RealPhotos/{n}.png" for n in (9, 8, 7, 6)] and "width 41" in page.value
+
+
+def test_a_choice_can_be_taken_back(rows):
+    """In JupyterLab an emptied box sends its value only where the empty one is among its options."""
+    found, page = controls(probe.browse(rows, ["label"], ["width"], shown=4))
+    before = page.value
+    for name in ("label", "order"):
+        assert found[name].options[0] == ""
+        found[name].value = found[name].options[1]
+        assert page.value != before
+        found[name].value = ""
+        assert page.value == before
+
+
+def test_a_file_that_was_moved_since_is_said_to_be_gone(rows):
+    os.remove(f"{rows.attrs['root']}/ProGAN/a.png")
+    found, page = controls(probe.browse(rows, ["label"]))
+    found["label"].value = "ProGAN"
+    assert page.value.count("<img") == 2 and "it cannot be read, or is here no longer" in page.value
 
 
 def test_a_refused_file_has_its_reason_and_no_picture(rows):

@@ -1,5 +1,6 @@
 """The probe without a browser: widgets are set as a browser would set them, and jobs run on their thread."""
 
+import hashlib
 import io
 import threading
 from datetime import UTC, datetime
@@ -178,6 +179,52 @@ def test_saving_writes_a_case_of_all_images(app):
     pages = "".join(path.read_text() for path in (folder / "images").iterdir())
     assert pages.count("spectrum</h4>") == 2 and "<img src=x" not in pages
     assert app.on.status.value.count("download=") == 1 and "data:application/zip;base64," in app.on.status.value
+
+
+def test_what_is_saved_while_a_case_is_written_is_a_case_too(app, monkeypatch):
+    finish, hold = case.Case.finish, [threading.Event(), threading.Event()]
+
+    def slow(made):
+        hold[0].set()
+        assert hold[1].wait(60)
+        return finish(made)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return super().now(zone).replace(second=len(list(app.folder.glob("case-*"))))
+
+    monkeypatch.setattr(probe, "datetime", Clock)
+    monkeypatch.setattr(case.Case, "finish", slow)
+    upload(app, ("one.png", file(noise(64, 64))))
+    done(app)
+    app.on.save.click()
+    assert hold[0].wait(60)
+    upload(app, ("two.png", file(noise(64, 64, 2))))
+    app.on.save.click()
+    hold[1].set()
+    done(app)
+    cases = sorted(path for path in app.folder.glob("case-*") if path.is_dir())
+    assert [len(case.read_verdicts(path / "verdicts.csv")) for path in cases] == [1, 2]
+
+
+def test_uploads_are_not_looked_up_beside_the_notebook_and_a_copy_takes_no_page(app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.png").write_bytes(file(noise(32, 32, 7)))  # of the same name as an upload
+    data = file(noise(64, 64))
+    upload(app, ("one.png", data), ("a copy.png", data))
+    done(app)
+    app.on.save.click()
+    assert "Saved" in done(app)
+    folder = next(path for path in app.folder.iterdir() if path.is_dir())
+    wrong, missing = case.verify(folder)
+    assert not wrong and len(missing) == 2
+    assert {row["sha256"] for row in case.read_json(folder / "case.json")["inputs"]} == {
+        hashlib.sha256(data).hexdigest()
+    }
+    page = next((folder / "images").iterdir()).read_text()
+    assert "<title>one.png" in page or ">one.png<" in page
+    assert "a copy.png" not in page
 
 
 def test_a_failure_in_the_background_is_told(app, monkeypatch):
