@@ -63,7 +63,7 @@ class Checkpoint:
     def load_state(self) -> dict[str, Any]:
         """The state to resume from, empty without one that fits."""
         state = self._load(self.state_path)
-        if state and state["key"] != self.key:
+        if state and (state["key"] != self.key or state["history"] and self._load(self.path).get("key") != self.key):
             print(f"{self.stage}: {self.state_path.name} belongs to other data or parameters; starting afresh.")
             return {}
         return state

@@ -14,11 +14,13 @@ from trainings import BACKBONES, FITS, configured, fit_one_epoch
 
 from dfd import config
 from dfd.analysis import fingerprint
+from dfd.config import CHECKPOINTS
 from dfd.data import crops, manifest
 from dfd.degrade import RandomDegrade
 from dfd.degrade.operators import as_float
 from dfd.evaluate import scores as scores_module
 from dfd.inference import decide, save_checkpoint, update_checkpoint
+from dfd.inference.files import read_content
 from dfd.inference.stage import Stage
 from dfd.train import fit, fit_stage1, fit_stage2, loop, stage1, stage2
 
@@ -95,6 +97,18 @@ def test_the_state_of_another_training_is_not_used(table, tiny_data, tmp_path, c
     history = fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
     assert "train_stage1.pt belongs to other data or parameters; starting afresh" in capsys.readouterr().out
     assert len(history) == 1
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_state_without_the_best_file_of_its_training_is_not_used(gone, table, tiny_data, tmp_path, capsys):
+    """Heads of profile clip leave it where it is; and who is told to delete a damaged file does so."""
+    fit_one_epoch(table, configured("stage1", tmp_path, tiny_data))
+    best = tmp_path / CHECKPOINTS["stage1"]
+    key = read_content(best)["key"]
+    best.unlink() if gone else save_checkpoint(read_content(best) | {"key": "another"}, best)
+    assert len(fit(table, configured("stage1", tmp_path, tiny_data))) == 3
+    assert "starting afresh" in capsys.readouterr().out
+    assert read_content(best)["key"] == key and len(read_content(best)["history"]) >= 1
 
 
 def test_a_stopped_training_goes_on(table, tiny_data, tmp_path, capsys):
