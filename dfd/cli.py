@@ -161,8 +161,8 @@ def predict(model: str | None, paths: tuple[str, ...], **how: Any) -> None:
     from dfd.data.layouts import find_images
 
     below = find_images(paths, tell=lambda line: click.echo(line, err=True))
-    own = how["case"] and Path(how["case"]).resolve()  # it may lie below its images, and has pictures of its own
-    images = [path for path in below if not (own and Path(path).resolve().is_relative_to(own))]
+    own = how["case"] and os.path.realpath(how["case"])  # it may lie below its images, and has pictures of its own
+    images = [path for path in below if not (own and Path(os.path.realpath(path)).is_relative_to(own))]
     given = sys.stdin.buffer.read() if "-" in images else None
     raise SystemExit(predicting.run(folder, images, shown(folder), given, **how))
 

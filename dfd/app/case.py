@@ -81,6 +81,7 @@ class Journal:
         try:
             self.rows.writerow(values | shares | self.judged_by)
             self.file.flush()
+            os.stat(self.path)  # else nobody would say that its folder has gone
         except OSError as error:
             with suppress(OSError):  # else it would try again when it is closed, and say less
                 self.file.close()
@@ -126,6 +127,7 @@ class Case:
                 remedy = f"go on as its last run did ({self.record['runs'][-1]['command']}), or take another folder"
                 raise ValueError(f"{before}, and holds {len(lost)} images more, such as {lost[0]}: name all, {remedy}")
             print(f"{before}: all is judged anew.", file=sys.stderr)
+            self.record.pop("outputs", None)  # pages of a run that breaks off are then no changed ones
             shutil.rmtree(folder / "images", ignore_errors=True)
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
@@ -146,10 +148,10 @@ class Case:
         where = os.getcwd() if "paths" in about else os.devnull  # uploads lie in no folder
         told = {"started": now(), "command": shlex.join(sys.orig_argv), "folder": where}
         self.record["runs"].append(told | {"versions": versions, "detector": made_by, "found": found * has_ended})
-        for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
-            (folder / name).mkdir(exist_ok=True)
         self.journal = Journal(folder / VERDICTS, True, detector, about, lambda row: self._is_stale(row, place))
         write_json(folder / RECORD, self.record)  # which stays as it was where the table is refused
+        for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
+            (folder / name).mkdir(exist_ok=True)
 
     def page_of(self, sha256: str) -> Path:
         """The page of an image."""

@@ -1,6 +1,7 @@
 """A case as a folder: its record, tables and hashes, going on with it, and what verify says when a byte changes."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -46,6 +48,49 @@ def call(model, tmp_path):
 def record():
     with open("case/case.json", encoding="utf-8") as file:
         return json.load(file)
+
+
+def test_a_case_that_is_judged_anew_and_killed_keeps_the_pages_of_that_run(call, monkeypatch):
+    names, add, count = [f"in/{number:02}.png" for number in range(4)], case.Case.add, []
+    assert call(*names).exit_code == 0
+
+    def killed(made, examination):
+        if len(count) == 3:
+            raise SystemExit(9)
+        count.append(examination)
+        return add(made, examination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case.Case, "add", killed)
+        assert call(*names, "--crops", "2").exit_code == 9
+    assert len(os.listdir("case/images")) == 3
+    went_on = call(*names, "--crops", "2")
+    assert went_on.exit_code == 0 and len(os.listdir("case/images")) == 4
+    assert case.verify(Path("case")) == ([], [])
+    assert "3 of 4 images are in case already" in went_on.stderr
+
+
+def test_a_case_whose_first_table_met_a_full_disk_is_begun_again(call, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(case.Journal, "__init__", Mock(side_effect=OSError(errno.ENOSPC, "disk full")))
+        assert call("in/00.png").exit_code == 2
+    assert call("in/00.png").exit_code == 0
+
+
+def test_a_link_to_itself_is_refused_and_the_rest_is_judged(call):
+    os.symlink("loop.png", "in/loop.png")
+    made = call("in/loop.png", "in/00.png")
+    assert made.exit_code == 1 and "1 of 2 images were refused" in made.stderr
+    assert [verdict.path for verdict in case.read_verdicts(Path("case/verdicts.csv"))] == ["in/loop.png", "in/00.png"]
+
+
+def test_a_table_whose_folder_has_gone_is_told(run, tmp_path):
+    (folder := tmp_path / "tables").mkdir()
+    journal = case.Journal(folder / "a.csv", False, Detector.load(run), {})
+    journal.write(Verdict("a.png", error="none"))
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match="a.csv"):
+        journal.write(Verdict("b.png", error="none"))
 
 
 @pytest.mark.printed
