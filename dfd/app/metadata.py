@@ -113,8 +113,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
     values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
     with contextlib.suppress(Exception):  # what a PNG says may stand behind its pixels
         _ = image.format == "PNG" and image.load()
-    texts = {name: value for name, value in image.info.items() if name == "comment" or isinstance(value, str)}
-    texts.pop("compression", None)  # of a TIFF, by Pillow
+    texts = {k: v for k, v in image.info.items() if k == "comment" or (k != "compression" and isinstance(v, str))}
     kinds = re.findall(r"digitalsourcetype/(\w+)", str(image.info.get("xmp")))  # of the IPTC, in any place of it
     values["text"] = _tidy({"DigitalSourceType in XMP": ", ".join(dict.fromkeys(kinds))} | texts, {})
     try:

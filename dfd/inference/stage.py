@@ -116,7 +116,7 @@ class Stage:
             if is_of_another or isinstance(error, WeightsError | torch.OutOfMemoryError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to open it all the same
+            if isinstance(error, pickle.UnpicklingError | EOFError) or "weights_only" in reason:  # torch's is unsafe
                 reason = "it is cut, a Git LFS pointer (`git lfs pull`), or holds more than tensors and plain values"
             elif isinstance(error, OSError):
                 reason = f"it is cut short, or cannot be read ({reason}); copy it again, or train again"

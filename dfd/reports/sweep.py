@@ -149,7 +149,7 @@ def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Pope
     folder.mkdir(exist_ok=True)
     say(f"{folder.name}  started")
     began = time.monotonic()
-    with (folder / LOG).open("wb") as log:
+    with (folder / LOG).open("ab") as log:
         files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         process = subprocess.Popen(entry["command"], **files, env=env, start_new_session=True)
     started.append(process)

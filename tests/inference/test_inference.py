@@ -485,6 +485,10 @@ def test_files_that_may_do_anything_are_not_opened(name, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not a dfd checkpoint") as refused:
         Stage.load(tmp_path / name)
     assert not (tmp_path / "opened").exists() and "weights_only" not in str(refused.value)
+    for left in (b"", bytes(4096)) if name.endswith(".pt") else ():
+        (tmp_path / name).write_bytes(left)
+        with pytest.raises(ValueError, match="it is cut, a Git LFS pointer"):
+            Stage.load(tmp_path / name)
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match="git lfs pull" if name.endswith(".pt") else "is not a dfd checkpoint"):
         Stage.load(tmp_path / name)
