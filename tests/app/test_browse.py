@@ -72,6 +72,13 @@ def test_a_refused_file_has_its_reason_and_no_picture(rows):
     assert page.value.count("<img") == 3 and "no picture" in page.value and ">not an image<" in page.value
 
 
+def test_a_file_that_was_refused_for_what_it_is_not_made_of_keeps_its_reason(rows, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "ProGAN" / "x.png")  # that can be read
+    found, page = controls(probe.browse(rows, ["label"]))
+    found["label"].value = "ProGAN"
+    assert ">not an image<" in page.value
+
+
 def test_names_of_files_are_text(rows):
     found, page = controls(probe.browse(rows, ["label"]))
     assert "ProGAN/&lt;b&gt;c.png" in page.value and "<b>c" not in page.value
