@@ -398,7 +398,7 @@ def test_notebooks_are_copied_once_and_run_in_place_on_the_folder_above(call, tm
     [
         (
             "dfd.app.predict, torch.distributed.tensor, timm",  # either of these would open what is merely put off
-            ["sklearn.base", "captum", "skimage", "matplotlib", "dfd.app.evidence"],
+            ["sklearn.base", "scipy.optimize", "captum", "skimage", "matplotlib", "dfd.app.evidence"],
         ),
         ("dfd.reports.runner", ["torchvision.ops", "timm.models", "torch._dynamo", "rfc3987_syntax.syntax_helpers"]),
     ],

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy  # loads `optimize`, a third of a second, where something is fitted
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from dfd.config import REAL
@@ -150,7 +150,7 @@ def fit_temperature(scores: pd.DataFrame) -> float:
         likelihood = log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(index)), index]
         return -float(np.average(likelihood, weights=weight))
 
-    best: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(1e5)), method="bounded")
+    best: Any = scipy.optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(1e5)), method="bounded")
     return float(np.exp(best.x))
 
 
