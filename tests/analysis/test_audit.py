@@ -88,6 +88,14 @@ def test_a_class_of_few_groups_is_not_tested():
     assert audit.format_audit(rows, "stage2")["warning"]
 
 
+def test_a_class_of_two_groups_is_used_and_one_of_a_single_group_is_not():
+    rows = table(BigGAN=JPEG)
+    for groups, used in ((2, 60 + 4), (1, 60)):
+        kept = rows[(rows["label"] != "BigGAN") | (rows.groupby("label").cumcount() < 2 * groups)]
+        found = audit.format_audit(kept[kept["label"] != "RealPhotos"], "stage2")
+        assert found["n"] == used and (found["auc"]["value"] is None) == (groups == 1)
+
+
 def test_too_little_data_is_said():
     rows = table()
     found = audit.format_audit(rows[rows.label != "BigGAN"], "stage2")

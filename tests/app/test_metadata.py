@@ -98,6 +98,17 @@ def test_a_prompt_in_exif_is_shown_and_named(format, mark, codec):
     assert metadata.read_metadata(encoded(picture(1), format, exif=exif)).exif == {"UserComment": "40 bytes"}
 
 
+@pytest.mark.parametrize("key", ["parameters", "prompt", "workflow", "Dream", "sd-metadata", "Title", "Software"])
+def test_texts_of_programs_that_generate_are_named(key):
+    """As AUTOMATIC1111, ComfyUI and InvokeAI write them, beside what any program writes."""
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text(key, "a castle in the clouds")
+    found = metadata.read_metadata(encoded(picture(1), "PNG", pnginfo=texts))
+    assert found.text == {key: "a castle in the clouds"}
+    named = any("programs for generating images" in line for line in found.warnings)
+    assert named == (key not in ("Title", "Software"))
+
+
 def test_an_animation_counts_its_frames():
     data = encoded(picture(1), "GIF", save_all=True, append_images=[picture(2), picture(3)])
     assert metadata.read_metadata(data).frames == 3

@@ -220,6 +220,14 @@ def test_class_that_the_draw_left_out_is_moved_in():
     assert pd.crosstab(table.label, split)["test"].to_dict() == {"A": 1, "B": 1}
 
 
+def test_what_is_moved_in_is_the_smallest_group():
+    sizes = {"x": 5, "y": 2, "z": 3}
+    rows = [("A", f"A{i}") for i in range(60)] + [("B", group) for group, size in sizes.items() for _ in range(size)]
+    table = pd.DataFrame(rows, columns=["label", "group"])
+    split = splits.assign(table.assign(given=None, fixed=None), 0, 0.005, 0.005)  # less than one image a split
+    assert dict(zip(table.group[60:], split[60:], strict=True)) == {"x": "train", "y": "test", "z": "val"}
+
+
 def test_new_image_takes_the_split_of_its_old_group():
     table = labelled({"A": 20}, size=2)
     fixed = pd.Series(["test", None] * 20, dtype=object)

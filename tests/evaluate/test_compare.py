@@ -63,6 +63,11 @@ def test_the_paired_interval_is_narrower_than_the_unpaired_one_on_scores_that_go
     assert 0 < auc["high"] - auc["low"] < 0.5 * unpaired
 
 
+def test_another_seed_draws_other_resamples(runs):
+    first, again, other = (compare.compare(runs, seed)[0].stages["stage1"].metrics.loc["auc"] for seed in (0, 0, 1))
+    assert first.equals(again) and first["difference"] == other["difference"] and first["low"] != other["low"]
+
+
 def test_the_interval_is_that_of_accuracy_differences_over_groups():
     """Of equal groups the mean difference has the standard error of the groups' own mean differences."""
     first, second = noisy_table(images=900), worse(noisy_table(images=900))

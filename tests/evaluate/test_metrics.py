@@ -107,6 +107,15 @@ def test_by_generator_compares_each_with_all_photos(noisy):
     assert found["ProGAN"]["auc"]["value"] == pytest.approx(expected)
 
 
+def test_another_seed_draws_other_resamples_of_the_same_values(noisy):
+    def parts(seed):
+        return metrics.by_generator(noisy, seed)["ProGAN"]["auc"], metrics.evaluate(noisy, 1.0, seed)["auc"]
+
+    for first, again, other in zip(parts(0), parts(0), parts(1), strict=True):
+        assert first == again and first["value"] == other["value"]
+        assert first["low"] != other["low"] and first["low"] == pytest.approx(other["low"], abs=0.02)
+
+
 def test_by_source_counts_each_source_by_itself_and_ranks_its_fakes_against_all_photos(noisy):
     sources = noisy["label"].str[:3] + (noisy["group"] % 2).astype(str)
     table = metrics.by_source(noisy.assign(source=sources), seed=0).set_index("source")

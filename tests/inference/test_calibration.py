@@ -63,6 +63,14 @@ def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
     assert 0.27 < fit_threshold(separable, 1.0) < 0.73
 
 
+def test_of_equally_good_cuts_the_middle_one_is_taken():
+    photos, fakes = (
+        [0.1, 0.3, 0.5],
+        [0.2, 0.4, 0.6],
+    )  # at 0.2, 0.4 and 0.6 a third more fakes than photos are called fake
+    assert decide.fit_threshold(photos, fakes) == pytest.approx(0.35)
+
+
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.29, 0.5])
 @pytest.mark.parametrize("digits", [0, 1, 8])
 def test_threshold_at_a_rate_is_the_lowest_that_keeps_it(fpr, digits, noisy):
