@@ -45,8 +45,8 @@ def draw(measured: pd.DataFrame) -> None:
     """Seconds and peak memory over the number of images, a line a kind of work."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for ax, column, label in zip(axes, ("seconds", "GiB"), ("seconds", "peak memory, GiB"), strict=True):
-        for what, part in measured.groupby("what", sort=False):
-            ax.plot(part["images"], part[column], marker="o", label=what)
+        for marker, (what, part) in zip("os^DvP", measured.groupby("what", sort=False), strict=False):
+            ax.plot(part["images"], part[column], marker=marker, label=what)
         ax.set(xscale="log", xlabel="images", ylabel=label)
     axes[0].set_yscale("log")
     axes[1].set_ylim(0, None)

@@ -107,7 +107,7 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
 
 
 def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, ax: Axes | None = None) -> Axes:
-    """Metrics under each condition as dots with their 95 % intervals, a line per condition.
+    """Metrics under each condition as dots, with 95 % intervals where groups suffice, a line per condition.
 
     `names` gives columns their words in the legend. One alone has none, but a dashed line at its value as it is.
     """
@@ -133,8 +133,8 @@ def plot_levels(measured: pd.DataFrame) -> Figure:
     grid = sns.FacetGrid(rows, col="degradation", hue="stage", palette=PALETTE, **options)
     grid.map(plt.fill_between, "level", "low", "high", alpha=0.18, lw=0)
     grid.map(plt.plot, "level", "value", marker="o", ms=4)
-    grid.set_titles("{col_name}").set_axis_labels("level", "balanced accuracy").add_legend()
-    return grid.figure
+    grid.map(lambda levels, **_: levels.nunique() > 1 or plt.xticks([]), "level")  # as it is, which has none
+    return grid.set_titles("{col_name}").set_axis_labels("level", "balanced accuracy").add_legend().figure
 
 
 def plot_probe(probe: pd.DataFrame) -> Axes:

@@ -66,7 +66,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     metrics = [name for name in map(str, history) if name.startswith("val_") and name not in LOSSES]
     parts = [name for name in map(str, history) if name.endswith("_loss") and name not in LOSSES]
     panels = {"loss": list(LOSSES), "validation": metrics} | ({"each loss": parts} if parts else {})
-    figure, axes = new_grid(1, len(panels), (4.4, 3.6))
+    figure, axes = new_grid(1, len(panels), (4.4, 4.2))
     for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
         for colour, name in zip(PALETTE, names, strict=False):
             label = LOSSES.get(name, name.removeprefix("val_").removesuffix("_loss").replace("_", " "))
@@ -78,7 +78,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     axes[0, 1].axvline(best, color="0.5", ls=":", label=f"kept: epoch {best:.0f}")
     axes[0, 1].set_ylim(min(0.45, history[metrics].min().min() - 0.05), 1.02)
     for ax in axes[0]:
-        ax.legend(fontsize="small")
+        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
 
 

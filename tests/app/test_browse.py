@@ -38,11 +38,11 @@ def test_filters_order_and_pages_show_what_they_say(rows):
     found, page = controls(probe.browse(rows, ["label", "split", "nothing"], ["width"], shown=4))
     assert list(found) == ["label", "order", "page"]  # one split, and no column `nothing`
     assert names(page) == ["RealPhotos/0.png", "ProGAN/a.png", "RealPhotos/1.png", "ProGAN/b.png"]
-    assert found["page"].max == 4 and "14 files, 1 to 4 are shown" in page.value
+    assert found["page"].max == 4 and "14 rows, 1 to 4 are shown" in page.value
     found["page"].value = 4
     assert names(page) == ["RealPhotos/8.png", "RealPhotos/9.png"]
     found["label"].value = "RealPhotos"
-    assert (found["page"].value, found["page"].max) == (1, 3) and "10 files" in page.value
+    assert (found["page"].value, found["page"].max) == (1, 3) and "10 rows" in page.value
     found["order"].value = "width, highest first"
     assert names(page) == [f"RealPhotos/{n}.png" for n in (9, 8, 7, 6)] and "width 41" in page.value
 
