@@ -159,8 +159,9 @@ def _check_size(width: int, height: int) -> None:
 def _decode(source: Any, draft: bool = False) -> Image.Image:
     """Decode the first frame of a file or picture, of a JPEG's draft no more than a hash needs; errors become one."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
+    is_picture = isinstance(source, Image.Image)  # then there is no file to mend
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        image = source if is_picture else Image.open(_without_texts(source) or source, formats=FORMATS)
         _check_size(*image.size)
         if draft:
             image.info["header_size"] = image.size
@@ -171,9 +172,6 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
     except ImageError:
         raise
     except (ValueError, Image.UnidentifiedImageError) as error:
-        is_picture = isinstance(source, Image.Image)  # then there is no file to mend
-        if not is_picture and (bare := _without_texts(source)):
-            return _decode(bare, draft)  # the pixels may be sound, and are what is judged
         is_known = is_picture or isinstance(error, ValueError)
         raise ImageError(f"damaged or truncated: {one_line(error)}" if is_known else _what_it_is(source)) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -183,7 +181,7 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
 
 
 def _without_texts(file: Any) -> BytesIO | None:
-    """A PNG without its texts and profile, which may be damaged or more than Pillow takes; None for any other file."""
+    """A PNG without texts, of which Pillow takes some for facts, and profile, which may be damaged; None for others."""
     file.seek(0)
     parts = [file.read(8)]
     chunks = BytesIO(file.read() if parts[0].startswith(b"\x89PNG") else b"")

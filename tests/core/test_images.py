@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -294,6 +295,23 @@ def test_a_sound_png_with_much_metadata_is_read(what, save):
         opened.load()
     assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(image.convert("RGB")))
     assert images.inspect(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("key", ["interlace", "exif", "transparency", "gamma", "bbox", "icc_profile", "xmp"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_text_called_like_a_fact_changes_no_pixel(key, behind, save):
+    """Pillow keeps texts beside what it decodes by: one called interlace makes another picture than viewers show."""
+    exif, image = Image.Exif(), picture(3)
+    exif[0x0112] = 3
+    text = key.encode() + b"\0" + (exif.tobytes() if key == "exif" else b"no")
+    chunk = len(text).to_bytes(4) + b"tEXt" + text + zlib.crc32(b"tEXt" + text).to_bytes(4)
+    data = encoded(image, "PNG")
+    place = len(data) - 12 if behind else 33  # before the end, or after the header
+    path = save("photo.png", data[:place] + chunk + data[place:])
+    assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(image.convert("RGB")))
+    assert images.inspect(path) == images.inspect(save("plain.png", data)) | {
+        name: images.inspect(path)[name] for name in ("sha256", "bytes")
+    }
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
