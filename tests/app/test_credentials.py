@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import json
 import zlib
 
 import pytest
@@ -52,13 +53,19 @@ def maker(tmp_path_factory):
     trust = tmp_path_factory.mktemp("trust") / "roots.pem"
     trust.write_bytes(pems[1])
 
-    def sign(term, format="JPEG"):
+    def sign(term, format="JPEG", *more):
         kind = f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
         action = {"action": "c2pa.created", "digitalSourceType": kind}
         claim = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [action, {"action": "c2pa.resized"}]}}]}
+        claim["assertions"] += more
         claim["claim_generator_info"] = [{"name": "Painter", "version": "2"}]
         out = io.BytesIO()
-        c2pa.Builder(claim).sign(signer, f"image/{format.lower()}", io.BytesIO(encoded(picture(3), format)), out)
+        context = c2pa.Context.from_dict(
+            {"verify": {"verify_after_sign": False}, "core": {"decode_identity_assertions": False}}
+        )
+        c2pa.Builder(claim, context=context).sign(
+            signer, f"image/{format.lower()}", io.BytesIO(encoded(picture(3), format)), out
+        )
         return out.getvalue()
 
     return sign, trust
@@ -68,6 +75,37 @@ def maker(tmp_path_factory):
 def signed(maker):
     """A signed JPEG's bytes, which says that a model made it, and the PEM file of the root."""
     return maker[0]("trainedAlgorithmicMedia"), maker[1]
+
+
+def cbor(value):
+    """RFC 8949, as far as an identity needs it: of texts, bytes, lists, maps and small numbers."""
+    kind = {int: 0 if isinstance(value, int) and value >= 0 else 1, bytes: 2, str: 3, list: 4, dict: 5}[type(value)]
+    length = (value if kind == 0 else -1 - value) if isinstance(value, int) else len(value)
+    head = bytes([kind << 5 | length]) if length < 24 else bytes([kind << 5 | 25]) + length.to_bytes(2)
+    content = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
+    parts = value if isinstance(value, list) else [part for pair in value.items() for part in pair] if kind == 5 else ()
+    return head + content + b"".join(map(cbor, parts))
+
+
+def test_an_identity_whose_issuer_is_a_server_is_not_looked_up_there(maker):
+    """A signature may name who vouches for it by an address, which must not be told that the file was opened."""
+    about = {"referenced_assertions": [], "sig_type": "cawg.identity_claims_aggregation"}
+    known = {"type": "cawg.social_media", "username": "x", "uri": "https://example.com/x"}
+    known |= {"verifiedAt": "2025-01-01T00:00:00Z", "provider": {"id": "https://example.com", "name": "X"}}
+    vouched = {
+        "@context": ["https://www.w3.org/ns/credentials/v2", "https://cawg.io/identity/1.1/ica/context/"],
+        "type": ["VerifiableCredential", "IdentityClaimsAggregationCredential"],
+        "issuer": "did:web:issuer.invalid:opened",
+        "validFrom": "2025-01-01T00:00:00Z",
+        "credentialSubject": {"verifiedIdentities": [known], "c2paAsset": about},
+    }
+    sign1 = cbor([cbor({1: -8, 3: "application/vc"}), {}, json.dumps(vouched).encode(), bytes(64)])  # COSE, RFC 9052
+    identity = {"signer_payload": about, "signature": list(b"\xd2" + sign1), "pad1": []}
+    data = maker[0]("digitalCapture", "JPEG", {"label": "cawg.identity", "data": identity})
+    with c2pa.Reader("image/jpeg", io.BytesIO(data)) as reader:  # as it comes it asks that host, in vain
+        codes = [failure["code"] for failure in reader.get_validation_results()["activeManifest"]["failure"]]
+    assert "cawg.ica.did_unavailable" in codes
+    assert metadata.read_credentials(data, "JPEG").reason.startswith("The signature holds and the file is unchanged")
 
 
 @pytest.mark.parametrize(
