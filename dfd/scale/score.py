@@ -96,7 +96,9 @@ def score(inputs: Sequence[str], out: str, model: str | Path, options: Options =
             raise ValueError(damaged(path, error)) from error
         if known != record:
             raise ValueError(f"{out} was scored with {known}, not {record}; take another --out")
-        before = known_rows(fs, folder, rows_in(fs, folder), {*map(printable, names)})
+        if len(shown := {*map(printable, names)}) < len(names):
+            raise ValueError("a name that is no UTF-8 and another one are written alike; rename one of them")
+        before = known_rows(fs, folder, rows_in(fs, folder), shown)
         left = [name for name in names if name.lower().endswith(SHARDS) or printable(name) not in before]
         members = {row for row in before if any(f"{suffix}/" in row.lower() for suffix in SHARDS)}  # workers skip these
         with bar(unit="image", initial=len(before), disable=None) as progress:
@@ -163,7 +165,7 @@ def listed(given: str) -> Iterator[str]:
 
 def items_of(name: str) -> Iterator[Item]:
     """An image, or those in a shard; where it breaks off, the last item says why."""
-    if not name.lower().endswith(SHARDS):
+    if not name.lower().endswith(SHARDS) or ("://" not in name and not os.path.isfile(name)):  # a pipe never ends
         yield Item(name)
         return
     count, again = 0, Counter[str]()
@@ -173,8 +175,8 @@ def items_of(name: str) -> Iterator[Item]:
             for member in archive:
                 archive.members = []  # tarfile remembers them all
                 data = archive.extractfile(member).read(MAX_BYTES + 1) if member.isfile() else b""
-                is_image = member.name.lower().endswith(IMAGES) or begins_like_image(data)
-                if is_image and not member.isdir() and not SIDE.search(member.name):
+                is_named = member.name.lower().endswith(IMAGES) and not SIDE.search(member.name)
+                if (is_named or begins_like_image(data)) and not member.isdir():
                     again[inside := member.name.removeprefix("./")] += 1
                     item = Item(f"{name}/{inside}" + f" ({again[inside]})" * (again[inside] > 1))  # by tar -r
                     item.data, count = data or ImageError("no bytes"), count + 1

@@ -407,13 +407,43 @@ def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mod
         ("d.png", None),
         ("hash", good),
         ("deep/._b.JPG", b"\0\5\x16\7"),  # macOS's, with which a folder's images are not counted either
-        ("__MACOSX/deep/c.png", good),
+        ("__MACOSX/deep/._c.png", b"\0\5\x16\7"),
+        ("__MACOSX/e.png", good),  # a picture, whatever its folder is called
     ]
     shard(tmp_path / name, members, mode)
     score(name, "--out", "out")
-    names = ("a.png", "c.png", "d.png", "deep/b.JPG", "hash")  # an image by what it holds, as in folders
+    names = (
+        "__MACOSX/e.png",
+        "a.png",
+        "c.png",
+        "d.png",
+        "deep/b.JPG",
+        "hash",
+    )  # an image by what it holds, as in folders
     assert rows("out").index.tolist() == [f"{name}/{member}" for member in names]
     assert errors("out") == {f"{name}/c.png": SVG, f"{name}/d.png": "no bytes"}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("without_ray")
+def test_a_shard_that_never_ends_is_not_opened(score, tmp_path):
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "a.tar")
+    (tmp_path / "in" / "z.tar").symlink_to("/dev/zero")
+    (tmp_path / "in" / "b.png").write_bytes(pngs(1)[0][1])
+    score("in", "--out", "out")
+    assert rows("out").index.tolist() == ["in/a.tar", "in/b.png", "in/z.tar"]
+    assert errors("out") == dict.fromkeys(("in/a.tar", "in/z.tar"), "not a regular file (a folder, a pipe, a device)")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_names_that_are_written_alike_are_refused(score, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in (b"\\xff.png", b"\xff.png"):
+        (tmp_path / "in" / os.fsdecode(name)).write_bytes(pngs(1)[0][1])
+    result = score("in", "--out", "out")
+    assert result.exit_code == 2 and "are written alike; rename one of them" in result.stderr
+    assert score(os.fsdecode(b"in/\xff.png"), "--out", "out").exit_code == 0
 
 
 @pytest.mark.usefixtures("without_ray")
