@@ -69,7 +69,8 @@ diff-setup: $(ENV)  ## Let `git diff` and `git merge` show notebooks cell by cel
 	git config merge.jupyternotebook.driver '"$(HERE)$(BIN)git-nbmergedriver" merge %O %A %B %L %P'
 
 clean:  ## Remove caches and reports; data and .venv stay
-	rm -rf .pytest_cache .ruff_cache build dist site *.egg-info reports/*/
+	rm -rf .pytest_cache .ruff_cache build dist site *.egg-info
+	find reports -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +  # what is linked there stays
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 .venv/.ready: pyproject.toml constraints.txt

@@ -298,6 +298,19 @@ def test_an_installed_wheel_finds_what_it_carries(wheel, tmp_path):
     assert Path(ran.stdout.strip()).is_relative_to(target)
 
 
+def test_make_clean_takes_reports_and_nothing_that_is_linked_there(tmp_path):
+    (tmp_path / "precious" / "deep").mkdir(parents=True)
+    (tmp_path / "precious" / "deep" / "thesis.txt").write_text("years")
+    (tmp_path / "reports" / "old run" / "cells").mkdir(parents=True)
+    (tmp_path / "reports" / "README.md").write_text("stays")
+    (tmp_path / "reports" / "from them").symlink_to(tmp_path / "precious")
+    subprocess.run(
+        ["make", "-s", "-f", config.ROOT / "Makefile", "clean"], cwd=tmp_path, check=True, capture_output=True
+    )
+    assert (tmp_path / "precious" / "deep" / "thesis.txt").exists()
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["README.md", "from them"]
+
+
 def test_make_report_takes_any_folder(tmp_path):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
