@@ -102,7 +102,7 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
             matches = find_images(sorted(names), suffixes, tell)
         if not matches:
             raise FileNotFoundError(f"{'no images below' if os.path.isdir(path) else 'no file matches'} {path}")
-        files += matches
+        files += [f"./{name}" if name[0] in "=+-@" and name != "-" else name for name in matches]  # no formula in CSV
     return files
 
 

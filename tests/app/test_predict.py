@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from bad_files import encoded, picture
@@ -42,6 +43,16 @@ def test_patterns_folders_and_files_stand_beside_each_other(call):
     assert find_images(["i[n]"]) == find_images(["in"]) == find_images("in")
     with pytest.raises(FileNotFoundError, match="no file matches"):
         find_images(["in/*.tiff"])
+
+
+def test_no_name_begins_a_formula_in_a_table(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "in")
+    names = ["=HYPERLINK(0).png", "+1.png", "-1.png", "@a.png"]
+    for name in names:
+        Path("a.png").rename(name)
+        assert find_images(["*.png"])[0] == f"./{name}" == find_images(["."])[0].replace("././", "./")
+        Path(name).rename("a.png")
+    assert find_images(["-", "/x/=1.png", "=gone.png"]) == ["-", "/x/=1.png", "./=gone.png"]
 
 
 def test_an_image_is_one_by_what_it_holds_and_the_rest_is_told(tmp_path):
