@@ -2,7 +2,10 @@
 
 import atexit
 import gc
+import sys
 
+if sys.argv[0] == "-m" and not sys.flags.safe_path:  # `python -m dfd`: else a click.py beside the images would run
+    del sys.path[0]
 import lazy_loader
 
 gc.set_threshold(50_000)  # what torch imports stays: a fifth of a start went into looking for garbage in it,

@@ -21,19 +21,17 @@ HELP = Path(__file__).parent / "templates" / "help"
 OPTIONS = tomllib.loads((HELP / "options.toml").read_text("utf-8"))
 CHOICES = OPTIONS.pop("choices")  # those of dfd.config, whose import takes longer than all else here
 TYPES = {"number": click.IntRange(0), "count": click.IntRange(1), "side": click.IntRange(8), "path": os.path.expanduser,
-         "share": click.FloatRange(0, 1, max_open=True),
+         "share": click.FloatRange(0, 1, max_open=True), "new folder": click.Path(file_okay=False, path_type=Path),
          "folder": click.Path(exists=True, file_okay=False, path_type=Path),
-         "new folder": click.Path(file_okay=False, path_type=Path),
          **{name: click.Choice(values) for name, values in CHOICES.items()}}  # fmt: skip
-JUPYTER = "nbformat nbconvert papermill jupyter_client jupyterlab pygments".split()  # extras of pyproject.toml bring:
-EXTRAS: dict[str, str] = {**dict.fromkeys(JUPYTER, "notebooks"), **dict.fromkeys(("ray", "fsspec", "s3fs"), "scale")}
+EXTRAS = {module: extra for extra, modules in OPTIONS.pop("extras").items() for module in modules}
 
 
 class Group(click.Group):
     """Turns expected errors into one clear line; the rest, and everything with --debug, keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from dfd.core.io import need_home
+        from dfd.core.io import need_home, printable
         from dfd.core.runs import deferred
 
         while (closed := os.open(os.devnull, os.O_RDWR)) < 3:  # `2>&-`, by daemons
@@ -66,7 +64,7 @@ class Group(click.Group):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            click.echo(f"dfd: {error}", err=True)
+            click.echo(printable(f"dfd: {error}", "\n"), err=True)
             raise SystemExit(getattr(error, "code", 2)) from None
 
 
@@ -190,14 +188,14 @@ def export(model: str | None, onnx: str) -> None:
 @command
 def card(model: str | None) -> None:
     """Print a detector's model card: how it was made, and how often it is wrong."""
-    from dfd import config
+    from dfd import config, core
 
     folder = model_folder(model)
     names = ("README.md",) if (folder / config.SUMS).exists() else ("model_card_stage1.md", "model_card_stage2.md")
     cards = [(folder / name).read_text("utf-8") for name in names if (folder / name).exists()]
     if not cards:
         raise FileNotFoundError(f"no model card in {shown(folder)}; `python -m dfd run --out {folder}` writes them")
-    click.echo("\n\n".join(cards))
+    click.echo(core.printable("\n\n".join(cards), "\n"))
 
 
 @command

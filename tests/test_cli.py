@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from bad_files import picture
 from click.testing import CliRunner
 
 import dfd
@@ -408,6 +409,32 @@ def test_a_command_imports_only_what_it_needs(module, late):
     code = f"import sys, {module}; print([name for name in {late} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("options", [(), ("-P",)])
+def test_code_that_lies_beside_the_images_does_not_run(options, tmp_path):
+    for name in ("lazy_loader", "click", "tomllib", "numpy"):
+        (tmp_path / f"{name}.py").write_text("print('it ran')")
+    command = [sys.executable, *options, "-m", "dfd", "predict", "--model", str(tmp_path / "none"), "x.png"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stdout == "" and "no trained model in" in ran.stderr
+
+
+def test_nothing_of_a_name_reaches_the_terminal_as_a_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for label in ("RealPhotos", "Pro\x1b]0;owned\x07\rGAN"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        picture(len(label)).save(tmp_path / "data" / label / "a.png")
+    found = CliRunner().invoke(cli.main, ["scan", "data"])
+    assert found.exit_code == 0 and r"Pro\x1b]0;owned\x07\rGAN" in found.output and "\x1b" not in found.output
+    (tmp_path / "data" / "Empty\x1b[31m").mkdir()
+    refused = CliRunner().invoke(cli.main, ["scan", "data"])
+    assert refused.exit_code == 2 and r"Empty\x1b[31m" in refused.stderr and "\x1b" not in refused.output
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / config.CHECKPOINTS["stage1"]).touch()
+    (tmp_path / "run" / "model_card_stage1.md").write_text("# A card\n\nof \x1b[1Amine\n")
+    card = CliRunner().invoke(cli.main, ["card", "--model", "run"])
+    assert card.exit_code == 0 and card.stdout.startswith("# A card\n\nof \\x1b[1Amine\n")
 
 
 def test_nobody_looks_for_garbage_in_what_torch_imports():

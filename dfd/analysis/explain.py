@@ -71,8 +71,7 @@ def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures
     """What stage 1 is trained on: one random, degraded, equalised crop of `columns` images of each label."""
     torch.manual_seed(cfg.seed)
     degrade = RandomDegrade(smallest=cfg.crop_size, p_clean=CLEAN) if cfg.degrade else None
-    quality = cfg.equalise_quality if cfg.equalise else None
-    pictures = {}
+    quality, pictures = cfg.equalise_quality if cfg.equalise else None, {}
     for label, paths in _chosen(table, columns):
         views = RealFakeDataset(table[table["path"].isin(paths)], table.attrs["root"], cfg.crop_size, degrade, quality)
         pictures[label] = _pictures(torch.stack([views[i][0] for i in range(len(views))]))

@@ -92,8 +92,7 @@ def carry(stage: Stage, table: pd.DataFrame, limit: int, seed: int = 0, judge: S
     and of c + r; psnr in dB, infinite where c + r is c; ssim. With a judge, a stage 2 that learnt by itself, also what
     it says of these, of x and of x - r: judge_alone, judge_named, judge_fake, judge_removed.
     """
-    pairs = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, seed)
-    parts = []
+    pairs, parts = draw_pairs(table[~table["is_fake"] | table["label"].isin(stage.classes)], limit, seed), []
     for start in range(0, len(pairs), BATCH):
         fakes, carriers, own, sums = put_on(stage, table, pairs.iloc[start : start + BATCH])
         asked = {"alone": (stage, carriers), "named": (stage, sums)}

@@ -99,8 +99,7 @@ def candidates(bins: pd.DataFrame, least: int = LEAST) -> Iterator[tuple[str, np
     """Name and members, (N,) bool, of each bin and crossing of two bins, once, with `least` images in and outside."""
     words = {name: bins[name].cat.categories for name in bins}
     single = [[(f"{name} {word}", (bins[name] == word).to_numpy()) for word in words[name]] for name in bins]
-    pairs = chain.from_iterable(product(*lists) for lists in combinations(single, 2))
-    seen = set()
+    pairs, seen = chain.from_iterable(product(*lists) for lists in combinations(single, 2)), set()
     for name, members in chain(*single, ((f"{a}, {b}", x & y) for (a, x), (b, y) in pairs)):
         if least <= members.sum() <= len(members) - least and members.tobytes() not in seen:
             seen.add(members.tobytes())

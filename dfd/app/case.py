@@ -297,4 +297,4 @@ def _hash_of(path: Path) -> str | None:
 def _facts() -> dict[str, Any]:
     """What every page says of itself."""
     style = "".join((TEMPLATES / f"{name}.css").read_text("utf-8") for name in ("style", "examination", "case"))
-    return {"style": style, "plain": plain, "sentence": sentence, "version": __version__, "written": now()}
+    return {"style": style, "sentence": sentence, "version": __version__, "written": now()}

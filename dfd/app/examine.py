@@ -14,7 +14,7 @@ from PIL import Image
 
 from dfd.app.evidence import Examination
 from dfd.app.metadata import lines, plain, read_metadata, sentence
-from dfd.core import ImageError, Source, as_rgb, template
+from dfd.core import ImageError, Source, as_rgb, printable, template
 from dfd.inference.decide import decide, limits
 from dfd.inference.detector import Detector, Verdict
 from dfd.inference.likelihood import rate_of
@@ -34,7 +34,7 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
     verdict, stage = detector.judge(path, first, *second), detector.stage1
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     scored = tuple(zip(p_crops, first.corners, strict=True))
-    name = plain(name or (Path(path).name if path else "image"), 4096)
+    name = printable(name or (Path(path).name if path else "image"))
     side = min(image.size)
     rate = rate_of(stage.rates, side, first.quality)
     text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed, rate, side)
@@ -50,7 +50,7 @@ def examine_or_refuse(detector: Detector, source: str | Path | bytes, name: str,
         reason = str(error).removeprefix(f"{'the given bytes' if isinstance(source, bytes) else source}: ")
         if not isinstance(error, ImageError):
             reason = f"it could not be examined: {type(error).__name__}: {error}"
-        return Examination(plain(name, 4096), Verdict(name, error=plain(reason, 400)))
+        return Examination(printable(name), Verdict(name, error=plain(reason, 400)))
 
 
 def fragment(macro: str, *values: Any) -> Markup:

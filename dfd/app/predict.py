@@ -122,4 +122,4 @@ def row(verdict: Verdict, width: int) -> str:
     name = name if len(name) <= width else "…" + name[1 - width :]
     if verdict.error:
         return f"{name:{width}}  {'error':7}  {'':7}  {printable(verdict.error)}"
-    return f"{name:{width}}  {verdict.verdict:7}  {verdict.p_fake:7.3f}  {sentence('source', verdict)}"
+    return f"{name:{width}}  {verdict.verdict:7}  {verdict.p_fake:7.3f}  {printable(sentence('source', verdict))}"

@@ -102,9 +102,9 @@ def need_home() -> None:
     os.environ["HOME"] = str(folder)
 
 
-def printable(value: Any) -> str:
-    """Text with its line breaks and control characters written out, which does nothing to a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
+def printable(value: Any, but: str = "") -> str:
+    """Text with its line breaks and control characters `but` these written out, which does nothing to a terminal."""
+    return "".join(char if char.isprintable() or char in but else ascii(char)[1:-1] for char in str(value))
 
 
 def sha256_of(path: str | Path) -> str:
@@ -139,6 +139,7 @@ def template(name: str) -> Any:
 
     loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
     pages = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    pages.filters["printable"] = printable
     pages.filters["hash"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return pages.get_template(name)
 

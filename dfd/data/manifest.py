@@ -130,7 +130,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     result["formats"] = classes.format.agg(lambda part: ", ".join(f"{k} {n}" for k, n in part.value_counts().items()))
     result["median size"] = [f"{rows.width.median():.0f} x {rows.height.median():.0f}" for _, rows in classes]
     result["imbalance"] = (result.images.max() / result.images).round(2)
-    return result.loc[sorted(result.index, key=lambda label: (label != REAL, label))]
+    return result.loc[sorted(result.index, key=lambda label: (label != REAL, label))].rename(index=io.printable)
 
 
 def stages_of(table: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfd.core.io import tell_once
+from dfd.core.io import printable, tell_once
 from dfd.core.runs import PROVENANCE
 from dfd.data import splits
 from dfd.data.layouts import ManifestError
@@ -102,7 +102,7 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
         if out.any():
             table.loc[out.index, "given"] = out.map({True: "test", False: "train"})
         else:
-            print(f"{label}: no source of it is held out, so its test images come from sources it is trained on")
+            print(f"{printable(label)}: no source of it is held out, so its test images come from sources it is trained on")
 
 
 def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
@@ -120,4 +120,4 @@ def sources(table: pd.DataFrame) -> pd.DataFrame:
     """Count the images of each label and source, in all and in each split, of a manifest that has sources."""
     counts = pd.crosstab([table.label, table.source], table.split).rename_axis(columns=None)
     counts = counts.reindex(columns=list(splits.SPLITS), fill_value=0)
-    return pd.concat([counts.sum(axis=1).rename("images"), counts], axis=1)
+    return pd.concat([counts.sum(axis=1).rename("images"), counts], axis=1).rename(index=printable)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from dfd.config import CHECKPOINTS
-from dfd.core import read_json, sha256_of, write_text
+from dfd.core import printable, read_json, sha256_of, write_text
 from dfd.data import manifest, provenance
 from dfd.reports import html
 
@@ -72,4 +72,4 @@ def _fill(template: str, out: Path, **values: Any) -> str:
 def markdown(value: Any) -> str:
     """A value that Markdown shows as it is: marks are escaped, line breaks and control characters written out."""
     text = f"{value:.3f}" if isinstance(value, float) and not value.is_integer() else str(value)
-    return re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", html.printable(text)).replace("](", "]\\(")  # last, links
+    return re.sub(r"([\\`*<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", printable(text)).replace("](", "]\\(")  # last, links

@@ -14,7 +14,7 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter
 
 from dfd import config, core, plots
-from dfd.core import PART, TEMPLATES, elapsed, printable, read_json, read_table, write_text
+from dfd.core import PART, TEMPLATES, elapsed, read_json, read_table, write_text
 from dfd.evaluate.compare import STAGES
 from dfd.evaluate.metrics import FEWEST, METRICS, units
 
@@ -23,7 +23,7 @@ CURSOR = re.compile(r"\x1b\[\d*[A-LN-Z]")  # cursor moves of nested bars
 DROPPED = ("application/vnd.jupyter.widget-view+json", "application/javascript")  # would need a script
 NOT_SHOWN = r"(?m)^\W*\*\*Not shown:?\*\*:?\s*(.+)$"  # in a notebook's Markdown
 PAGES = core.template("page.html.j2").environment.overlay(undefined=jinja2.ChainableUndefined)
-PAGES.filters |= {"elapsed": elapsed, "printable": printable, "metric": lambda name: (
+PAGES.filters |= {"elapsed": elapsed, "metric": lambda name: (
     text := METRICS[name].label if name in METRICS else name.replace("_", " "))[0].upper() + text[1:]}  # fmt: skip
 PAGES.filters["decimal"] = lambda value: "–" if pd.isna(value) else f"{value:.3f}"
 PAGES.globals |= {"STAGES": STAGES, "fewest": FEWEST, "units": units}

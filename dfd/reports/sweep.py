@@ -19,7 +19,7 @@ import yaml
 from sklearn.model_selection import ParameterGrid
 
 from dfd import config
-from dfd.core import cores, digest, elapsed, read_json, runs, write_text
+from dfd.core import cores, digest, elapsed, printable, read_json, runs, write_text
 from dfd.evaluate.metrics import STAGE_METRICS
 from dfd.reports import html, runner
 
@@ -159,7 +159,7 @@ def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Pope
     status = "finished" if code == 0 else "interrupted" if stop.number else "failed"
     if status == "failed":
         text = click.unstyle((folder / LOG).read_text("utf-8", "replace"))
-        lines = [html.printable(line.rstrip()) for line in text.splitlines() if line.strip()][-8:]
+        lines = [printable(line.rstrip()) for line in text.splitlines() if line.strip()][-8:]
         if code < 0:
             lines.append(f"ended by signal {-code}; most often memory ran out")
     say("\n    ".join([f"{folder.name}  {status} after {elapsed(seconds)}", *lines]))

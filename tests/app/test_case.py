@@ -433,6 +433,19 @@ def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
     assert b"/StructTreeRoot" in pdf and b"/Outlines" in pdf and b"file:" not in pdf  # for a reader, and of no disk
 
 
+def test_names_that_differ_in_what_cannot_be_seen_are_told_apart(call, tmp_path):
+    names = ["caf\udce9.png", "caf\udce8.png", "caf\x01.png", "caf\u202e.png", "caf .png"]
+    for number, name in enumerate(names):
+        noise(70, 60, number).save(tmp_path / "in" / "a.png")
+        (tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
+    assert call(*(f"in/{name}" for name in names)).exit_code == 0
+    shown = [r"caf\udce9.png", r"caf\udce8.png", r"caf\x01.png", r"caf\u202e.png", "caf .png"]
+    index = (tmp_path / "case" / "index.html").read_text()
+    pages = [path.read_text() for path in (tmp_path / "case" / "images").iterdir()]
+    for name in shown:
+        assert f">in/{name}</a>" in index and sum(f"in/{name}<" in page for page in pages) == 1
+
+
 def test_what_pages_fold_is_open_in_the_pdf(call, tmp_path, monkeypatch):
     text, printed = PngImagePlugin.PngInfo(), []
     text.add_text("parameters", "a cat, Steps: 20")

@@ -333,7 +333,7 @@ def test_a_file_that_is_changed_while_it_is_read_gets_no_answer(run, image, tmp_
 
 def test_names_and_bytes_of_strangers_stay_on_one_line(run, image):
     examination = examine.examine(Detector.load(run), encoded(image, "PNG"), name="../../etc/pass\nwd\u202egnp.exe")
-    assert examination.name == "../../etc/pass wd gnp.exe" and examination.verdict.path is None
+    assert examination.name == r"../../etc/pass\nwd\u202egnp.exe" and examination.verdict.path is None
 
 
 def test_the_nearest_training_image_of_each_class_is_named(run, image):

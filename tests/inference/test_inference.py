@@ -477,7 +477,7 @@ def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path):
         Stage.load(tmp_path / "stage1.pt", "foo")
 
 
-@pytest.mark.parametrize("name", [*CHECKPOINTS.values(), *SHIPPED.values()])
+@pytest.mark.parametrize("name", [*CHECKPOINTS.values(), *SHIPPED.values(), "train_stage1.pt"])
 def test_files_that_may_do_anything_are_not_opened(name, tmp_path, monkeypatch):
     """A pickle under each of our names, and what git-lfs leaves; torch's text tells how to open them."""
     monkeypatch.chdir(tmp_path)
