@@ -262,13 +262,13 @@ def write_pdf(html: str, path: Path) -> None:
             from playwright.sync_api import sync_playwright
 
             chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            with sync_playwright() as playwright:  # whose end closes the browser
+                asks_nobody = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
+                browser = playwright.chromium.launch(executable_path=chromium, args=asks_nobody)
                 tab = browser.new_page(offline=True, java_script_enabled=False)
                 tab.goto(print_html.absolute().as_uri())
                 options = {"tagged": True, "outline": True, "margin": {"top": "15mm", "bottom": "15mm"}}
                 tab.pdf(path=path, format="A4", print_background=True, **options)
-                browser.close()
         except Exception:  # no package, or no browser
             from weasyprint import HTML  # pyright: ignore
 

@@ -433,6 +433,20 @@ def test_the_pdf_holds_the_list_and_the_pages(call, tmp_path):
     assert b"/StructTreeRoot" in pdf and b"/Outlines" in pdf and b"file:" not in pdf  # for a reader, and of no disk
 
 
+@pytest.mark.printed
+def test_the_browser_that_prints_asks_nobody(call, tmp_path, monkeypatch):
+    """Offline is the tab alone: Chromium itself would look for its maker's servers."""
+    pytest.importorskip("playwright.sync_api")
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("needs Chromium")
+    (spy := tmp_path / "spy").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/given\nexec {chromium} "$@"\n')
+    spy.chmod(0o755)
+    monkeypatch.setattr(case.shutil, "which", lambda _: str(spy))
+    call("in/00.png")
+    assert "--host-resolver-rules=MAP * ~NOTFOUND" in (tmp_path / "given").read_text().splitlines()
+    assert (tmp_path / "case" / "case.pdf").exists()
+
+
 def test_names_that_differ_in_what_cannot_be_seen_are_told_apart(call, tmp_path):
     names = ["caf\udce9.png", "caf\udce8.png", "caf\x01.png", "caf\u202e.png", "caf .png"]
     for number, name in enumerate(names):
