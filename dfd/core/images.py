@@ -180,15 +180,15 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
         raise ImageError(f"{what}: {one_line(error)}") from error
 
 
-def _without_texts(file: Any) -> BytesIO | None:
+def _without_texts(file: BytesIO) -> BytesIO | None:
     """A PNG without texts, of which Pillow takes some for facts, and profile, which may be damaged; None for others."""
-    file.seek(0)
-    parts = [file.read(8)]
-    chunks = BytesIO(file.read() if parts[0].startswith(b"\x89PNG") else b"")
-    while head := chunks.read(8):
-        rest = chunks.read(int.from_bytes(head[:4]) + 4)  # with its checksum
-        parts += [] if head[4:] in TEXTS else [head, rest]
-    return BytesIO(b"".join(parts)) if sum(map(len, parts[1:])) < chunks.tell() else None
+    data, chunks = memoryview(file.getvalue()), []
+    place = 8 if data[:4] == b"\x89PNG" else len(data)
+    while place < len(data):
+        chunks.append(data[place : place + int.from_bytes(data[place : place + 4]) + 12])  # with length, name, checksum
+        place += len(chunks[-1])
+    kept = [chunk for chunk in chunks if chunk[4:8] not in TEXTS]
+    return BytesIO(b"".join([data[:8], *kept])) if len(kept) < len(chunks) else None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -102,7 +102,7 @@ def give(table: pd.DataFrame, values: pd.Series, hold_out: Sequence[str]) -> Non
         if out.any():
             table.loc[out.index, "given"] = out.map({True: "test", False: "train"})
         else:
-            print(f"{printable(label)}: no source of it is held out, so its test images come from sources it is trained on")
+            print(f"{printable(label)}: no source is held out, so its test images come from sources it is trained on")
 
 
 def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:

@@ -84,7 +84,7 @@ def test_validation_is_its_share_of_all_images_where_the_test_split_is_bound():
 
 def test_what_is_held_out_and_what_is_not_is_said(data, capsys):
     scan(data, group_by="source", hold_out=["phones", "other code"])
-    why = "BigGAN: no source of it is held out, so its test images come from sources it is trained on"
+    why = "BigGAN: no source is held out, so its test images come from sources it is trained on"
     assert why in capsys.readouterr().out.splitlines()
 
 
