@@ -54,7 +54,7 @@ class Kernel(AsyncKernelManager):
     """Starts `sys.executable`, whatever "python3" points to, with sockets in a folder that no one else can read."""
 
     transport = "ipc" if os.name == "posix" else "tcp"  # Windows has no sockets that are files
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [sys.executable, "-Pm", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.ignore_cwd=True"]
     kernel_spec: Any = KernelSpec(argv=argv, display_name="Python 3", language="python", env={runs.HEADLESS: "1"})
     process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
 

@@ -16,7 +16,7 @@ import uuid
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import chdir, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from glob import escape, has_magic
 from itertools import islice
@@ -32,7 +32,7 @@ from pyarrow import dataset, parquet
 from ray.exceptions import RayError
 
 from dfd.core.images import MAX_BYTES, ImageError, begins_like_image, content_of, load_rgb, one_line
-from dfd.core.io import atomic_write, code, damaged, digest
+from dfd.core.io import TEMPLATES, atomic_write, code, damaged, digest
 from dfd.core.runs import bar, cores, deferred, run_lock, waiting
 from dfd.data.layouts import SUFFIXES, find_images, printable
 from dfd.inference.detector import Detector, Verdict, files_of
@@ -252,7 +252,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     try:
         if host and port.isdecimal():  # Ray would try for minutes where nothing listens
             socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-        with nullcontext() if is_local else waiting(f"Ray at {address}"):
+        with chdir(TEMPLATES.parents[1]), nullcontext() if is_local else waiting(f"Ray at {address}"):  # no code
             ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}{remedy}") from error

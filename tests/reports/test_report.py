@@ -60,6 +60,17 @@ def test_runs_in_order_by_this_interpreter_and_goes_on_where_it_stopped(case, ca
     assert (case.out / "log.txt").read_text() == f"3 {sys.executable}\n" * 4
 
 
+def test_no_kernel_imports_what_lies_in_the_working_directory(case, tmp_path, monkeypatch):
+    """There may lie what somebody sent with the images."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ipykernel_launcher", "strangers"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')")
+    case.write("00_first", new_code_cell("import strangers"))
+    with pytest.raises(runner.RunError, match="No module named 'strangers'"):
+        case.run()
+    assert not (tmp_path / "strangers").exists() and not (tmp_path / "ipykernel_launcher").exists()
+
+
 def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(runner, "execute", lambda path, out, *rest: ran.append(path.stem) or _pretend(out, path, *rest))

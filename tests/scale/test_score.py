@@ -258,6 +258,7 @@ def test_a_killed_run_goes_on_a_signal_ends_one_in_one_line_and_ray_is_started_a
     pictures, out = fill(tmp_path / "in", 20, (200, 200)), tmp_path / "out"
     command = [sys.executable, "-m", "dfd", "score", "--model", str(model), "in", "--out", "out", "--workers", "1"]
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # so that it starts Ray itself
+    (tmp_path / "lazy_loader.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")  # no code
     for number, code, words in ((signal.SIGKILL, -9, ("--address", ray_here)), (signal.SIGTERM, 143, ())):
         before = {name: (out / name).stat().st_mtime_ns for name in parts(out)}
         with subprocess.Popen(
@@ -276,7 +277,7 @@ def test_a_killed_run_goes_on_a_signal_ends_one_in_one_line_and_ray_is_started_a
     assert (result.exit_code, result.stdout) == (0, ""), result.output
     assert re.fullmatch(r"20 images in out, \d+ of them before; 0 were refused", result.stderr.splitlines()[-1])
     table = rows(out)
-    assert len(table) == 20 and table.error.isna().all()
+    assert len(table) == 20 and table.error.isna().all() and not (tmp_path / "ran").exists()
     assert_as_predicted(table, model, pictures, "in/", mode="grid")
 
 
