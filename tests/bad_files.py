@@ -36,12 +36,21 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def animated(image: Image.Image, other: Image.Image) -> bytes:
+    """A PNG whose one frame, of another picture, stands before its own pixels, and which says nothing of animation."""
+    (width, height), data, raw = other.size, encoded(image, "PNG"), other.convert("RGB").tobytes()
+    frame = struct.pack(">IIIIIHHBB", 0, width, height, 0, 0, 1, 1, 0, 0)
+    rows = b"".join(b"\0" + raw[3 * width * y : 3 * width * (y + 1)] for y in range(height))
+    return data[:33] + chunk(b"fcTL", frame) + chunk(b"fdAT", b"\0\0\0\1" + zlib.compress(rows)) + data[33:]
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that promises many pixels and holds none."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 

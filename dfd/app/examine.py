@@ -34,8 +34,7 @@ def examine(detector: Detector, source: Source, name: str | None = None, crops: 
     verdict, stage = detector.judge(path, first, *second), detector.stage1
     p_crops = decide(first.crop_logits.numpy(), stage).probabilities[:, 1].tolist()
     scored = tuple(zip(p_crops, first.corners, strict=True))
-    name = printable(name or (Path(path).name if path else "image"))
-    side = min(image.size)
+    name, side = printable(name or (Path(path).name if path else "image")), min(image.size)
     rate = rate_of(stage.rates, side, first.quality)
     text = lines("answer", verdict, detector.threshold, stage, detector.stage2, p_crops, first.needed, rate, side)
     return Examination(name, verdict, limits(stage, detector.threshold), text, scored, metadata, image)

@@ -30,7 +30,7 @@ SCREENS += " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1620x2160 1668x2388
 PROMPTS = {"parameters", "prompt", "workflow", "dream", "sd-metadata"}  # texts that diffusion programs write into a PNG
 BLOCKY = 2.8  # of `blockiness`, across and down, from which on a picture was saved as JPEG before
 CHARACTERS = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16-be"}  # how a UserComment begins, and what it is in
-SKIPPED = ("MakerNote", "PrintImageMatching")  # long and binary
+SKIPPED, SHOWN = ("MakerNote", "PrintImageMatching"), ("comment", "icc_profile", "gamma")  # of EXIF; beside texts
 SUB_TABLES = {ExifTags.IFD.Exif: ExifTags.TAGS, ExifTags.IFD.GPSInfo: ExifTags.GPSTAGS}
 
 
@@ -113,7 +113,7 @@ def _header(image: Image.Image) -> dict[str, Any]:
     values: dict[str, Any] = {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
     with contextlib.suppress(Exception):  # what a PNG says may stand behind its pixels
         _ = image.format == "PNG" and image.load()
-    texts = {k: v for k, v in image.info.items() if k == "comment" or (k != "compression" and isinstance(v, str))}
+    texts = {k: v for k, v in image.info.items() if k in SHOWN or (k != "compression" and isinstance(v, str))}
     kinds = re.findall(r"digitalsourcetype/(\w+)", str(image.info.get("xmp")))  # of the IPTC, in any place of it
     values["text"] = _tidy({"DigitalSourceType in XMP": ", ".join(dict.fromkeys(kinds))} | texts, {})
     try:

@@ -27,11 +27,11 @@ MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an u
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of a thumbnail of HASH_SIDE ** 2 pixels
 COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
-DESCRIPTION = f"4 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
+DESCRIPTION = f"5 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # starts, of damaged ones too
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's orientation -> Image.Transpose
-TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
+UNUSED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"acTL", b"fcTL", b"fdAT")  # of a PNG: texts, profile and animation
 OTHERS = {b"<": "an HTML page or SVG drawing", b"version https://git-lfs": "a Git LFS pointer; fetch the real file"}
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
@@ -161,8 +161,10 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     is_picture = isinstance(source, Image.Image)  # then there is no file to mend
     try:
-        image = source if is_picture else Image.open(_without_texts(source) or source, formats=FORMATS)
+        image = source if is_picture else Image.open(_plain_png(source) or source, formats=FORMATS)
         _check_size(*image.size)
+        if image.format == "AVIF" and not is_picture and b"\0\0\0(clap" in source.getvalue()[:65_536]:
+            raise ImageError("an AVIF that shows a part of its pixels alone; save what it shows as PNG")
         if draft:
             image.info["header_size"] = image.size
             image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits of a JPEG are read, not all pixels made
@@ -180,15 +182,17 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
         raise ImageError(f"{what}: {one_line(error)}") from error
 
 
-def _without_texts(file: BytesIO) -> BytesIO | None:
-    """A PNG without texts, of which Pillow takes some for facts, and profile, which may be damaged; None for others."""
-    data, chunks = memoryview(file.getvalue()), []
+def _plain_png(file: BytesIO) -> BytesIO | None:
+    """A PNG without what would have Pillow decode another picture than viewers show; None where nothing is left out."""
+    data, kept, seen = memoryview(file.getvalue()), [], {b""}
     place = 8 if data[:4] == b"\x89PNG" else len(data)
     while place < len(data):
-        chunks.append(data[place : place + int.from_bytes(data[place : place + 4]) + 12])  # with length, name, checksum
-        place += len(chunks[-1])
-    kept = [chunk for chunk in chunks if chunk[4:8] not in TEXTS]
-    return BytesIO(b"".join([data[:8], *kept])) if len(kept) < len(chunks) else None
+        chunk = data[place : place + int.from_bytes(data[place : place + 4]) + 12]  # with length, name and checksum
+        name, place = bytes(chunk[4:8]), place + len(chunk)
+        is_stray = name == b"tRNS" and (seen & {b"tRNS", b"IDAT"} or (data[25] == 3 and b"PLTE" not in seen))
+        kept += [] if name in UNUSED or is_stray else [chunk]
+        seen.add(name)
+    return BytesIO(b"".join([data[:8], *kept])) if kept and sum(map(len, kept)) + 8 < len(data) else None
 
 
 def _orientation(image: Image.Image) -> int:

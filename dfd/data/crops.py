@@ -249,8 +249,7 @@ def cut(image: Image.Image | Tensor, corner: Corner, size: int) -> Tensor:
 
 
 def _five(down: int, right: int, size: int, limit: int) -> list[Corner]:
-    corners = dict.fromkeys([(down // 2, right // 2), *product((0, down), (0, right))])
-    side = 2
+    corners, side = dict.fromkeys([(down // 2, right // 2), *product((0, down), (0, right))]), 2
     while len(corners) < limit and side * size < 2 * max(down, right) + 3 * size:  # until neighbours overlap by half
         side += 1
         new = [corner for corner in product(_spread(down, side), _spread(right, side)) if corner not in corners]

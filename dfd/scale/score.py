@@ -242,8 +242,7 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised, and in Ray's own logs
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
-    is_local = address == "local"
-    cpus = max(cores(), (options.workers or 1) * options.threads)
+    is_local, cpus = address == "local", max(cores(), (options.workers or 1) * options.threads)
     here = {"num_cpus": cpus, "num_gpus": torch.cuda.device_count(), "object_store_memory": 256 << 20}
     there = {"runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)}}}
     settings: dict[str, Any] = here | {"include_dashboard": False} if is_local else there

@@ -5,13 +5,12 @@ import hashlib
 import io
 import os
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tifffile
-from bad_files import GOOD, encoded, make, picture, png_header
+from bad_files import GOOD, animated, chunk, encoded, make, picture, png_header
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 from scipy.fft import dctn
 
@@ -303,15 +302,46 @@ def test_a_text_called_like_a_fact_changes_no_pixel(key, behind, save):
     """Pillow keeps texts beside what it decodes by: one called interlace makes another picture than viewers show."""
     exif, image = Image.Exif(), picture(3)
     exif[0x0112] = 3
-    text = key.encode() + b"\0" + (exif.tobytes() if key == "exif" else b"no")
-    chunk = len(text).to_bytes(4) + b"tEXt" + text + zlib.crc32(b"tEXt" + text).to_bytes(4)
-    data = encoded(image, "PNG")
+    text, data = key.encode() + b"\0" + (exif.tobytes() if key == "exif" else b"no"), encoded(image, "PNG")
     place = len(data) - 12 if behind else 33  # before the end, or after the header
-    path = save("photo.png", data[:place] + chunk + data[place:])
+    path = save("photo.png", data[:place] + chunk(b"tEXt", text) + data[place:])
     assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(image.convert("RGB")))
     assert images.inspect(path) == images.inspect(save("plain.png", data)) | {
         name: images.inspect(path)[name] for name in ("sha256", "bytes")
     }
+
+
+def test_what_viewers_without_animation_show_of_a_png_is_judged(save):
+    """Pillow takes the first frame, before the pixels of the picture itself; libpng knows of none."""
+    image = picture(3, 80, 60).convert("RGB")
+    path = save("photo.png", animated(image, picture(4, 80, 60)))
+    with Image.open(path) as opened:
+        assert not np.array_equal(np.asarray(opened), np.asarray(image))  # so this test would see it
+    assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(image))
+    assert images.inspect(path)["phash"] == images.inspect(save("plain.png", image))["phash"]
+    (moving := [picture(1), picture(2)])[0].save(path, save_all=True, append_images=moving[1:])
+    assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(moving[0].convert("RGB")))
+
+
+@pytest.mark.parametrize("place", ["behind the pixels", "before the palette", "twice"])
+def test_a_transparency_out_of_place_changes_no_pixel(place, save):
+    image = picture(3).convert("RGB").quantize(64)
+    data = encoded(image, "PNG")
+    at = {"behind the pixels": data.index(b"IEND"), "before the palette": 37, "twice": data.index(b"IDAT")}[place] - 4
+    first = chunk(b"tRNS", bytes([255])) if place == "twice" else b""
+    path = save("photo.png", data[:at] + first + chunk(b"tRNS", bytes(64)) + data[at:])
+    assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(image.convert("RGB")))
+    clear = images.load_rgb(save("clear.png", image, transparency=bytes(64)))  # in its place it counts
+    assert np.asarray(clear).min() == 255
+
+
+def test_an_avif_that_shows_a_part_of_its_pixels_is_refused(save):
+    """Pillow gives all of them; libheif, and so what reads HEIC, the part alone."""
+    data, box = encoded(picture(3, 64, 64), "AVIF"), b"\0\0\0(clap" + bytes(32)
+    start = int.from_bytes(data[:4])  # behind ftyp; free space is where a reader finds no box of its own
+    images.load_rgb(save("photo.avif", data))
+    with pytest.raises(images.ImageError, match="shows a part of its pixels alone"):
+        images.load_rgb(save("part.avif", data[:start] + (48).to_bytes(4) + b"free" + box + data[start:]))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from bad_files import animated
 from networks import content, noise
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dfd.inference import Detector, Stage, build_model, export, likelihood
 from dfd.inference import stage as stage_module
@@ -79,6 +80,11 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     stripes = np.zeros((140, 90, 3), dtype=np.uint8)
     stripes[::2] = 255  # across, which no other way up is
     Image.fromarray(stripes).save(paths[-1], exif=maker, xmp=xmp, quality=95)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("transparency", "none")
+    paths += [tmp_path / "text.png", tmp_path / "frame.png"]  # which Pillow by itself reads otherwise
+    noise(90, 140, 8).save(paths[-2], pnginfo=text)
+    paths[-1].write_bytes(animated(noise(90, 140, 9), noise(90, 140, 10)))
     (tmp_path / "page.jpg").write_text("<svg/>")
     command = [sys.executable, str(folder / "example.py"), str(tmp_path / "page.jpg"), *map(str, paths)]
     noise(7, 90).save(tmp_path / "thin.png")
