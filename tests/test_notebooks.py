@@ -8,16 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import papermill
 import pytest
 import torch
+from networks import content
 
 from dfd import config
 from dfd.data import manifest, sample
-from dfd.inference import detector
+from dfd.inference import Stage, detector, save_checkpoint
 from dfd.reports import runner
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
@@ -55,6 +58,41 @@ def test_no_cell_takes_the_name_of_a_parameter(path):
     nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     assert not bound & config.NOTEBOOKS[path.stem].model_fields.keys()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:5], ids=lambda path: path.stem)
+def test_files_that_are_not_as_scanned_are_refused(path, tiny_data, tmp_path):
+    """03 alone kept what it measured on others for that of the images that were scanned."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    manifest.scan(tmp_path / "data", tmp_path / "run", progress=False)
+    shutil.copy(tmp_path / "data" / "ProGAN" / "00.png", tmp_path / "data" / "ProGAN" / "01.png")
+    parameters, *rest = cells(path, "code")
+    names = {}
+    exec(parameters.source, names)
+    names |= {"data": str(tmp_path / "data"), "out": str(tmp_path / "run")}
+    (load,) = [number for number, cell in enumerate(rest) if "manifest.load(" in cell.source]
+    with pytest.raises(ValueError, match=r"1 files are not as scanned, such as ProGAN/01.png; run notebook 00 first"):
+        for cell in rest[: load + 1]:
+            exec(cell.source, names)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_numbers_of_another_training_are_not_given_to_a_checkpoint(stage, tmp_path):
+    """A notebook that stayed open in JupyterLab while `run` trained anew would do so."""
+    name, path = config.CHECKPOINTS[stage], NOTEBOOKS[1 if stage == "stage1" else 2]
+    save_checkpoint(content(stage), tmp_path / name)
+    save_checkpoint(content(stage, key="another"), tmp_path / f"other_{name}")
+    (cell,) = [cell for cell in cells(path, "code") if "metrics.save_metrics(" in cell.source]
+    cfg = SimpleNamespace(out=str(tmp_path), seed=0)
+    names = {
+        "Stage": Stage,
+        "Path": Path,
+        "config": config,
+        "cfg": cfg,
+        "stage": Stage.load(tmp_path / f"other_{name}"),
+    }
+    with pytest.raises(ValueError, match="another training took the place"):
+        exec(cell.source, names)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -102,8 +102,7 @@ def grad_cam(stage: Stage, crops: Tensor, target: str) -> np.ndarray:
         return torch.stack([-answer, answer], dim=1) if stage.stage == "stage1" else answer
 
     with torch.inference_mode(False):
-        crops = crops.detach().clone().to(stage.device).requires_grad_()
-        infos = stage.backbone.feature_info
+        crops, infos = crops.detach().clone().to(stage.device).requires_grad_(), stage.backbone.feature_info
         layers = [stage.backbone.get_submodule(info["module"]) for info in infos]
         outputs: Any = LayerActivation(stage.model, layers).attribute(crops[:1]) if layers[1:] else []
         seen = [(layer, out) for layer, info, out in zip(layers, infos, outputs, strict=False)

@@ -42,8 +42,7 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
         raise ManifestError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave room to train")
     if hold_out and not group_by:
         raise ManifestError("hold_out needs group_by, the column of provenance.csv that its names come from")
-    listing = layouts.find(root)
-    origins = provenance.read(root, group_by) if group_by else None
+    listing, origins = layouts.find(root), provenance.read(root, group_by) if group_by else None
     print(f"layout: {listing.layout}")
     draw = f"split seed {seed}, val {val_fraction}, test {test_fraction}"
     draw += f", group by {group_by}, hold out {sorted(hold_out)}" if group_by else ""

@@ -37,8 +37,7 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
     where undefined. Gives value, low and high, () or (K,) each; limits are NaN below FEWEST groups, or without a draw.
     """
     codes, names = pd.factorize(np.asarray(groups), sort=True)
-    count = len(names)
-    value = np.asarray(statistic(np.ones((1, len(codes)))), dtype=float)[..., 0]
+    count, value = len(names), np.asarray(statistic(np.ones((1, len(codes)))), dtype=float)[..., 0]
     if count < FEWEST:
         return value, np.full(value.shape, np.nan), np.full(value.shape, np.nan)
 

@@ -141,7 +141,7 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     if was := [f"{name} was {old}" for name, old in earlier.items() if old != inputs.get(name)]:
                         print(f"{path.stem}  made anew, for parameters are others than before: {', '.join(was)}")
                     entry = done[path.stem] = {"parameters": inputs, "code": cells, "key": key, "status": "interrupted"}
-                    write_json(target / "config.json", record)
+                    finish(target, record, made_with)  # what is shown while it works, or is killed, is of now
                     execute(path, target, given[path.stem], entry, stop)
                     print(f"{path.stem}  finished after {runs.elapsed(entry['seconds'])}{to_go(record, path, chosen)}")
                 before += done.get(path.stem, {}).get("ended", "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from dfd import config
-from dfd.core.io import code, damaged, digest, sha256_of
+from dfd.core.io import code, damaged, digest, read_json, sha256_of, write_json
 from dfd.data import manifest, provenance, splits
 from dfd.inference.files import read_content, save_checkpoint, update_checkpoint
 
@@ -54,8 +54,9 @@ class Checkpoint:
             return []
         print(f"{self.stage}: {self.path.name} is already trained on this data with these parameters.")
         asked = {"crops": self.cfg.crops, "crop_mode": self.cfg.crop_mode}
-        is_measured = best.get("is_held_out") or asked.items() <= best.items()  # else not by as many crops
-        update_checkpoint(self.path, **asked, **{} if is_measured else {"operating_points": {}, "coverage": None})
+        if not asked.items() <= best.items():  # else its bytes stay, by which `run` knows it
+            unmeasured = {} if best.get("is_held_out") else {"operating_points": {}, "coverage": None}
+            update_checkpoint(self.path, **asked, **unmeasured)
         if self._load(self.state_path).get("key") == self.key:  # left by a kill between the mark and its removal
             self.state_path.unlink()
         return best["history"]
@@ -78,6 +79,9 @@ class Checkpoint:
                    "config": self.settings, "manifest_hash": self.manifest_hash, "key": self.key, "finished": False,
                    "metrics": {"val": history[-1]}, "history": history, "generators": self.generators}  # fmt: skip
         save_checkpoint(content, self.path)
+        known = read_json(measured := self.path.with_name("metrics.json"))
+        if self.stage in known:  # of other weights
+            write_json(measured, {name: part for name, part in known.items() if name != self.stage})
 
     def _load(self, path: Path) -> dict[str, Any]:
         try:

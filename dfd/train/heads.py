@@ -167,8 +167,7 @@ def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str],
     """What heads that left a draw's sources out say of these sources' images; see `judgements`."""
     tables, alone = [], images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
     for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
-        held = images["source"].isin(draw.values()).to_numpy() & alone
-        head = heads.fit(set(draw.values()))
+        held, head = images["source"].isin(draw.values()).to_numpy() & alone, heads.fit(set(draw.values()))
         tables.append(judgements(heads.features[held], images[held].assign(draw=number), *head, classes))
     return pd.concat(tables, ignore_index=True)
 

@@ -89,6 +89,7 @@ def test_a_killed_run_goes_on_and_redoes_nothing(case, capsys):
         kernel = kernel_of(process)
         process.kill()
     assert process.returncode == -9 and gone(kernel), "the kernel outlived its run"
+    assert "is at work, or was interrupted" in " ".join((case.out / "index.html").read_text().split())
     whole = {path.name: path.read_bytes() for path in case.out.glob("00_first.*")}
     (case.out / "left.txt.part").write_text("half")
     (case.out / "go").touch()

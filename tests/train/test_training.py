@@ -15,6 +15,7 @@ from trainings import BACKBONES, FITS, configured, fit_one_epoch
 from dfd import config
 from dfd.analysis import fingerprint
 from dfd.config import CHECKPOINTS
+from dfd.core import read_json, write_json
 from dfd.data import crops, manifest
 from dfd.degrade import RandomDegrade
 from dfd.degrade.operators import as_float
@@ -63,14 +64,18 @@ def test_finished_training_is_kept_and_changed_parameters_train_anew(table, tiny
     assert shown == [1, 2]
     path = tmp_path / config.CHECKPOINTS["stage1"]
     update_checkpoint(path, operating_points={"balanced": 0.4})
+    write_json(tmp_path / "metrics.json", {"stage1": {"test": {}}, "stage2": {"test": {}}})
+    before = path.read_bytes()
     fit(table, cfg)
-    assert Stage.load(path).operating_points == {"balanced": 0.4}
+    assert path.read_bytes() == before  # by which `run` knows that it keeps what was made from it
     again = fit(table, cfg.model_copy(update={"crops": 3}), lambda history: shown.append(len(history)))
     pd.testing.assert_frame_equal(first, again)
     assert shown == [1, 2, 2] and "already trained" in capsys.readouterr().out
     assert Stage.load(path).crops == 3 and not Stage.load(path).operating_points  # which were of another number
+    assert read_json(tmp_path / "metrics.json").keys() == {"stage1", "stage2"}
     fit(table, configured("stage1", tmp_path, tiny_data, num_epochs=1, lr_gc=2e-3))
     assert "already trained" not in capsys.readouterr().out
+    assert read_json(tmp_path / "metrics.json").keys() == {"stage2"}  # stage 1's were of the weights before
 
 
 def test_a_finished_training_leaves_the_state_of_another_alone(table, tiny_data, tmp_path):
