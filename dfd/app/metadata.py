@@ -78,7 +78,7 @@ class Metadata:
     format: str | None = None  # by content
     bytes: int | None = None
     sha256: str | None = None
-    frames: int | None = None  # of an animation or of pages; the first one is judged
+    frames: int | None = None  # of an animation, or pages
     jpeg_quality: int | None = None  # nearest quality of libjpeg
     subsampling: str | None = None
     exif: dict[str, str] = field(default_factory=dict)

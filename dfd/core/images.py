@@ -46,7 +46,7 @@ class ImageError(ValueError):
 def load_rgb(path: str | Path | bytes) -> Image.Image:
     """Read a file, or the content of one, in any of FORMATS as an upright RGB image, or raise ImageError.
 
-    The first frame; alpha over white; 16 bits keep the high byte; no profile is applied. Info: jpeg_quality, sha256.
+    First frame, or a PNG's own; alpha over white; 16 bits keep the high byte; no profile. Info: jpeg_quality, sha256.
     """
     try:
         image = _to_rgb(decoded := _decode(BytesIO(data := content_of(path))))
@@ -157,13 +157,13 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _decode(source: Any, draft: bool = False) -> Image.Image:
-    """Decode the first frame of a file or picture, of a JPEG's draft no more than a hash needs; errors become one."""
+    """Decode what viewers show first of a file or picture; of a JPEG's draft what a hash needs; errors become one."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
-    is_picture = isinstance(source, Image.Image)  # then there is no file to mend
+    data = b"" if (is_picture := isinstance(source, Image.Image)) else source.getvalue()  # then no file to mend
     try:
         image = source if is_picture else Image.open(_plain_png(source) or source, formats=FORMATS)
         _check_size(*image.size)
-        if image.format == "AVIF" and not is_picture and b"\0\0\0(clap" in source.getvalue()[:65_536]:
+        if image.format == "AVIF" and b"\0\0" in [part[-4:-2] for part in data.split(b"clap")[:-1]]:  # a box
             raise ImageError("an AVIF that shows a part of its pixels alone; save what it shows as PNG")
         if draft:
             image.info["header_size"] = image.size
@@ -186,10 +186,10 @@ def _plain_png(file: BytesIO) -> BytesIO | None:
     """A PNG without what would have Pillow decode another picture than viewers show; None where nothing is left out."""
     data, kept, seen = memoryview(file.getvalue()), [], {b""}
     place = 8 if data[:4] == b"\x89PNG" else len(data)
-    while place < len(data):
+    while place < len(data) and b"IEND" not in seen:
         chunk = data[place : place + int.from_bytes(data[place : place + 4]) + 12]  # with length, name and checksum
         name, place = bytes(chunk[4:8]), place + len(chunk)
-        is_stray = name == b"tRNS" and (seen & {b"tRNS", b"IDAT"} or (data[25] == 3 and b"PLTE" not in seen))
+        is_stray = name == b"tRNS" and (seen & {b"tRNS", b"IDAT"} or (data[25:26] == b"\3" and b"PLTE" not in seen))
         kept += [] if name in UNUSED or is_stray else [chunk]
         seen.add(name)
     return BytesIO(b"".join([data[:8], *kept])) if kept and sum(map(len, kept)) + 8 < len(data) else None

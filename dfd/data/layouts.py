@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfd.config import REAL
-from dfd.core import TEMPLATES, begins_like_image, digest
+from dfd.core import TEMPLATES, begins_like_image, digest, io
 from dfd.core.runs import PROVENANCE
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -96,13 +96,13 @@ def find_images(paths: Iterable[str], suffixes: Parts = SUFFIXES, tell: Callable
             matches, left_out = _images_below(Path(path), suffixes)
             if left_out:
                 some = ", ".join(map(repr, map(printable, left_out)))
-                tell(f"{printable(path)}: {len(left_out)} hidden or no images, left out ({some})")
+                tell(io.printable(f"{printable(path)}: {len(left_out)} hidden or no images, left out ({some})"))
         elif glob.has_magic(path) and not os.path.lexists(path):
             names = (name for name in glob.glob(path, recursive=True) if "**" not in path or not os.path.isdir(name))
             matches = find_images(sorted(names), suffixes, tell)
         if not matches:
             raise FileNotFoundError(f"{'no images below' if os.path.isdir(path) else 'no file matches'} {path}")
-        files += [f"./{name}" if name[0] in "=+-@" and name != "-" else name for name in matches]  # no formula in CSV
+        files += [f"./{name}" if name[:1] in "=+-@" and name not in "-" else name for name in matches]  # no formula
     return files
 
 

@@ -246,7 +246,7 @@ def open_lab(arguments: Sequence[str]) -> int:
     """Open JupyterLab at the first notebook below the working directory; gives its exit status."""
     settings = ["--LabApp.default_url=/lab/tree/notebooks/00_eda.ipynb", "--LabApp.news_url=None"]
     settings += ["--ServerApp.tornado_settings={'websocket_max_message_size': 536870912}"]  # uploads of the probe
-    command = [sys.executable, "-m", "jupyter", "lab", *settings, *arguments]
+    command = [sys.executable, "-Pm", "jupyter", "lab", *settings, *arguments]
     return subprocess.call(command) if os.name == "nt" else os.execv(sys.executable, command)  # Ctrl-C is its own
 
 

@@ -129,7 +129,7 @@ def rows_in(fs: Any, folder: str) -> dict[str, str | None]:
 
 def known_rows(fs: Any, folder: str, rows: dict[str, str | None], asked: set[str]) -> dict[str, str | None]:
     """The rows but those, taken out, of images asked for that a store did not give and of shards that broke off."""
-    kept = {path: error for path, error in rows.items() if path not in asked or not (error or "").startswith(UNREAD)}
+    kept = {p: e for p, e in rows.items() if p not in asked or not (e or "").startswith((UNREAD, "not a regular"))}
     for path in fs.glob(f"{escape(folder)}/*.parquet") if len(kept) < len(rows) else ():
         table = parquet.read_table(path, filesystem=fs)
         if not all(stays := [path in kept for path in table["path"].to_pylist()]):
@@ -150,7 +150,7 @@ def listed(given: str) -> Iterator[str]:
         files = [*map(fs.unstrip_protocol, fs.find(path))]
         names = [name for name in files if name.lower().endswith(IMAGES + SHARDS) and not SIDE.search(name)]
         if others := [*map(printable, sorted({*files} - {*names}))]:
-            print(f"{given}: left out {len(others)} with names of no image: {others[0]} …", file=sys.stderr)
+            print(f"{given}: left out {len(others)} with names of no image: {others[0]!r} …", file=sys.stderr)
     if not names:
         raise FileNotFoundError("no images there, and no shards (.tar)")
     for name in names:

@@ -52,7 +52,12 @@ def test_no_name_begins_a_formula_in_a_table(call, tmp_path, monkeypatch):
         Path("a.png").rename(name)
         assert find_images(["*.png"])[0] == f"./{name}" == find_images(["."])[0].replace("././", "./")
         Path(name).rename("a.png")
-    assert find_images(["-", "/x/=1.png", "=gone.png"]) == ["-", "/x/=1.png", "./=gone.png"]
+    assert find_images(["-", "/x/=1.png", "=gone.png", ""]) == ["-", "/x/=1.png", "./=gone.png", ""]
+    (tmp_path / "in" / "sub\x1b[1m").mkdir()
+    (tmp_path / "in" / "sub\x1b[1m" / "a.png").write_bytes(Path("a.png").read_bytes())
+    (tmp_path / "in" / "sub\x1b[1m" / "notes.txt").touch()
+    find_images(["sub*"], tell=(lines := []).append)
+    assert lines == [r"sub\x1b[1m: 1 hidden or no images, left out ('notes.txt')"]
 
 
 def test_an_image_is_one_by_what_it_holds_and_the_rest_is_told(tmp_path):

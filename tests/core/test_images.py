@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -340,8 +341,22 @@ def test_an_avif_that_shows_a_part_of_its_pixels_is_refused(save):
     data, box = encoded(picture(3, 64, 64), "AVIF"), b"\0\0\0(clap" + bytes(32)
     start = int.from_bytes(data[:4])  # behind ftyp; free space is where a reader finds no box of its own
     images.load_rgb(save("photo.avif", data))
-    with pytest.raises(images.ImageError, match="shows a part of its pixels alone"):
-        images.load_rgb(save("part.avif", data[:start] + (48).to_bytes(4) + b"free" + box + data[start:]))
+    long = b"\0\0\0\1clap" + (48).to_bytes(8) + bytes(32)  # a size of 64 bits
+    wide, late = b"\0\0\0\x30clap" + bytes(40), bytes(70_000) + box
+    for content in (box, long, wide, late):
+        free = (8 + len(content)).to_bytes(4) + b"free" + content
+        with pytest.raises(images.ImageError, match="shows a part of its pixels alone"):
+            images.load_rgb(save("part.avif", data[:start] + free + data[start:]))
+
+
+def test_what_stands_behind_a_png_costs_nothing(save):
+    data = encoded(picture(1), "PNG")
+    path = save("padded.png", data + bytes(24_000_000))
+    tracemalloc.start()
+    assert np.array_equal(np.asarray(images.load_rgb(path)), np.asarray(picture(1).convert("RGB")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 24_000_000  # a chunk for each twelve zeros took twenty times as much
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -140,7 +140,7 @@ def test_jupyterlab_takes_the_place_of_the_command(monkeypatch):
     given = []
     monkeypatch.setattr(os, "execv", lambda program, words: given.append((program, words)))
     runner.open_lab(["--no-browser"])
-    assert given[0][0] == sys.executable and given[0][1][:4] == [sys.executable, "-m", "jupyter", "lab"]
+    assert given[0][0] == sys.executable and given[0][1][:4] == [sys.executable, "-Pm", "jupyter", "lab"]
 
 
 def test_a_clock_that_was_set_back_keeps_nothing_that_is_stale(case, monkeypatch):

@@ -388,7 +388,7 @@ def test_what_a_store_did_not_give_is_asked_for_again_and_what_is_passed_over_is
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "cat_file", broken)
         result = score(*words)
-    assert "left out 1 with names of no image: memory:///b/0f3c9e" in result.stderr
+    assert "left out 1 with names of no image: 'memory:///b/0f3c9e'" in result.stderr
     assert errors("out").keys() == {"memory:///b/deep/b.png", "memory:///b/M\\xfcl.jpg"}, result.output
     assert "4 images in out, 2 of them before; 1 were refused" in score(*words).stderr
     score("memory:///b/a.png", "--out", "out")  # the row of another input stays
@@ -434,6 +434,7 @@ def test_a_shard_that_never_ends_is_not_opened(score, tmp_path):
     (tmp_path / "in" / "b.png").write_bytes(pngs(1)[0][1])
     score("in", "--out", "out")
     assert rows("out").index.tolist() == ["in/a.tar", "in/b.png", "in/z.tar"]
+    score("in", "--out", "out")  # once more, and each has one row
     assert errors("out") == dict.fromkeys(("in/a.tar", "in/z.tar"), "not a regular file (a folder, a pipe, a device)")
 
 
