@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,7 @@ def draw(measured: pd.DataFrame) -> None:
     """Seconds and peak memory over the number of images, a line a kind of work."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for ax, column, label in zip(axes, ("seconds", "GiB"), ("seconds", "peak memory, GiB"), strict=True):
-        for marker, (what, part) in zip("os^DvP", measured.groupby("what", sort=False), strict=False):
+        for marker, (what, part) in zip(cycle("os^DvP"), measured.groupby("what", sort=False), strict=False):
             ax.plot(part["images"], part[column], marker=marker, label=what)
         ax.set(xscale="log", xlabel="images", ylabel=label)
     axes[0].set_yscale("log")

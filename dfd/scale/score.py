@@ -248,10 +248,10 @@ def judged(names: list[str], shared: Any, options: Options) -> Iterator[pa.Table
     settings: dict[str, Any] = here | {"include_dashboard": False} if is_local else there
     host, _, port = address.removeprefix("ray://").rpartition(":")
     remedy = "" if is_local else "; start it, or unset RAY_ADDRESS and leave --address out to work here alone"
-    try:
+    try:  # Ray puts the directory that it is started in on its workers' path; images may lie in this one
         if host and port.isdecimal():  # Ray would try for minutes where nothing listens
             socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-        with chdir(TEMPLATES.parents[1]), nullcontext() if is_local else waiting(f"Ray at {address}"):  # no code
+        with chdir(TEMPLATES.parents[1]), nullcontext() if is_local else waiting(f"Ray at {address}"):
             ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # on a busy machine a bare one: Ray gives itself half a minute to start
         raise OSError(f"no Ray at {address}: {one_line(error)}{remedy}") from error

@@ -64,10 +64,8 @@ def test_threshold_is_the_best_cut_found_by_trying_all(noisy):
 
 
 def test_of_equally_good_cuts_the_middle_one_is_taken():
-    photos, fakes = (
-        [0.1, 0.3, 0.5],
-        [0.2, 0.4, 0.6],
-    )  # at 0.2, 0.4 and 0.6 a third more fakes than photos are called fake
+    """At 0.2, 0.4 and 0.6 a third more of the fakes than of the photos are called fake."""
+    photos, fakes = [0.1, 0.3, 0.5], [0.2, 0.4, 0.6]
     assert decide.fit_threshold(photos, fakes) == pytest.approx(0.35)
 
 

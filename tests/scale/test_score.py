@@ -413,14 +413,7 @@ def test_a_shard_gives_its_images_and_passes_over_what_belongs_to_them(name, mod
     ]
     shard(tmp_path / name, members, mode)
     score(name, "--out", "out")
-    names = (
-        "__MACOSX/e.png",
-        "a.png",
-        "c.png",
-        "d.png",
-        "deep/b.JPG",
-        "hash",
-    )  # an image by what it holds, as in folders
+    names = "__MACOSX/e.png", "a.png", "c.png", "d.png", "deep/b.JPG", "hash"  # by what it holds, as in folders
     assert rows("out").index.tolist() == [f"{name}/{member}" for member in names]
     assert errors("out") == {f"{name}/c.png": SVG, f"{name}/d.png": "no bytes"}
 
