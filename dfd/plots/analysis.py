@@ -1,6 +1,7 @@
 """Figures of robustness, fingerprints and errors; and pictures in grids."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -37,7 +38,7 @@ def plot_dossiers(dossiers: Sequence[Dossier], texts: Sequence[str]) -> Figure:
     low, high = results.colour_limits([dossier.spectrum for dossier in dossiers])
     panels = figure.subfigures(down, across, squeeze=False).flat
     for number, (panel, dossier, text) in enumerate(zip(panels, dossiers, texts, strict=False), 1):
-        panel.suptitle(f"{number}: {text}", fontsize=11)
+        panel.suptitle(textwrap.fill(f"{number}: {text}", 70), fontsize=11)
         axes = panel.subplots(1, 4)
         show(axes[0], dossier.image)
         left, top, width, height = dossier.box
@@ -65,7 +66,7 @@ def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
             y, colour = rows["bin"].map(bins.index) + 0.16 * (2 * k - len(parts) + 1), PALETTE[k]
             draw_intervals(ax, y, rows, "error", color=colour, marker=MARKERS[k], ms=5, label=stage)
             ax.axvline(errors[stage].attrs["average"], color=colour, ls=":", lw=1.2, label=f"{stage}, all images")
-        name_rows(ax, [word if len(word) < 26 else word[:24] + "…" for word in bins], 8)
+        name_rows(ax, [word if len(word) < 26 else f"{word[:12]}…{word[-12:]}" for word in bins], 8)
         ax.set(xlim=(-0.03, 1.03), xlabel="images wrong")
         ax.xaxis.set_major_formatter("{x:.0%}")
         ax.set_title(f"{name}: {slices.NUMBERS[name]}" if name in slices.NUMBERS else name, fontsize=9)
@@ -82,8 +83,8 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
     figure, axes = new_grid(2, len(prints), (2.7 + 0.9 / len(prints), 2.9), layout="compressed")
     for (above, below), (name, fingerprint) in zip(axes.T, prints.items(), strict=True):
         above.imshow(stretch(fingerprint.mean), interpolation="nearest")
-        reach = 3 * 255 * fingerprint.mean.std()
-        above.set_title(f"{name}\n{fingerprint.images} images, ±{reach:.2f} of 255", fontsize=10)
+        about = f"{fingerprint.images} images, ±{3 * 255 * fingerprint.mean.std():.2f} of 255"  # as `stretch` does
+        above.set_title(f"{legible(name)}\n{about}", fontsize=10)
         shown = results.show_spectrum(below, fingerprint.spectrum, limits)
     axes[0, 0].set_ylabel("mean residual, pixels")
     axes[1, 0].set_ylabel("mean spectrum, cycles per pixel")
@@ -93,8 +94,7 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
 
 def plot_embedding(points: pd.DataFrame) -> Axes:
     """The embedding of `fingerprint.embed`: colour by generator, shape by source, the rarest of many sources as one."""
-    names = points.rename(columns={"label": "generator"})[["generator", "source"]].map(legible)
-    points = points[["x", "y"]].join(names)
+    points = points.assign(generator=points["label"].map(legible), source=points["source"].map(legible))
     ax, labels = new_axes(8.6, 5.2), sorted(points["generator"].unique(), key=lambda name: (name == REAL, name))
     common, palette = points["source"].value_counts().index[:10], results.colours(len(labels))
     points["source"] = points["source"].where(points["source"].isin(common), "other")
@@ -142,8 +142,7 @@ def plot_probe(probe: pd.DataFrame) -> Axes:
     ax, y = new_axes(8, 1.4 + 0.23 * len(probe)), range(len(probe))
     for marker, colour, column in zip(MARKERS, PALETTE, ("photos_only", "fakes_only", "both"), strict=False):
         ax.plot(probe[column], y, marker, color=colour, ms=6, alpha=0.9, label=column.replace("_", " "))
-    if len(probe):
-        ax.axvline(probe["clean"].iloc[0], color="0.4", ls="--", lw=1, label="images as they are")
+    ax.axvline(probe["clean"].iloc[0], color="0.4", ls="--", lw=1, label="images as they are")
     ax.axvline(0.5, color="0.6", ls=":", lw=1, label="guessing")
     name_rows(ax, probe.index)
     for label, named in zip(ax.get_yticklabels(), probe["named"], strict=True):
@@ -167,6 +166,5 @@ def plot_sources(table: pd.DataFrame) -> Figure:
         name_rows(ax, table["source"] + " (" + table["images"].astype(str) + ")")
         ax.set(xlabel=text, xlim=(-0.02, 1.02))
         ax.axvline(0.5, color="0.6", ls=":", lw=1)
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -43,7 +44,7 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
     counts, shares = (part.reindex(order, columns=classes, fill_value=0) for part in parts)
     text = counts.astype(str) + "\n(" + shares.map("{:.0%}".format) + ")"
     options = {"vmin": 0, "vmax": 1, "cmap": "Blues", "cbar": False, "linewidths": 0.5, "square": order == classes}
-    sns.heatmap(shares, ax=ax, annot=text, fmt="", **options)
+    sns.heatmap(shares.rename(index=legible, columns=legible), ax=ax, annot=text, fmt="", **options)
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted", ylabel="true", title=title)
     return ax
@@ -51,7 +52,7 @@ def plot_cm(true: Names, predicted: Names, classes: Names, ax: Axes, title: str 
 
 def plot_confusions(tables: dict[str, pd.DataFrame], split: str, by_label: bool = False) -> Figure:
     """Confusion matrices of score tables, title -> table, on a split's clean images; a row per class or label."""
-    most = max(scores["label"].nunique() for scores in tables.values())
+    most = max(scores["label"].nunique() * (1 + (scores["label"].str.len().max() > 36)) for scores in tables.values())
     figure, axes = new_grid(1, len(tables), (max(5.2, 0.62 * most), max(4.6, 0.55 * most)))
     for ax, (title, scores) in zip(axes[0], tables.items(), strict=True):
         images, classes = clean(scores, split), class_names(scores)
@@ -71,7 +72,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
         for colour, name in zip(PALETTE, names, strict=False):
             label = LOSSES.get(name, name.removeprefix("val_").removesuffix("_loss").replace("_", " "))
             ax.plot(history["epoch"], history[name], "o-", ms=4, label=label, color=colour)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set(xlabel="epoch", ylabel="value of the metric" if names == metrics else "loss", title=title)
         ax.set_xlim(0.5, history["epoch"].max() + 0.5)
     best = history.sort_values(["score", "val_loss"], ascending=[False, True])["epoch"].iloc[0]  # as `end_epoch` keeps
@@ -108,7 +109,7 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xscale="log", xlim=(0.5 / scores["label"].eq(REAL).sum(), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 else {}))
+    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 or scores["label"].str.len().max() > 18 else {}))
     return ax
 
 
@@ -121,7 +122,7 @@ def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.step(recall, precision, where="post", color=colour, label=label)
         ax.axhline(is_fake.mean(), color=colour, ls=":")
     ax.set(xlabel="fakes found (recall)", ylabel="fakes of those called fake (precision)", xlim=(0, 1), ylim=(0, 1.02))
-    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 else {}))
+    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 or scores["label"].str.len().max() > 18 else {}))
     return ax
 
 
@@ -142,12 +143,11 @@ def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None =
     lowest = 1 / len(class_names(scores))  # the likeliest of n classes has at least 1 / n
     ax.plot([lowest, 1], [lowest, 1], color="0.5", ls=":", label="confidence = accuracy")
     below = ax.inset_axes((0, 0, 1, 0.2), sharex=ax)
-    for title, divisor, marker, colour in (("before", 1.0, "s", PALETTE[1]), ("after", temperature, "o", PALETTE[0])):
+    for title, divisor, marker, colour in (("before", 1.0, "s-", PALETTE[1]), ("after", temperature, "o-", PALETTE[0])):
         confidence, right = confidences(scores, divisor)
         accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
         (error,) = calibration_error(np.ones((1, len(right))), confidence, right)
-        label = f"{title} (T = {divisor:.2f}), ECE {error:.3f}"
-        ax.plot(mean, accuracy, marker=marker, ms=5, color=colour, label=label)
+        ax.plot(mean, accuracy, marker, ms=5, color=colour, label=f"{title} (T = {divisor:.2f}), ECE {error:.3f}")
         below.hist(confidence, np.linspace(0, 1, BINS + 1).tolist(), histtype="step", color=colour, lw=1.5)
     bottom = min(np.asarray(line.get_ydata(), dtype=float).min() for line in ax.lines)
     ax.set(xlim=(lowest - 0.04, 1.02), ylim=(bottom - 0.3 * (1 - bottom), 1.03))
@@ -208,7 +208,7 @@ def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[st
         for ax, picture, title in zip(row, pictures, titles[name] if titles else [""] * columns, strict=False):
             show(ax, picture, vmin=0, vmax=1)
             ax.set_title(title, fontsize=7)
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(legible(name), fontsize=9)
     return figure
 
 
@@ -218,7 +218,7 @@ def plot_spectra(spectra: dict[str, np.ndarray]) -> Figure:
     figure, axes = new_grid(1, len(spectra), (2.7 + 0.8 / len(spectra), 3.1))
     for ax, (name, spectrum) in zip(axes[0], spectra.items(), strict=True):
         image = show_spectrum(ax, spectrum, limits)
-        ax.set(title=name, xlabel="cycles per pixel")
+        ax.set(title=legible(name), xlabel="cycles per pixel")
     axes[0, 0].set_ylabel("cycles per pixel")
     figure.colorbar(image, ax=axes[0].tolist(), label="log10 power", shrink=0.8)
     return figure
@@ -244,9 +244,10 @@ def show_spectrum(ax: Axes, spectrum: np.ndarray, limits: tuple[float, float]) -
 
 def plot_split(table: pd.DataFrame) -> Axes:
     """Images per class and split, of a manifest."""
-    counts: Any = pd.crosstab(table["label"], table["split"]).filter(["train", "val", "test"])
+    counts: Any = pd.crosstab(table["label"], table["split"]).filter(["train", "val", "test"]).rename(legible)
     ax = counts.plot.barh(stacked=True, figsize=(7.5, 0.55 * len(counts) + 1.2), color=PALETTE[:3], width=0.7)
     ax.set(xlabel="images", ylabel="")
+    ax.locator_params(axis="x", integer=True)
     ax.legend(title="split", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
@@ -270,8 +271,8 @@ def draw_intervals(ax: Axes, y: Any, table: pd.DataFrame, metric: str, **style: 
 
 
 def legible(name: str) -> str:
-    """A name that legends show: they leave out those that begin with _."""
-    return "\u200b" * name.startswith("_") + name
+    """A name as figures show it: in lines of 18 letters; legends leave out what begins with _, so nothing does."""
+    return "\u200b" * name.startswith("_") + fill(name, 18)
 
 
 def name_rows(ax: Axes, names: Names, size: float = 9) -> None:

@@ -94,6 +94,16 @@ def test_history_marks_the_best_epoch_and_shows_adversaries_where_there_are_any(
     assert third.lines[0].get_label() == "discriminator" and third.lines[0].get_ydata().tolist() == [2, 1, 1.5]
 
 
+def test_axes_of_whole_things_have_whole_ticks(table):
+    """An epoch 0.7 and 2.5 images were on the axes of the profile clip, and of few images."""
+    history = pd.DataFrame({"epoch": [1], "train_loss": [3.0], "val_loss": [3.0], "val_auc": [0.5], "score": [0.5]})
+    few = table.groupby("label").head(4)
+    for ax in (*plots.plot_history(history).axes, plots.plot_split(few)):
+        ax.figure.canvas.draw()
+        assert all(float(tick).is_integer() for tick in ax.get_xticks())
+    plt.close("all")
+
+
 def test_roc_names_each_generator_with_its_auc():
     logits = [0.0, 1.0, 2.0, 3.0, 0.5, 0.5]
     table = rows(["RealPhotos"] * 2 + ["A"] * 2 + ["B"] * 2, "x", real=0.0, fake=logits).assign(group=range(6))

@@ -1,0 +1,61 @@
+"""Folder names as long as those of checkpoints: every figure still shows its data, and tells the names apart."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfd import plots
+from dfd.analysis import slices
+from dfd.config import REAL
+
+NAMES = [f"stylegan2_ada_ffhq_256_config_f_gamma8_mirror_kimg0{i}5000" for i in range(3)]  # 57 letters
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    random, labels = np.random.default_rng(0), np.repeat([REAL, *NAMES], 8)
+    common = {"path": [f"{i}.png" for i in range(len(labels))], "label": labels, "split": "test"}
+    common |= {"group": np.arange(len(labels)).astype(str), "degradation": "none", "level": np.nan}
+    real_fake = pd.DataFrame(common | {"stage": "stage1", "logit_fake": random.normal(size=len(labels))})
+    real_fake["prediction"] = np.where(real_fake["logit_fake"] > 0, "fake", "real")
+    fakes = pd.DataFrame(common)[labels != REAL].assign(stage="stage2", prediction=random.choice(NAMES, 24))
+    for name in NAMES:
+        fakes[f"logit_{name}"] = (fakes["prediction"] == name).astype(float)
+    return {"stage 1": real_fake, "stage 2": fakes}
+
+
+def inches(ax) -> tuple[float, float]:
+    ax.figure.canvas.draw()
+    extent = ax.get_window_extent()
+    return extent.width / ax.figure.dpi, extent.height / ax.figure.dpi
+
+
+def test_the_data_keep_most_of_the_figure(tables):
+    for ax in plots.plot_confusions(tables, "test").axes:
+        assert min(inches(ax)) > 2  # 0.07 where names stand in one line
+    for draw in (plots.plot_roc, plots.plot_pr):
+        assert min(inches(draw(tables["stage 1"]))) > 2
+    plt.close("all")
+
+
+def test_titles_and_rows_do_not_overlap():
+    pictures = {name: [np.zeros((8, 8, 3))] * 3 for name in NAMES}
+    grid = plots.plot_examples(pictures)
+    grid.canvas.draw()
+    rows = [grid.axes[3 * i].yaxis.label.get_window_extent() for i in range(len(NAMES))]
+    assert all(above.y0 >= below.y1 for above, below in zip(rows, rows[1:], strict=False))
+    figure = plots.plot_spectra({name: np.eye(8) for name in NAMES})
+    figure.canvas.draw()
+    titles = [ax.title.get_window_extent() for ax in figure.axes[: len(NAMES)]]
+    assert all(left.x1 <= right.x0 for left, right in zip(titles, titles[1:], strict=False))
+    plt.close("all")
+
+
+def test_bins_that_begin_alike_are_told_apart(tables):
+    rows = tables["stage 1"].assign(wrong=True)
+    bins = rows[["label"]].astype("category")
+    figure = plots.plot_errors({"stage1": slices.by_property(rows, bins)})
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(set(shown)) == len(NAMES) + 1
+    plt.close("all")
