@@ -55,7 +55,7 @@ def test_sources_left_out_come_first_on_the_page_and_on_the_index(box, tmp_path)
         stage: {"test": {name: number(0.99)}, "hold_outs": {"as it is": {name: held}}} for stage, name in stages.items()
     }
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    for stem, label in (("01_stage1_real_fake", "AUC"), ("02_stage2_attribution", "Accuracy")):
+    for stem, label in (("01_stage1_real_fake", "AUC"), ("02_stage2_attribution", "Balanced accuracy")):
         page = box(stem)
         first, second = re.findall(r'class="value">(.*?)</div><div>(.*?)</div>', page)[:2]
         assert first == ("0.930", f"{label} on sources left out") and second[0] == "0.990"
@@ -82,7 +82,7 @@ def test_sources_left_out_come_first_on_the_page_and_on_the_index(box, tmp_path)
     told = html.fill("ran.txt.j2", metrics=metrics, out="o", index="i").strip().splitlines()
     assert told[0] == (
         "Found on sources left out, by joint hold-outs: real or fake AUC 0.930 (worst of 40 0.615); "
-        "which generator, accuracy 0.930 (worst of 40 0.615)."
+        "which generator, balanced accuracy 0.930 (worst of 40 0.615)."
     ) and told[1].startswith("Found on test images: real or fake AUC 0.990")
     assert "photos called real 0.800" in told[1] and "fakes called fake 0.700" in told[1]
     (tmp_path / "metrics.json").write_text(json.dumps({"stage1": {"test": {"auc": number(0.99)}}}))
