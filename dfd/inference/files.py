@@ -72,6 +72,7 @@ def checked(content: Any) -> dict[str, Any]:
         "classes": 2 <= len(classes) <= 1000 and all(isinstance(name, str) and len(name) <= 200 for name in classes),
         "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
         "temperature": 0 < content["temperature"] < math.inf, "threshold": math.isfinite(content["threshold"]),
+        "weights": all(bool(part.isfinite().all()) for part in content["weights"].values()),
         "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512}  # fmt: skip
     if wrong := [name for name, good in in_range.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be right")

@@ -48,6 +48,7 @@ class Checkpoint:
 
     def finished_history(self) -> list[dict[str, float]]:
         """The history where the training is finished, or an empty one."""
+        read_json(self.path.with_name("metrics.json"))  # a damaged one ends this now, not at the first best epoch
         best = self._load(self.path)
         is_whole = not best.get("is_held_out") or (self.path.parent / f"hold_outs_{self.stage}.parquet").exists()
         if best.get("key") != self.key or not best["finished"] or not is_whole:

@@ -431,6 +431,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
             r"size mismatch .*\[3, .*\[4, ",
         ),
         ({"adapter": "other"}, "its head learnt on another adapter of CLIP than adapter.safetensors is now"),
+        ({"weights": {"conv1.weight": torch.tensor([0.0, float("nan")])}}, "weights cannot be right"),
         ({"weights": {}}, "weights do not fit the network that it names: Missing key"),
     ],
 )

@@ -116,6 +116,14 @@ def test_a_state_without_the_best_file_of_its_training_is_not_used(gone, table, 
     assert read_content(best)["key"] == key and len(read_content(best)["history"]) >= 1
 
 
+def test_damaged_metrics_end_a_training_before_it_begins(table, tiny_data, tmp_path, capsys):
+    """What the first best epoch would find is found now, not after the hours that an epoch takes."""
+    (tmp_path / "metrics.json").write_text('{"stage1": ')
+    with pytest.raises(ValueError, match=r"metrics.json is damaged .*; take a copy, or delete it"):
+        fit(table, configured("stage1", tmp_path, tiny_data))
+    assert "epoch 1" not in capsys.readouterr().out and not (tmp_path / CHECKPOINTS["stage1"]).exists()
+
+
 def test_a_stopped_training_goes_on(table, tiny_data, tmp_path, capsys):
     fit_one_epoch(table, configured("stage1", tmp_path, tiny_data))
     assert len(fit(table, configured("stage1", tmp_path, tiny_data))) == 3
