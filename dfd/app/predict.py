@@ -32,7 +32,8 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
     detector = detector if threshold_fpr is None else detector.at_fpr(threshold_fpr)
     with ExitStack() as stack:
         about |= {"paths": {*paths}, "notes": [*about["notes"], *read_json(folder / "metrics.json").get("notes", ())]}
-        made, journal = stack.enter_context(opened(Path(case), detector, about)) if case else None, None
+        made = stack.enter_context(opened(Path(case), detector, about)) if case else None
+        journal = None
         if table:  # which is for this process alone
             lock = Path(table).absolute().with_name(f".{Path(table).name}.lock")
             in_use = f"{table} is written by another predict; wait for it, or take another name"

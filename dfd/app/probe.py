@@ -114,10 +114,9 @@ class Probe:
 
     def add(self, items: list[Item]) -> None:
         """Take images in, examine them, and show the first."""
-        if items:
-            self.items = (self.items + items)[-MAX_ITEMS:]
-            self.is_told = False
-            self.show(items[-MAX_ITEMS:][0])
+        self.items = (self.items + items)[-MAX_ITEMS:]
+        self.is_told = False
+        self.show(items[-MAX_ITEMS:][0])
 
     def show(self, item: Item | None) -> None:
         """Show an image; its examination, its evidence and its grid are made in the background."""

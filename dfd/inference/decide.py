@@ -134,10 +134,8 @@ def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, cov
             fitted["rates"] = likelihood.rates(every.assign(answer=answers), files)
         return {"temperature": temperature, **fitted}
     quantile = fit_conformal(p, rows["label"].map(stage.classes.index).to_numpy(), coverage, rows["group"].to_numpy())
-    fitted = {"temperature": temperature, "coverage": coverage, "conformal_quantile": quantile}
-    if "ood_score" in rows:
-        fitted["ood_threshold"] = float(np.quantile(rows["ood_score"].to_numpy(), accept - 1e-9, method="inverted_cdf"))
-    return fitted
+    unlike = float(np.quantile(rows["ood_score"].to_numpy(), accept - 1e-9, method="inverted_cdf"))
+    return {"temperature": temperature, "coverage": coverage, "conformal_quantile": quantile, "ood_threshold": unlike}
 
 
 def fit_temperature(scores: pd.DataFrame) -> float:

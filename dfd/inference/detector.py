@@ -121,18 +121,19 @@ class Detector:
         """Put what the stages say of an image into one Verdict."""
         real_or_fake = decide(first.logits[None].numpy(), self.stage1, threshold=self.threshold)
         is_fake, p_fake = bool(real_or_fake.prediction[0] == "fake"), float(real_or_fake.probabilities[0, 1])
-        logit, fitted, outside = first.logits[1] - first.logits[0], self.stage1.likelihood, self.stage1.outside(first)
-        generators = self.stage1.generators
-        name, p_source, candidates = generators[0] if len(generators) == 1 else None, None, None
+        outside, fitted = self.stage1.outside(first), self.stage1.likelihood
+        evidence = float(log10_lr(first.logits[1] - first.logits[0], fitted)) if fitted and not outside else None
+        verdict = "unsure" if outside else answer(p_fake, self.stage1, self.threshold)
+        name = self.stage1.generators[0] if len(self.stage1.generators) == 1 else None
+        p_source = candidates = None
         if self.stage2 and second:
             ood_score = None if second.ood_score is None else [second.ood_score]
             generator = decide(second.logits[None].numpy(), self.stage2, ood_score)
             name = str(generator.prediction[0])
             p_source = dict(zip(self.stage2.classes, generator.probabilities[0].tolist(), strict=True))
             candidates = tuple(compress(p_source, generator.candidates[0]))
-        return Verdict(path, is_fake, "unsure" if outside else answer(p_fake, self.stage1, self.threshold), p_fake,
-                       name if is_fake else REAL, p_source, candidates, first.crops, first.crop_std, None, first.sha256,
-                       float(log10_lr(logit, fitted)) if fitted and not outside else None, outside)  # fmt: skip
+        return Verdict(path, is_fake, verdict, p_fake, name if is_fake else REAL, p_source, candidates, first.crops,
+                       first.crop_std, sha256=first.sha256, log10_lr=evidence, outside=outside)  # fmt: skip
 
 
 def files_of(run: Path) -> list[str]:

@@ -80,9 +80,10 @@ class Stage:
         self.validation = content.get("validation", {})  # stage 1: photos, fakes -> their sorted p_fake
         self.likelihood = content.get("likelihood")  # stage 1: its logit as evidence, see dfd.inference.likelihood
         self.rates = content.get("rates", [])  # stage 1: how often wrong, by size and quality, see there
-        bank, is_first = content.get("feature_bank"), self.stage == "stage1"
-        bank = None if bank is None else bank.float().numpy()  # training images' features; in stage 1 mean and basis
-        self.feature_bank = bank if bank is None else Subspace(bank[0], bank[1:]) if is_first else FeatureBank(bank)
+        self.feature_bank: Subspace | FeatureBank | None = None
+        if (bank := content.get("feature_bank")) is not None:
+            rows = bank.float().numpy()  # of training images; in stage 1 their mean and basis
+            self.feature_bank = Subspace(rows[0], rows[1:]) if self.stage == "stage1" else FeatureBank(rows)
         self.smallest = content.get("smallest", 0)  # stage 1: pixels a side, below which it learnt from hardly a photo
         self.ood_threshold = content.get("ood_threshold")  # above it a fake's generator is unknown, or an image unlike
         self.neighbours = content.get("neighbours")  # stage 1: where training images lie in the Subspace, (M, K)

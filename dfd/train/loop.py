@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 
 from dfd.core import ImageError, runs
 from dfd.data.crops import EpochSampler, seeds
-from dfd.inference import build_model, save_checkpoint, update_checkpoint
-from dfd.inference.stage import uses_bfloat16
+from dfd.inference import build_model, save_checkpoint, update_checkpoint, uses_bfloat16
 from dfd.train.checkpoint import Checkpoint, Tracking
 from dfd.train.processes import TIMEOUT, average_over_processes, broadcast_module, build_loader, loading
 
@@ -244,7 +243,8 @@ class Trainer:
         return f"step {self.step_number} of epoch {epoch + 1}" if self.step_number else f"epoch {epoch}"
 
     def _save_state(self) -> None:
-        self.saved, self.seconds = time.monotonic(), time.monotonic() - self.began if self.step_number else 0.0
+        self.saved = time.monotonic()
+        self.seconds = self.saved - self.began if self.step_number else 0.0
         if self.is_main:
             state = {name: getattr(self, name) for name in PROGRESS}
             for name, network in self.networks.items():
