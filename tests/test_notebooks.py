@@ -16,6 +16,7 @@ import pandas as pd
 import papermill
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 from networks import content
 
 from dfd import config
@@ -222,6 +223,19 @@ def test_papermill_and_nbconvert_run_a_notebook_from_either_folder(place, words,
         cells = nbformat.read(checkout / "made" / "00_eda.ipynb", as_version=4).cells
         every = (str(output) for cell in cells for output in cell.get("outputs", []))
         assert any("examples=3," in shown for shown in every)  # of the profile, and no more of it
+
+
+@pytest.mark.slow
+def test_kernels_import_the_code_of_the_command(checkout):
+    """A copy of the project beside an installed one: else its notebooks would run the other's code without a word."""
+    book = checkout / "notebooks" / "07_where.ipynb"
+    parameters = new_code_cell("seed = 0", metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[parameters, new_code_cell("import dfd; print(dfd.__file__)")]), book)
+    command = [sys.executable, "-m", "dfd", "run", "07", "--out", "made/where"]
+    ran = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    book.unlink()
+    assert ran.returncode == 0, ran.stderr
+    assert f"{checkout / 'dfd' / '__init__.py'}" in (checkout / "made" / "where" / "07_where.ipynb").read_text("utf-8")
 
 
 @pytest.mark.slow
