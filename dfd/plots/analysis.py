@@ -107,7 +107,7 @@ def plot_embedding(points: pd.DataFrame) -> Axes:
 
 
 def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, ax: Axes | None = None) -> Axes:
-    """Metrics under each condition as dots, with 95 % intervals where groups suffice, a line per condition.
+    """Costs under each condition as dots from 0 on, with 95 % intervals where groups suffice, a line per condition.
 
     `names` gives columns their words in the legend. One alone has none, but a dashed line at its value as it is.
     """
@@ -118,7 +118,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
     if len(names) == 1 and registry.AS_IT_IS in table.index:
         ax.axvline(table[next(iter(names))].loc[registry.AS_IT_IS], color="0.4", ls="--", lw=1)
     name_rows(ax, table.index)
-    ax.set_xlabel(xlabel)
+    ax.set(xlabel=xlabel, xlim=(-0.02 * ax.get_xlim()[1], None))
     if len(names) > 1:
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(names), frameon=False)
     return ax

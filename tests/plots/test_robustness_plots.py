@@ -41,6 +41,10 @@ def test_conditions_stand_under_each_other_with_their_intervals(found):
     assert np.allclose(ends, table[[f"{metric}_low", f"{metric}_high"]])
     assert ax.lines[1].get_xdata()[0] == table.loc["as it is", metric] and ax.get_legend() is None
     assert ax.get_xlabel() == "share"
+    same = plots.plot_conditions(
+        table.assign(**dict.fromkeys((metric, f"{metric}_low", f"{metric}_high"), 1.0)), {metric: "words"}, "share"
+    )
+    assert -0.1 < same.get_xlim()[0] < 0 and ax.get_xlim()[0] < 0  # else equal shares lie between 0.96 and 1.04
 
 
 def test_two_metrics_have_a_legend():
