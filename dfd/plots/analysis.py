@@ -66,7 +66,8 @@ def plot_errors(errors: dict[str, pd.DataFrame], columns: int = 3) -> Figure:
             y, colour = rows["bin"].map(bins.index) + 0.16 * (2 * k - len(parts) + 1), PALETTE[k]
             draw_intervals(ax, y, rows, "error", color=colour, marker=MARKERS[k], ms=5, label=stage)
             ax.axvline(errors[stage].attrs["average"], color=colour, ls=":", lw=1.2, label=f"{stage}, all images")
-        name_rows(ax, [word if len(word) < 26 else f"{word[:12]}…{word[-12:]}" for word in bins], 8)
+        cuts = ([b if len(b) < 26 else f"{b[:n]}…{b[len(b) - 24 + n :]}" for b in bins] for n in (12, 24, 0, 6, 18))
+        name_rows(ax, next((short for short in cuts if len({*short}) == len(bins)), bins), 8)
         ax.set(xlim=(-0.03, 1.03), xlabel="images wrong")
         ax.xaxis.set_major_formatter("{x:.0%}")
         ax.set_title(f"{name}: {slices.NUMBERS[name]}" if name in slices.NUMBERS else name, fontsize=9)
@@ -95,11 +96,11 @@ def plot_fingerprints(prints: dict[str, Fingerprint]) -> Figure:
 def plot_embedding(points: pd.DataFrame) -> Axes:
     """The embedding of `fingerprint.embed`: colour by generator, shape by source, the rarest of many sources as one."""
     points = points.assign(generator=points["label"].map(legible), source=points["source"].map(legible))
-    ax, labels = new_axes(8.6, 5.2), sorted(points["generator"].unique(), key=lambda name: (name == REAL, name))
+    ax, labels = new_axes(8.6, 5.2), sorted(points["label"].unique(), key=lambda name: (name == REAL, name))
     common, palette = points["source"].value_counts().index[:10], results.colours(len(labels))
     points["source"] = points["source"].where(points["source"].isin(common), "other")
-    sns.scatterplot(points, x="x", y="y", hue="generator", hue_order=labels, style="source", palette=palette, s=34,
-                    style_order=[*common, *({*points["source"]} - {*common})], alpha=0.75, ax=ax)  # fmt: skip
+    sns.scatterplot(points, x="x", y="y", hue="generator", hue_order=[*map(legible, labels)], palette=palette, s=34,
+           style="source", style_order=[*common, *({*points["source"]} - {*common})], alpha=0.75, ax=ax)  # fmt: skip
     sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     ax.set(xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit", xticks=[], yticks=[])
     ax.set_title(f"classifier features of {len(points)} images")

@@ -102,7 +102,7 @@ def live_history() -> Callable[[pd.DataFrame], None]:
 
 def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """ROC curve of stage 1 for each generator against all photos, from rows of a score table."""
-    ax = ax or new_axes()
+    ax = ax or new_axes(height=max(4.4, 0.16 * sum(1 + len(name) // 18 for name in {*scores["label"]})))
     for name, colour, is_fake, logits in _against_photos(scores):
         fpr, tpr, _ = skm.roc_curve(is_fake, logits)
         ax.step(fpr, tpr, where="post", color=colour, label=f"{name}, AUC {skm.auc(fpr, tpr):.3f}")
@@ -115,7 +115,7 @@ def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Precision against recall of stage 1 for each generator against all photos; dotted: all called fake."""
-    ax = ax or new_axes()
+    ax = ax or new_axes(height=max(4.4, 0.16 * sum(1 + len(name) // 18 for name in {*scores["label"]})))
     for name, colour, is_fake, logits in _against_photos(scores):
         precision, recall, _ = skm.precision_recall_curve(is_fake, logits)
         label = f"{name}, AP {skm.average_precision_score(is_fake, logits):.3f}"
@@ -271,13 +271,12 @@ def draw_intervals(ax: Axes, y: Any, table: pd.DataFrame, metric: str, **style: 
 
 
 def legible(name: str) -> str:
-    """A name as figures show it: in lines of 18 letters; legends leave out what begins with _, so nothing does."""
-    return "\u200b" * name.startswith("_") + fill(name, 18)
+    """A name as figures show it, no two alike: lines of 18 letters; legends leave out what begins with _, no name."""
+    return "\u200b" * name.startswith("_") + fill(name, 18, drop_whitespace=False, replace_whitespace=False)
 
 
 def name_rows(ax: Axes, names: Names, size: float = 9) -> None:
     """One row per name, from the top."""
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), axisbelow=True)
     ax.tick_params(axis="y", length=0, labelsize=size)
     ax.grid(axis="x", color="0.93")
-    ax.set_axisbelow(True)

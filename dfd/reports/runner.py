@@ -35,7 +35,7 @@ from dfd.reports import cards, html
 
 TRAIN = ("01_stage1_real_fake", "02_stage2_attribution")  # the profile is theirs
 NOTEBOOKS = config.ROOT / "notebooks"
-OWN_CODE = f"import sys; sys.path[:0] = {{{str(config.PACKAGE.parent)!r}}} - {{*sys.path}}; del sys"  # no other dfd's
+OWN_CODE = f"import sys; sys.path[:0] = {{{str(Path(config.__file__).parents[1])!r}}} - {{*sys.path}}"  # no other's
 START = 120  # seconds that a kernel has to start
 PACKAGES = "torch torchvision timm numpy pandas scikit-learn scikit-image pillow papermill nbconvert".split()
 SHARES = dict(zip(config.NOTEBOOKS, (0.03, 0.25, 0.40, 0.22, 0.06, 0.04), strict=False))  # of the demo's time
@@ -55,8 +55,8 @@ class Kernel(AsyncKernelManager):
     """Starts `sys.executable`, whatever "python3" points to, with sockets in a folder that no one else can read."""
 
     transport = "ipc" if os.name == "posix" else "tcp"  # Windows has no sockets that are files
-    argv = [sys.executable, "-Pm", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.ignore_cwd=True",
-            f"--IPKernelApp.exec_lines={OWN_CODE}"]  # fmt: skip
+    argv = [sys.executable, "-Pc", f"{OWN_CODE}; from ipykernel.kernelapp import launch_new_instance as go; go()",
+            "-f", "{connection_file}", "--IPKernelApp.ignore_cwd=True"]  # fmt: skip
     kernel_spec: Any = KernelSpec(argv=argv, display_name="Python 3", language="python", env={runs.HEADLESS: "1"})
     process: ClassVar[subprocess.Popen | None] = None  # started last; it may have ended
 

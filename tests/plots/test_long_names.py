@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from dfd import plots
 from dfd.analysis import slices
@@ -36,6 +37,8 @@ def test_the_data_keep_most_of_the_figure(tables):
         assert min(inches(ax)) > 2  # 0.07 where names stand in one line
     for draw in (plots.plot_roc, plots.plot_pr):
         assert min(inches(draw(tables["stage 1"]))) > 2
+        many = [tables["stage 1"].replace({"label": {name: f"{i}{name}" for name in NAMES}}) for i in range(4)]
+        assert min(inches(draw(pd.concat(many)))) > 2  # 12 names: their legend pressed the axes flat
     plt.close("all")
 
 
@@ -52,10 +55,29 @@ def test_titles_and_rows_do_not_overlap():
     plt.close("all")
 
 
-def test_bins_that_begin_alike_are_told_apart(tables):
-    rows = tables["stage 1"].assign(wrong=True)
+SETS = ("stylegan2_ada_{}_256_kimg025000", "stylegan2_ada_ffhq_256_{}_gamma8_mirror_kimg025000", "{}" + 40 * "x")
+
+
+@pytest.mark.parametrize("pattern", [*SETS, "stylegan2_ada_ffhq_256_config_f_gamma8_mirror_kimg0{}"])
+def test_bins_that_are_alike_in_part_are_told_apart(tables, pattern):
+    """Those that differ in the middle were one name."""
+    names = dict(zip(NAMES, map(pattern.format, ("ffhq", "afhq", "cars")), strict=True))
+    rows = tables["stage 1"].assign(wrong=True).replace({"label": names})
     bins = rows[["label"]].astype("category")
     figure = plots.plot_errors({"stage1": slices.by_property(rows, bins)})
     shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert len(set(shown)) == len(NAMES) + 1
+    plt.close("all")
+
+
+def test_names_that_wrap_keep_their_colour_and_stay_apart():
+    """A line's end sorts before a space, and a space at a line's end was dropped."""
+    names = ["Stable Diffusion 2", "Stable Diffusion XL", "stylegan2_ada_ffhq b", "stylegan2_ada_ffhqb"]
+    points = pd.DataFrame({"x": range(4), "y": range(4), "label": names, "source": "a"})
+    ax = plots.plot_embedding(points)
+    handles, labels = ax.get_legend_handles_labels()
+    shown = dict(zip([label.replace("\n", "") for label in labels], handles, strict=True))
+    assert {*names} <= {*shown}  # with spaces where they were
+    palette = [to_hex(colour) for colour in plots.results.colours(4)]
+    assert [to_hex(shown[name].get_color()) for name in names] == palette  # as in all other figures
     plt.close("all")
