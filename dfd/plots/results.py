@@ -245,7 +245,8 @@ def show_spectrum(ax: Axes, spectrum: np.ndarray, limits: tuple[float, float]) -
 def plot_split(table: pd.DataFrame) -> Axes:
     """Images per class and split, of a manifest."""
     counts: Any = pd.crosstab(table["label"], table["split"]).filter(["train", "val", "test"]).rename(legible)
-    ax = counts.plot.barh(stacked=True, figsize=(7.5, 0.55 * len(counts) + 1.2), color=PALETTE[:3], width=0.7)
+    row = 0.4 + 0.15 * (1 + max(name.count("\n") for name in counts.index))  # inches
+    ax = counts.plot.barh(stacked=True, figsize=(7.5, row * len(counts) + 1.2), color=PALETTE[:3], width=0.7)
     ax.set(xlabel="images", ylabel="")
     ax.locator_params(axis="x", integer=True)
     ax.legend(title="split", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -142,6 +142,8 @@ def run(data: str = "data/sample", out: str = "reports/demo", profile: str = "de
                     made_with, earlier = environment(), entry.get("parameters", {})
                     if was := [f"{name} was {old}" for name, old in earlier.items() if old != inputs.get(name)]:
                         print(f"{path.stem}  made anew, for parameters are others than before: {', '.join(was)}")
+                    elif entry.get("status") == "finished" and not fresh:
+                        print(f"{path.stem}  made anew, for its code, data or files, or a notebook before it, changed")
                     entry = done[path.stem] = {"parameters": inputs, "code": cells, "key": key, "status": "interrupted"}
                     finish(target, record, made_with)  # what is shown while it works, or is killed, is of now
                     execute(path, target, given[path.stem], entry, stop)

@@ -48,6 +48,10 @@ def test_titles_and_rows_do_not_overlap():
     grid.canvas.draw()
     rows = [grid.axes[3 * i].yaxis.label.get_window_extent() for i in range(len(NAMES))]
     assert all(above.y0 >= below.y1 for above, below in zip(rows, rows[1:], strict=False))
+    ax = plots.plot_split(pd.DataFrame({"label": [name + "x" * 40 for name in NAMES], "split": "test"}))
+    ax.figure.canvas.draw()
+    below = [text.get_window_extent() for text in ax.get_yticklabels()]  # from the bottom
+    assert all(above.y0 >= text.y1 for text, above in zip(below, below[1:], strict=False))
     figure = plots.plot_spectra({name: np.eye(8) for name in NAMES})
     figure.canvas.draw()
     titles = [ax.title.get_window_extent() for ax in figure.axes[: len(NAMES)]]

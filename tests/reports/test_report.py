@@ -63,12 +63,12 @@ def test_runs_in_order_by_this_interpreter_and_goes_on_where_it_stopped(case, ca
 def test_no_kernel_imports_what_lies_in_the_working_directory(case, tmp_path, monkeypatch):
     """There may lie what somebody sent with the images."""
     monkeypatch.chdir(tmp_path)
-    for name in ("ipykernel_launcher", "strangers"):
+    for name in ("ipykernel", "strangers"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')")
     case.write("00_first", new_code_cell("import strangers"))
     with pytest.raises(runner.RunError, match="No module named 'strangers'"):
         case.run()
-    assert not (tmp_path / "strangers").exists() and not (tmp_path / "ipykernel_launcher").exists()
+    assert not (tmp_path / "strangers").exists() and not (tmp_path / "ipykernel").exists()
 
 
 def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monkeypatch, capsys):
@@ -86,6 +86,8 @@ def test_what_a_notebook_was_made_from_decides_whether_it_runs_again(case, monke
     case.write("00_first", new_code_cell("1"))
     case.run(notebooks=["00_first"])
     assert ran[3:] == ["00_first"]
+    said = "00_first  made anew, for its code, data or files, or a notebook before it, changed\n"
+    assert said in capsys.readouterr().out
     case.run(parameters={"01.epochs": 2})
     assert ran[4:] == ["01_second"]
     (case.data / "new.png").touch()
