@@ -27,7 +27,7 @@ MAX_BYTES = 400_000_000  # of a file; above: rejected unread. MAX_PIXELS of an u
 MIN_SIDE = 8  # pixels; below one JPEG block a side there is no trace to look for
 HASH_SIZE, HASH_SIDE = 16, 64  # the perceptual hash has HASH_SIZE ** 2 bits, of a thumbnail of HASH_SIDE ** 2 pixels
 COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_SIZE), np.arange(HASH_SIDE) + 0.5)).astype(np.float32)
-DESCRIPTION = f"5 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
+DESCRIPTION = f"6 {PIL.__version__} {FORMATS}"  # of what `inspect` says; with another, a cache does not count
 FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below which an image has no perceptual hash
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # starts, of damaged ones too
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's orientation -> Image.Transpose
@@ -163,8 +163,10 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
     try:
         image = source if is_picture else Image.open(_plain_png(source) or source, formats=FORMATS)
         _check_size(*image.size)
-        if image.format == "AVIF" and b"\0\0" in [part[-4:-2] for part in data.split(b"clap")[:-1]]:  # a box
-            raise ImageError("an AVIF that shows a part of its pixels alone; save what it shows as PNG")
+        is_part = image.format == "AVIF" and b"\0\0" in [part[-4:-2] for part in data.split(b"clap")[:-1]]  # a box
+        is_small = data[:3] == b"GIF" and image.tile[0][1] != (0, 0, *image.size)  # Pillow fills the rest, no viewer
+        if is_part or (is_small and "transparency" not in image.info):
+            raise ImageError(f"{image.format} that shows more or less than its pixels; save what it shows as PNG")
         if draft:
             image.info["header_size"] = image.size
             image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits of a JPEG are read, not all pixels made
@@ -226,9 +228,7 @@ def _to_rgb(image: Image.Image, as_it_is: Sequence[str] = ()) -> Image.Image:
 
 
 def _what_it_is(file: Any) -> str:
-    file.seek(0)
-    start = file.read(512)
-    if not start:
+    if not (start := file.getvalue()[:512]):
         return "empty file (0 bytes)"
     if begins_like_image(start):
         return "damaged or truncated header, or an unsupported variety"

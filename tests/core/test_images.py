@@ -345,8 +345,22 @@ def test_an_avif_that_shows_a_part_of_its_pixels_is_refused(save):
     wide, late = b"\0\0\0\x30clap" + bytes(40), bytes(70_000) + box
     for content in (box, long, wide, late):
         free = (8 + len(content)).to_bytes(4) + b"free" + content
-        with pytest.raises(images.ImageError, match="shows a part of its pixels alone"):
+        with pytest.raises(images.ImageError, match="AVIF that shows more or less than its pixels"):
             images.load_rgb(save("part.avif", data[:start] + free + data[start:]))
+
+
+@pytest.mark.parametrize("is_transparent", [False, True])
+def test_a_gif_whose_first_frame_leaves_its_screen_open_is_refused(is_transparent, tmp_path):
+    options = {"transparency": 255} if is_transparent else {}
+    Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).convert("P").save(file := io.BytesIO(), "GIF", **options)
+    data = bytearray(file.getvalue())
+    data[6:10] = (97).to_bytes(2, "little") + (71).to_bytes(2, "little")  # the screen, larger than the frame
+    (path := tmp_path / "part.gif").write_bytes(data)
+    if is_transparent:  # so is the rest, in Pillow as in viewers
+        assert images.load_rgb(path).getpixel((90, 60)) == (255, 255, 255)
+    else:
+        with pytest.raises(images.ImageError, match="GIF that shows more or less than its pixels"):
+            images.load_rgb(path)
 
 
 def test_what_stands_behind_a_png_costs_nothing(save):

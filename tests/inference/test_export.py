@@ -92,10 +92,14 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     pixels = Image.fromarray(np.full((16, 16), 0x12FF, dtype=np.uint16))
     pixels.save(tmp_path / "inverted.tif", tiffinfo={262: 0})
     Image.fromarray(np.full((16, 16), 0xFFF, dtype=np.uint16)).save(tmp_path / "twelve.png")
-    last = [str(tmp_path / name) for name in ("bomb.png", "thin.png", "inverted.tif", "twelve.png")]
+    noise(90, 140).convert("P").save(tmp_path / "part.gif")
+    gif = (tmp_path / "part.gif").read_bytes()
+    (tmp_path / "part.gif").write_bytes(gif[:6] + b"\0\1\0\1" + gif[10:])  # a screen of 256 x 256 pixels
+    last = [str(tmp_path / name) for name in ("bomb.png", "thin.png", "inverted.tif", "twelve.png", "part.gif")]
     answer = subprocess.run([*command, *last], capture_output=True, text=True)
-    refused, *lines, bomb, thin, inverted, twelve = answer.stdout.splitlines()
+    refused, *lines, bomb, thin, inverted, twelve, part = answer.stdout.splitlines()
     assert all("without an agreed white" in line for line in (inverted, twelve))
+    assert "shows more or less than its pixels" in part
     assert "decompression bomb" in json.loads(bomb.partition(" ")[2])["error"]
     assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
     assert "7 x 90 pixels" in thin and answer.returncode == 1, answer.stderr
