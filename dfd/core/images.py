@@ -161,7 +161,7 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have set it
     data = b"" if (is_picture := isinstance(source, Image.Image)) else source.getvalue()  # then no file to mend
     try:
-        image = source if is_picture else Image.open(_plain_png(source) or source, formats=FORMATS)
+        image: Any = source if is_picture else Image.open(_plain_png(source) or source, formats=FORMATS)
         _check_size(*image.size)
         is_part = image.format == "AVIF" and b"\0\0" in [part[-4:-2] for part in data.split(b"clap")[:-1]]  # a box
         is_small = data[:3] == b"GIF" and image.tile[0][1] != (0, 0, *image.size)  # Pillow fills the rest, no viewer
