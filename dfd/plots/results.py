@@ -102,39 +102,39 @@ def live_history() -> Callable[[pd.DataFrame], None]:
 
 def plot_roc(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """ROC curve of stage 1 for each generator against all photos, from rows of a score table."""
-    ax = ax or new_axes(height=max(4.4, 0.16 * sum(1 + len(name) // 18 for name in {*scores["label"]})))
-    for name, colour, is_fake, logits in _against_photos(scores):
+    ax = ax or new_axes()
+    for name, colour, is_fake, logits in _against_photos(scores, ax):
         fpr, tpr, _ = skm.roc_curve(is_fake, logits)
         ax.step(fpr, tpr, where="post", color=colour, label=f"{name}, AUC {skm.auc(fpr, tpr):.3f}")
     ax.set(xscale="log", xlim=(0.5 / scores["label"].eq(REAL).sum(), 1), ylim=(0, 1.02))
     ax.set(xlabel="photos called fake (false positive rate)", ylabel="fakes found (true positive rate)")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 or scores["label"].str.len().max() > 18 else {}))
     return ax
 
 
 def plot_pr(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Precision against recall of stage 1 for each generator against all photos; dotted: all called fake."""
-    ax = ax or new_axes(height=max(4.4, 0.16 * sum(1 + len(name) // 18 for name in {*scores["label"]})))
-    for name, colour, is_fake, logits in _against_photos(scores):
+    ax = ax or new_axes()
+    for name, colour, is_fake, logits in _against_photos(scores, ax):
         precision, recall, _ = skm.precision_recall_curve(is_fake, logits)
         label = f"{name}, AP {skm.average_precision_score(is_fake, logits):.3f}"
         ax.step(recall, precision, where="post", color=colour, label=label)
         ax.axhline(is_fake.mean(), color=colour, ls=":")
     ax.set(xlabel="fakes found (recall)", ylabel="fakes of those called fake (precision)", xlim=(0, 1), ylim=(0, 1.02))
-    ax.legend(fontsize=9, **(BESIDE if scores["label"].nunique() > 9 or scores["label"].str.len().max() > 18 else {}))
     return ax
 
 
-def _against_photos(scores: pd.DataFrame) -> Iterator[tuple[str, Any, pd.Series, pd.Series]]:
-    """Each generator's name and colour, and of it and all photos: whether fake, and the logit."""
+def _against_photos(scores: pd.DataFrame, ax: Any) -> Iterator[tuple[str, Any, pd.Series, pd.Series]]:
+    """Each generator's name and colour, and of it and all photos: whether fake, and the logit; then their legend."""
     names = sorted(set(scores["label"]) - {REAL})
     if not names or not scores["label"].eq(REAL).any():
-        labels = ", ".join(names) or f"{REAL} alone"
-        raise ValueError(f"a curve needs photos and fakes, got rows of {labels}; give all rows of a split")
+        raise ValueError(f"a curve needs photos and fakes, got {', '.join(names) or REAL}; give all rows of a split")
     for name, colour in zip(names, colours(len(names)), strict=True):
         pair = scores[scores["label"].isin([name, REAL])]
         yield legible(name), colour, pair["label"] == name, pair["logit_fake"]
+    lines = sum(1 + legible(name).count("\n") for name in names)  # many, or of long names: beside axes as high
+    ax.figure.set_figheight(max(ax.figure.get_figheight(), 0.16 * lines))
+    ax.legend(fontsize=9, **(BESIDE if lines > min(8, len(names)) else {}))
 
 
 def plot_reliability(scores: pd.DataFrame, temperature: float, ax: Axes | None = None) -> Axes:
