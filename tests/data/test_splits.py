@@ -164,6 +164,13 @@ def test_a_small_fraction_is_not_rounded_to_one_group():
     assert abs(counts["test"] - 24) < 3 and abs(counts["val"] - 16) < 3
 
 
+def test_of_unlike_parts_the_one_nearest_to_the_fraction_is_taken():
+    table = pd.DataFrame({"label": "A", "group": np.repeat([*"abc"], [50, 30, 20])}).assign(given=None, fixed=None)
+    for seed in range(5):
+        counts = splits.assign(table, seed, val_fraction=1 / 3, test_fraction=0).value_counts()
+        assert counts.to_dict() == {"train": 50, "val": 30, "test": 20}  # which is moved in, for it lacked the class
+
+
 def test_groups_stay_whole():
     table = labelled({"A": 30, "B": 30}, size=4)
     assert (draw(table).groupby(table.group).nunique() == 1).all()

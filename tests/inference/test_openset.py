@@ -53,6 +53,8 @@ def test_a_subspace_is_that_of_the_other_sources_which_weigh_alike():
     assert 0.9 <= np.mean([*within.values()]) < 0.93  # of 40 and 800 rows that weigh the same
     assert min(within[source] for source in "abcd") > 0.98 > max(within[source] for source in "efgh")
     assert np.average([*within.values()], weights=sizes) > 0.97
+    limits = [fit_subspace(features, images, *accept)["ood_threshold"] for accept in ((0.97,), (), (0.98,), (0.99,))]
+    assert limits[0] < limits[1] == limits[2] < limits[3]  # one image in fifty of known sources is unlike
     mean, *basis = fitted["feature_bank"].float().numpy()
     places = (features[:, 0] - mean) @ np.array(basis).T
     assert np.allclose(fitted["neighbours"].float(), places, atol=0.02)

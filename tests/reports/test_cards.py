@@ -211,6 +211,7 @@ def test_the_sheet_counts_what_the_manifest_holds(run):
     cards.write(run)
     text = (run / "data_sheet.md").read_text()
     table = manifest.load(run)
+    assert f"Manifest: `{manifest.digest(table)}`" in text
     counts = rows_of(text, "label")
     for (label, split), part in table.groupby(["label", "split"]):
         assert counts[label][split] == str(len(part))

@@ -1,6 +1,7 @@
 """Training: fixed seeds, early stopping, what a checkpoint holds, which network learns from what, and real learning."""
 
 import math
+import re
 import shutil
 import time
 
@@ -164,6 +165,32 @@ def test_a_state_is_due_after_the_minutes_that_were_asked_for(table, tiny_data, 
         trainer.saved = time.monotonic() - seconds
         trainer._pause()
         assert trainer.checkpoint.state_path.exists() == is_due
+
+
+def test_an_epoch_tells_its_seconds_and_those_that_are_left_with_what_it_took_before_a_stop(
+    table, tiny_data, tmp_path, capsys
+):
+    def ended(trainer):
+        trainer.losses["train"] = [1.0]
+        trainer.end_epoch(0.5, 1.0, pd.Series(dtype=bool))
+
+    cfg = configured("stage1", tmp_path, tiny_data, num_epochs=3)
+    with (trainer := trainer_of(table, cfg)).running():
+        epochs = trainer.epochs()
+        next(epochs)
+        trainer.began -= 1000
+        ended(trainer)
+        next(epochs)
+        trainer.step_number, trainer.began = 1, trainer.began - 2000
+        trainer._save_state()
+    with (trainer := trainer_of(table, cfg)).running():
+        for _ in trainer.epochs():
+            trainer.began -= 300
+            ended(trainer)
+    lines = re.findall(r"\((\d+) s, at most (\d+) s left\)", capsys.readouterr().out)
+    expected = [(1000, 2000), (2300, 2300), (300, 0)]
+    assert np.allclose(np.array(lines, float), expected, atol=60)
+    assert np.allclose([row["seconds"] for row in trainer.history], [seconds for seconds, _ in expected], atol=30)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
