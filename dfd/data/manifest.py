@@ -49,16 +49,16 @@ def scan(folder: str | Path, out: str | Path | None = None, seed: int = 0, val_f
     with closing(ScanCache(root)) as cache:
         table = pd.DataFrame(_describe(root, listing, cache, progress))
         _need_every_class(listing, table)
+        table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
         if (ties := root / "groups.csv").exists():
             table["tied"], lost = provenance.match(provenance.sidecar(ties, "path", "group", root), table.path)
             if lost := [name for name in lost if name not in listing.stamps]:
                 first = f"{len(lost)} files that are not in the data folder, the first is {lost[0]}"
                 raise ManifestError(f"{ties} names {first}; write paths relative to the folder, or take out the lines")
+            parts = table.groupby(splits.components(table))  # of lines that came since, near-copies too are drawn anew
+            table.loc[(parts.tied.transform("count") > 0) & (parts.earlier.transform("nunique") > 1), "earlier"] = None
         if origins is not None:
             provenance.give(table, origins, hold_out)
-        table["earlier"] = [cache.entries.get(f"{draw} {sha256}") for sha256 in table.sha256]
-        if "tied" in table:  # since an earlier scan: what lay in several splits is drawn anew, as one
-            table.loc[table.groupby("tied").earlier.transform("nunique") > 1, "earlier"] = None
         table = _split(table, listing, seed, val_fraction, test_fraction)
         _need_every_class(listing, table)
         whole = table[table.groupby("label").split.transform("nunique") == len(splits.SPLITS)]  # others are drawn anew

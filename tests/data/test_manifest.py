@@ -261,6 +261,25 @@ def test_a_sidecar_is_read_as_other_tools_write_it(how, data):
     assert scan(data).group.nunique() == 15
 
 
+def test_a_line_of_a_sidecar_that_came_later_leaves_out_no_image_that_has_a_copy_beside_it(data):
+    for seed, label in enumerate(("RealPhotos", "ProGAN")):
+        (data / label).mkdir(parents=True)
+        for i in range(8):
+            (image := picture(7000 + 8 * seed + i, 96, 96)).save(data / label / f"{i}.png")
+            image.save(data / label / f"{i}.jpg", quality=90)  # a copy, which the sidecar does not name
+    split = scan(data).set_index("path")["split"]
+    photo = next(path for path in split.index if "Real" in path and split[path] == "train")
+    fake = next(path for path in split.index if "ProGAN" in path and split[path] != "train")
+    (data / "groups.csv").write_text(f"path,group\n{photo},x\n{fake},x\n")
+    table = scan(data)
+    assert not table.attrs["rejected"] and len(table) == 32
+    number = dict(zip(table.path, table.group, strict=True))
+    whole = [path for path in split.index if number[path] == number[photo]]
+    assert {Path(path).with_suffix("").as_posix() for path in whole} == {photo[:-4], fake[:-4]} and len(whole) == 4
+    rest = split.index.difference(whole)
+    assert table.set_index("path")["split"][rest].equals(split[rest])  # and nothing else is drawn anew
+
+
 def test_a_sidecar_that_names_an_image_by_a_link_is_refused_or_read_and_never_left_aside(data, tmp_path):
     classes(data)
     (tmp_path / "link").symlink_to(data)
