@@ -60,7 +60,7 @@ def sidecar(path: Path, key: str, column: str, root: Path) -> pd.Series:
         raise ManifestError(f"{path} must be a CSV file with the columns {key} and {column} ({error})") from error
     values: dict[str, str] = {}
     for number, given, value in rows:
-        name = posixpath.normpath(given)
+        name = posixpath.normpath(given.replace(os.sep, "/"))  # on Windows a name with backslashes is there as well
         if os.path.isabs(name) or not os.path.lexists(root / name):  # else it is as it stands, backslashes too
             name = Path(os.path.relpath(root / given.strip().replace("\\", "/"), root)).as_posix()
         line = f"{path}, line {number}"

@@ -1,6 +1,7 @@
 """Test splits that hold out whole sources, named in a provenance table."""
 
 import ast
+import os
 import re
 
 import nbformat
@@ -334,6 +335,15 @@ def test_names_of_the_command_line_reach_the_notebook(text, names):
     written = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell).body}
     cfg = config.from_notebook(config.Eda, written | given | {"hold_out": list(names)})  # papermill writes lists
     assert (cfg.group_by, cfg.hold_out) == ("source", names)
+
+
+def test_a_table_with_backslashes_is_read_on_windows_too(data, monkeypatch):
+    """There a name with them is found as it stands; the manifest's have slashes."""
+    rows, is_there = rows_of(data.parent), os.path.lexists
+    write(data.parent, [(path.replace("/", "\\"), name) for path, name in rows])
+    monkeypatch.setattr(os, "sep", "\\")
+    monkeypatch.setattr(os.path, "lexists", lambda path: is_there(str(path).replace("\\", "/")))
+    assert provenance.read(data, "source").to_dict() == dict(rows)
 
 
 def test_a_list_that_does_not_end_is_named():
