@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections import deque
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
@@ -36,9 +37,8 @@ def run(folder: Path, paths: list[str], shown: str, given: bytes | None, as_json
         journal = None
         if table:  # which is for this process alone
             lock = Path(table).absolute().with_name(f".{Path(table).name}.lock")
-            in_use = f"{table} is written by another predict; wait for it, or take another name"
-            stack.enter_context(runs.file_lock(lock, in_use))
-            stack.callback(lock.unlink, missing_ok=True)
+            stack.enter_context(runs.file_lock(lock, f"another predict writes {table}; wait, or take another name"))
+            stack.callback(lambda: sys.platform == "win32" or lock.unlink(missing_ok=True))  # there none can go yet
             journal = Journal(Path(table), resume, detector, about)
             stack.enter_context(journal.file)
         done = made.journal.done if made else journal.done if journal else {}

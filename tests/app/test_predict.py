@@ -211,6 +211,23 @@ def test_a_table_is_written_by_one_process(call, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are looked up in /proc")
+def test_a_lock_that_is_held_is_not_deleted_on_windows(call, tmp_path, monkeypatch):
+    """There nobody can; filelock does, when it lets go."""
+    unlink = Path.unlink
+
+    def as_there(path, missing_ok=False):
+        if str(path) in {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}:
+            raise PermissionError(errno.EACCES, "it is being used by another process", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", as_there)
+    monkeypatch.setattr(sys, "platform", "win32")
+    result = call("--csv", "out.csv", "in/a.png")
+    assert result.exit_code == 0, result.stderr
+    assert len(rows("out.csv")) == 1
+
+
 def test_standard_input_is_an_image(call, tmp_path):
     content = (tmp_path / "in" / "a.png").read_bytes()
     invoke = CliRunner().invoke
