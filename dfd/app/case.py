@@ -96,7 +96,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
             shares = {name.removeprefix("p_source."): float(p) for name, p in row.items() if p and "p_source." in name}
             values: dict[str, Any] = {name: row[name] or None for name in COLUMNS}
             values |= {name: float(row[name]) for name in ("p_fake", "log10_lr", "crop_std") if row[name]}
-            values |= {"is_fake": row["is_fake"] == "True", "candidates": tuple(json.loads(row["candidates"]))}
+            values |= {"is_fake": row["is_fake"] == "True", "candidates": tuple(json.loads(row["candidates"])) or None}
             values |= {"crops": int(row["crops"]), "p_source": shares or None} if row["crops"] else {}
             verdicts.append(Verdict(row["path"], error=row["error"]) if row["error"] else Verdict(**values))
     return verdicts
@@ -214,10 +214,9 @@ class Case:
         known = pd.DataFrame({"sha256": [v.sha256 or f"none {place}" for place, v in enumerate(verdicts)]})
         known["phash"] = [perceptual_hash(Image.open(p, formats=("JPEG",))) if p.exists() else None for p in thumbs]
         groups = pd.Series(components(known))
-        sizes = groups.map(groups.value_counts())
+        sizes, firsts = groups.map(groups.value_counts()), ~groups.duplicated()
         numbers = pd.Series(pd.factorize(groups.where(sizes > 1))[0] + 1)
-        firsts, kinds = ~groups.duplicated(), pd.Series([v.verdict for v in verdicts]).groupby(groups)
-        differs = kinds.transform("nunique") > 1
+        differs = pd.Series([v.verdict for v in verdicts]).groupby(groups).transform("nunique") > 1
         return [{"verdict": v, "key": path.stem, "group": int(numbers[place]), "alike": int(sizes[place]) - 1,
                  "is_first": bool(firsts[place]), "differs": bool(differs[place]),
                  "has_page": (page := self.page_of(v.sha256 or "")).exists(), "has_thumb": path.exists(),
@@ -274,17 +273,18 @@ def write_pdf(html: str, path: Path) -> None:
 
             HTML(filename=str(print_html)).write_pdf(str(path))
     except Exception as error:  # no package, no browser, or one that fails: the case is whole without
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "`pip install playwright` with Chromium, or `pip install weasyprint`, makes it"
-        print(f"No {PDF}: {plain(why)}. {remedy}.", file=sys.stderr)
+        first = error.__context__ if isinstance(error, ImportError) else error  # without WeasyPrint what Chromium said
+        why = plain((str(first).strip().splitlines() or [type(first).__name__])[0])
+        print(f"No {PDF}: {why}. Playwright with Chromium, or WeasyPrint, makes it (dfd[case]).", file=sys.stderr)
     finally:
         print_html.unlink()
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Of all files of a case but its record and hidden ones, by name."""
-    every = (f for f in sorted(folder.rglob("[!.]*")) if (f.is_file() or f.is_symlink()) and f != folder / RECORD)
-    return {f.relative_to(folder).as_posix(): {"sha256": _hash_of(f), "bytes": f.lstat().st_size} for f in every}
+    every = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file() or f.is_symlink()}
+    own = {name: f for name, f in every.items() if name != RECORD and "/." not in f"/{name}"}  # nor in a hidden folder
+    return {name: {"sha256": _hash_of(f), "bytes": f.lstat().st_size} for name, f in own.items()}
 
 
 def _hash_of(path: Path) -> str | None:

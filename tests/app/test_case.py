@@ -77,6 +77,22 @@ def test_a_case_whose_first_table_met_a_full_disk_is_begun_again(call, monkeypat
     assert call("in/00.png").exit_code == 0
 
 
+def test_what_lies_in_a_hidden_folder_is_no_part_of_a_case(call):
+    """JupyterLab makes one beside each file that is opened in it."""
+    call("in/00.png")
+    os.mkdir("case/.ipynb_checkpoints")
+    Path("case/.ipynb_checkpoints/verdicts-checkpoint.csv").write_text("path")
+    assert case.verify(Path("case")) == ([], [])
+    assert "behind its last run" not in call("in/01.png").stderr and not record()["runs"][-1]["found"]
+
+
+def test_a_case_tells_of_stage_1_alone_what_json_tells(call, tmp_path):
+    (tmp_path / "run" / CHECKPOINTS["stage2"]).unlink()
+    shown = json.loads(call("--json", "in/00.png", command=("predict", "--model", "run")).stdout)
+    call("in/00.png")
+    assert json.loads(Path("case/verdicts.json").read_text()) == [shown]
+
+
 def test_a_link_to_itself_is_refused_and_the_rest_is_judged(call):
     os.symlink("loop.png", "in/loop.png")
     made = call("in/loop.png", "in/00.png")
@@ -419,6 +435,15 @@ def test_without_a_browser_a_line_says_that_there_is_no_pdf(call, tmp_path, monk
     result = call("in/00.png")
     assert result.exit_code == 0 and "No case.pdf" in result.stderr and not (tmp_path / "case" / "case.pdf").exists()
     assert call("case", command=["verify"]).exit_code == 0
+
+
+@pytest.mark.printed
+def test_why_the_browser_failed_is_told_where_there_is_no_weasyprint(tmp_path, monkeypatch, capsys):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    monkeypatch.setattr(sync_api, "sync_playwright", Mock(side_effect=RuntimeError("libnss3.so is missing\n╔═")))
+    monkeypatch.setitem(sys.modules, "weasyprint", None)
+    case.write_pdf("<p>", tmp_path / "case.pdf")
+    assert "No case.pdf: libnss3.so is missing. " in capsys.readouterr().err
 
 
 @pytest.mark.slow
