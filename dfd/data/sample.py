@@ -50,15 +50,15 @@ def build(folder: str | Path = "data/sample", seed: int = 0, progress: bool = Tr
     A complete folder of the same recipe (seed, weights, photos) is left alone, a partial or older one made anew; one
     with something else is a FileExistsError, a photo or weights that are missing a FileNotFoundError.
     """
-    paths = {name: simulators.WEIGHTS / f"{name}.safetensors" for name in simulators.NAMES}
-    weights = [path.read_bytes() for path in paths.values() if path.exists()]  # `load` names one that is missing
+    weights = [p.read_bytes() for n in simulators.NAMES if (p := simulators.WEIGHTS / f"{n}.safetensors").exists()]
     recipe = io.digest(VERSION, seed, TILE, MOST, FEWEST, FLAT, PHOTOS, weights)  # all that the files follow from
     folder, done = Path(folder), {"recipe": recipe, "complete": True}
-    if (state := io.read_json(folder / MARKER)) == done:
+    made = io.read_table(ties).get("path", [""]) if (ties := folder / "groups.csv").exists() else [""]
+    if (state := io.read_json(folder / MARKER)) == done and all((folder / path).is_file() for path in made):
         return folder
     if not state and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and was not made by this command; give another folder")
-    models = {name: simulators.load(name, path.parent) for name, path in paths.items()}
+    models = {name: simulators.load(name, simulators.WEIGHTS) for name in simulators.NAMES}  # which names a missing one
     groups = {photo.name: tiles(photo, seed) for photo in PHOTOS}
     folder.mkdir(parents=True, exist_ok=True)
     io.write_json(folder / MARKER, done | {"complete": False})

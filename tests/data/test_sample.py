@@ -90,6 +90,13 @@ def test_a_killed_build_and_an_old_recipe_are_made_anew(few, built):
     assert contents(sample.build(built, progress=False)) == before
 
 
+@pytest.mark.parametrize("what", ["BigGAN/{}", "groups.csv"])
+def test_what_was_deleted_is_made_anew(few, built, what):
+    before = contents(built)
+    (built / what.format(next((built / "BigGAN").iterdir()).name)).unlink()
+    assert contents(sample.build(built, progress=False)) == before
+
+
 def test_a_file_of_ones_own_stays_when_the_rest_is_made_anew(few, built):
     before = contents(built)
     (built / "RealPhotos" / "mine.png").write_bytes(b"mine")
