@@ -71,12 +71,12 @@ def assign(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: f
     split, wanted, sizes = split.fillna("train"), [*missing, "train"], table.group.value_counts()
     movable = set(table.group) - set(table.group[table.fixed.notna()])
     for (_, rows), name in itertools.product(table.groupby("label"), wanted):
-        sides = split[rows.index].groupby(rows.group).first()
-        counts = sides.map(sides.value_counts())
+        sides = split[rows.index].groupby(rows.group, sort=False).first()  # in the order of the table
         if len(sides) < 3 or name in set(sides):
             continue
-        if len(spare := sides.index[sides.isin(wanted) & (counts > 1) & sides.index.isin(movable)]):
-            smallest = min(spare, key=lambda group: (-counts[group], sizes[group], rows.index[rows.group == group][0]))
+        only = table.group[table.groupby(["label", split]).group.transform("nunique") == 1]  # of a label in its split
+        if len(spare := sides.index[sides.isin(wanted) & sides.index.isin(movable.difference(only))]):
+            smallest = min(spare, key=lambda group: (-sides.eq(sides[group]).sum(), sizes[group]))
             split[table.group == smallest] = name
     return split
 

@@ -73,6 +73,13 @@ def test_splits_follow_from_the_order_of_groups_and_not_from_their_names():
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 3
 
 
+def test_a_class_that_gets_a_group_takes_no_other_class_its_only_one():
+    """B has none in val, and its smallest group that may go there is the only one that A has in train."""
+    rows = [("A", "g2")] + [("A", "g4")] + [("A", "g5")] * 3 + [("B", "g1")] * 4 + [("B", "g2")] * 4 + [("B", "g4")] * 2
+    table = pd.DataFrame(rows, columns=["label", "group"])
+    assert not splits.gaps(table.assign(split=draw(table)))
+
+
 def test_images_without_hash_or_tie_stay_alone():
     assert len(set(splits.components(images([None] * 4, tied=[None, None, "x", "y"])))) == 4
 
