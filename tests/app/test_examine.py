@@ -504,6 +504,15 @@ def test_the_map_says_its_scores_in_words_too():
     assert "Its score is 0.25; from 0.500 on an image is called generated." in sentence(
         "caption_map", 64, 32, [0.25], 1, 1.0, 0.5
     )
+    apart = sentence("caption_map", 64, 160, [0.25] * 4, 4, 0.35, 0.5)
+    assert "4 windows, one each 160 pixels or less; 65 % of the image, between them" in apart
+    assert "was not looked at" not in sentence("caption_map", 64, 64, [0.25] * 4, 4, 0.97, 0.5)  # rounded
+
+
+@pytest.mark.parametrize(("count", "tenths"), [(54, 5), (59, 6), (89, 9), (99, 9)])
+def test_shares_are_the_nearest_tenth(count, tenths):
+    text = sentence("share", 0.5, [0.6] * count + [0.1] * (100 - count), "photos")
+    assert text == f"about {tenths} in 10 photos ({count} of 100)"
 
 
 def test_cells_that_were_not_judged_are_counted_with_the_reason():
