@@ -5,7 +5,6 @@ import difflib
 import json
 import operator
 import os
-import re
 from collections.abc import Iterable, Mapping
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -39,7 +38,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]  # neither none nor all
 def _texts(value: Any) -> Any:
     """Several texts as the command line writes them: `a,b`, or `["a, b"]` where they hold commas themselves."""
     if isinstance(value, str):
-        return json.loads(value) if value.startswith("[") else [text for text in re.split(r"\s*,\s*", value) if text]
+        return json.loads(value) if value.startswith("[") else [*filter(None, map(str.strip, value.split(",")))]
     return value
 
 

@@ -56,6 +56,7 @@ def test_wrong_values_are_named(cls, values, text):
         (config.Robustness, "conditions", "jpeg 50, blur 1 + jpeg 75", ("jpeg 50", "blur 1 + jpeg 75")),
         (config.Robustness, "conditions", '["jpeg 50"]', ("jpeg 50",)),
         (config.Robustness, "conditions", "", ()),
+        (config.Eda, "hold_out", "my camera , scans\r", ("my camera", "scans")),  # the last line end of a table
         (config.Eda, "group_by", Path("source"), None),
     ],
 )
