@@ -70,7 +70,7 @@ def examples(cfg: config.Probe) -> list[Item]:
     with suppress(FileNotFoundError, layouts.ManifestError):
         table = manifest.load(cfg.out, cfg.data)
         rows = table[table["split"] == "test"].sort_values(["is_fake", "label", "path"])
-        places = np.linspace(0, len(rows), cfg.examples, endpoint=False).astype(int)
+        places = np.linspace(0, len(rows), min(cfg.examples, len(rows)), endpoint=False).astype(int)
         names = rows["path"].iloc[places].tolist() if len(rows) else []
     items = [Item(name, Path(cfg.data) / name) for name in names if (Path(cfg.data) / name).is_file()]
     return items or [Item(photo.file, photo.path) for photo in sample.PHOTOS[: cfg.examples]]

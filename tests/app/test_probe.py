@@ -244,6 +244,8 @@ def test_the_gallery_holds_test_images_of_every_class_or_installed_photos(tiny_d
     labels = [name.split("/")[0] for name in names]
     assert set(names) <= test and labels[0] == "RealPhotos" and set(labels) == {"RealPhotos", "BigGAN", "ProGAN"}
     assert len(set(names)) == 4 and probe.examples(cfg.model_copy(update={"examples": 0})) == []
+    many = [item.name for item in probe.examples(cfg.model_copy(update={"examples": len(test) + 3}))]
+    assert sorted(many) == sorted(test)  # each once
 
 
 @pytest.mark.parametrize("how", ["parameter", "headless"])
