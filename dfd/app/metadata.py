@@ -138,7 +138,7 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     told |= {"generated"} if GENERATED & {*texts.get("DigitalSourceType in XMP", "").split(", ")} else set()
     told |= {"prompt"} if PROMPTS & {name.lower() for name in texts} else set()
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere
-        recorded = sorted(int(exif.get(name, 0)) for name in ("ExifImageWidth", "ExifImageHeight"))  # or 0: unset
+        recorded = sorted((v := exif.get(f"ExifImage{n}", "")).isdecimal() and int(v) for n in ("Width", "Height"))
         told |= {"resized"} if recorded[0] and recorded != size else set()
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)  # in JPEG and WebP
         told |= {"prompt"} if isinstance(comment, bytes) and b"Steps: " in comment.replace(b"\0", b"") else set()

@@ -98,6 +98,15 @@ def test_a_prompt_in_exif_is_shown_and_named(format, mark, codec):
     assert metadata.read_metadata(encoded(picture(1), format, exif=exif)).exif == {"UserComment": "40 bytes"}
 
 
+def test_a_size_in_exif_that_is_no_whole_number_hides_nothing_else():
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif).update({0xA002: "64.0", 0xA003: 48, 0x9286: b"ASCII\0\0\0a castle, Steps: 20"})
+    found = metadata.read_metadata(encoded(picture(1), "JPEG", exif=exif))
+    assert found.exif["ExifImageWidth"] == "64.0"
+    assert any("programs for generating images" in line for line in found.warnings)
+    assert not any("another size" in line for line in found.warnings)
+
+
 @pytest.mark.parametrize("key", ["parameters", "prompt", "workflow", "Dream", "sd-metadata", "Title", "Software"])
 def test_texts_of_programs_that_generate_are_named(key):
     """As AUTOMATIC1111, ComfyUI and InvokeAI write them, beside what any program writes."""
