@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from dfd.config import REAL
 from dfd.core import TEMPLATES, begins_like_image, digest, io
@@ -179,7 +180,7 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
     real, fake = ({name} for name in MARKERS.get(layout, FOREN_SYNTHS))
     if by_class:
         real, fake = {*real, REAL.lower(), "real"}, {*fake, "fake"}
-    spelt = dict[str, str]()  # a generator that train/ and test/ spell in other cases is one
+    spelt = dict[str, str]()  # a generator that train/ and test/ spell in other cases or Unicode forms is one
 
     def marks(above: Parts, name: str) -> bool:
         return name.lower() in real | fake or (name in GEN_IMAGE and {(*above, part) for part in GEN_IMAGE} <= inner)
@@ -190,8 +191,8 @@ def _recognise(root: Path, folders: list[Parts]) -> tuple[str, Place]:
         if at is None and not (by_class and below):
             return None
         generator = below[0] if by_class or at else root.name
-        splits = [SPLITS[part.lower()] for part in parts[:depth] or below[1:] if part.lower() in SPLITS]
+        split = next((SPLITS[part.lower()] for part in parts[:depth] or below[1:] if part.lower() in SPLITS), None)
         is_real = at is not None and below[at].lower() in real | {GEN_IMAGE[0]}
-        return REAL if is_real else spelt.setdefault(generator.lower(), generator), splits[0] if splits else None
+        return REAL if is_real else spelt.setdefault(normalize("NFC", generator).lower(), generator), split
 
     return layout + (f", below {', '.join(sorted(tops))}" if depth else ""), place

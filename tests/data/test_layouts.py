@@ -122,6 +122,14 @@ def test_a_class_is_one_whatever_the_case_of_its_letters_in_each_split(data):
     assert set(table["label"]) == {"RealPhotos", "FAKE"} and table["split"].nunique() == 3
 
 
+def test_a_class_is_one_in_either_unicode_form(data):
+    for split, name in (("train", "Z\u00fcrich"), ("val", "Z\u00fcrich"), ("test", "Zu\u0308rich")):  # packed on macOS
+        fill(data / split / "RealPhotos")
+        fill(data / split / name)
+    table = scan(data)
+    assert table["label"].nunique() == 2 and table.groupby("label")["split"].nunique().eq(3).all()
+
+
 def test_a_generator_may_be_called_nearly_as_a_licence(data):
     for name in ("RealPhotos", "LicensePlateGAN", "ReadmeGAN"):
         fill(data / name)
