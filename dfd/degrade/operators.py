@@ -156,7 +156,7 @@ class Degradation(NamedTuple):
     range: tuple[float, float]  # of the level
     neutral: float  # the level that changes nothing, or least; the further from it, the worse
     options: Mapping[str, tuple] = {}  # of the grammar: words to choose from, or a range
-    codec: bool = False  # ends in a file
+    codec: bool = False  # saves a file, and does nothing else
 
 
 _CHROMA, _KERNEL = {"subsampling": SUBSAMPLING}, {"kernel": KERNELS}
@@ -170,4 +170,4 @@ DEGRADATIONS = {row.name: row for row in (
     Degradation("noise", noise, (0.0001, 1), 0),
     Degradation("gamma", gamma, (0.1, 10), 1),
     Degradation("crop", crop, (0.05, 1), 1),
-    Degradation("social", social, (1, 100), 100, {"factor": (0.05, 1)}, codec=True))}  # fmt: skip
+    Degradation("social", social, (1, 100), 100, {"factor": (0.05, 1)}))}  # fmt: skip
