@@ -27,7 +27,7 @@ LOG = "sweep.log"  # of a run, in its folder
 COMMAND = (sys.executable, "-m", "dfd", "run")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 90.0  # seconds that a run has to save and end
-METRICS = {"stage1_val_auc": "Stage 1: AUC", "stage2_val_accuracy": "Stage 2: Accuracy"}  # that runs are ranked by
+METRICS = {"stage1_val_auc": "Stage 1: AUC", "stage2_val_balanced_accuracy": "Stage 2: Balanced accuracy"}  # of ranks
 Settings = dict[str, str]  # parameters as words for `run -p`
 
 
@@ -176,8 +176,8 @@ def write(sweep: Sweep, entries: dict[str, dict], out: Path) -> Path:
         took = [done.get("seconds", 0) for done in read_json(out / name / "config.json").get("notebooks", {}).values()]
         rows.append({"run": name, "status": entry["status"], "seconds": sum(took)} | settings | numbers)
     for parts in ([row[stage] for row in rows if stage in row] for stage in STAGE_METRICS):
-        for part in parts if all("hold_outs" in part for part in parts) else ():
-            part["val"] = part["hold_outs"]["as it is"]  # the val split is one that such a head learnt from
+        for part in parts if all("hold_outs" in part for part in parts) else ():  # whose heads learnt from val
+            part["val"] = {k.replace("acc", "balanced_acc"): row for k, row in part["hold_outs"]["as it is"].items()}
     table = pd.json_normalize(rows, sep="_").rename(columns=lambda name: name.removesuffix("_value"))
     names = list(dict.fromkeys(name for settings in differing for name in settings))
     metrics = {metric: title for metric, title in METRICS.items() if metric in table}

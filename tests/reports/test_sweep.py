@@ -180,7 +180,8 @@ def test_where_sources_were_left_out_they_choose_and_not_what_was_learnt_from(ca
     assert frame["stage1_val_auc"].to_dict() == {16: 0.84, 24: 0.76, 8: 0.92} and frame.index[0] == 8
     assert "0.920Stage 1: AUC, best on validation mean of 40 hold-outs, worst 0.250" in text
     assert "Stage 1: validation is judgements of sources left out" in text and "Stage 2:" not in text
-    own = '{"val": {"accuracy": value}, "test": {"accuracy": value}}'  # without draws: each generator has one source
+    names = '{"accuracy": value, "balanced_accuracy": value}'
+    own = f'{{"val": {names}, "test": {names}}}'  # without draws: each generator has one source
     second = f'"stage1": numbers, "stage2": {own}'
     case.script.write_text(ACTS.replace('"stage1": numbers', second).replace('(out / "metrics.json")', held))
     assert "only some" not in case.run().read_text()
@@ -197,6 +198,17 @@ def test_where_sources_were_left_out_they_choose_and_not_what_was_learnt_from(ca
     case.script.write_text(acts)
     text = case.run().read_text()
     assert "Stage 2: only some runs have judgements" in text and "Stage 1: " not in re.sub("Stage 1: AUC", "", text)
+
+
+def test_names_on_sources_left_out_stand_beside_the_balanced_accuracy_of_test_images(case):
+    """Accuracy of hold-outs is the mean over the generators; the test split's plain one is another number."""
+    draws = '{"value": 0.6, "deviation": 0.1, "worst": 0.25, "draws": 40}'
+    test = '{"accuracy": {"value": 0.9}, "balanced_accuracy": {"value": 0.7}}'
+    second = f'"stage2": {{"hold_outs": {{"as it is": {{"accuracy": {draws}}}}}, "test": {test}}}'
+    case.script.write_text(ACTS.replace('"stage1": numbers', f'"stage1": numbers, {second}'))
+    text = re.sub(r"\s+", " ", re.sub(r"<.*?>", "", case.write("parameters:\n  01.batch_size: [16]").run().read_text()))
+    assert "0.600Stage 2: Balanced accuracy, best on validation mean of 40 hold-outs, worst 0.250" in text
+    assert "on test 0.700" in text and "Stage 2: validation is judgements of sources left out" in text
 
 
 def test_the_best_settings_over_the_seeds_lead(case):
