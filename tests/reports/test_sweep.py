@@ -368,8 +368,19 @@ def test_a_sweep_shows_what_it_ran_and_what_an_earlier_call_finished(case):
     entries["01.batch_size-16"]["status"] = "finished"  # what was run leads on the card, though less than what waits
     text = re.sub(r"<.*?>", "", sweep.write(grid, entries, case.out).read_text())
     assert "0.160Stage 1: AUC, best on validation" in text.replace("\n", "") and "2 of the runs that wait show" in text
-    text = case.write("parameters:\n  seed: [0, 1]\n  batch_size: 8").run().read_text()
-    assert "The runs differ in seed, which may give them other validation images" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("seed: [0, 1]", "seed"), ("00.seed: [0, 1]", "00.seed"), ("00_eda.seed: [0, 1]", "00_eda.seed"),
+     ("01.seed: [0, 1]", ""), ("val_fraction: [0.1, 0.2]", "val_fraction"),
+     ("00.val_fraction: [0.1, 0.2]", "00.val_fraction"), ("01.hold_outs: [8, 40]", "01.hold_outs")],
+)  # fmt: skip
+def test_a_sweep_over_what_chooses_the_validation_images_says_so(case, setting, told):
+    """By the name of the notebook too; the seed of a training leaves the splits as they are."""
+    text = case.write(f"notebooks: [0, 1]\nparameters:\n  {setting}\n  batch_size: 8").run().read_text()
+    line = f"The runs differ in {told}, which may give them other validation images"
+    assert (line in text) if told else ("The runs differ in" not in text)
 
 
 def test_a_sweep_again_keeps_its_page_until_it_has_more_and_tells_the_time_of_all_calls(case, monkeypatch):
