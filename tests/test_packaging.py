@@ -169,6 +169,14 @@ def needed(requirements):
     return {name for name, _ in found}
 
 
+def test_no_version_is_pinned_that_is_kept_out_on_purpose():
+    """That of c2pa-python is one without a wheel for Windows."""
+    tools = tomllib.loads((config.ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    rules = map(Requirement, tools["uv"]["constraint-dependencies"])
+    names = {rule.name for rule in rules if rule.specifier.contains(PINS[rule.name])}
+    assert names == {"jsonschema", "c2pa-python"}
+
+
 def test_what_the_environments_install_is_pinned():
     environment = yaml.safe_load((config.ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert environment == ["--constraint constraints.txt", "-e .[dev]"]
