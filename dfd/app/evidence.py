@@ -60,9 +60,8 @@ class Examination:
 def draw(detector: Detector, examination: Examination, *kinds: str) -> None:
     """Draw those KINDS of evidence, or all, that an examination by this detector lacks; it has its image."""
     assert examination.image is not None, "an examination without its image has no evidence"
-    for kind in kinds or KINDS:
-        if kind not in examination.pictures:
-            examination.pictures[kind] = Picture(*KINDS[kind](detector, examination, examination.image))
+    for kind in (kind for kind in kinds or KINDS if kind not in examination.pictures):
+        examination.pictures[kind] = Picture(*KINDS[kind](detector, examination, examination.image))
 
 
 def _map(detector: Detector, examination: Examination, image: Image.Image) -> Drawing:

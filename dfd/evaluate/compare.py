@@ -19,8 +19,7 @@ STAGES = {"stage1": "Stage 1, real or fake", "stage2": "Stage 2, which generator
 COMPARED = {  # those of METRICS that need no temperature
     "stage1": ("auc", "accuracy_at_threshold", "real_accuracy", "fake_accuracy", "tpr_at_fpr_5", "unsure",
                "photos_accused", "fakes_passed"),
-    "stage2": ("accuracy", "balanced_accuracy", "macro_f1", "unknown"),
-}  # fmt: skip
+    "stage2": ("accuracy", "balanced_accuracy", "macro_f1", "unknown")}  # fmt: skip
 Tables = dict[str, pd.DataFrame]  # stage -> scores
 
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import pytest
 from bad_files import encoded, picture
 from click.testing import CliRunner
@@ -226,6 +228,18 @@ def test_a_lock_that_is_held_is_not_deleted_on_windows(call, tmp_path, monkeypat
     result = call("--csv", "out.csv", "in/a.png")
     assert result.exit_code == 0, result.stderr
     assert len(rows("out.csv")) == 1
+
+
+def test_a_file_whose_name_is_a_pattern_is_itself_on_windows(call, tmp_path, monkeypatch, capsys):
+    """There click would expand patterns, whatever files are called, and photo1.jpg be judged in its place."""
+    for name in ("photo1.png", "photo[1].png"):
+        Path(name).write_bytes(Path("in/a.png").read_bytes())
+    monkeypatch.setattr(click.core, "os", SimpleNamespace(**vars(os) | {"name": "nt"}))
+    monkeypatch.setattr(sys, "argv", ["dfd", "predict", "--model", "run", "--json", "photo[1].png", "in/a*.png"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
+    assert ended.value.code == 0 and told == ["photo[1].png", "in/a.png"]
 
 
 def test_standard_input_is_an_image(call, tmp_path):
