@@ -4,7 +4,6 @@ Heavy libraries are imported by the commands that need them, so that `--help` an
 """
 
 import os
-import shlex
 import sys
 import tomllib
 import traceback
@@ -102,13 +101,13 @@ def main(debug: bool) -> None:
 @command
 def run(notebooks: tuple[str, ...], out: str, settings: tuple, fresh: bool, **given: str | None) -> None:
     """Run the notebooks on a folder of images and write the reports."""
-    from dfd.core.io import read_json
+    from dfd.core import command_line, read_json
     from dfd.reports import html, runner
 
     chosen = remembered(out, given, settings)
     index = runner.run(chosen["data"], out, chosen["profile"], dict(settings), notebooks, fresh)
     told = {name: read_json(index.with_name(f"{name}.json")) for name in ("metrics", "config")}
-    click.echo(html.fill("ran.txt.j2", **told, out=shlex.quote(out), index=shown(index)).strip())
+    click.echo(html.fill("ran.txt.j2", **told, out=command_line([out]), index=shown(index)).strip())
 
 
 @command
@@ -242,7 +241,7 @@ def sweep(grid: str, out: str | None, jobs: int | None, dry_run: bool) -> None:
         click.echo(f"Open {shown(sweeping.run(asked, folder, jobs, say=click.echo))}")
         return
     for name, entry in sweeping.entries_of(asked, folder).items():
-        click.echo(f"{name}\n    {shlex.join(['python', *entry['command'][1:]])}")
+        click.echo(f"{name}\n    {sweeping.runs.command_line(['python', *entry['command'][1:]])}")
 
 
 @command

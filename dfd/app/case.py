@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import uuid
@@ -26,7 +25,7 @@ from PIL import Image
 
 from dfd import __version__, config
 from dfd.app.metadata import TRUST, plain, sentence
-from dfd.core import explained, now, perceptual_hash, printable, run_lock
+from dfd.core import command_line, explained, now, perceptual_hash, printable, run_lock
 from dfd.core.io import TEMPLATES, atomic_write, code, digest, read_json, sha256_of, template, write_json, write_text
 from dfd.data.splits import components
 from dfd.inference import Detector, Verdict, uses_bfloat16
@@ -146,7 +145,7 @@ class Case:
         versions |= {"trust list": sha256_of(os.environ[TRUST])} if os.environ.get(TRUST) else {}
         versions |= {"python": sys.version} | {name: metadata.version(name) for name in PACKAGES}
         where = os.getcwd() if "paths" in about else os.devnull  # uploads lie in no folder
-        told = {"started": now(), "command": shlex.join(sys.orig_argv), "folder": where}
+        told = {"started": now(), "command": command_line(sys.orig_argv), "folder": where}
         self.record["runs"].append(told | {"versions": versions, "detector": made_by, "found": found * has_ended})
         self.journal = Journal(folder / VERDICTS, True, detector, about, lambda row: self._is_stale(row, place))
         write_json(folder / RECORD, self.record)  # which stays as it was where the table is refused

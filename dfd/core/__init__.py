@@ -7,4 +7,4 @@ from dfd.core.images import FORMATS, ImageError, Source, as_rgb, begins_like_ima
 from dfd.core.images import content_of, perceptual_hash, subsampling
 from dfd.core.io import PART, TEMPLATES, atomic_write, digest, explained, printable, read_json, read_table, sha256_of
 from dfd.core.io import code, template, write_json, write_text
-from dfd.core.runs import HEADLESS, Interrupted, InUse, bar, cores, deferred, elapsed, now, run_lock
+from dfd.core.runs import HEADLESS, Interrupted, InUse, bar, command_line, cores, deferred, elapsed, now, run_lock

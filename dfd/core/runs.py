@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ GRACE = 60.0  # seconds that a notebook's kernel has to finish its step and to s
 LOCK, HOLDER = ".lock", ".running"  # in the run folder
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # NFS without lockd, SMB, Lustre
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate set
+command_line = subprocess.list2cmdline if sys.platform == "win32" else shlex.join  # as the shells there take it
 PATIENCE = 5.0  # seconds after which waiting is said
 _held: set[Path] = set()  # folders that this process works in
 
@@ -96,7 +98,7 @@ def run_lock(folder: str | Path, shared: bool = False) -> Iterator[None]:
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         for draft in folder.glob(f"*{PART}") if holder.exists() else ():  # what a killed run left half-written
             draft.unlink()
-        write_text(holder, printable(f"{who} ({shlex.join(sys.argv)})"))
+        write_text(holder, printable(f"{who} ({command_line(sys.argv)})"))
         stack.callback(holder.unlink, missing_ok=True)
         _held.add(folder)
         stack.callback(_held.discard, folder)

@@ -24,6 +24,13 @@ def holding(folder, then="time.sleep(300)"):
     return process
 
 
+def test_commands_are_told_as_the_shells_of_windows_take_them():
+    script = "import sys, importlib; from dfd.core import runs; sys.platform = 'win32'; importlib.reload(runs)\n"
+    script += "print(runs.command_line([r'reports\\mine']), runs.command_line([r'my runs\\one', '-p', 'x', '[1]']))"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert answer == 'reports\\mine "my runs\\one" -p x [1]\n'
+
+
 def test_processes_that_a_killed_run_leaves_do_not_hold_its_folder(tmp_path):
     with holding(tmp_path, "import os; os.fork() or print(os.getpid(), flush=True); time.sleep(300)") as process:
         child = int(process.stdout.readline())
