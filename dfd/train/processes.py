@@ -84,7 +84,7 @@ def loading() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         text = f"a loader process was killed, most often because memory or {SHARED_MEMORY} was full"
-        raise OSError(f"{text}; -p workers 0 needs the least") from None
+        raise OSError(f"{text}, or a script lacks its main guard; -p workers 0 needs the least") from None
 
 
 def _ignore_signals(worker: int) -> None:
