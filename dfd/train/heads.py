@@ -1,7 +1,7 @@
 """Linear heads on the feature bank, and judgements of images by heads that never saw their source.
 
-A head is Fisher's linear discriminant with one covariance for all classes. Sources weigh by the root of their size: no
-large one rules. The scatter between a class's sources counts, so that what tells sources apart does not tell classes.
+A head is Fisher's linear discriminant, with one covariance; a class scores the mean of its sources, which weigh by the
+root of their size. Scatter between a class's sources counts, so that what tells sources apart does not tell classes.
 """
 
 import time
@@ -48,7 +48,7 @@ class Discriminants:
 
     def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray]:
         """Weights (K, D), biases (K,) without some sources or class numbers; of a class with none left 0 and -inf."""
-        scatter, means = np.zeros_like(self.totals[0]), {}
+        scatter, classes = np.zeros_like(self.totals[0]), {}
         for number in range(len(self.totals)):
             cells = [cell for cell in self.cells if cell[0] == number]
             remaining = [cell for cell in cells if set(without).isdisjoint(cell)]
@@ -59,17 +59,16 @@ class Discriminants:
                 within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
             weights = np.array([len(self.cells[cell]) ** 0.5 for cell in remaining], np.float32)
             of_sources = np.stack([self.means[cell] for cell in remaining])
-            means[number] = np.average(of_sources, axis=0, weights=weights)
-            between = (of_sources - means[number]) * np.sqrt(weights)[:, None]
-            scatter += (within + between.T @ between) / weights.sum()
-        scatter /= len(means)
+            scatter += within / weights.sum() + np.cov(of_sources.T, aweights=weights, ddof=0, dtype=np.float32)
+            classes[number] = of_sources, weights / weights.sum()
+        scatter /= len(classes)
         scatter[np.diag_indices(len(scatter))] += self.shrinkage
         factor = cho_factor(scatter, lower=True, overwrite_a=True, check_finite=False)
         weight, bias = np.zeros_like(self.totals[:, 0]), np.full(len(self.totals), -np.inf, np.float32)
-        for number, mean in means.items():
-            direction = cho_solve(factor, mean, check_finite=False)
-            weight[number] = direction / self.scale
-            bias[number] = -direction @ mean / 2 - weight[number] @ self.mean
+        for number, (of_sources, shares) in classes.items():
+            directions = cho_solve(factor, of_sources.T, check_finite=False)
+            weight[number] = directions @ shares / self.scale
+            bias[number] = -(of_sources * directions.T).sum(1) @ shares / 2 - weight[number] @ self.mean
         return weight, bias
 
     def _moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,13 +39,18 @@ def features():
     return (x + classes[:, None, None] * [0, 2, 0, 0, 1]).astype(np.float16), classes, sources
 
 
-def test_the_discriminant_is_fishers_where_sources_weigh_alike(features):
+def test_the_discriminant_is_fishers_and_a_class_scores_the_mean_of_its_sources(features):
     x, classes, sources = features
     weight, bias = heads.Discriminants(x, classes, sources, shrinkage=1e-6).fit()
     flat = x.astype(float).reshape(-1, 5)
     expected = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5]).fit(flat, classes.repeat(3))
-    difference = flat @ (weight[1] - weight[0]) + bias[1] - bias[0]
-    assert np.allclose(difference, expected.decision_function(flat), rtol=0.02, atol=0.02)
+    assert np.allclose(weight[1] - weight[0], expected.coef_[0], rtol=0.02, atol=0.02)
+    means = np.stack([flat[sources.repeat(3) == source].mean(0) for source in "abcdef"])
+    directions = np.linalg.solve(expected.covariance_, means.T)
+    of_sources = flat @ directions - (means * directions.T).sum(1) / 2  # the log-likelihood of each, but for a constant
+    difference = of_sources[:, 3:].mean(1) - of_sources[:, :3].mean(1)
+    assert np.allclose(flat @ (weight[1] - weight[0]) + bias[1] - bias[0], difference, rtol=0.02, atol=0.02)
+    assert np.abs(difference - expected.decision_function(flat)).mean() > 0.05  # which takes a class for one point
 
 
 def test_shrinkage_is_added_to_the_covariance_of_standardised_features(features):
@@ -83,11 +88,19 @@ def test_a_source_weighs_by_the_root_of_its_size(features):
     x, classes, sources = features
     often = np.r_[np.arange(144), np.repeat(np.flatnonzero(sources == "a"), 3)]  # source a four times as large
     weight, bias = heads.Discriminants(x[often], classes[often], sources[often], 1e-6).fit()
-    flat, size = x.astype(float), {"a": 2.0}
-    mean = np.average([flat[sources == s].mean((0, 1)) for s in "abc"], axis=0, weights=[size.get(s, 1) for s in "abc"])
-    other = np.mean([flat[sources == s].mean((0, 1)) for s in "def"], axis=0)
-    middle = (mean + other) / 2  # where both classes are as likely
-    assert middle @ (weight[1] - weight[0]) + bias[1] - bias[0] == pytest.approx(0, abs=0.01)
+    flat, shares = {source: x[sources == source].astype(float).reshape(-1, 5) for source in "abcdef"}, {"a": 2.0}
+    scatter, means, terms = np.zeros((5, 5)), [], []
+    for names in ("abc", "def"):
+        share = np.array([shares.get(name, 1.0) for name in names]) / sum(shares.get(name, 1.0) for name in names)
+        own = np.stack([flat[name].mean(0) for name in names])
+        within = np.tensordot(share, [np.cov(flat[name].T, bias=True) for name in names], 1)
+        scatter += (within + np.cov(own.T, aweights=share, ddof=0)) / 2
+        means.append(share @ own)
+        terms.append((share, own))
+    direction = np.linalg.solve(scatter, means[1] - means[0])
+    assert np.allclose(weight[1] - weight[0], direction, rtol=0.02, atol=0.02)
+    first, second = (share @ (own * np.linalg.solve(scatter, own.T).T).sum(1) / 2 for share, own in terms)
+    assert bias[1] - bias[0] == pytest.approx(first - second, abs=0.03)
 
 
 def test_hold_outs_leave_a_source_out_of_every_label():
