@@ -46,9 +46,9 @@ def export(detector: Detector, folder: Path) -> Path:
     names = ("crop_size", "crops", "equalise_quality", "temperature", "likelihood", "rates", "smallest")
     record: dict[str, Any] = {"dfd": __version__, "detector": str(detector.run), "threshold": detector.threshold}
     record |= {name: getattr(stage1, name) for name in names} | {"band": limits(stage1, detector.threshold)}
-    if stage2:
-        names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
-        record["stage2"] = {name: getattr(stage2, name) for name in names}
+    names = ("classes", "temperature", "conformal_quantile", "ood_threshold")
+    record |= {"stage2": {name: getattr(stage2, name) for name in names}} if stage2 else {}
+    record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # NaN, of too few groups, is no JSON
     takes = ("crop_size", "equalise_quality", "crops", "crop_mode")
     ways = {tuple(getattr(stage, name) for name in takes) for stage in detector.stages}
     if len(ways) > 1 or stage1.crop_mode != "five":

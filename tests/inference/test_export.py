@@ -34,6 +34,16 @@ def written(tmp_path, monkeypatch):
     return detector, tmp_path / "onnx"
 
 
+def test_the_record_is_json_where_one_group_of_photos_calibrated(tmp_path):
+    """Cllr is NaN then, which JSON, and so JavaScript, does not know."""
+    is_fake = np.arange(20) % 2 == 1
+    groups = np.where(is_fake, np.arange(20), 0)
+    fitted = likelihood.fit(np.random.default_rng(0).normal(is_fake), is_fake, groups, np.arange(20))
+    export.export(Detector(Stage(content("stage1", likelihood=fitted))), tmp_path)
+    record = json.loads((tmp_path / "detector.json").read_text(), parse_constant=pytest.fail)
+    assert record["likelihood"] == fitted | {"cllr": None, "cllr_min": None}
+
+
 def images():
     for seed in range(20):
         image = noise(70 + 9 * seed, 150 - 5 * seed, seed)
