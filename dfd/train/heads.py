@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.linalg import cho_factor, cho_solve
-from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import log_loss, recall_score, roc_auc_score
 
 from dfd import config
 from dfd.core import atomic_write, bar, run_lock
@@ -217,7 +217,7 @@ def history_of(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[s
         for _, draw in judged[judged["level"] == level].groupby("draw"):
             weight = 1 / draw.groupby(["label", "source"])["label"].transform("size")
             values += [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"], sample_weight=weight)
-                       if stage == "stage1" else
-                       balanced_accuracy_score(draw["label"], draw["prediction"], sample_weight=weight)]  # fmt: skip
+                       if stage == "stage1" else recall_score(draw["label"], draw["prediction"], average="macro",
+                       labels=draw["label"].unique(), sample_weight=weight)]  # fmt: skip
         row[name] = float(np.mean(values))
     return row | {"score": (row[f"val_{metric}"] + row[f"val_{metric}_jpeg_75"]) / 2}

@@ -259,6 +259,15 @@ def test_the_history_of_a_head_is_of_its_hold_outs_whose_sources_weigh_alike(sta
     assert row["val_loss"] == pytest.approx(-np.log(p[np.arange(len(p)), truth].clip(2**-52)).mean())
 
 
+def test_a_name_that_no_hold_out_judges_gives_no_warning_to_the_history():
+    """scikit-learn warned, on the notebook's page, of a generator of one source that an image was called."""
+    images = pd.DataFrame({"path": list("abc"), "label": list("AAB"), "source": list("123"), "draw": 0})
+    features = np.repeat(np.eye(3)[:, None], 4, axis=1)
+    judged = heads.judgements(features, images, np.eye(3)[[0, 2, 1]], np.zeros(3), list("ABC"))
+    assert judged["prediction"][:3].tolist() == list("ACB")
+    assert heads.history_of(judged, judged, "stage2")["val_balanced_accuracy"] == 0.75
+
+
 def test_the_score_of_a_generator_that_is_called_real_is_its_own():
     features = np.random.default_rng(0).normal(size=(6, 4, 3))
     images = pd.DataFrame({"path": "x", "label": "real", "source": "s", "draw": 0}, index=range(6))
