@@ -37,7 +37,7 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
     where undefined. Gives value, low and high, () or (K,) each; limits are NaN below FEWEST groups, or without a draw.
     """
     codes, names = pd.factorize(np.asarray(groups), sort=True)
-    count, value = len(names), np.asarray(statistic(np.ones((1, len(codes)))), dtype=float)[..., 0]
+    count, value = len(names), np.asarray(statistic(np.ones((1, len(codes)))), dtype=float)[..., 0].round(12)
     if count < FEWEST:
         return value, np.full(value.shape, np.nan), np.full(value.shape, np.nan)
 
@@ -45,7 +45,7 @@ def bootstrap(groups: Any, statistic: Callable[[np.ndarray], Any], seed: int = 0
         rows = drawn.reshape(-1, drawn.shape[-1])
         flat = (rows + count * np.arange(len(rows))[:, None]).ravel()
         times = np.bincount(flat, minlength=count * len(rows)).reshape(-1, count)
-        result = np.asarray(statistic(times[:, codes].astype(float)), dtype=float)
+        result = np.asarray(statistic(times[:, codes].astype(float)), dtype=float).round(12)  # ties, in any order
         return result.reshape(result.shape[:-1] + drawn.shape[:-1])
 
     with warnings.catch_warnings(action="ignore"):  # undefined or constant draws, which are dealt with below

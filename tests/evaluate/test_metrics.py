@@ -405,3 +405,14 @@ def test_each_number_is_of_its_own_column(noisy):
     assert found["balanced_accuracy"] == pytest.approx(skm.balanced_accuracy_score(fake, logit > 0))
     cost = np.log2(1 + 10 ** (np.where(fake, -1, 1) * rows["log10_lr"]))
     assert found["cllr"] == pytest.approx(cost.groupby(fake).mean().mean())
+
+
+def test_intervals_do_not_depend_on_the_order_of_the_rows():
+    """Sums of calibration errors differ in their last digit by it, and a draw that is as the value counted as above."""
+    rng = np.random.default_rng(0)
+    confidence, right, groups = np.full(40, 0.88), rng.random(40) < 0.7, np.arange(40) // 4
+    intervals = set()
+    for order in (np.arange(40), *(rng.permutation(40) for _ in range(20))):
+        statistic = partial(metrics.calibration_error, confidence=confidence[order], right=right[order])
+        intervals.add(tuple(metrics.bootstrap_all(groups[order], {"ece": statistic})["ece"].values()))
+    assert len(intervals) == 1
