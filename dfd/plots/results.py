@@ -207,7 +207,7 @@ def plot_examples(images: dict[str, list[np.ndarray]], titles: dict[str, list[st
             ax.set_axis_off()
         for ax, picture, title in zip(row, pictures, titles[name] if titles else [""] * columns, strict=False):
             show(ax, picture, vmin=0, vmax=1)
-            ax.set_title(title, fontsize=7)
+            ax.set_title("\n".join(fill(line, 26) for line in title.split("\n")), fontsize=7)
         row[0].set_ylabel(legible(name), fontsize=9)
     return figure
 

@@ -59,6 +59,17 @@ def test_titles_and_rows_do_not_overlap():
     plt.close("all")
 
 
+def test_titles_of_pictures_do_not_overlap():
+    """As notebook 04 gives them to suspected labels: what they may be, and the file's name."""
+    pictures, titles = {"ProGAN": [np.zeros((8, 8, 3))] * 3}, [f"{name}?\nimg_000123_0123456.png" for name in NAMES]
+    grid = plots.plot_examples(pictures, {"ProGAN": titles})
+    grid.canvas.draw()
+    shown = [ax.title.get_window_extent() for ax in grid.axes]
+    assert all(left.x1 <= right.x0 for left, right in zip(shown, shown[1:], strict=False))
+    assert [ax.title.get_text().replace("\n", "") for ax in grid.axes] == [text.replace("\n", "") for text in titles]
+    plt.close("all")
+
+
 SETS = ("stylegan2_ada_{}_256_kimg025000", "stylegan2_ada_ffhq_256_{}_gamma8_mirror_kimg025000", "{}" + 40 * "x")
 
 
