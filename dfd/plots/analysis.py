@@ -112,7 +112,7 @@ def plot_conditions(table: pd.DataFrame, names: Mapping[str, str], xlabel: str, 
 
     `names` gives columns their words in the legend. One alone has none, but a dashed line at its value as it is.
     """
-    ax = ax or new_axes(8, 1.1 + 0.23 * len(table))
+    ax = ax or new_axes(max(8, 4 + 0.07 * table.index.str.len().max()), 1.1 + 0.23 * len(table))
     for i, (metric, words) in enumerate(names.items()):
         y = np.arange(len(table)) + 0.5 * ((i + 0.5) / len(names) - 0.5)
         draw_intervals(ax, y, table, metric, color=PALETTE[i], marker=MARKERS[i], ms=5, label=words)
@@ -140,7 +140,7 @@ def plot_levels(measured: pd.DataFrame) -> Figure:
 
 def plot_probe(probe: pd.DataFrame) -> Axes:
     """Stage 1's AUC where a condition meets photos only, fakes only, or both, from `audit.probe`; bold where named."""
-    ax, y = new_axes(8, 1.4 + 0.23 * len(probe)), range(len(probe))
+    ax, y = new_axes(max(8, 4 + 0.07 * probe.index.str.len().max()), 1.4 + 0.23 * len(probe)), range(len(probe))
     for marker, colour, column in zip(MARKERS, PALETTE, ("photos_only", "fakes_only", "both"), strict=False):
         ax.plot(probe[column], y, marker, color=colour, ms=6, alpha=0.9, label=column.replace("_", " "))
     ax.axvline(probe["clean"].iloc[0], color="0.4", ls="--", lw=1, label="images as they are")

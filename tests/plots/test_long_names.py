@@ -70,6 +70,16 @@ def test_titles_of_pictures_do_not_overlap():
     plt.close("all")
 
 
+def test_a_condition_of_many_steps_leaves_its_figures_their_width():
+    """One of 91 letters left the axes less than 2 of 8 inches, and layout gave up with a warning."""
+    chain = "jpeg 90 + crop 0.9 + rescale 0.5 lanczos + blur 1.5 + double_jpeg 75 first=80 shift=3 4:4:4"
+    values = dict.fromkeys(("cost", "cost_low", "cost_high", "clean", "photos_only", "fakes_only", "both"), 0.8)
+    table = pd.DataFrame(values | {"named": False}, index=["jpeg 75", chain])
+    for ax in (plots.plot_conditions(table, {"cost": "photos"}, "photos called fake"), plots.plot_probe(table)):
+        assert inches(ax)[0] > 2.9
+    plt.close("all")
+
+
 SETS = ("stylegan2_ada_{}_256_kimg025000", "stylegan2_ada_ffhq_256_{}_gamma8_mirror_kimg025000", "{}" + 40 * "x")
 
 
