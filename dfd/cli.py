@@ -30,7 +30,7 @@ EXTRAS = {module: extra for extra, modules in OPTIONS.pop("extras").items() for 
 class Group(click.Group):
     """Turns expected errors into one clear line; the rest, and everything with --debug, keeps its traceback."""
 
-    main = partialmethod(click.Group.main, windows_expand_args=False)  # photo[1].jpg is a file; see `find_images`
+    main: Any = partialmethod(click.Group.main, windows_expand_args=False)  # photo[1].jpg is a file; see `find_images`
 
     def invoke(self, ctx: click.Context) -> Any:
         from dfd.core.io import need_home, printable
