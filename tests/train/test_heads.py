@@ -100,7 +100,7 @@ def test_a_source_weighs_by_the_root_of_its_size(features):
     direction = np.linalg.solve(scatter, means[1] - means[0])
     assert np.allclose(weight[1] - weight[0], direction, rtol=0.02, atol=0.02)
     first, second = (share @ (own * np.linalg.solve(scatter, own.T).T).sum(1) / 2 for share, own in terms)
-    assert bias[1] - bias[0] == pytest.approx(first - second, abs=0.03)
+    assert bias[1] - bias[0] == pytest.approx(first - second, abs=0.01)
 
 
 def test_hold_outs_leave_a_source_out_of_every_label():
