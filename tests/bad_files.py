@@ -135,6 +135,8 @@ def _no_images(folder: Path) -> dict[str, str | None]:
         "drawing.png": (b'<?xml version="1.0"?><svg/>', "SVG"),
         "paper.pdf": (b"%PDF-1.7\n%\xe2\xe3", "not an image"),
         "video.gif": (b"\0\0\0\x20ftypisom" + bytes(100), "a video"),
+        "photo.jxl": (b"\xff\x0a\xfa\x1f\x01" + bytes(50), "JPEG XL; save it as PNG"),
+        "boxed.jpg": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "JPEG XL; save it as PNG"),
         "archive.zip": (b"PK\x03\x04" + bytes(30), "not an image"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "LFS"),
         ".settings": (b"\0\0\0\1Bud1" + bytes(50), "not an image"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 import warnings
 from collections.abc import Sequence
@@ -15,8 +16,7 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-FORMATS += ("AVIF",) if features.check("avif") else ()
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if features.check("avif") else ()))
 with suppress(ImportError):  # a machine that only trains may lack it
     import pillow_heif
 
@@ -32,7 +32,9 @@ FLAT = 2.0  # grey standard deviation (of 255) of the hashed thumbnail, below wh
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # starts, of damaged ones too
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's orientation -> Image.Transpose
 UNUSED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"acTL", b"fcTL", b"fdAT")  # of a PNG: texts, profile and animation
+HDR_IN, HDR = ("AVIF", "HEIF", "PNG"), re.compile(rb"colrnclx..\0[\x10\x12]|cICP.[\x10\x12]", re.S)  # PQ or HLG
 OTHERS = {b"<": "an HTML page or SVG drawing", b"version https://git-lfs": "a Git LFS pointer; fetch the real file"}
+OTHERS |= {b"ftyp": "a video, or a raw photo (CR3)", b"\xff\x0a": (jxl := "JPEG XL; save it as PNG"), b"JXL ": jxl}
 Source: TypeAlias = Any  # str, Path, bytes, PIL image, array or tensor; see as_rgb
 BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # starts of those that a HEIF or AVIF names behind ftyp
 warnings.filterwarnings("ignore", module="PIL")  # of files; to catch them in threads would silence the process for good
@@ -71,8 +73,7 @@ def as_rgb(source: Source) -> Image.Image:
     if hasattr(source, "is_floating_point"):  # a tensor; torch takes seconds to import, and a path needs none of it
         is_rgb = source.is_floating_point() and source.ndim == 3 and source.shape[0] == 3 and source.numel()
         if not (is_rgb and source.min() >= 0 and source.max() <= 1):  # NaN fails too
-            text = "a tensor is float (3, H, W), its values lie in [0, 1], not normalised"
-            raise ValueError(f"{text}; got {source.dtype} {tuple(source.shape)}")
+            raise ValueError(f"a tensor: float (3, H, W) in [0, 1], not normalised; got {source.dtype} {source.shape}")
         source = (source.detach().float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     if not isinstance(source, np.ndarray):
         raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}")
@@ -86,9 +87,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Read a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
     image = _decode(BytesIO(data := content_of(path)), draft=True)
     width, height = image.info["header_size"][:: -1 if _orientation(image) in (5, 6, 7, 8) else 1]
-    return {"width": width, "height": height,
-            "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
-            "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
+    return {"width": width, "height": height, "format": "JPEG" if image.format == "MPO" else image.format,
+            "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),  # an MPO is a JPEG of several
             "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data),
             "phash": perceptual_hash(_to_rgb(image, ("L", "RGB")))}  # fmt: skip
 
@@ -122,9 +122,8 @@ def _libjpeg_tables() -> np.ndarray:
 
 def subsampling(image: Image.Image) -> str | None:
     """Name a JPEG's chroma subsampling; None for grey ones and other formats."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.layers == 1:
-        return None
-    return {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image), "other")
+    is_other = not isinstance(image, JpegImagePlugin.JpegImageFile) or image.layers == 1
+    return None if is_other else {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image), "other")
 
 
 def content_of(path: str | Path | bytes, limit: int = -1) -> bytes:
@@ -165,11 +164,13 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
         _check_size(*image.size)
         is_part = image.format == "AVIF" and b"\0\0" in [part[-4:-2] for part in data.split(b"clap")[:-1]]  # a box
         is_small = data[:3] == b"GIF" and image.tile[0][1] != (0, 0, *image.size)  # Pillow fills the rest, no viewer
-        if is_part or (is_small and "transparency" not in image.info):
-            raise ImageError(f"{image.format} that shows more or less than its pixels; save what it shows as PNG")
+        is_hdr = image.format in HDR_IN and b"tmap" not in data and HDR.search(data.partition(b"IDAT")[0])
+        if is_part or is_hdr or (is_small and "transparency" not in image.info):
+            what = "in HDR (PQ or HLG)" if is_hdr else "that shows more or less than its pixels"
+            raise ImageError(f"{image.format} {what}; save what it shows as PNG")
         if draft:
             image.info["header_size"] = image.size
-            image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits of a JPEG are read, not all pixels made
+            _ = jpeg_quality(image) and image.draft("L", (HASH_SIDE, HASH_SIDE))  # all bits are read, few pixels made
         _ = image is source or image.info.pop("xmp", None)  # Pillow would turn a TIFF by it
         image.load()
         return image
@@ -232,8 +233,7 @@ def _what_it_is(file: Any) -> str:
         return "empty file (0 bytes)"
     if begins_like_image(start):
         return "damaged or truncated header, or an unsupported variety"
-    kinds = [kind for magic, kind in OTHERS.items() if start.lstrip().startswith(magic)]
-    kinds += ["a video, or a raw photo (CR3)"] if start[4:8] == b"ftyp" else []
+    kinds = [kind for magic, kind in OTHERS.items() if start.lstrip().startswith(magic) or start[4:8] == magic]
     return f"not an image{': ' + kinds[0] if kinds else ', or of another kind'}; supported are {', '.join(FORMATS)}"
 
 

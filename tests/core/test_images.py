@@ -80,6 +80,16 @@ def test_photo_of_several_pictures_is_a_jpeg(save):
     assert (found["format"], found["jpeg_quality"], found["width"]) == ("JPEG", 80, 64)
 
 
+def test_a_lossless_jpeg_is_described_as_it_is_read(save):
+    """Of its kind (SOF3) libjpeg cannot make a draft; 8 x 8 pixels of one colour, by libjpeg-turbo."""
+    header = "ffd8ffee000e41646f626500640000000000ffc30011080008000803521100471100421100ffc400160001010100000000000000"
+    pixels = "000000000000000705ffda000c03520047004200010000846152000000000000000000000000000000000000000000000001ffd9"
+    path = save("scan.jpg", bytes.fromhex(header + pixels))
+    assert images.load_rgb(path).getpixel((3, 3)) == (9, 99, 200)
+    found = images.inspect(path)
+    assert (found["width"], found["height"], found["jpeg_quality"]) == (8, 8, None)
+
+
 def test_grey_jpeg_has_no_subsampling(save):
     assert images.inspect(save("photo.jpg", picture(0).convert("L")))["subsampling"] is None
 
@@ -347,6 +357,27 @@ def test_an_avif_that_shows_a_part_of_its_pixels_is_refused(save):
         free = (8 + len(content)).to_bytes(4) + b"free" + content
         with pytest.raises(images.ImageError, match="AVIF that shows more or less than its pixels"):
             images.load_rgb(save("part.avif", data[:start] + free + data[start:]))
+
+
+@pytest.mark.parametrize("format", ["AVIF", "HEIF", "PNG"])
+@pytest.mark.parametrize(("transfer", "is_read"), [(13, True), (1, True), (16, False), (18, False)])
+def test_hdr_is_refused_for_its_values_are_no_srgb(format, transfer, is_read, save):
+    """PQ (16) and HLG (18) of ITU-T H.273: viewers show other greys, by 20 to 60 levels on a photo."""
+    data = encoded(picture(3), format)
+    if format == "PNG":
+        data = data[:33] + chunk(b"cICP", bytes([9, transfer, 0, 1])) + data[33:]
+    else:
+        start = data.index(b"colrnclx") + 10
+        data = data[:start] + transfer.to_bytes(2) + data[start + 2 :]
+    path = save("photo.bin", data)
+    for read in (images.load_rgb, images.inspect):
+        if is_read:
+            read(path)
+        else:
+            with pytest.raises(images.ImageError, match=rf"{format} in HDR \(PQ or HLG\); save what it shows as PNG"):
+                read(path)
+    if format != "PNG":  # the transfer of what a gain map makes of it, not of its own pixels
+        images.load_rgb(save("map.bin", data + b"\0\0\0\x0cfreetmap"))
 
 
 @pytest.mark.parametrize("is_transparent", [False, True])
