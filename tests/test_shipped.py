@@ -51,6 +51,20 @@ def test_names_in_its_sums_lead_nowhere_else(tmp_path):
     assert files_of(tmp_path / "model") == [*SHIPPED.values(), SUMS, ".bashrc", "zero"]
 
 
+@pytest.mark.parametrize("sums", ["", "<html>404</html>\n", "0\n", "0 a b\n", b"\xff\xfe\0", None])
+def test_a_detector_whose_sums_or_files_are_damaged_is_named_and_not_opened(sums, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stage, "load", lambda *_: pytest.fail("opened"))
+    for name in files_of(DETECTOR):
+        shutil.copy(DETECTOR / name, tmp_path)
+    if sums is None:
+        (tmp_path / "adapter.safetensors").unlink()
+    else:
+        (tmp_path / SUMS).write_bytes(sums if isinstance(sums, bytes) else sums.encode())
+    named = "adapter" if sums is None else "stage1"
+    with pytest.raises(ValueError, match=rf"{named}\.safetensors is not the file that {SUMS} names, or gone"):
+        Detector.load(tmp_path)
+
+
 @pytest.fixture(scope="module")  # made before each test gets a cache of its own: CLIP's weights are in the user's
 def detector():
     try:

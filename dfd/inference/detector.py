@@ -56,12 +56,13 @@ class Detector:
     @classmethod
     def load(cls, run: str | Path = DETECTOR, device: str | torch.device | None = None) -> Self:
         """Open the stages of a run folder, or those that ship, held against SHA256SUMS; errors are Stage.load's."""
-        run = Path(run)
-        files = files_of(run)
+        files = files_of(run := Path(run))
         if SUMS in files:
-            for digest, name in map(str.split, (run / SUMS).read_text("utf-8").splitlines()):
-                if sha256_of(run / Path(name).name) != digest:
-                    raise ValueError(f"{run / name} is not the file that {SUMS} names; restore it, or ship it anew")
+            rows = map(str.split, (run / SUMS).read_text("utf-8", "replace").splitlines())
+            sums = {Path(row[-1]).name: row[0] for row in rows if row}
+            for file in (run / name for name in files if name != SUMS):
+                if not file.is_file() or sha256_of(file) != sums.get(file.name):
+                    raise ValueError(f"{file} is not the file that {SUMS} names, or gone; restore it, or ship it anew")
         stages = [Stage.load(run / file, device) for file in files[:2]]
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):
             if stage.stage != name:
@@ -77,8 +78,7 @@ class Detector:
 
     def at_fpr(self, fpr: float) -> Self:
         """The same networks, calling at most this share, in [0, 1), of the photos fake that fitted its thresholds."""
-        validation = self.stage1.validation
-        threshold = fit_threshold(validation.get("photos", []), validation.get("fakes", []), fpr)
+        threshold = fit_threshold(*(self.stage1.validation.get(kind, []) for kind in ("photos", "fakes")), fpr=fpr)
         threshold += 1e-9 * (threshold == self.stage1.threshold)  # its own does not count as asked for
         return type(self)(self.stage1, self.stage2, self.run, threshold)
 
@@ -114,8 +114,7 @@ class Detector:
 
     def scored(self, image: Image.Image | Tensor, crops: int | None, mode: str | None) -> list[Scored]:
         """What each stage says of one image; as in `Stage.stream`."""
-        ((_, answers),) = score_files(self.stages, [image], lambda image: image, crops, mode)
-        return answers
+        return [*score_files(self.stages, [image], lambda image: image, crops, mode)][0][1]
 
     def judge(self, path: str | None, first: Scored, second: Scored | None = None) -> Verdict:
         """Put what the stages say of an image into one Verdict."""
@@ -139,7 +138,8 @@ class Detector:
 def files_of(run: Path) -> list[str]:
     """The files of a detector, stage 1 first: the checkpoints of a run folder, or what ships, with its sums."""
     if (run / SUMS).exists():
-        names = {Path(line.split()[1]).name for line in (run / SUMS).read_text("utf-8").splitlines()}
+        lines = (run / SUMS).read_text("utf-8", "replace").splitlines()
+        names = {Path(name).name for line in lines for name in line.split()[1:]}
         return [*SHIPPED.values(), SUMS, *sorted(names - {*SHIPPED.values()})]
     first, second = CHECKPOINTS.values()
     return [first, second] if (run / second).exists() else [first]

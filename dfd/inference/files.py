@@ -64,15 +64,16 @@ def checked(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not the entries of a stage")
     if missing := [key for key in REQUIRED if key not in content]:
-        lacks = ", ".join(missing)
-        raise ValueError(f"it lacks {lacks}; weights alone, a training's state, or of another version of dfd")
-    side, classes = content["preprocessing"]["crop_size"], content["classes"]
+        raise ValueError(f"it lacks {', '.join(missing)}; weights alone, a training's state, or another version's")
+    side, classes, temperature = content["preprocessing"]["crop_size"], content["classes"], content["temperature"]
+    tensors = [*content["weights"].values(), *filter(torch.is_tensor, content.values())]
+    fitted = [*map(content.get, "band operating_points validation ood_threshold conformal_quantile".split())]
     in_range = {
         "stage": content["stage"] in CHECKPOINTS, "crop_size": isinstance(side, int) and 8 <= side <= 2048,
-        "classes": 2 <= len(classes) <= 1000 and all(isinstance(name, str) and len(name) <= 200 for name in classes),
+        "classes": 2 <= len({*classes}) == len(classes) <= 1000 and all(0 < len(str.strip(n)) <= 200 for n in classes),
         "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
-        "temperature": 0 < content["temperature"] < math.inf, "threshold": math.isfinite(content["threshold"]),
-        "weights": all(bool(part.isfinite().all()) for part in content["weights"].values()),
+        "weights": all(bool(part.isfinite().all()) for part in tensors), "temperature": 0 < temperature < math.inf,
+        "threshold": math.isfinite(content["threshold"]), "limits": not any(v in str(fitted) for v in ("nan", "inf")),
         "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512}  # fmt: skip
     if wrong := [name for name, good in in_range.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be right")
@@ -97,8 +98,7 @@ def find_model(model: str | None, tell: Callable[[str], object] = print) -> Path
             return False
         return "stage1" in measured and sample.NOTE not in measured.get("notes", ())
 
-    if model and Path(model).is_file():  # one of a detector's files stands for its folder
-        model = os.path.dirname(model) or "."
+    model = (os.path.dirname(model) or ".") if model and Path(model).is_file() else model  # its folder
     if model and (Path(model) / SUMS).exists():
         return Path(model)
     folders = [Path(model)] if model else filter(is_own, config.resolve("reports").glob("*/"))

@@ -430,6 +430,13 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
             {"classes": ["a", "b", "c", "d"], "stage": "stage2"},
             r"size mismatch .*\[3, .*\[4, ",
         ),
+        ({"classes": ["a", "a", "b"], "stage": "stage2"}, "classes cannot be right"),  # one would lose its probability
+        ({"classes": ["a", " ", "b"], "stage": "stage2"}, "classes cannot be right"),
+        ({"band": [0.3, float("nan")]}, "limits cannot be right"),
+        ({"validation": {"photos": [float("inf")], "fakes": [0.5]}}, "limits cannot be right"),
+        ({"ood_threshold": float("nan"), "stage": "stage2"}, "limits cannot be right"),  # nothing would be unknown
+        ({"conformal_quantile": float("nan"), "stage": "stage2"}, "limits cannot be right"),
+        ({"feature_bank": torch.full((2, 96), float("nan"))}, "weights cannot be right"),
         ({"adapter": "other"}, "its head learnt on another adapter of CLIP than adapter.safetensors is now"),
         ({"weights": {"conv1.weight": torch.tensor([0.0, float("nan")])}}, "weights cannot be right"),
         ({"weights": {}}, "weights do not fit the network that it names: Missing key"),
