@@ -23,11 +23,10 @@ MARK = b"c2pa"  # stands in every embedded manifest store (ISO 22144, C2PA 2.x: 
 TRUST = "DFD_C2PA_TRUST"  # environment variable: a PEM file with the certificates that may vouch for a signer
 MIME = {name: f"image/{name.lower()}" for name in "JPEG PNG WEBP TIFF GIF AVIF HEIF".split()} | {"MPO": "image/jpeg"}
 GENERATED = {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"}  # terms of the IPTC
-MAX_TEXT = 200  # characters of a text that comes from a file
-MAX_TAGS = 60  # tags of a file that are listed
+MAX_TEXT, MAX_TAGS = 200, 60  # characters of a text that comes from a file; tags of a file that are listed
 SCREENS = "1080x1920 1170x2532 1179x2556 1080x2340 1080x2400 1440x3120 1290x2796 750x1334 828x1792 1125x2436 1242x2688"
 SCREENS += " 768x1366 900x1440 1440x2560 2160x3840 1200x1920 1620x2160 1668x2388 2048x2732"
-PROMPTS = {"parameters", "prompt", "workflow", "dream", "sd-metadata"}  # texts that diffusion programs write into a PNG
+PROMPTS = {*"parameters prompt workflow dream sd-metadata invokeai_metadata novelai".split()}  # of diffusion programs
 BLOCKY = 2.8  # of `blockiness`, across and down, from which on a picture was saved as JPEG before
 CHARACTERS = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16-be"}  # how a UserComment begins, and what it is in
 SKIPPED, SHOWN = ("MakerNote", "PrintImageMatching"), ("comment", "icc_profile", "gamma")  # of EXIF; beside texts
@@ -136,12 +135,13 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     told = {"stripped"} if "exif" not in image.info and values["format"] == "JPEG" else set()
     told |= {"screenshot"} if "x".join(map(str, size)) in SCREENS.split() and "Make" not in exif else set()
     told |= {"generated"} if GENERATED & {*texts.get("DigitalSourceType in XMP", "").split(", ")} else set()
-    told |= {"prompt"} if PROMPTS & {name.lower() for name in texts} else set()
+    names = *texts, texts.get("Software", ""), exif.get("Model", "")[:6]  # there ComfyUI has "prompt:…" in a WebP
+    told |= {"prompt"} if not PROMPTS.isdisjoint(map(str.lower, names)) else set()
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere
         recorded = sorted((v := exif.get(f"ExifImage{n}", "")).isdecimal() and int(v) for n in ("Width", "Height"))
         told |= {"resized"} if recorded[0] and recorded != size else set()
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)  # in JPEG and WebP
-        told |= {"prompt"} if isinstance(comment, bytes) and b"Steps: " in comment.replace(b"\0", b"") else set()
+        told |= {"prompt"} if re.search("Steps: |sui_image", str(comment).replace("\\x00", "")) else set()
         pixels = np.asarray(image.convert("L"), dtype=np.float32)[:2048, :2048]
         is_blocky = min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
         told |= {"blocks"} if is_blocky and values["format"] in ("PNG", "TIFF", "BMP", "GIF") else set()

@@ -118,6 +118,31 @@ def test_texts_of_programs_that_generate_are_named(key):
     assert named == (key not in ("Title", "Software"))
 
 
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize(
+    ("tags", "is_prompt"),
+    [
+        ({0x110: 'prompt:{"3": {"class_type": "KSampler"}}', 0x10F: 'workflow:{"nodes": []}'}, True),  # ComfyUI's
+        ({0x9286: b"UNICODE\0" + '{"sui_image_params": {"prompt": "a castle"}}'.encode("utf-16-be")}, True),  # SwarmUI
+        ({0x110: "Pixel 9", 0x10F: "Google", 0x9286: b"ASCII\0\0\0a prompt answer"}, False),
+    ],
+)
+def test_a_prompt_where_other_programs_put_it_is_named(format, tags, is_prompt):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif).update({tag: value for tag, value in tags.items() if tag == 0x9286})
+    exif.update({tag: value for tag, value in tags.items() if tag != 0x9286})
+    found = metadata.read_metadata(encoded(picture(1), format, exif=exif.tobytes()))
+    assert any("programs for generating images" in line for line in found.warnings) == is_prompt
+
+
+@pytest.mark.parametrize(("key", "value"), [("invokeai_metadata", "{}"), ("Software", "NovelAI")])
+def test_a_prompt_in_texts_of_other_programs_is_named(key, value):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text(key, value)
+    found = metadata.read_metadata(encoded(picture(1), "PNG", pnginfo=texts))
+    assert any("programs for generating images" in line for line in found.warnings)
+
+
 def test_an_animation_counts_its_frames():
     data = encoded(picture(1), "GIF", save_all=True, append_images=[picture(2), picture(3)])
     assert metadata.read_metadata(data).frames == 3
