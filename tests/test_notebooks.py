@@ -139,7 +139,14 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     assert test.groupby("level").size().tolist() == [int((table["split"] == "test").sum())] * 2
     assert scores.groupby("split").size().keys().tolist() == ["test", "val"]
     sweep = pd.read_csv(out / "sweep_jpeg_stage2.csv")
-    assert sweep["quality"].dropna().tolist() == [90, 50] and {"accuracy", "accuracy_low"} <= set(sweep)
+    assert sweep["quality"].fillna(0).tolist() == [0, 90, 50] and {"accuracy", "accuracy_low"} <= set(sweep)
+    swept = pd.read_parquet(out / "scores_stage2.parquet").query(
+        "split == 'test'"
+    )  # a row a quality, of its own images
+    shares = (swept["label"] == swept["prediction"]).groupby([swept["degradation"], swept["level"]]).mean()
+    rows = [("none", 0), ("jpeg", 90), ("jpeg", 50)]
+    assert sweep["accuracy"].tolist() == pytest.approx([shares[row] for row in rows])
+    assert sweep["images"].tolist() == [int(swept["degradation"].eq("none").sum())] * 3
 
     found = pd.read_csv(out / "robustness.csv")
     assert found["condition"].unique().tolist() == ["as it is", "jpeg 90", "jpeg 50", "blur 1 + jpeg 75"]

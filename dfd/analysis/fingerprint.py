@@ -56,8 +56,7 @@ def save_spectra(prints: dict[str, Fingerprint], out: str | Path) -> None:
         np.savez_compressed(file, **spectra)
 
 
-def correlations(stage: Stage, prints: dict[str, Fingerprint], table: pd.DataFrame, limit: int,
-        seed: int = 0) -> pd.DataFrame:  # fmt: skip
+def correlations(stage: Stage, prints: dict, table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
     """Normalised cross-correlation of test images' residuals with each mean residual, at no shift, by true label.
 
     As in Marra et al. 2019, arXiv:1812.11842. Means in [-1, 1] over at most `limit` images of a label, photos last.

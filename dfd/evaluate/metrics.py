@@ -5,7 +5,7 @@ function gives the value (weights of one) and all draws at once. Images of a gro
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,8 +219,7 @@ def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:
         before=confidences(scores, 1.0)[0])  # fmt: skip
 
 
-def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0,
-        only: Sequence[str] | Mapping[str, str] = ()) -> dict[str, Interval]:  # fmt: skip
+def evaluate(scores: pd.DataFrame, temperature: float, seed: int = 0, only: Iterable[str] = ()) -> dict[str, Interval]:
     """A stage's metrics with intervals over all rows: its STAGE_METRICS, or `only` these; a mapping names them anew."""
     table, names = judged(scores, temperature), only or STAGE_METRICS[stage_of(scores)]
     names = names if isinstance(names, Mapping) else dict(zip(names, names, strict=True))

@@ -91,8 +91,7 @@ def _degraded(path: str, load: Callable[[str], Image.Image], condition: Conditio
         raise ImageError(f"{path}: no {condition.name} of it ({error}); take out the image or the condition") from error
 
 
-def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable[[str], Image.Image | Tensor],
-        crops: int | None) -> dict[str, pd.DataFrame]:  # fmt: skip
+def _score(stages: dict[str, Stage], table: pd.DataFrame, read: Callable, crops: int | None) -> dict[str, pd.DataFrame]:
     """What each stage says of the images that it is asked about: path, and the columns of a score table."""
     rows: dict[str, dict[str, tuple]] = {name: {} for name in stages}  # by path
     for is_fake, part in table.groupby("is_fake"):

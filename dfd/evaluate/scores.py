@@ -116,17 +116,7 @@ def certainty(scores: pd.DataFrame, temperature: float, threshold: float = 0.5) 
     return pd.DataFrame({"wrong": called != true_class(scores), "confidence": confidence, "distance": distance})
 
 
-def jpeg_table(scores: pd.DataFrame, temperature: float, seed: int = 0) -> pd.DataFrame:
-    """One row per JPEG quality (none: the image as it is), with images, and each metric beside its _low and _high."""
-    rows = []
-    for (degradation, level), part in scores.groupby(["degradation", "level"], sort=False):
-        row = {"quality": np.nan if degradation == "none" else level, "images": len(part)}
-        rows.append(row | metrics.flatten(metrics.evaluate(part, temperature, seed)))
-    return pd.DataFrame(rows).astype(dict.fromkeys(set(rows[0]) - {"images"}, float))
-
-
-def at_operating_points(scores: pd.DataFrame, points: dict[str, float], temperature: float,
-        seed: int = 0) -> pd.DataFrame:  # fmt: skip
+def at_operating_points(scores: pd.DataFrame, points: dict, temperature: float, seed: int = 0) -> pd.DataFrame:
     """What thresholds on p_fake that were fitted elsewhere, at this temperature, do on stage 1's rows.
 
     A row a point: threshold, fpr (photos called fake), tpr (fakes found), accuracy, each beside its _low and _high.

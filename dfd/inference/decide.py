@@ -27,8 +27,7 @@ class Decisions(NamedTuple):
     candidates: np.ndarray  # (N, K) bool: the classes that stay possible, a conformal set; stage 1 rules none out
 
 
-def decide(logits: ArrayLike, stage: Stage, ood_score: ArrayLike | None = None,
-        threshold: float | None = None) -> Decisions:  # fmt: skip
+def decide(logits: ArrayLike, stage: Stage, ood_score: Any = None, threshold: float | None = None) -> Decisions:
     """Decide on images by a stage's logits (N, K), for score tables and for the Detector alike.
 
     Without `ood_score`, (N,), no generator is unknown. `threshold` on p_fake stands in for stage 1's own.

@@ -173,8 +173,7 @@ def score_files(stages: Sequence[Stage], items: Iterable[Any], read: Callable[[A
             yield item, prepared if isinstance(prepared, ImageError) else list(next(scored))
 
 
-def prefetch(function: Callable[[Any], Any], items: Iterable[Any], size: int, threads: int,
-        overlap: bool = True) -> Iterator[list[tuple[Any, Any]]]:  # fmt: skip
+def prefetch(function: Callable, items: Iterable, size: int, threads: int, overlap: bool = True) -> Iterator[list]:
     """Call a function on each item in threads, and give lists of (item, result) in order: 1, 2, 4, … up to `size`.
 
     The first answer comes at once, and later groups fill a network's batches. With `overlap` the next group is worked

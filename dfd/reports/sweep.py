@@ -141,8 +141,7 @@ def run(sweep: Sweep, out: str | Path, jobs: int | None = None, say: Callable[[s
     return page
 
 
-def _execute(folder: Path, entry: dict, env: dict, started: list[subprocess.Popen], stop: Any,
-        say: Callable) -> tuple[str, dict]:  # fmt: skip
+def _execute(folder: Path, entry: dict, env: dict, started: list, stop: Any, say: Callable) -> tuple[str, dict]:
     """Run in a session of its own, of which a signal to the sweep does not reach it twice, and wait."""
     if stop.number:
         return folder.name, {}
