@@ -42,7 +42,7 @@ class WeightsError(ValueError):
 class Trunk(nn.Module):
     """The transformer up to the last block that is needed. Checkpoints leave its weights out, which none changes."""
 
-    def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True):
+    def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True, patches: bool = False):
         import timm  # here and below: with torchvision it takes 2 s, and not every command builds a network
 
         super().__init__()
@@ -51,7 +51,7 @@ class Trunk(nn.Module):
         if pretrained:
             vit.load_state_dict(load_file(weights_file()), assign=True)
         vit.blocks = vit.blocks[: max(blocks)]
-        self.vit, self.blocks = vit.eval().requires_grad_(False), blocks
+        self.vit, self.blocks, self.seen = vit.eval().requires_grad_(False), blocks, None if patches else 1
         self.cached: OrderedDict[bytes, Tensor] = OrderedDict()
         self.register_load_state_dict_post_hook(_none_missing)
 
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         return {} if destination is None else destination
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class tokens (B, blocks, D), of mean 0, deviation 1, of (B, 3, H, W) in [0, 1]; the last are remembered."""
+        """Class tokens (B, blocks, D), then means of patches but the last block's, of (B, 3, H, W) in [0, 1]; kept."""
         if torch.jit.is_tracing() or (torch.is_grad_enabled() and x.requires_grad):  # ONNX would keep keys of one batch
             return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
@@ -82,8 +82,9 @@ class Trunk(nn.Module):
         taken = []
         for number, block in enumerate(self.vit.blocks, 1):
             x = block(x) if number < len(self.vit.blocks) else class_token(block, x)
-            taken += [x[:, 0].float()] if number in self.blocks else []
-        return F.layer_norm(torch.stack(taken, 1), (self.vit.embed_dim,))
+            taken += [F.layer_norm(x[:, : self.seen].float(), (self.vit.embed_dim,))] if number in self.blocks else []
+        means = [tokens[:, 1:].mean(1) for tokens in taken[:-1]] if self.seen is None else []
+        return torch.stack([*(tokens[:, 0] for tokens in taken), *means], 1)
 
 
 def _none_missing(_: nn.Module, keys: Any) -> None:
@@ -108,7 +109,9 @@ class ClipBackbone(nn.Module):
     def __init__(self, outputs: int, pretrained: bool, tuned: bool = False):
         super().__init__()
         self.trunk = shared_trunk(BLOCKS, pretrained, tuned)
-        self.head = nn.Linear(len(BLOCKS) * self.trunk.vit.embed_dim, outputs)
+        tokens = len(BLOCKS) * (side := self.trunk.vit.embed_dim)
+        self.kinds = [] if tuned else [tokens]  # where class tokens end and means of patches begin
+        self.head = nn.Linear(tokens if tuned else 2 * tokens - side, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, outputs) of (B, 3, H, W) images in [0, 1], RGB, not normalised."""
@@ -117,7 +120,7 @@ class ClipBackbone(nn.Module):
             return self.head(features.float())
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The tokens side by side, (B, blocks * D)."""
+        """The tokens, and means, side by side, (B, F)."""
         return self.trunk(x).flatten(1)
 
     def get_classifier(self) -> nn.Linear:
@@ -129,7 +132,7 @@ def shared_trunk(blocks: tuple[int, ...], pretrained: bool, tuned: bool) -> Trun
     """One trunk for both stages of a detector: it takes 350 MB. The tuned one is what ADAPTER makes of CLIP's."""
     with torch.random.fork_rng(devices=[]):  # random weights, too, are the same in each process: no checkpoint has them
         torch.manual_seed(0)
-        trunk = Trunk(blocks, pretrained)
+        trunk = Trunk(blocks, pretrained, patches=not tuned)
     adapter = load_file(ADAPTER) if tuned else {}
     for layer in {name.rpartition(".")[0] for name in adapter}:
         up, down = (adapter[f"{layer}.{part}"].float() for part in ("up", "down"))

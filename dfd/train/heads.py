@@ -81,6 +81,19 @@ class Discriminants:
         return mean, x.T @ x / len(x)
 
 
+class Joint:
+    """Discriminants on each kind of features, which stand side by side, split before `kinds`; their logits add up."""
+
+    def __init__(self, features: np.ndarray, kinds: Sequence[int], *given: Any):
+        self.features = features
+        self.heads = [Discriminants(part, *given) for part in np.split(features, kinds, axis=-1)]
+
+    def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray]:
+        """As that of Discriminants."""
+        weights, biases = zip(*(head.fit(without) for head in self.heads), strict=True)
+        return np.concatenate(weights, axis=1), np.sum(biases, axis=0)
+
+
 def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> Iterator[dict[str, str]]:
     """Draw one source of each label that has several, label -> source; no draw twice, and none where photos have one.
 
@@ -129,8 +142,8 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             if draws and (stay := sorted(set(images["label"]) - set(draws[0]))):
                 print(f"{', '.join(stay)}: of one source, which no hold-out leaves out, so that none judges it")
             learns = images["split"].isin(["train", "val"] if draws else ["train"]).to_numpy()
-            numbers = pd.Categorical(truth, categories=classes).codes
-            heads = Discriminants(features[rows[learns]], numbers[learns], known[learns], cfg.shrinkage)
+            numbers = pd.Categorical(truth, categories=classes).codes[learns]
+            heads = Joint(features[rows[learns]], getattr(backbone, "kinds", ()), numbers, known[learns], cfg.shrinkage)
             weight, bias = heads.fit()
             learnt = judgements(heads.features, images[learns], weight, bias, classes)
             if draws:
@@ -162,7 +175,7 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
     return pd.DataFrame(history)
 
 
-def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str], draws: Sequence[dict]) -> pd.DataFrame:
+def judge_unseen(heads: Joint, images: pd.DataFrame, classes: list[str], draws: Sequence[dict]) -> pd.DataFrame:
     """What heads that left a draw's sources out say of these sources' images; see `judgements`."""
     tables, alone = [], images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
     for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
@@ -171,7 +184,7 @@ def judge_unseen(heads: Discriminants, images: pd.DataFrame, classes: list[str],
     return pd.concat(tables, ignore_index=True)
 
 
-def judge_unknown(heads: Discriminants, images: pd.DataFrame, draws: Sequence[dict]) -> pd.DataFrame:
+def judge_unknown(heads: Joint, images: pd.DataFrame, draws: Sequence[dict]) -> pd.DataFrame:
     """How well a generator that is left out altogether is told from the sources that a draw leaves out of the others.
 
     One row a generator and draw: `auroc` of the ood_score of images as they are, sources weighing alike, all new to it.

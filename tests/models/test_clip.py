@@ -36,8 +36,11 @@ def tiny(monkeypatch):
 def test_tokens_are_normalised_and_of_the_blocks_asked_for(tiny):
     images = torch.rand(2, 3, 32, 48)
     tokens = tiny.trunk(images)
-    assert tokens.shape == (2, len(clip.BLOCKS), 192) and len(tiny.trunk.vit.blocks) == max(clip.BLOCKS)
-    assert torch.allclose(tokens.mean(-1), torch.zeros(2, len(clip.BLOCKS)), atol=1e-5)
+    assert tokens.shape == (2, 2 * len(clip.BLOCKS) - 1, 192) and len(tiny.trunk.vit.blocks) == max(clip.BLOCKS)
+    assert torch.allclose(tokens.mean(-1), torch.zeros(tokens.shape[:2]), atol=1e-5)
+    alone = clip.Trunk(pretrained=False)
+    alone.vit.load_state_dict(tiny.trunk.vit.state_dict())
+    assert torch.allclose(alone(images), tokens[:, : len(clip.BLOCKS)], atol=1e-5)  # as what ships has them
     taken = []
     hook = tiny.trunk.vit.blocks[clip.BLOCKS[0] - 1].register_forward_hook(lambda *answer: taken.append(answer[-1]))
     again = tiny.trunk(1 - images)
@@ -54,7 +57,9 @@ def test_the_last_block_makes_the_class_token_alone_and_as_timm_does(tiny):
     options = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
     indices = [number - 1 for number in clip.BLOCKS]
     answers = tiny.trunk.vit.forward_intermediates((enlarged - mean) / deviation, indices, **options)
-    expected = torch.nn.functional.layer_norm(torch.stack([first[:, 0] for _, first in answers], 1), (192,))
+    normalised = [[torch.nn.functional.layer_norm(part, (192,)) for part in answer] for answer in answers]
+    means = [patches.mean(1) for patches, _ in normalised[:-1]]  # of all blocks but the last
+    expected = torch.stack([*(first[:, 0] for _, first in normalised), *means], 1)
     tiny.trunk.vit.blocks[-1].mlp.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
     assert torch.allclose(tiny.trunk(images), expected, atol=1e-5) and calls == [(2, 1, 192)]
 

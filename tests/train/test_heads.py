@@ -64,6 +64,24 @@ def test_shrinkage_is_added_to_the_covariance_of_standardised_features(features)
     assert np.allclose(weight[1] - weight[0], direction, rtol=0.02, atol=0.005)
 
 
+def test_logits_of_heads_on_several_kinds_of_features_add_up():
+    """As of discriminants whose covariance between kinds is 0; a class with nothing left stays out of all."""
+    rng = np.random.default_rng(3)
+    classes, sources = np.repeat([0, 1, 2], 40), np.tile(np.repeat(["a", "b"], 20), 3)
+    x = (rng.normal(size=(120, 2, 7)) + classes[:, None, None]).astype(np.float16)
+    joint = heads.Joint(x, [4], classes, sources, 0.5)
+    for without in ((), {"a"}, {1}):
+        weight, bias = joint.fit(without)
+        logits = x @ weight.T + bias
+        parts = [heads.Discriminants(part, classes, sources, 0.5) for part in (x[..., :4], x[..., 4:])]
+        alone = [part.features @ part.fit(without)[0].T + part.fit(without)[1] for part in parts]
+        np.testing.assert_allclose(logits, sum(alone), rtol=1e-4, atol=1e-4)
+        assert weight.shape == (3, 7) and np.isneginf(bias).tolist() == [False, 1 in without, False]
+    only = heads.Joint(x, (), classes, sources, 0.5).fit()
+    for ours, theirs in zip(only, heads.Discriminants(x, classes, sources, 0.5).fit(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 def test_sources_are_taken_off_in_one_order_whatever_python_hashes_them_to(monkeypatch):
     x, sources = np.random.default_rng(0).normal(size=(40, 2, 3)).astype(np.float16), np.repeat([*"abcdefghij"], 4)
     table, taken = heads.Discriminants(x, np.zeros(40, int), sources, 0.1), []
@@ -287,7 +305,7 @@ def test_the_bank_goes_on_where_it_was_stopped(trained, monkeypatch, capsys):
     seen, moved = [], []
     monkeypatch.setattr(backbone, "to", moved.append)
     monkeypatch.setattr(
-        backbone, "forward_features", lambda views: seen.append(len(views)) or torch.zeros(len(views), 1344)
+        backbone, "forward_features", lambda views: seen.append(len(views)) or torch.zeros(len(views), 2496)
     )
     bank.build(table, cfgs["stage1"], backbone)
     assert not seen and moved == [torch.device("cuda" if torch.cuda.is_available() else "cpu")]  # where views go
@@ -313,7 +331,7 @@ def test_a_run_beside_it_lends_its_bank(trained, monkeypatch):
     backbone, cfg = clip.ClipBackbone(1, pretrained=False), cfgs["stage1"].model_copy(update={"seed": 2})
     passed = []
     monkeypatch.setattr(
-        backbone, "forward_features", lambda views: passed.append(len(views)) or torch.rand(len(views), 1344)
+        backbone, "forward_features", lambda views: passed.append(len(views)) or torch.rand(len(views), 2496)
     )
     banks = []
     for name, changes in (("a", {}), ("b", {"shrinkage": 2.0}), ("c", {"crop_size": 64})):
@@ -405,7 +423,7 @@ def test_a_signal_leaves_the_bank_to_go_on_from(trained, monkeypatch):
         import signal
 
         signal.raise_signal(signal.SIGTERM)
-        return torch.zeros(len(views), 1344)
+        return torch.zeros(len(views), 2496)
 
     monkeypatch.setattr(backbone, "forward_features", interrupted)
     with pytest.raises(Interrupted, match="stopped after 8 of 48 images"):
@@ -444,8 +462,11 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
     assert holdouts.load(out, stage).empty
     features, learns = np.load(out / bank.FILE), table["split"].eq("train").to_numpy()
     fakes, labels = table["is_fake"].to_numpy(dtype=int), table["label"].to_numpy()
-    weight, _ = heads.Discriminants(features[learns], fakes[learns], labels[learns], 0.1).fit()
-    assert np.allclose(stage.model.backbone.head.weight.detach(), weight[1] - weight[0], atol=1e-4)
+    kinds = zip(np.split(features[learns], [7 * 192], axis=-1), ([0, 7 * 192], [7 * 192, None]), strict=True)
+    for part, columns in kinds:  # the heads on class tokens and on the means of patches, side by side
+        weight, _ = heads.Discriminants(part, fakes[learns], labels[learns], 0.1).fit()
+        found = stage.model.backbone.head.weight.detach()[:, slice(*columns)]
+        assert np.allclose(found, weight[1] - weight[0], atol=1e-4)
     scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), out)
     assert Stage.load(out / CHECKPOINTS["stage1"]).band and len(history) == 1
 
