@@ -70,8 +70,8 @@ def checked(content: Any) -> dict[str, Any]:
     fitted = [*map(content.get, "band operating_points validation ood_threshold conformal_quantile".split())]
     in_range = {
         "stage": content["stage"] in CHECKPOINTS, "crop_size": isinstance(side, int) and 8 <= side <= 2048,
-        "classes": 2 <= len({*classes}) == len(classes) <= 1000 and all(0 < len(str.strip(n)) <= 200 for n in classes),
-        "crops": isinstance(content["crops"], int) and content["crops"] >= 1,
+        "classes": len({*classes}) == len(classes) and all(type(n) is str and 0 < len(n) <= 200 for n in classes),
+        "number of classes": 2 <= len(classes) <= 1000, "crops": type(content["crops"]) is int and content["crops"] > 0,
         "weights": all(bool(part.isfinite().all()) for part in tensors), "temperature": 0 < temperature < math.inf,
         "threshold": math.isfinite(content["threshold"]), "limits": not any(v in str(fitted) for v in ("nan", "inf")),
         "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512}  # fmt: skip

@@ -431,7 +431,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
             r"size mismatch .*\[3, .*\[4, ",
         ),
         ({"classes": ["a", "a", "b"], "stage": "stage2"}, "classes cannot be right"),  # one would lose its probability
-        ({"classes": ["a", " ", "b"], "stage": "stage2"}, "classes cannot be right"),
+        ({"classes": ["a", "", "b"], "stage": "stage2"}, "classes cannot be right"),
         ({"band": [0.3, float("nan")]}, "limits cannot be right"),
         ({"validation": {"photos": [float("inf")], "fakes": [0.5]}}, "limits cannot be right"),
         ({"ood_threshold": float("nan"), "stage": "stage2"}, "limits cannot be right"),  # nothing would be unknown
