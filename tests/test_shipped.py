@@ -65,6 +65,18 @@ def test_a_detector_whose_sums_or_files_are_damaged_is_named_and_not_opened(sums
         Detector.load(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["{0} *{1}", "{2}  {1}"])
+def test_sums_of_other_programs_are_read(line, tmp_path, monkeypatch):
+    """With the mark of a file that was read as binary, or upper-case digits, as Windows writes them."""
+    monkeypatch.setattr(Stage, "load", lambda *_: pytest.fail("opened"))
+    for name in files_of(DETECTOR):
+        shutil.copy(DETECTOR / name, tmp_path)
+    rows = [row.split() for row in (DETECTOR / SUMS).read_text("utf-8").splitlines()]
+    (tmp_path / SUMS).write_text("".join(line.format(*row, row[0].upper()) + "\n" for row in rows), "utf-8")
+    with pytest.raises(pytest.fail.Exception, match="opened"):
+        Detector.load(tmp_path)
+
+
 @pytest.fixture(scope="module")  # made before each test gets a cache of its own: CLIP's weights are in the user's
 def detector():
     try:

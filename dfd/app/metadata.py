@@ -135,13 +135,13 @@ def _history(image: Image.Image, values: Mapping[str, Any]) -> set[str]:
     told = {"stripped"} if "exif" not in image.info and values["format"] == "JPEG" else set()
     told |= {"screenshot"} if "x".join(map(str, size)) in SCREENS.split() and "Make" not in exif else set()
     told |= {"generated"} if GENERATED & {*texts.get("DigitalSourceType in XMP", "").split(", ")} else set()
-    names = *texts, texts.get("Software", ""), exif.get("Model", "")[:6]  # there ComfyUI has "prompt:…" in a WebP
-    told |= {"prompt"} if not PROMPTS.isdisjoint(map(str.lower, names)) else set()
+    is_named = texts.get("Software") == "NovelAI" or exif.get("Model", "").startswith("prompt:")  # ComfyUI's, in a WebP
+    told |= {"prompt"} if is_named or not PROMPTS.isdisjoint(map(str.lower, texts)) else set()
     with contextlib.suppress(Exception):  # damaged pixels or metadata raise nearly anything, and are told elsewhere
         recorded = sorted((v := exif.get(f"ExifImage{n}", "")).isdecimal() and int(v) for n in ("Width", "Height"))
         told |= {"resized"} if recorded[0] and recorded != size else set()
-        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)  # in JPEG and WebP
-        told |= {"prompt"} if re.search("Steps: |sui_image", str(comment).replace("\\x00", "")) else set()
+        said = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)  # in JPEG and WebP
+        told |= {"prompt"} if re.search(r"Steps: \d{1,3}(?!,?\d)|sui_image", str(said).replace("\\x00", "")) else set()
         pixels = np.asarray(image.convert("L"), dtype=np.float32)[:2048, :2048]
         is_blocky = min(blockiness(pixels), blockiness(pixels.T)) > BLOCKY
         told |= {"blocks"} if is_blocky and values["format"] in ("PNG", "TIFF", "BMP", "GIF") else set()

@@ -59,7 +59,7 @@ class Detector:
         files = files_of(run := Path(run))
         if SUMS in files:
             rows = map(str.split, (run / SUMS).read_text("utf-8", "replace").splitlines())
-            sums = {Path(row[-1]).name: row[0] for row in rows if row}
+            sums = {Path(row[-1].lstrip("*")).name: row[0].lower() for row in rows if row}
             for file in (run / name for name in files if name != SUMS):
                 if not file.is_file() or sha256_of(file) != sums.get(file.name):
                     raise ValueError(f"{file} is not the file that {SUMS} names, or gone; restore it, or ship it anew")
@@ -139,7 +139,7 @@ def files_of(run: Path) -> list[str]:
     """The files of a detector, stage 1 first: the checkpoints of a run folder, or what ships, with its sums."""
     if (run / SUMS).exists():
         lines = (run / SUMS).read_text("utf-8", "replace").splitlines()
-        names = {Path(name).name for line in lines for name in line.split()[1:]}
+        names = {Path(name.lstrip("*")).name for line in lines for name in line.split()[1:]}
         return [*SHIPPED.values(), SUMS, *sorted(names - {*SHIPPED.values()})]
     first, second = CHECKPOINTS.values()
     return [first, second] if (run / second).exists() else [first]

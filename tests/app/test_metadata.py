@@ -124,6 +124,11 @@ def test_texts_of_programs_that_generate_are_named(key):
     [
         ({0x110: 'prompt:{"3": {"class_type": "KSampler"}}', 0x10F: 'workflow:{"nodes": []}'}, True),  # ComfyUI's
         ({0x9286: b"UNICODE\0" + '{"sui_image_params": {"prompt": "a castle"}}'.encode("utf-16-be")}, True),  # SwarmUI
+        ({0x110: "Dream", 0x10F: "HTC"}, False),
+        ({0x110: "Prompt 3"}, False),
+        ({0x9286: b"ASCII\0\0\0Steps: 8452, 6.1 km"}, False),
+        ({0x9286: b"ASCII\0\0\0Spanish Steps: from below"}, False),
+        ({0x9286: b"ASCII\0\0\0a cat\nSteps: 20, Sampler: Euler a"}, True),
         ({0x110: "Pixel 9", 0x10F: "Google", 0x9286: b"ASCII\0\0\0a prompt answer"}, False),
     ],
 )
