@@ -87,8 +87,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Read a file completely and describe it, upright, or raise ImageError without its name; Pillow may warn."""
     image = _decode(BytesIO(data := content_of(path)), draft=True)
     width, height = image.info["header_size"][:: -1 if _orientation(image) in (5, 6, 7, 8) else 1]
-    return {"width": width, "height": height, "format": "JPEG" if image.format == "MPO" else image.format,
-            "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),  # an MPO is a JPEG of several
+    return {"width": width, "height": height, "jpeg_quality": jpeg_quality(image), "subsampling": subsampling(image),
+            "format": "JPEG" if image.format == "MPO" else image.format,  # a JPEG that holds further ones
             "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data),
             "phash": perceptual_hash(_to_rgb(image, ("L", "RGB")))}  # fmt: skip
 
@@ -164,7 +164,8 @@ def _decode(source: Any, draft: bool = False) -> Image.Image:
         _check_size(*image.size)
         is_part = image.format == "AVIF" and b"\0\0" in [part[-4:-2] for part in data.split(b"clap")[:-1]]  # a box
         is_small = data[:3] == b"GIF" and image.tile[0][1] != (0, 0, *image.size)  # Pillow fills the rest, no viewer
-        is_hdr = image.format in HDR_IN and b"tmap" not in data and HDR.search(data.partition(b"IDAT")[0])
+        head = re.split(b"IDAT|mpvd", data)[0] if image.format in HDR_IN else b""  # before pixels, or a photo's film
+        is_hdr = HDR.search(head) and not re.search(b"infe.{8,10}tmap", head, re.S)  # which is of a gain map's picture
         if is_part or is_hdr or (is_small and "transparency" not in image.info):
             what = "in HDR (PQ or HLG)" if is_hdr else "that shows more or less than its pixels"
             raise ImageError(f"{image.format} {what}; save what it shows as PNG")

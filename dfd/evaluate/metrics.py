@@ -195,8 +195,7 @@ METRICS = {  # as in metrics.json
 STAGE_METRICS = {
     "stage1": "auc ap accuracy accuracy_at_threshold balanced_accuracy real_accuracy fake_accuracy unsure "
     "photos_accused fakes_passed tpr_at_fpr_1 tpr_at_fpr_5 ece_before ece cllr".split(),
-    "stage2": "accuracy balanced_accuracy macro_f1 unknown ece".split(),
-}
+    "stage2": "accuracy balanced_accuracy macro_f1 unknown ece".split()}  # fmt: skip
 
 
 def judged(scores: pd.DataFrame, temperature: float = 1.0) -> SimpleNamespace:

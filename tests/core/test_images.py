@@ -377,7 +377,12 @@ def test_hdr_is_refused_for_its_values_are_no_srgb(format, transfer, is_read, sa
             with pytest.raises(images.ImageError, match=rf"{format} in HDR \(PQ or HLG\); save what it shows as PNG"):
                 read(path)
     if format != "PNG":  # the transfer of what a gain map makes of it, not of its own pixels
-        images.load_rgb(save("map.bin", data + b"\0\0\0\x0cfreetmap"))
+        entry = b"\0\0\0\x15infe\2\0\0\0\0\2\0\0tmap\0"
+        images.load_rgb(save("map.bin", data + entry))
+        images.load_rgb(save("film.bin", encoded(picture(3), format) + b"\0\0\0\x1bmpvdcolrnclx\0\x09\0\x10\0\x09\0"))
+    if not is_read:
+        with pytest.raises(images.ImageError, match="in HDR"):  # of that item alone
+            images.load_rgb(save("free.bin", data + b"\0\0\0\x0cfreetmap"))
 
 
 @pytest.mark.parametrize("is_transparent", [False, True])

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from bad_files import animated
+from bad_files import animated, chunk
 from networks import content, noise
 from PIL import Image, PngImagePlugin
 
@@ -105,11 +105,16 @@ def test_the_example_answers_as_the_detector_does(crops, written, tmp_path):
     noise(90, 140).convert("P").save(tmp_path / "part.gif")
     gif = (tmp_path / "part.gif").read_bytes()
     (tmp_path / "part.gif").write_bytes(gif[:6] + b"\0\1\0\1" + gif[10:])  # a screen of 256 x 256 pixels
-    last = [str(tmp_path / name) for name in ("bomb.png", "thin.png", "inverted.tif", "twelve.png", "part.gif")]
+    noise(90, 140).save(hdr := io.BytesIO(), "PNG")
+    (tmp_path / "hdr.png").write_bytes(
+        hdr.getvalue()[:33] + chunk(b"cICP", b"\x09\x10\0\1") + hdr.getvalue()[33:]
+    )  # PQ
+    names = ("bomb.png", "thin.png", "inverted.tif", "twelve.png", "part.gif", "hdr.png")
+    last = [str(tmp_path / name) for name in names]
     answer = subprocess.run([*command, *last], capture_output=True, text=True)
-    refused, *lines, bomb, thin, inverted, twelve, part = answer.stdout.splitlines()
+    refused, *lines, bomb, thin, inverted, twelve, part, bright = answer.stdout.splitlines()
     assert all("without an agreed white" in line for line in (inverted, twelve))
-    assert "shows more or less than its pixels" in part
+    assert "shows more or less than its pixels" in part and "PNG in HDR (PQ or HLG)" in bright
     assert "decompression bomb" in json.loads(bomb.partition(" ")[2])["error"]
     assert "page.jpg" in refused and "cannot identify" in json.loads(refused.partition(" ")[2])["error"]
     assert "7 x 90 pixels" in thin and answer.returncode == 1, answer.stderr
