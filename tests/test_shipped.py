@@ -65,6 +65,16 @@ def test_a_detector_whose_sums_or_files_are_damaged_is_named_and_not_opened(sums
         Detector.load(tmp_path)
 
 
+def test_each_line_of_a_name_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(Stage, "load", lambda *_: pytest.fail("opened"))
+    for name in files_of(DETECTOR):
+        shutil.copy(DETECTOR / name, tmp_path)
+    right = (tmp_path / SUMS).read_text("utf-8")
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  {SHIPPED['stage1']}\n{right}", "utf-8")
+    with pytest.raises(ValueError, match=rf"{SHIPPED['stage1']} is not the file that {SUMS} names"):
+        Detector.load(tmp_path)
+
+
 @pytest.mark.parametrize("line", ["{0} *{1}", "{2}  {1}"])
 def test_sums_of_other_programs_are_read(line, tmp_path, monkeypatch):
     """With the mark of a file that was read as binary, or upper-case digits, as Windows writes them."""

@@ -59,9 +59,9 @@ class Detector:
         files = files_of(run := Path(run))
         if SUMS in files:
             rows = map(str.split, (run / SUMS).read_text("utf-8", "replace").splitlines())
-            sums = {Path(row[-1].lstrip("*")).name: row[0].lower() for row in rows if row}
+            sums = [(Path(row[-1].lstrip("*")).name, row[0].lower()) for row in rows if row]  # all of a name count
             for file in (run / name for name in files if name != SUMS):
-                if not file.is_file() or sha256_of(file) != sums.get(file.name):
+                if not file.is_file() or {sha256_of(file)} != {own for name, own in sums if name == file.name}:
                     raise ValueError(f"{file} is not the file that {SUMS} names, or gone; restore it, or ship it anew")
         stages = [Stage.load(run / file, device) for file in files[:2]]
         for name, file, stage in zip(CHECKPOINTS, files, stages, strict=False):

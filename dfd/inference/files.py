@@ -67,13 +67,13 @@ def checked(content: Any) -> dict[str, Any]:
         raise ValueError(f"it lacks {', '.join(missing)}; weights alone, a training's state, or another version's")
     side, classes, temperature = content["preprocessing"]["crop_size"], content["classes"], content["temperature"]
     tensors = [*content["weights"].values(), *filter(torch.is_tensor, content.values())]
-    fitted = [*map(content.get, "band operating_points validation ood_threshold conformal_quantile".split())]
-    in_range = {
-        "stage": content["stage"] in CHECKPOINTS, "crop_size": isinstance(side, int) and 8 <= side <= 2048,
+    limits = [*map(content.get, "band operating_points validation ood_threshold conformal_quantile".split())]
+    json.loads(json.dumps(limits), parse_constant=(odd := []).append)  # which is called for NaN and infinities alone
+    in_range = {"stage": content["stage"] in CHECKPOINTS, "crop_size": isinstance(side, int) and 8 <= side <= 2048,
         "classes": len({*classes}) == len(classes) and all(type(n) is str and 0 < len(n) <= 200 for n in classes),
         "number of classes": 2 <= len(classes) <= 1000, "crops": type(content["crops"]) is int and content["crops"] > 0,
         "weights": all(bool(part.isfinite().all()) for part in tensors), "temperature": 0 < temperature < math.inf,
-        "threshold": math.isfinite(content["threshold"]), "limits": not any(v in str(fitted) for v in ("nan", "inf")),
+        "threshold": math.isfinite(content["threshold"]), "limits": not odd,
         "unet_width": 1 <= content["config"].get("unet_width", 1) <= 512}  # fmt: skip
     if wrong := [name for name, good in in_range.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be right")

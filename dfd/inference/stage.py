@@ -99,7 +99,7 @@ class Stage:
             self.model.load_state_dict(content["weights"])
         except RuntimeError as error:  # its first line names the class alone
             reason = str(error).splitlines()[1].strip()[:200]
-            raise ValueError(f"its weights do not fit the network that it names: {reason}") from error
+            raise ValueError(f"its weights do not fit the network that it names (train again): {reason}") from error
         self.model.eval().to(self.device)
         self.backbone: Any = getattr(self.model, "classifier", self.model).backbone  # the timm network inside
 

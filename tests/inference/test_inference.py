@@ -434,12 +434,13 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path, bad):
         ({"classes": ["a", "", "b"], "stage": "stage2"}, "classes cannot be right"),
         ({"band": [0.3, float("nan")]}, "limits cannot be right"),
         ({"validation": {"photos": [float("inf")], "fakes": [0.5]}}, "limits cannot be right"),
+        ({"validation": torch.full((2000,), float("nan"))}, "weights cannot be right|Tensor is not JSON"),
         ({"ood_threshold": float("nan"), "stage": "stage2"}, "limits cannot be right"),  # nothing would be unknown
         ({"conformal_quantile": float("nan"), "stage": "stage2"}, "limits cannot be right"),
         ({"feature_bank": torch.full((2, 96), float("nan"))}, "weights cannot be right"),
         ({"adapter": "other"}, "its head learnt on another adapter of CLIP than adapter.safetensors is now"),
         ({"weights": {"conv1.weight": torch.tensor([0.0, float("nan")])}}, "weights cannot be right"),
-        ({"weights": {}}, "weights do not fit the network that it names: Missing key"),
+        ({"weights": {}}, r"weights do not fit the network that it names \(train again\): Missing key"),
     ],
 )
 def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_path):
@@ -447,6 +448,12 @@ def test_a_checkpoint_of_the_wrong_kind_or_version_says_so(given, reason, tmp_pa
     files_module.save_checkpoint(given if whole else {**content(given.get("stage", "stage1")), **given}, path)
     with pytest.raises(ValueError, match=f"not a dfd checkpoint: .*{reason}"):
         Stage.load(path)
+
+
+def test_names_of_limits_and_classes_are_no_numbers(tmp_path):
+    given = content("stage2", classes=["NaN", "Infinity", " "], operating_points={"financial": 0.5, "NaN": 0.1})
+    files_module.save_checkpoint(given, tmp_path / "model.pt")
+    assert Stage.load(tmp_path / "model.pt").operating_points == {"financial": 0.5, "NaN": 0.1}
 
 
 def test_checkpoints_under_each_others_names_are_told(run):
