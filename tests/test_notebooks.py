@@ -140,9 +140,7 @@ def test_the_whole_chain_runs_and_leaves_every_output(tiny_data, tmp_path, monke
     assert scores.groupby("split").size().keys().tolist() == ["test", "val"]
     sweep = pd.read_csv(out / "sweep_jpeg_stage2.csv")
     assert sweep["quality"].fillna(0).tolist() == [0, 90, 50] and {"accuracy", "accuracy_low"} <= set(sweep)
-    swept = pd.read_parquet(out / "scores_stage2.parquet").query(
-        "split == 'test'"
-    )  # a row a quality, of its own images
+    swept = pd.read_parquet(out / "scores_stage2.parquet").query("split == 'test'")
     shares = (swept["label"] == swept["prediction"]).groupby([swept["degradation"], swept["level"]]).mean()
     rows = [("none", 0), ("jpeg", 90), ("jpeg", 50)]
     assert sweep["accuracy"].tolist() == pytest.approx([shares[row] for row in rows])

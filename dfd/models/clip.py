@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         return {} if destination is None else destination
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class tokens (B, blocks, D), then means of patches but the last block's, of (B, 3, H, W) in [0, 1]; kept."""
+        """Class tokens, then means of patches, (B, T, D), of mean 0, of (B, 3, H, W) in [0, 1]; the last are kept."""
         if torch.jit.is_tracing() or (torch.is_grad_enabled() and x.requires_grad):  # ONNX would keep keys of one batch
             return self.tokens(x)
         keys = [hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest() for crop in x.detach().float().cpu()]
