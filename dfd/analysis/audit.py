@@ -56,7 +56,7 @@ def format_audit(table: pd.DataFrame, stage: str, seed: int = 0) -> dict[str, An
     importance = forest.fit(values, pd.factorize(truth, sort=True)[0]).feature_importances_.round(4).tolist()
     shares = dict(sorted(zip(FEATURES, importance, strict=True), key=lambda item: -item[1]))
     if auc["low"] is not None and auc["low"] > WARN_ABOVE:
-        warning = str(template("audit.txt.j2").module.shortcut(stage, auc, WARN_ABOVE, *list(shares)[:2]))
+        warning = str(template("audit.txt.j2").module.shortcut(stage, auc, WARN_ABOVE, shares))
     return {"auc": auc, "n": len(rows), "features": shares, "warning": warning}
 
 

@@ -69,7 +69,7 @@ def rescale(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
 
 
 def resample(images: Tensor, factor: float, kernel: str = "bicubic") -> Tensor:
-    """Rescale by a factor and back, (B, 3, H, W) in [0, 1]: the size stays, but for 0.5 / factor pixels at most."""
+    """Rescale by a factor and back, (B, 3, H, W) in [0, 1]: the size stays, but for 0.5 / factor + 0.5 pixels."""
     return rescale(rescale(images, factor, kernel), 1 / factor, kernel)
 
 

@@ -106,3 +106,11 @@ def test_too_little_data_is_said():
 def test_metadata_is_what_the_files_say():
     row = table(count=1, RealPhotos={"format": "WEBP", "width": 40, "height": 20, "bytes": 1600})[:1]
     assert audit.metadata(row).tolist() == [[2, 40, 20, 2, -1, -1, 2]]
+
+
+def test_a_warning_names_no_fact_that_tells_nothing():
+    rows = table()
+    rows = rows.assign(width=64, height=64, bytes=np.where(rows["is_fake"], 4000, 9000))
+    result = audit.format_audit(rows, "stage1")
+    assert [name for name, share in result["features"].items() if share] == ["bytes_per_pixel"]
+    assert "mostly from bytes_per_pixel. A network" in result["warning"]
