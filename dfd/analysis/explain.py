@@ -72,9 +72,9 @@ def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures
     torch.manual_seed(cfg.seed)
     degrade = RandomDegrade(smallest=cfg.crop_size, p_clean=CLEAN) if cfg.degrade else None
     quality, pictures = cfg.equalise_quality if cfg.equalise else None, {}
+    views = RealFakeDataset(table, table.attrs["root"], cfg.crop_size, degrade, quality)  # cut as its smallest allows
     for label, paths in _chosen(table, columns):
-        views = RealFakeDataset(table[table["path"].isin(paths)], table.attrs["root"], cfg.crop_size, degrade, quality)
-        pictures[label] = _pictures(torch.stack([views[i][0] for i in range(len(views))]))
+        pictures[label] = _pictures(torch.stack([views[i][0] for i in np.flatnonzero(table["path"].isin(paths))]))
     return pictures
 
 

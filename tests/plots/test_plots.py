@@ -219,6 +219,15 @@ def test_training_views_are_degraded_crops(table):
     assert np.array_equal(pictures["ProGAN"][0], again["ProGAN"][0])
 
 
+def test_training_views_are_cut_as_the_smallest_image_of_all_allows(table, monkeypatch):
+    seen = []
+    monkeypatch.setattr(explain.RealFakeDataset, "view", lambda data, window: seen.append(data.side) or window[0] / 255)
+    smaller = table.copy()
+    smaller.loc[smaller.index[-1], ["width", "height"]] = 36  # which is not shown
+    explain.training_views(smaller, config.Stage1(crop_size=32), columns=1)
+    assert set(seen) == {36}, "windows of training: as large as the smallest image allows, whichever are shown"
+
+
 def test_residuals_of_stage2(table):
     settings = {"backbone": "test_efficientnet.r160_in1k", "unet_width": 4, "residual_bound": 0.05}
     torch.manual_seed(0)
