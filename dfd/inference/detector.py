@@ -56,7 +56,7 @@ class Detector:
     @classmethod
     def load(cls, run: str | Path = DETECTOR, device: str | torch.device | None = None) -> Self:
         """Open the stages of a run folder, or those that ship, held against SHA256SUMS; errors are Stage.load's."""
-        files = files_of(run := Path(run))
+        files = files_of(run := Path(run).expanduser())
         if SUMS in files:
             rows = map(str.split, (run / SUMS).read_text("utf-8", "replace").splitlines())
             sums = [(Path(row[-1].lstrip("*")).name, row[0].lower()) for row in rows if row]  # all of a name count
@@ -102,7 +102,7 @@ class Detector:
         raises an ImageError, ahead and in a thread; `crops` and `mode` are as in `Stage.stream`; `report` gets a line
         for each image that is too large for all the crops that the mode asks for; `batch` crops pass a network at once.
         """
-        paths = [paths] if isinstance(paths, str) else paths
+        paths = [paths] if isinstance(paths, str | Path) else paths
         with closing(score_files(self.stages, paths, read, crops, mode, batch)) as answers:
             for path, scored in answers:
                 if isinstance(scored, ImageError):

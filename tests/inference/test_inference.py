@@ -399,6 +399,13 @@ def test_threshold_and_temperature_of_the_checkpoint_are_used(run, tmp_path):
     assert warm == pytest.approx(1 / (1 + np.exp(-odds / 2)), abs=1e-5)
 
 
+def test_one_path_is_judged_as_a_list_of_it_and_home_is_known(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    detector = Detector.load(f"~/{run.name}")
+    missing = run / "missing.png"
+    assert [verdict.path for verdict in detector.predict(missing)] == [str(missing)]
+
+
 def test_a_device_may_be_given_by_its_name(run):
     assert Detector.load(run, "cpu")(noise(60, 50)) == Detector.load(run, CPU)(noise(60, 50))
 
