@@ -303,6 +303,7 @@ def test_sample_and_scan_pass_their_options_on(call, monkeypatch):
     monkeypatch.setattr(manifest, "scan", lambda *args, **options: given.append((*args, options)) or "table")
     monkeypatch.setattr(manifest, "summary", lambda table: pd.DataFrame({"images": [12]}, index=["ProGAN"]))
     assert call("sample", "--out", "s", "--seed", "4").output == "Wrote there\n"
+    assert "--seed" in (refused := call("sample", "--out", "s", "--seed", "-1")).output and refused.exit_code == 2
     assert "ProGAN" in call("scan", "f", "--out", "o").output
     call("scan", "f", "--hold-out", "a", "--hold-out", "b")
     scans = [
