@@ -74,8 +74,8 @@ def embed(values: np.ndarray, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame
 
     Distances and sizes of clusters say nothing. Gives x, y, label, and source (or the split) on the N rows' index.
     """
-    if len(values) < 4:
-        raise runs.TooFew(f"an embedding needs at least four images, got {len(values)}")
+    if len(values) < 4 or not np.ptp(values, axis=0).any():  # of which scikit-learn's t-SNE ends the process
+        raise runs.TooFew(f"an embedding needs at least four images, not all alike, got {len(values)}")
     perplexity = min(30.0, (len(values) - 1) / 3)
     x, y = np.asarray(TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(values)).T
     source = rows["source"] if "source" in rows else rows["split"] + " split"

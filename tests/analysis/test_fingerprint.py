@@ -212,6 +212,8 @@ def test_embedding_of_few_images_and_its_sources():
     assert named["source"].tolist() == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match="four"):
         fingerprint.embed(values[:3], rows.iloc[:3])
+    with pytest.raises(ValueError, match="not all alike"):
+        fingerprint.embed(np.ones_like(values), rows)
 
 
 def test_carriers_are_photos_of_the_split_and_of_other_groups(table):
