@@ -74,7 +74,7 @@ def training_views(table: pd.DataFrame, cfg: Training, columns: int) -> Pictures
     quality, pictures = cfg.equalise_quality if cfg.equalise else None, {}
     views = RealFakeDataset(table, table.attrs["root"], cfg.crop_size, degrade, quality)  # cut as its smallest allows
     for label, paths in _chosen(table, columns):
-        pictures[label] = _pictures(torch.stack([views[i][0] for i in np.flatnonzero(table["path"].isin(paths))]))
+        pictures[label] = _pictures(torch.stack([views[i][0] for i, path in enumerate(table["path"]) if path in paths]))
     return pictures
 
 
