@@ -40,7 +40,7 @@ class WeightsError(ValueError):
 
 
 class Trunk(nn.Module):
-    """The transformer up to the last block that is needed. Checkpoints leave its weights out, which none changes."""
+    """The transformer up to the last block that is needed."""
 
     def __init__(self, blocks: tuple[int, ...] = BLOCKS, pretrained: bool = True, patches: bool = False):
         import timm  # here and below: with torchvision it takes 2 s, and not every command builds a network
@@ -53,10 +53,6 @@ class Trunk(nn.Module):
         vit.blocks = vit.blocks[: max(blocks)]
         self.vit, self.blocks, self.seen = vit.eval().requires_grad_(False), blocks, None if patches else 1
         self.cached: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.register_load_state_dict_post_hook(_none_missing)
-
-    def state_dict(self, *_: Any, destination: Any = None, **__: Any) -> Any:
-        return {} if destination is None else destination
 
     def forward(self, x: Tensor) -> Tensor:
         """Class tokens, then means of patches, (B, T, D), of mean 0, of (B, 3, H, W) in [0, 1]; the last are kept."""
@@ -87,10 +83,6 @@ class Trunk(nn.Module):
         return torch.stack([*(tokens[:, 0] for tokens in taken), *means], 1)
 
 
-def _none_missing(_: nn.Module, keys: Any) -> None:
-    keys.missing_keys.clear()
-
-
 def class_token(block: Any, x: Tensor) -> Tensor:
     """What a block of timm's makes of the first of (B, N, D) tokens alone, (B, 1, D): a sixth of its work."""
     y, attn = block.norm1(x).transpose(0, 1).contiguous(), block.attn  # what is not is copied slowly in bfloat16
@@ -105,10 +97,11 @@ class ClipBackbone(nn.Module):
 
     default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
+    trunk: Trunk  # no submodule: checkpoints leave its weights out, which none changes
 
     def __init__(self, outputs: int, pretrained: bool, tuned: bool = False):
         super().__init__()
-        self.trunk = shared_trunk(BLOCKS, pretrained, tuned)
+        object.__setattr__(self, "trunk", shared_trunk(BLOCKS, pretrained, tuned))
         tokens = len(BLOCKS) * (side := self.trunk.vit.embed_dim)
         self.kinds = [] if tuned else [tokens]  # where class tokens end and means of patches begin
         self.head = nn.Linear(tokens if tuned else 2 * tokens - side, outputs)
