@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -43,7 +43,7 @@ class Journal:
     that were refused or have changed, and a ValueError if other networks or crops wrote it. `done`: SHA-256 by path.
     """
 
-    def __init__(self, path: Path, resume: bool, detector: Detector, about: Any, changed: Callable = lambda _: False):
+    def __init__(self, path: Path, resume, detector: Detector, about, changed=lambda _: False, begin=lambda: None):
         networks, asked = digest(detector.files, [s.key for s in detector.stages]), about.get("paths")
         crops = f"{about.get('crop_mode')} {about.get('crops')}"
         self.judged_by = {"networks": networks, "threshold": repr(detector.threshold), "crops_asked": crops}
@@ -60,13 +60,13 @@ class Journal:
         if not is_ours or not (whole or kept.getvalue().encode("utf-8", "surrogateescape").startswith(before)):
             raise ValueError(f"{path} was not written by `predict --csv`, and stays as it is; take another name")
         for row in lines:
-            again = (asked is None or row["path"] in asked) and (row["error"] or changed(row))
-            if again or None in row.values():  # or cut within a name
-                continue
+            if None in row.values() or ((asked is None or row["path"] in asked) and (row["error"] or changed(row))):
+                continue  # cut within a name, or asked for again
             if any(row.get(name, value) != value for name, value in self.judged_by.items()):
                 raise ValueError(f"{path} was written by other networks, threshold or crops; take another name")
             self.done[row["path"]] = row["sha256"]
             rows.writerow(row)
+        begin()  # a case's record, which a refused table leaves alone, tells of the run before its table is touched
         if (content := kept.getvalue().encode("utf-8", "surrogateescape")) != before:
             with atomic_write(path) as draft:
                 draft.write_bytes(content)
@@ -127,6 +127,7 @@ class Case:
                 raise ValueError(f"{before}, and holds {len(lost)} images more, such as {lost[0]}: name all, {remedy}")
             print(f"{before}: all is judged anew.", file=sys.stderr)
             self.record.pop("outputs", None)  # pages of a run that breaks off are then no changed ones
+            write_json(folder / RECORD, self.record)  # before anything goes: where the disk is full all stays
             shutil.rmtree(folder / "images", ignore_errors=True)
             (folder / VERDICTS).unlink(missing_ok=True)
         elif not self.record and any(not name.startswith(".") for name in os.listdir(folder)):
@@ -147,8 +148,8 @@ class Case:
         where = os.getcwd() if "paths" in about else os.devnull  # uploads lie in no folder
         told = {"started": now(), "command": command_line(sys.orig_argv), "folder": where}
         self.record["runs"].append(told | {"versions": versions, "detector": made_by, "found": found * has_ended})
-        self.journal = Journal(folder / VERDICTS, True, detector, about, lambda row: self._is_stale(row, place))
-        write_json(folder / RECORD, self.record)  # which stays as it was where the table is refused
+        self.journal = Journal(folder / VERDICTS, True, detector, about, lambda row: self._is_stale(row, place),
+                               lambda: write_json(folder / RECORD, self.record))  # fmt: skip
         for name in ("images", "thumbs", *["originals"] * bool(about.get("with_images"))):
             (folder / name).mkdir(exist_ok=True)
 

@@ -77,6 +77,21 @@ def test_a_case_whose_first_table_met_a_full_disk_is_begun_again(call, monkeypat
     assert call("in/00.png").exit_code == 0
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_case_whose_record_met_a_full_disk_goes_on_and_nobody_is_said_to_have_forged_it(call, monkeypatch, is_new):
+    if not is_new:
+        assert call("in/00.png", "in/not.png").exit_code == 1
+    before = dict(case._hashes(Path("case"))) if not is_new else {}
+    with monkeypatch.context() as patch:
+        patch.setattr(case, "write_json", Mock(side_effect=OSError(errno.ENOSPC, "disk full")))
+        assert call("in/00.png", "in/not.png").exit_code == 2
+        assert is_new or call("in/00.png", "in/not.png", "--crops", "2").exit_code == 2
+    assert case._hashes(Path("case")) == before
+    went_on = call("in/00.png", "in/not.png")
+    assert went_on.exit_code == 1 and "behind its last run" not in went_on.stderr
+    assert case.verify(Path("case")) == ([], [])
+
+
 def test_what_lies_in_a_hidden_folder_is_no_part_of_a_case(call):
     """JupyterLab makes one beside each file that is opened in it."""
     call("in/00.png")
