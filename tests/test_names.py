@@ -22,7 +22,6 @@ from dfd.core.io import read_json
 from dfd.data import layouts, manifest
 from dfd.evaluate import metrics, scores
 from dfd.inference import Stage, decide
-from dfd.inference import stage as stage_module
 from dfd.inference.decide import class_names
 from dfd.inference.files import save_checkpoint
 from dfd.reports import cards
@@ -169,7 +168,6 @@ def test_names_of_any_kind_go_from_scan_to_report(part, data, trained, tmp_path,
     data.draw(st.lists(st.integers(), min_size=part, max_size=part))  # so that the parts differ
     world = data.draw(WORLDS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage_module, "fold_batch_norms", lambda model, side: model)  # takes longer than it saves here
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no power fails
     folder, out = tmp_path / "data", tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)

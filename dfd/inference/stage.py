@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,7 +20,6 @@ from dfd.data.crops import MAX_CROPS, Corner, Plan, cut, equalise, pixels_of, pl
 from dfd.degrade.operators import as_float, check_images, recode
 from dfd.inference.files import build_model, checked, read_content, update_checkpoint
 from dfd.inference.openset import FeatureBank, Subspace
-from dfd.models.backbones import fold_batch_norms
 from dfd.models.clip import WeightsError
 from dfd.models.networks import describe
 
@@ -187,18 +185,14 @@ class Stage:
             return f"its JPEG quality is about {scored.quality}, and nothing below {lowest} was measured"
         return None
 
-    @cached_property
-    def _network(self) -> Any:
-        return fold_batch_norms(self.model, self.crop_size) if self.device.type == "cpu" else self.model
-
     def _of_crops(self, crops: Tensor) -> list[tuple[Tensor, Any]]:
         """Logits (classes,) and ood_score of each of (B, 3, S, S) equalised crops in [0, 1]."""
         ood_scores: list = [None] * len(crops)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.device)):
             if self.feature_bank is None:
-                logits = self._network(crops.to(self.device)).float().cpu()
+                logits = self.model(crops.to(self.device)).float().cpu()
             else:
-                logits, features = (part.float().cpu() for part in describe(self._network, crops.to(self.device)))
+                logits, features = (part.float().cpu() for part in describe(self.model, crops.to(self.device)))
                 ood_scores = self.feature_bank.distance(features.numpy()).tolist()
         if logits.ndim == 1:
             logits = torch.stack([torch.zeros_like(logits), logits], dim=1)

