@@ -118,7 +118,7 @@ class Training(Shared):
 class Stage1(Training):
     """Notebook 01: train the real/fake detector against a launderer of fakes."""
 
-    backbone: str = "resnet50"  # a convolutional timm name, or clip, or clip-tuned: a linear head on its features
+    backbone: str = "resnet50"  # a convolutional timm name, or clip, or clip-tuned: heads on its features
     representation: Literal["rgb", "highpass"] = "highpass"  # what the backbone sees
     adversarial: bool = True  # train against a launderer and a PatchGAN discriminator
     adversarial_every: Count = 4  # batches of the detector, and of the discriminator, for one of the launderer

@@ -20,8 +20,7 @@ from dfd import config
 from dfd.analysis import fingerprint
 from dfd.core.io import atomic_write
 from dfd.data import manifest
-from dfd.evaluate import holdouts
-from dfd.inference import Stage
+from dfd.inference import Stage, decide
 from dfd.train.heads import sources_of
 
 DRAWS, PAIRS = 3, 60  # of each generator
@@ -90,7 +89,7 @@ def main(data: str, run: Path, stages: list[str]) -> None:
         rows, put_on = [], []
         for number in range(DRAWS):
             for part in (*PARTS[stage], "none"):
-                draws = holdouts.by_draw(judged(stage, part, number, data, run, table))
+                draws = decide.by_draw(judged(stage, part, number, data, run, table))
                 rows.append(draws.assign(part=part))
                 print(stage, number, part, draws.iloc[:, -1].round(3).tolist(), flush=True)
                 if stage == "stage2" and part != JUDGE:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+from tune_clip import pooled
 
 from dfd import config
 from dfd.analysis import removal
@@ -44,7 +45,7 @@ def features_of(stage: Stage, crops: torch.Tensor) -> np.ndarray:
 def with_head(stage: Stage, features: np.ndarray, rows: pd.DataFrame) -> Stage:
     """The stage with discriminants on features (N, 2, D) in place of its head."""
     classes = rows["is_fake"].to_numpy(int)
-    weight, bias = Discriminants(features, classes, rows["source"].to_numpy(), 0.1).fit()
+    weight, bias = pooled(*Discriminants(features, classes, rows["source"].to_numpy(), 0.1).fit())
     other: Any = copy.copy(stage)
     other.model = copy.deepcopy(stage.model, {id(stage.backbone.trunk): stage.backbone.trunk})  # they share the trunk
     head = {"weight": torch.from_numpy(weight[1:] - weight[:1]), "bias": torch.from_numpy(bias[1:] - bias[:1])}

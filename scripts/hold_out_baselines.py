@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tune_clip import SAME, SPLITS
 
@@ -27,7 +27,7 @@ from dfd.data.crops import Seeded, seeds
 from dfd.evaluate import holdouts
 from dfd.models.backbones import high_pass, lite0
 from dfd.train.bank import CONDITIONS, FILE, Views
-from dfd.train.heads import Discriminants, joint_hold_outs, judge_unseen
+from dfd.train.heads import Joint, joint_hold_outs, judge_unseen, logits_of
 
 DRAWS = 35  # of the 40 of scripts/tune_clip.py, those that the card has
 BLOCKS = range(1, 5)
@@ -71,13 +71,15 @@ def judge(name: str, table: pd.DataFrame, values: np.ndarray) -> None:
         images = table.iloc[rows].reset_index(drop=True)
         truth = pd.Categorical(images["label"] if stage == "stage2" else images["is_fake"])
         classes = ["real", "fake"] if stage == "stage1" else list(truth.categories)
-        heads = Discriminants(values[rows], truth.codes, sources[rows], 0.1)
-        print(f"\n{name}, {stage}", holdouts.summary(judge_unseen(heads, images, classes, draws)).round(3), sep="\n")
+        heads = Joint(values[rows], (), truth.codes, sources[rows], 0.1)
+        head = nn.Linear(values.shape[-1], 1 if stage == "stage1" else len(classes))
+        judged = judge_unseen(heads, head, images, classes, draws)
+        print(f"\n{name}, {stage}", holdouts.summary(judged).round(3), sep="\n")
         for split, left_out in SPLITS.items() if stage == "stage1" else ():
             held = np.isin(named, left_out)
-            weight, _ = heads.fit(set(sources[held]))
-            scores = values[held].astype(np.float32) @ (weight[1] - weight[0])
-            aucs = [round(roc_auc_score(is_fake[held], scores[:, view]), 3) for view in range(len(CONDITIONS))]
+            head = heads.head(head, set(sources[held]))
+            scores = [logits_of(head, values[held, view])[:, 1] for view in range(len(CONDITIONS))]
+            aucs = [round(roc_auc_score(is_fake[held], answers), 3) for answers in scores]
             print(f"{split}, {held.sum()} images, AUC of all together: {aucs}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from tune_clip import DEVICE, SMALL, features, kept_as, listed, views
+from tune_clip import DEVICE, SMALL, features, kept_as, listed, pooled, views
 
 from dfd.core.runs import bar
 from dfd.models.clip import BLOCKS, Trunk
@@ -47,7 +47,7 @@ def measured(table: pd.DataFrame, seen: np.ndarray, draws: list[dict[str, str]])
             of, alike = np.asarray(truth)[held], {"sample_weight": weight[held]}
             for shrinkage in TRIED:
                 heads.shrinkage = shrinkage
-                matrix, bias = heads.fit(without)
+                matrix, bias = pooled(*heads.fit(without))
                 logits = heads.features[held, : len(CONDITIONS)].astype(np.float32) @ matrix.T + bias
                 for condition, answer in zip(CONDITIONS, logits.swapaxes(0, 1), strict=True):
                     if measure == "names":

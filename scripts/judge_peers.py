@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as TF
-from tune_clip import SAME
+from tune_clip import SAME, pooled
 
 from benchmarks.peers import CROP, encoder, tiny
 from dfd.config import REAL
@@ -89,7 +89,7 @@ def main(data: Path, out: Path) -> None:
     rows = []
     for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
         held = np.isin(sources, list(draw.values()))
-        matrix, _ = heads.fit(set(draw.values()))
+        matrix, _ = pooled(*heads.fit(set(draw.values())))
         scores = {"CLIP in 8 bits": tokens[held] @ (matrix[1] - matrix[0])}
         if number < TRAINED:
             network = trained(crops[~held], torch.from_numpy(is_fake[~held]).float(), weight[~held], number)

@@ -1,5 +1,6 @@
-"""Make the detector that ships, in data/detector, from what scripts/tune_clip.py left: `ship_detector.py RUN`.
+"""Make the detector that ships, in data/detector: `ship_detector.py RUN`.
 
+Stage 1 is of what scripts/tune_clip.py left in RUN, stage 2 is that of `python -m dfd train stage2 --profile clip`.
 data/detector/README.md, which this writes, has the commands that fill the folder.
 """
 
@@ -9,11 +10,13 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from tune_clip import SAME
 
 from dfd import config
@@ -34,27 +37,25 @@ from dfd.inference.openset import PER_SOURCE, fit_subspace
 from dfd.inference.stage import uses_bfloat16
 from dfd.models.clip import BLOCKS, SIDE, WHEEL
 from dfd.models.networks import describe
+from dfd.train.bank import FILE
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.heads import history_of, judgements, sources_of
 
 SPECTRA_OF = 200  # images of each generator, whose mean spectrum pages show
-STEMS = {"stage1": "01_stage1_real_fake", "stage2": "02_stage2_attribution"}  # the notebooks that profiles are for
+STEM = "01_stage1_real_fake"  # the notebook that the profile is for
 
 
-def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str, photos: bool = False) -> pd.DataFrame:
-    """The score table of all draws, of what the tuned heads, or the `frozen` ones, said of what they never saw.
-
-    Of stage 2 it has the fakes, or the `photos`, which should get no name.
-    """
+def judged(run: Path, table: pd.DataFrame, classes: list[str], answers: str) -> pd.DataFrame:
+    """The score table of all draws, of what the tuned heads, or the `frozen` ones, said of what they never saw."""
     by_path, tables = table.set_index("path", drop=False), []
     for number, path in enumerate(sorted((run / "draws").glob("*.npz"))):
         with np.load(path) as file:
             draw = dict(file)
         rows, logits = by_path.loc[draw["path"]].assign(draw=number), draw[answers].mean(axis=2)
-        if logits.shape[-1] == 1:  # one logit: that of fake above that of real
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
-        kept = (rows["is_fake"].to_numpy() != photos) | ("real" in classes)
-        tables.append(judgements(logits[kept], rows[kept], np.eye(len(classes)), np.zeros(len(classes)), classes))
+        if answers == "frozen1":  # one logit: that of fake above that of real
+            logits = logits[..., 1:] - logits[..., :1]
+        kept = rows["is_fake"].to_numpy() | ("real" in classes)  # of stage 2 the fakes
+        tables.append(judgements(logits[kept], rows[kept], nn.Identity(), classes))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -75,36 +76,31 @@ def features_of(run: Path, rows: pd.DataFrame, stage: Stage, data: str) -> np.nd
     return np.load(path)
 
 
-def make_stage(run: Path, stage: str, table: pd.DataFrame, tuned: dict) -> None:
-    """Write the checkpoint of a stage, calibrated on the judgements, and the judgements beside it."""
-    model = config.Stage1 if stage == "stage1" else config.Stage2
-    cfg = model(**config.profile("clip", STEMS[stage]) | {"backbone": config.CLIPS[1], "out": str(run)})
-    classes = ["real", "fake"] if stage == "stage1" else sorted(set(table["label"]) - {REAL})
-    checkpoint = Checkpoint(stage, table, cfg, classes)
-    network = build_model(stage, checkpoint.settings, len(classes), cfg.pretrained)
-    backbone = (network if stage == "stage1" else network.classifier).backbone
-    backbone.head.load_state_dict({part: tuned[f"{stage}.{part}"] for part in ("weight", "bias")})
-    rows = judged(run, table, classes, stage)
-    checkpoint.save_best(network, [history_of(rows, rows, stage)])
-    rows.to_parquet(run / f"hold_outs_{stage}.parquet", index=False)
+def make_stage1(run: Path, table: pd.DataFrame, tuned: dict) -> None:
+    """Write the checkpoint of stage 1, calibrated on the judgements, and the judgements beside it."""
+    cfg = config.Stage1(**config.profile("clip", STEM) | {"backbone": config.CLIPS[1], "out": str(run)})
+    checkpoint = Checkpoint("stage1", table, cfg, ["real", "fake"])
+    network: Any = build_model("stage1", checkpoint.settings, 2, cfg.pretrained)
+    network.backbone.head.load_state_dict({part: tuned[f"stage1.{part}"] for part in ("weight", "bias")})
+    rows = judged(run, table, ["real", "fake"], "stage1")
+    checkpoint.save_best(network, [history_of(rows, rows, "stage1")])
+    rows.to_parquet(run / "hold_outs_stage1.parquet", index=False)
     update_checkpoint(checkpoint.path, finished=True, is_held_out=True)
     update_checkpoint(checkpoint.path, **decide.fit(Stage.load(checkpoint.path), rows, table))
-    if stage == "stage1":
-        kept = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(PER_SOURCE).sort_index()
-        features = features_of(run, kept, Stage.load(checkpoint.path), table.attrs["root"])
-        update_checkpoint(checkpoint.path, smallest=cfg.crop_size, **fit_subspace(features, kept))
+    kept = table.sample(frac=1, random_state=0).groupby(["label", "source"]).head(PER_SOURCE).sort_index()
+    features = features_of(run, kept, Stage.load(checkpoint.path), table.attrs["root"])
+    update_checkpoint(checkpoint.path, smallest=cfg.crop_size, **fit_subspace(features, kept))
 
 
-def named(detector: Detector, rows: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:
-    """Of the photos of each condition, sources alike: the share called fake, and the share that gets a name besides."""
-    decisions = decide.decide(names[decide.logit_columns(names)], detector.stage2, names["ood_score"])
-    names = names.assign(named=decisions.prediction != decide.UNKNOWN)
-    photos = rows.merge(names[["draw", "path", "level", "named"]], on=["draw", "path", "level"])
-    p_fake = decide.probabilities(photos, detector.stage1.temperature)[:, 1]
-    photos["fake"] = [decide.answer(p, detector.stage1) == "fake" for p in p_fake]
-    photos = photos.assign(named=photos["fake"] & photos["named"])
-    photos["condition"] = [registry.name(*pair) for pair in zip(photos["degradation"], photos["level"], strict=True)]
-    of_sources = photos.groupby(["condition", "source"], sort=False)[["fake", "named"]].mean()
+def named(run: Path, table: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """The share of the photos of each condition, sources alike, that stage 2, which saw none, would give a name."""
+    photos = np.flatnonzero(~table["is_fake"])
+    features, rows = np.load(run / FILE, mmap_mode="r")[photos], table.iloc[photos].assign(draw=0)
+    judged = judgements(features, rows, stage.backbone.head.cpu(), stage.classes)
+    decisions = decide.decide(judged[decide.logit_columns(judged)], stage, judged["ood_score"])
+    judged["named"] = decisions.prediction != decide.UNKNOWN
+    judged["condition"] = [registry.name(*pair) for pair in zip(judged["degradation"], judged["level"], strict=True)]
+    of_sources = judged.groupby(["condition", "source"], sort=False)["named"].mean()
     return of_sources.groupby("condition", sort=False).mean().reset_index()
 
 
@@ -112,10 +108,10 @@ def card(run: Path, table: pd.DataFrame) -> str:
     """The model card: what it is, its numbers by joint hold-outs, and its rates by source."""
     detector = Detector.load(config.DETECTOR)
     rows = {stage: holdouts.load(run, getattr(detector, stage)) for stage in config.SHIPPED}
-    classes = {"stage1": ["real", "fake"], "stage2": list(detector.stage2.classes)}
-    frozen = {stage: judged(run, table, classes[stage], stage.replace("stage", "frozen")) for stage in config.SHIPPED}
+    other1 = judged(run, table, ["real", "fake"], "frozen1")
+    other2 = judged(run, table, list(detector.stage2.classes), "stage2")
     tables = {f"summary{stage[-1]}": holdouts.summary(rows[stage]).reset_index() for stage in rows}
-    tables |= {f"frozen{stage[-1]}": holdouts.summary(frozen[stage]).reset_index() for stage in rows}
+    tables |= {"frozen1": holdouts.summary(other1).reset_index(), "tuned2": holdouts.summary(other2).reset_index()}
     tables |= {f"sources{stage[-1]}": holdouts.by_source(rows[stage], getattr(detector, stage)) for stage in rows}
     own = with_predictions(detector.stage1, rows["stage1"])
     tables["costs"] = pd.DataFrame([
@@ -123,7 +119,7 @@ def card(run: Path, table: pd.DataFrame) -> str:
         for (name, level), part in own.groupby(["degradation", "level"], sort=False)
         for cost, best in [costs(part["log10_lr"].to_numpy(), part["label"].ne(REAL).to_numpy())]
     ])  # fmt: skip
-    tables["named"] = named(detector, rows["stage1"], judged(run, table, classes["stage2"], "stage2", photos=True))
+    tables["named"] = named(run, table, detector.stage2)
     return template("detector_card.md.j2").render(
         blocks=BLOCKS,
         side=SIDE,
@@ -153,14 +149,15 @@ def ship(run: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    if not (folder / config.CHECKPOINTS["stage2"]).exists():
+        sys.exit(f"{folder} lacks {config.CHECKPOINTS['stage2']}; `python -m dfd train stage2 --profile clip` makes it")
     images = manifest.load(folder)
     images = images.assign(source=pd.Series(sources_of(images), images.index).replace(SAME))
     weights = load_file(folder / "tuned.safetensors")
     adapter = {name.removeprefix("vit."): values for name, values in weights.items() if name.startswith("vit.")}
     with atomic_write(config.ADAPTER) as draft:
         save_file({name.replace(".parametrizations.weight.0", ""): part for name, part in adapter.items()}, draft)
-    for name in config.SHIPPED:
-        make_stage(folder, name, images, weights)
+    make_stage1(folder, images, weights)
     second = Stage.load(folder / config.CHECKPOINTS["stage2"])
     prints = fingerprint.fingerprints(second, images[images["is_fake"]], SPECTRA_OF)
     fingerprint.save_spectra(prints, config.DETECTOR)

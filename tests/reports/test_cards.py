@@ -163,7 +163,7 @@ def test_the_card_of_a_head_on_clip_says_what_it_rests_on(run):
         "as it is": {"AUC": "0.930", "deviation": "0.080", "worst": "0.610", "draws": "40"},
         "jpeg 75": {"AUC": "0.880", "deviation": "0.080", "worst": "0.610", "draws": "40"},
     }
-    for part in ("a linear discriminant on the class tokens", "resized to 224 x 224 before the",
+    for part in ("linear discriminants on the class tokens", "resized to 224 x 224 before the",
                  "Fitted in closed form",
                  "fitted on train and val; the temperature and the thresholds are chosen on the joint hold-outs",
                  "Fitted on the joint hold-outs (balanced", "val was learnt from", "CLIP's, which OpenAI trained",

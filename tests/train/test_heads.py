@@ -13,8 +13,9 @@ import torch
 from bad_files import picture
 from folders import scan
 from PIL import Image
-from ship_detector import ship
+from ship_detector import named, ship
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from tune_clip import pooled
 
 from dfd import config, train
 from dfd.config import CHECKPOINTS, SHIPPED, SUMS
@@ -41,7 +42,7 @@ def features():
 
 def test_the_discriminant_is_fishers_and_a_class_scores_the_mean_of_its_sources(features):
     x, classes, sources = features
-    weight, bias = heads.Discriminants(x, classes, sources, shrinkage=1e-6).fit()
+    weight, bias = pooled(*heads.Discriminants(x, classes, sources, shrinkage=1e-6).fit())
     flat = x.astype(float).reshape(-1, 5)
     expected = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5]).fit(flat, classes.repeat(3))
     assert np.allclose(weight[1] - weight[0], expected.coef_[0], rtol=0.02, atol=0.02)
@@ -55,7 +56,7 @@ def test_the_discriminant_is_fishers_and_a_class_scores_the_mean_of_its_sources(
 
 def test_shrinkage_is_added_to_the_covariance_of_standardised_features(features):
     x, classes, sources = features
-    weight, _ = heads.Discriminants(x, classes, sources, shrinkage=5.0).fit()
+    weight, _ = pooled(*heads.Discriminants(x, classes, sources, shrinkage=5.0).fit())
     flat, of_row = x.astype(float).reshape(-1, 5), classes.repeat(3)
     flat = (flat - flat.mean(0)) / (scale := flat.std(0) + 1e-3)
     means = np.stack([flat[of_row == number].mean(0) for number in (0, 1)])
@@ -71,15 +72,61 @@ def test_logits_of_heads_on_several_kinds_of_features_add_up():
     x = (rng.normal(size=(120, 2, 7)) + classes[:, None, None]).astype(np.float16)
     joint = heads.Joint(x, [4], classes, sources, 0.5)
     for without in ((), {"a"}, {1}):
-        weight, bias = joint.fit(without)
+        head = joint.head(torch.nn.Linear(7, 3), without)
+        weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
         logits = x @ weight.T + bias
         parts = [heads.Discriminants(part, classes, sources, 0.5) for part in (x[..., :4], x[..., 4:])]
-        alone = [part.features @ part.fit(without)[0].T + part.fit(without)[1] for part in parts]
+        fitted = [pooled(*part.fit(without)) for part in parts]
+        alone = [part.features @ weight.T + bias for part, (weight, bias) in zip(parts, fitted, strict=True)]
         np.testing.assert_allclose(logits, sum(alone), rtol=1e-4, atol=1e-4)
         assert weight.shape == (3, 7) and np.isneginf(bias).tolist() == [False, 1 in without, False]
-    only = heads.Joint(x, (), classes, sources, 0.5).fit()
-    for ours, theirs in zip(only, heads.Discriminants(x, classes, sources, 0.5).fit(), strict=True):
-        assert np.array_equal(ours, theirs)
+    only = heads.Joint(x, (), classes, sources, 0.5).head(torch.nn.Linear(7, 3))
+    theirs = pooled(*heads.Discriminants(x, classes, sources, 0.5).fit())
+    np.testing.assert_allclose(only.weight.detach(), theirs[0], rtol=1e-6)
+    np.testing.assert_allclose(only.bias.detach(), theirs[1], rtol=1e-6)
+
+
+def test_sources_of_like_subjects_count_more_in_a_name():
+    """As written out image by image, from the discriminants of each source and from the means of their subjects."""
+    rng, place = np.random.default_rng(4), slice(2, 5)
+    order = rng.permutation(150)
+    classes, sources = np.repeat([0, 1, 2], 50)[order], np.tile(np.repeat([*"dbace"], 10), 3)[order]
+    x = (rng.normal(size=(150, 2, 7)) + 0.7 * classes[:, None, None]).astype(np.float16)
+    x[..., place] += (rng.normal(size=(5, 3)) * 3)[np.searchsorted([*"abcde"], sources)][:, None].astype(np.float16)
+    joint = heads.Joint(x, [5], classes, sources, 0.5)
+    for without in ((), {"a", "d"}, {1, "b"}):
+        head = joint.head(clip.SourceHead(7, 3, place), without)
+        parts = [heads.Discriminants(part, classes, sources, 0.5) for part in (x[..., :5], x[..., 5:])]
+        cells = [cell for cell in sorted({*zip(classes, sources, strict=True)}) if set(without).isdisjoint(cell)]
+        new, fitted = rng.normal(size=(4, 7)).astype(np.float32), [part.fit(without) for part in parts]
+        weight, bias = np.hstack([fitted[0][0], fitted[1][0]]), fitted[0][1] + fitted[1][1]
+        centre = parts[0].mean[place]
+        for image, logits in zip(new, heads.logits_of(head, new), strict=True):
+            sums, totals = np.zeros(3), np.zeros(3)
+            for (number, source), direction, offset in zip(cells, weight, bias, strict=True):
+                own = x[(classes == number) & (sources == source)][..., place] - centre
+                mean = (own / np.linalg.norm(own, axis=-1, keepdims=True)).mean((0, 1))
+                subject = (image[place] - centre) / np.linalg.norm(image[place] - centre)
+                counts = np.exp(subject @ mean / clip.LIKE)  # each source has as many images
+                sums[number] += counts * (direction @ image + offset)
+                totals[number] += counts
+            left_out = totals == 0
+            np.testing.assert_allclose(logits[~left_out], (sums / totals.clip(1e-9))[~left_out], rtol=1e-3, atol=1e-3)
+            assert np.isnan(logits[left_out]).all() and left_out.tolist() == [False, 1 in without, False]
+
+
+def test_a_head_of_sources_takes_as_many_as_its_checkpoint_has_and_no_other_shapes():
+    few, many = clip.SourceHead(6, 2, slice(0, 3)), clip.SourceHead(6, 2, slice(0, 3))
+    state = {"weight": torch.rand(5, 6), "bias": torch.rand(5), "subjects": torch.rand(5, 3), "centre": torch.rand(3)}
+    few.load_state_dict(state | {"shares": torch.rand(5, 2)})
+    many.load_state_dict(few.state_dict())
+    x = torch.rand(4, 6)
+    assert few(x).shape == (4, 2) and torch.equal(few(x), many(x))
+    for name, wrong in (("shares", torch.rand(5, 3)), ("subjects", torch.rand(4, 3)), ("weight", torch.rand(5, 7))):
+        with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
+            many.load_state_dict(few.state_dict() | {name: wrong})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        many.load_state_dict({"weight": torch.rand(2, 6)})
 
 
 def test_sources_are_taken_off_in_one_order_whatever_python_hashes_them_to(monkeypatch):
@@ -93,19 +140,19 @@ def test_sources_are_taken_off_in_one_order_whatever_python_hashes_them_to(monke
 
 def test_leaving_a_source_out_is_as_if_it_had_never_been_there(features):
     x, classes, sources = features
-    weight, bias = heads.Discriminants(x, classes, sources, 1e-6).fit(without={"b", "f"})
+    weight, bias = pooled(*heads.Discriminants(x, classes, sources, 1e-6).fit(without={"b", "f"}))
     rest = ~np.isin(sources, ["b", "f"])
-    fresh, fresh_bias = heads.Discriminants(x[rest], classes[rest], sources[rest], 1e-6).fit()
+    fresh, fresh_bias = pooled(*heads.Discriminants(x[rest], classes[rest], sources[rest], 1e-6).fit())
     assert np.allclose(weight[1] - weight[0], fresh[1] - fresh[0], rtol=0.01, atol=0.01)
     assert bias[1] - bias[0] == pytest.approx(fresh_bias[1] - fresh_bias[0], abs=0.02)
-    whole, _ = heads.Discriminants(x, classes, sources, 1e-6).fit()
+    whole, _ = pooled(*heads.Discriminants(x, classes, sources, 1e-6).fit())
     assert np.abs(whole - weight).max() > 0.1
 
 
 def test_a_source_weighs_by_the_root_of_its_size(features):
     x, classes, sources = features
     often = np.r_[np.arange(144), np.repeat(np.flatnonzero(sources == "a"), 3)]  # source a four times as large
-    weight, bias = heads.Discriminants(x[often], classes[often], sources[often], 1e-6).fit()
+    weight, bias = pooled(*heads.Discriminants(x[often], classes[often], sources[often], 1e-6).fit())
     flat, shares = {source: x[sources == source].astype(float).reshape(-1, 5) for source in "abcdef"}, {"a": 2.0}
     scatter, means, terms = np.zeros((5, 5)), [], []
     for names in ("abc", "def"):
@@ -206,6 +253,17 @@ def test_a_stage_is_fitted_judged_by_unseen_sources_and_shipped(trained, tmp_pat
     second = Stage.load(out / CHECKPOINTS["stage2"])
     assert set(holdouts.by_source(holdouts.load(out, second), second)["label"]) == {"ProGAN", "BigGAN", "StyleGAN2"}
     assert 0 <= torch.load(out / CHECKPOINTS["stage2"], weights_only=True)["history"][0]["val_unknown_auroc"] <= 1
+    photos, view = np.flatnonzero(~table["is_fake"]), {"as it is": 0, "jpeg 95": 1, "jpeg 75": 2, "jpeg 50": 3}
+    second.ood_threshold = float(
+        -np.median(heads.logits_of(second.backbone.head, np.load(out / bank.FILE)[photos, 0]).max(1))
+    )
+    shares = named(out, table, second).set_index("condition")["named"]
+    of_sources = table.iloc[photos].groupby("source").indices
+    for condition, number in view.items():
+        logits = heads.logits_of(second.backbone.head, np.load(out / bank.FILE)[photos, number])
+        has_name = -logits.max(1) <= second.ood_threshold
+        assert shares[condition] == pytest.approx(np.mean([has_name[rows].mean() for rows in of_sources.values()]))
+    assert 0.2 < shares["as it is"] < 0.8
 
     ship(out, tmp_path / "detector")
     assert sum((tmp_path / "detector" / name).stat().st_size for name in SHIPPED.values()) < 10e6
@@ -239,9 +297,9 @@ def test_what_has_a_twin_in_another_source_is_not_judged():
     of_group = {group: rng.normal(size=64) for group in images["group"].unique()}
     features = np.repeat(np.stack([of_group[group] for group in images["group"]])[:, None], 4, axis=1)
     is_fake, sources = (images["label"] == "ProGAN").to_numpy(), images["source"].to_numpy()
-    table = heads.Discriminants(features, is_fake.astype(int), sources, 0.1)
+    table = heads.Joint(features, (), is_fake.astype(int), sources, 0.1)
     draws = list(heads.joint_hold_outs(images["label"].to_numpy(), sources, 9, 0))
-    judged = heads.judge_unseen(table, images.assign(draw=0), ["real", "fake"], draws)
+    judged = heads.judge_unseen(table, torch.nn.Linear(64, 1), images.assign(draw=0), ["real", "fake"], draws)
     counts = judged.groupby("source")["path"].nunique()
     assert {name: count for name, count in counts.items() if name.endswith("c")} == {"ProGAN c": 40, "RealPhotos c": 40}
     assert set(counts[~counts.index.str.endswith("c")]) == {1}
@@ -257,7 +315,7 @@ def test_hold_outs_are_of_sources_that_heads_may_learn_from(trained, tmp_path):
     (tmp_path / "other").mkdir()
     history = fit(table, cfgs["stage1"].model_copy(update={"out": str(tmp_path / "other")}))
     stage = Stage.load(tmp_path / "other" / CHECKPOINTS["stage1"])
-    draws = holdouts.by_draw(judged := holdouts.load(tmp_path / "other", stage))
+    draws = decide.by_draw(judged := holdouts.load(tmp_path / "other", stage))
     assert set(draws["RealPhotos"]) == {"RealPhotos 2", "RealPhotos 3"} and draws.notna().all(axis=None)
     summary = holdouts.summary(judged)["auc"]
     assert history["val_auc"][0] == pytest.approx(summary["as it is"])
@@ -281,7 +339,7 @@ def test_a_name_that_no_hold_out_judges_gives_no_warning_to_the_history():
     """scikit-learn warned, on the notebook's page, of a generator of one source that an image was called."""
     images = pd.DataFrame({"path": list("abc"), "label": list("AAB"), "source": list("123"), "draw": 0})
     features = np.repeat(np.eye(3)[:, None], 4, axis=1)
-    judged = heads.judgements(features, images, np.eye(3)[[0, 2, 1]], np.zeros(3), list("ABC"))
+    judged = heads.judgements(features, images, lambda x: x[:, [0, 2, 1]], list("ABC"))
     assert judged["prediction"][:3].tolist() == list("ACB")
     assert heads.history_of(judged, judged, "stage2")["val_balanced_accuracy"] == 0.75
 
@@ -289,8 +347,9 @@ def test_a_name_that_no_hold_out_judges_gives_no_warning_to_the_history():
 def test_the_score_of_a_generator_that_is_called_real_is_its_own():
     features = np.random.default_rng(0).normal(size=(6, 4, 3))
     images = pd.DataFrame({"path": "x", "label": "real", "source": "s", "draw": 0}, index=range(6))
-    for classes, least in ((["real", "gan"], -np.inf), (["real", "fake"], 0)):
-        judged = heads.judgements(features, images, np.ones((2, 3)), np.array([1.0, -1.0]), classes)
+    two, one = lambda x: x.sum(1, keepdim=True) + torch.tensor([1.0, -1.0]), lambda x: x.sum(1, keepdim=True)
+    for classes, head, least in ((["real", "gan"], two, -np.inf), (["real", "fake"], one, 0)):
+        judged = heads.judgements(features, images, head, classes)
         logits = judged.filter(like="logit_").max(axis=1)
         assert (logits >= least).all() and (logits < 0).any() == (least < 0)
         assert judged["ood_score"].tolist() == (-logits).tolist()
@@ -464,7 +523,7 @@ def test_without_sources_the_head_learns_from_the_train_split_alone(trained, tmp
     fakes, labels = table["is_fake"].to_numpy(dtype=int), table["label"].to_numpy()
     kinds = zip(np.split(features[learns], [7 * 192], axis=-1), ([0, 7 * 192], [7 * 192, None]), strict=True)
     for part, columns in kinds:  # the heads on class tokens and on the means of patches, side by side
-        weight, _ = heads.Discriminants(part, fakes[learns], labels[learns], 0.1).fit()
+        weight, _ = pooled(*heads.Discriminants(part, fakes[learns], labels[learns], 0.1).fit())
         found = stage.model.backbone.head.weight.detach()[:, slice(*columns)]
         assert np.allclose(found, weight[1] - weight[0], atol=1e-4)
     scores.calibrate(stage, scores.score(stage, table[table["split"] == "val"]), out)
@@ -563,12 +622,12 @@ def test_a_generator_that_is_left_out_is_unknown_where_nothing_speaks_for_anothe
     places = {"A": [6, 0, 0], "B": [0, 6, 0], "C": [0, 0, 6]}
     features = rng.normal(size=(180, 2, 3)) + np.array([places[label] for label in labels])[:, None]
     images = pd.DataFrame({"label": labels, "source": sources, "group": range(180)}, index=np.arange(180) + 7)
-    table = heads.Discriminants(features.astype(np.float16), table_codes(labels), sources, 0.1)
+    table = heads.Joint(features.astype(np.float16), (), table_codes(labels), sources, 0.1)
     draws = [{"RealPhotos": "x", "A": "A1", "B": "B2", "C": "C3"}]
-    found = heads.judge_unknown(table, images, draws)
+    found = heads.judge_unknown(table, torch.nn.Linear(3, 3), images, draws)
     assert found["unknown"].tolist() == ["A", "B", "C"] and (found["auroc"] > 0.95).all()
-    same = heads.Discriminants(rng.normal(size=(180, 2, 3)).astype(np.float16), table_codes(labels), sources, 0.1)
-    assert 0.25 < heads.judge_unknown(same, images, draws)["auroc"].mean() < 0.75
+    same = heads.Joint(rng.normal(size=(180, 2, 3)).astype(np.float16), (), table_codes(labels), sources, 0.1)
+    assert 0.25 < heads.judge_unknown(same, torch.nn.Linear(3, 3), images, draws)["auroc"].mean() < 0.75
 
 
 def test_near_duplicates_in_two_sources_are_not_new_to_a_head_that_left_one_out(monkeypatch):
@@ -576,10 +635,10 @@ def test_near_duplicates_in_two_sources_are_not_new_to_a_head_that_left_one_out(
     sources, groups = np.char.add(labels, np.tile(np.repeat(["1", "2"], 20), 3)), np.arange(120)
     groups[20:30] = groups[:10]  # ten of A1 are in A2 too
     images = pd.DataFrame({"label": labels, "source": sources, "group": groups})
-    table = heads.Discriminants(rng.normal(size=(120, 2, 3)).astype(np.float16), table_codes(labels), sources, 0.1)
+    table = heads.Joint(rng.normal(size=(120, 2, 3)).astype(np.float16), (), table_codes(labels), sources, 0.1)
     seen = lambda truth, score, sample_weight: counts.append((len(truth), round(sum(sample_weight), 6))) or 0.5  # noqa: E731
     monkeypatch.setattr(heads, "roc_auc_score", seen)
-    heads.judge_unknown(table, images, [{"A": "A1", "B": "B1", "C": "C1"}])
+    heads.judge_unknown(table, torch.nn.Linear(3, 3), images, [{"A": "A1", "B": "B1", "C": "C1"}])
     images = [40 + 20 + 20, 40 + 10 + 20, 40 + 10 + 20]  # the unknown generator's, and what is new of the rest
     assert counts == [(count, 4) for count in images]  # of four sources, each of which weighs 1
 

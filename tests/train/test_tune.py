@@ -121,21 +121,26 @@ def test_a_tuned_run_goes_on_and_becomes_two_stages(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(clip, "weights_file", lambda: pytest.fail("weights were fetched"))
     clip.shared_trunk.cache_clear()
     monkeypatch.setattr(clip, "shared_trunk", lambda blocks, *_: clip.Trunk(blocks, pretrained=False))
-    for stage in config.SHIPPED:
-        ship_detector.make_stage(out, stage, table, tuned)
-        judged = pd.read_parquet(out / f"hold_outs_{stage}.parquet")
-        opened = Stage.load(out / config.CHECKPOINTS[stage])
-        assert opened.is_held_out and opened.settings["backbone"] == "clip-tuned"
-        head = opened.backbone.head
-        assert torch.equal(head.weight, tuned[f"{stage}.weight"])
-        draw = arrays(out / "draws" / "00.npz")
-        held = judged[(judged["draw"] == 0) & (judged["level"] == 75)].set_index("path")
-        paths = [path for path in draw["path"] if path in held.index]
-        assert len(paths) == (8 if stage == "stage1" else 6)
-        if stage == "stage1":
-            assert sum(opened.likelihood["groups"]) == provenance["source"].nunique() and opened.rates
-            assert opened.ood_threshold > 0 and len(opened.neighbours) == len(opened.neighbour_names) > 0
-            assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, :, 0].mean(-1), atol=1e-5)
+    ship_detector.make_stage1(out, table, tuned)
+    judged = pd.read_parquet(out / "hold_outs_stage1.parquet")
+    opened = Stage.load(out / config.CHECKPOINTS["stage1"])
+    assert opened.is_held_out and opened.settings["backbone"] == "clip-tuned"
+    assert torch.equal(opened.backbone.head.weight, tuned["stage1.weight"])
+    draw = arrays(out / "draws" / "00.npz")
+    held = judged[(judged["draw"] == 0) & (judged["level"] == 75)].set_index("path")
+    assert len([path for path in draw["path"] if path in held.index]) == 8
+    assert sum(opened.likelihood["groups"]) == provenance["source"].nunique() and opened.rates
+    assert opened.ood_threshold > 0 and len(opened.neighbours) == len(opened.neighbour_names) > 0
+    assert np.allclose(held.loc[draw["path"], "logit_fake"], draw["stage1"][:, 2, :, 0].mean(-1), atol=1e-5)
+    frozen = ship_detector.judged(out, table, ["real", "fake"], "frozen1")
+    held, two = frozen[(frozen["draw"] == 0) & (frozen["level"] == 75)], draw["frozen1"][:, 2].mean(1)
+    assert np.allclose(held.set_index("path").loc[draw["path"], "logit_fake"], two[:, 1] - two[:, 0], atol=1e-4)
+    names = ship_detector.judged(out, table, ["BigGAN", "ProGAN", "StyleGAN2"], "stage2")
+    named = names[(names["draw"] == 0) & (names["level"] == 50)].set_index("path")
+    fakes = [path for path in draw["path"] if not path.startswith("RealPhotos")]
+    assert named.index.tolist() == fakes and len(fakes) == 6
+    expected = draw["stage2"][np.isin(draw["path"], fakes), 3].mean(1)
+    assert np.allclose(named.filter(like="logit_"), expected, atol=1e-5)
 
 
 def test_other_images_or_sources_are_not_gone_on_with(tmp_path, monkeypatch):
