@@ -110,33 +110,32 @@ def browser():
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "light"), (390, "dark")])
 def test_nothing_foreign_runs_nothing_sticks_out_and_axe_finds_nothing(written, browser, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said, asked, blocked = [], [], []
-    tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("console", lambda message: blocked.append(message.text))
-    for path in pages(written):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said, asked, blocked, tabs = [], [], [], []
+    for path in pages(written):  # side by side: each is looked at half a second after its last request
+        tabs.append(tab := context.new_page())
+        tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("console", lambda message: blocked.append(message.text))
         tab.goto(path.as_uri())
+    for tab in tabs:
         tab.wait_for_load_state("networkidle")
         assert "owned" != tab.title() and not said and not blocked
         assert tab.evaluate("document.querySelectorAll('svg,[onerror]').length") == 0
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert tab.evaluate("[...document.images].every(image => !image.complete || image.naturalWidth > 0)")
         assert tab.evaluate("[...document.images].some(image => image.naturalWidth > 0)")
+    context.close()
     here = written.as_uri()
     assert all(url.startswith(("data:", here)) for url in asked)
     options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
     for path in pages(written)[:3]:
-        tab.goto(path.as_uri())
-        context = tab.context.browser.new_context(
-            bypass_csp=True, viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
+        context = browser.new_context(bypass_csp=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
         free = context.new_page()  # axe is a script, which the policy keeps out
         free.goto(path.as_uri())
         found = axe.Axe().run(free, options=options).response["violations"]
         assert [(row["id"], row["nodes"][0]["html"]) for row in found] == []
         context.close()
-    tab.close()
 
 
 @pytest.mark.slow
